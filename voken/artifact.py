@@ -1,0 +1,160 @@
+"""Saved folders: complete or absent, checked when read.
+
+A saved folder holds its files and one `manifest.json`, written last, which names the kind of thing
+saved, the format version, and the SHA-256 of every file. The folder is written beside its destination
+and renamed into place, so a reader sees the old one or the new one, never a mixture, and a full disk
+or a kill leaves the old one as it was.
+
+This module does not know what is saved; it moves files.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from voken.errors import ArtifactError, ArtifactVersionError, CorruptArtifactError, StorageError
+
+MANIFEST = "manifest.json"
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn a refused write (disk full, quota, no permission, read-only) into `StorageError` naming `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StorageError(
+                f"{path}: the disk is full ({error.strerror}). Free some space and run the same command again; "
+                "what was saved before is untouched."
+            ) from error
+        if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+            raise StorageError(
+                f"{path}: cannot write there ({error.strerror}). Choose another folder or mend its permissions."
+            ) from error
+        raise
+
+
+@contextmanager
+def writing(destination: Path, *, kind: str, version: int, replace: bool = False) -> Iterator[Path]:
+    """Yield an empty folder to fill; on a clean exit it becomes `destination`, with its manifest.
+
+    `replace` allows an older artifact to be there already; it is swapped out only when the new one is
+    complete. Anything else in the way raises `ArtifactError`. On any exception nothing is left behind.
+    """
+    destination = Path(destination)
+    if destination.exists() and not (replace and is_artifact(destination)):
+        if not (destination.is_dir() and not any(destination.iterdir())):
+            raise ArtifactError(
+                f"{destination}: already exists. Remove it or choose another folder"
+                + (" (it is not something voken saved)." if not is_artifact(destination) else ".")
+            )
+    partial = destination.with_name(f".{destination.name}.partial-{os.getpid()}")
+    with storage_errors(destination):
+        try:
+            partial.mkdir(parents=True)
+            yield partial
+            _write_manifest(partial, kind=kind, version=version)
+            _swap(partial, destination)
+        finally:
+            if partial.exists():
+                shutil.rmtree(partial, ignore_errors=True)
+
+
+def is_artifact(folder: Path) -> bool:
+    """Whether `folder` holds something voken saved."""
+    return (Path(folder) / MANIFEST).is_file()
+
+
+def check(folder: Path, *, kind: str, version: int, checksums: bool = True) -> dict[str, Any]:
+    """Verify a saved folder and return its manifest.
+
+    Raises `ArtifactError` if there is none, `ArtifactVersionError` for another kind or a newer format,
+    `CorruptArtifactError` for a missing or changed file. `checksums=False` compares sizes only, for
+    large memory-mapped files that must open in milliseconds.
+    """
+    folder = Path(folder)
+    manifest = _read_manifest(folder, kind)
+    if manifest["kind"] != kind:
+        raise ArtifactVersionError(f"{folder}: holds a {manifest['kind']}, not a {kind}.")
+    if manifest["version"] > version:
+        raise ArtifactVersionError(
+            f"{folder}: {kind} format {manifest['version']} is newer than this voken reads ({version}). Upgrade voken."
+        )
+    for name, entry in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise CorruptArtifactError(f"{path}: missing. Restore the folder from a copy or make it again.")
+        if path.stat().st_size != entry["bytes"] or (checksums and sha256(path) != entry["sha256"]):
+            raise CorruptArtifactError(
+                f"{path}: differs from what was saved (checksum). Restore the folder from a copy or make it again."
+            )
+    return manifest
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file, read in blocks."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write `value` as indented JSON, complete or not at all."""
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    with storage_errors(path):
+        try:
+            with open(partial, "w", encoding="utf-8") as file:
+                json.dump(value, file, indent=2, ensure_ascii=False)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            with suppress(FileNotFoundError):
+                partial.unlink()
+
+
+def _read_manifest(folder: Path, kind: str) -> dict[str, Any]:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{folder}: no saved {kind} there (it has no {MANIFEST}).") from None
+    except NotADirectoryError:
+        raise ArtifactError(f"{folder}: is a file; a saved {kind} is a folder.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CorruptArtifactError(f"{folder / MANIFEST}: cannot be read ({error}). Make the folder again.") from error
+    if not isinstance(manifest, dict) or not {"kind", "version", "files"} <= manifest.keys():
+        raise CorruptArtifactError(f"{folder / MANIFEST}: is not a manifest. Make the folder again.")
+    return manifest
+
+
+def _write_manifest(folder: Path, *, kind: str, version: int) -> None:
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+            files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    write_json(folder / MANIFEST, {"kind": kind, "version": version, "files": files})
+
+
+def _swap(partial: Path, destination: Path) -> None:
+    retired = destination.with_name(f".{destination.name}.retired-{os.getpid()}")
+    if destination.exists():
+        os.replace(destination, retired)
+    try:
+        os.replace(partial, destination)
+    except OSError:
+        if retired.exists():
+            os.replace(retired, destination)
+        raise
+    shutil.rmtree(retired, ignore_errors=True)

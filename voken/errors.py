@@ -1,0 +1,79 @@
+"""Every error voken raises on purpose, in one tree.
+
+    VokenError
+     ├─ DataError              what was given to read is not what it should be
+     │   ├─ PictureError       one picture cannot be used: the file and the reason
+     │   ├─ EmptyDataError     nothing is left to train on, index or search
+     │   └─ SplitLeakError     the same concept or picture stands on both sides of a split
+     ├─ ArtifactError          a saved folder cannot be used
+     │   ├─ CorruptArtifactError   a checksum differs, or a file is missing or added
+     │   └─ ArtifactVersionError   written by a newer or unknown format
+     ├─ StorageError           the disk would not take what was to be saved
+     ├─ ConfigError            a setting has an impossible value
+     ├─ ResumeError            an interrupted run cannot go on from what it left
+     └─ MissingExtraError      an optional dependency is not installed
+
+A message says what was wrong, where (the file, the line), and what to do about it.
+Catch `VokenError` to catch them all; anything else that escapes is a bug.
+"""
+
+from __future__ import annotations
+
+
+class VokenError(Exception):
+    """Base of all errors that voken raises on purpose."""
+
+
+class DataError(VokenError):
+    """What was given to read is not what it should be."""
+
+
+class PictureError(DataError):
+    """One picture cannot be used. Runs over many pictures skip it and list it.
+
+    `path` is the file, `reason` a short text without the path.
+    """
+
+    def __init__(self, path: object, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = str(path)
+        self.reason = reason
+
+
+class EmptyDataError(DataError):
+    """Nothing is left to train on, index or search."""
+
+
+class SplitLeakError(DataError):
+    """The same concept or picture stands on both sides of a split."""
+
+
+class ArtifactError(VokenError):
+    """A saved folder cannot be used."""
+
+
+class CorruptArtifactError(ArtifactError):
+    """A checksum differs from the manifest, or a listed file is missing."""
+
+
+class ArtifactVersionError(ArtifactError):
+    """The folder was written by a newer voken, or holds another kind of thing."""
+
+
+class StorageError(VokenError):
+    """The disk would not take what was to be saved. What was there before is untouched."""
+
+
+class ConfigError(VokenError):
+    """A setting has an impossible value, or two settings contradict each other."""
+
+
+class ResumeError(VokenError):
+    """An interrupted run cannot go on from what it left."""
+
+
+class MissingExtraError(VokenError, ImportError):
+    """An optional dependency is not installed; the message names the command that installs it."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f'{what} is not installed. Install it with: pip install "voken-search[{extra}]"')
