@@ -52,12 +52,11 @@ def writing(destination: Path, *, kind: str, version: int, replace: bool = False
     complete. Anything else in the way raises `ArtifactError`. On any exception nothing is left behind.
     """
     destination = Path(destination)
-    if destination.exists() and not (replace and is_artifact(destination)):
-        if not (destination.is_dir() and not any(destination.iterdir())):
-            raise ArtifactError(
-                f"{destination}: already exists. Remove it or choose another folder"
-                + (" (it is not something voken saved)." if not is_artifact(destination) else ".")
-            )
+    if not _may_write(destination, replace):
+        raise ArtifactError(
+            f"{destination}: already exists. Remove it or choose another folder"
+            + ("." if is_artifact(destination) else " (it is not something voken saved).")
+        )
     partial = destination.with_name(f".{destination.name}.partial-{os.getpid()}")
     with storage_errors(destination):
         try:
@@ -117,22 +116,32 @@ def write_json(path: Path, value: object) -> None:
                 file.write("\n")
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(partial, path)
+            partial.replace(path)
         finally:
             with suppress(FileNotFoundError):
                 partial.unlink()
 
 
-def _read_manifest(folder: Path, kind: str) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; `CorruptArtifactError` if it is missing, not JSON or not an object."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ArtifactError(f"{folder}: no saved {kind} there (it has no {MANIFEST}).") from None
-    except NotADirectoryError:
-        raise ArtifactError(f"{folder}: is a file; a saved {kind} is a folder.") from None
+        raise CorruptArtifactError(f"{path}: missing. Restore the folder from a copy or make it again.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CorruptArtifactError(f"{folder / MANIFEST}: cannot be read ({error}). Make the folder again.") from error
-    if not isinstance(manifest, dict) or not {"kind", "version", "files"} <= manifest.keys():
+        raise CorruptArtifactError(f"{path}: cannot be read ({error}). Make the folder again.") from error
+    if not isinstance(value, dict):
+        raise CorruptArtifactError(f"{path}: is not what was saved there. Make the folder again.")
+    return value
+
+
+def _read_manifest(folder: Path, kind: str) -> dict[str, Any]:
+    if folder.is_file():
+        raise ArtifactError(f"{folder}: is a file; a saved {kind} is a folder.")
+    if not is_artifact(folder):
+        raise ArtifactError(f"{folder}: no saved {kind} there (it has no {MANIFEST}).")
+    manifest = read_json(folder / MANIFEST)
+    if not {"kind", "version", "files"} <= manifest.keys():
         raise CorruptArtifactError(f"{folder / MANIFEST}: is not a manifest. Make the folder again.")
     return manifest
 
@@ -147,14 +156,20 @@ def _write_manifest(folder: Path, *, kind: str, version: int) -> None:
     write_json(folder / MANIFEST, {"kind": kind, "version": version, "files": files})
 
 
+def _may_write(destination: Path, replace: bool) -> bool:
+    if not destination.exists() or (replace and is_artifact(destination)):
+        return True
+    return destination.is_dir() and not any(destination.iterdir())
+
+
 def _swap(partial: Path, destination: Path) -> None:
     retired = destination.with_name(f".{destination.name}.retired-{os.getpid()}")
     if destination.exists():
-        os.replace(destination, retired)
+        destination.replace(retired)
     try:
-        os.replace(partial, destination)
+        partial.replace(destination)
     except OSError:
         if retired.exists():
-            os.replace(retired, destination)
+            retired.replace(destination)
         raise
     shutil.rmtree(retired, ignore_errors=True)

@@ -36,6 +36,12 @@ class EncoderConfig:
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
     temperature: float = 0.05
+    learn_temperature: bool = False
+    noise: float = 0.0
+    """Standard deviation of the noise added to the standardised inputs of the two-tower head while it trains."""
+    warmup: float = 0.1
+    averaging: float = 0.0
+    """Decay of the running mean of the head's weights, which is what is validated and kept; 0: the weights as they are."""
     patience: int = 6
     """Epochs without a better validation recall before the two-tower head stops training."""
 
@@ -68,8 +74,8 @@ class TokenizerConfig:
     """Share of the training rows that are (image + caption) mixtures instead of image vectors."""
     last_level: Literal["nearest", "spread"] = "nearest"
     """"spread" gives pictures that share a sequence the next-nearest free entry at the last level."""
-    revive_after: int = 1
-    """Re-seed entries that no picture chose for this many epochs; 0 never does."""
+    revive_unused: bool = True
+    """Re-seed entries that no picture chose for an epoch."""
     epochs: int = 100
     batch_size: int = 2048
     learning_rate: float = 1e-4

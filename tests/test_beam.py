@@ -1,0 +1,235 @@
+"""The beam search against brute force, with a model whose logits depend on the whole prefix."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from voken.decoding.beam import beam_search, beam_search_from_state, score_sequences
+from voken.decoding.interface import StepModel
+from voken.decoding.trie import VokenTrie
+from voken.errors import ConfigError, VokenError
+
+
+class PrefixModel:
+    """Logits are a table indexed by text and whole prefix; its state is what each beam has taken so far.
+
+    A wrong parent or a forgotten reordering changes the prefix and so the logits.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, size: int, levels: int, *, grain: float = 0.0) -> None:
+        self.codebook_size, self.levels, self.grain = size, levels, grain
+        self.widths: list[int] = []
+
+    def logits(self, text: str, prefix: tuple[int, ...]) -> np.ndarray:
+        seed = [len(text), *map(ord, text), 999, *prefix]
+        logits = np.random.default_rng(seed).normal(0, 2, self.codebook_size)
+        return np.round(logits / self.grain) * self.grain if self.grain else logits
+
+    def prefill(self, texts):
+        return [(text, [()]) for text in texts]
+
+    def step(self, state, vokens, parents):
+        if vokens is not None:
+            state = [
+                (text, [(*prefixes[p], v) for p, v in zip(parents[q].tolist(), vokens[q].tolist(), strict=True)])
+                for q, (text, prefixes) in enumerate(state)
+            ]
+        self.widths.append(len(state[0][1]))
+        rows = [[self.logits(text, prefix) for prefix in prefixes] for text, prefixes in state]
+        return torch.tensor(np.array(rows), dtype=torch.float32), state
+
+    def log_prob(self, text: str, sequence: tuple[int, ...], temperature: float = 1.0) -> float:
+        total = 0.0
+        for level, voken in enumerate(sequence):
+            logits = self.logits(text, sequence[:level]) / temperature
+            total += logits[voken] - np.log(np.exp(logits).sum())
+        return total
+
+
+def brute_force(model, text, sequences, temperature=1.0):
+    scores = [model.log_prob(text, sequence, temperature) for sequence in sequences]
+    order = sorted(range(len(sequences)), key=lambda leaf: (-scores[leaf], leaf))
+    return order, [scores[leaf] for leaf in order]
+
+
+def plain_beam_search(model, text, sequences, beams):
+    """A beam search over Python tuples: the same pruning, written the obvious way."""
+    kept = [((), 0.0)]
+    for level in range(len(sequences[0])):
+        allowed = {sequence[: level + 1] for sequence in sequences}
+        extended = []
+        for prefix, score in kept:
+            logits = model.logits(text, prefix)
+            total = np.log(np.exp(logits).sum())
+            for voken in range(model.codebook_size):
+                if (*prefix, voken) in allowed:
+                    extended.append(((*prefix, voken), score + logits[voken] - total))
+        kept = sorted(extended, key=lambda beam: (-beam[1], beam[0]))[:beams]
+    return kept
+
+
+@st.composite
+def searches(draw):
+    size, levels = draw(st.integers(1, 9)), draw(st.integers(1, 5))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    vokens = rng.integers(0, size, (draw(st.integers(1, 30)), levels))
+    return PrefixModel(size, levels), vokens, VokenTrie.from_vokens(vokens, size)
+
+
+def test_the_fake_is_a_step_model():
+    assert isinstance(PrefixModel(3, 2), StepModel)
+
+
+@settings(max_examples=60, deadline=None)
+@given(searches(), st.sampled_from([1.0, 0.5, 3.0]))
+def test_full_width_equals_brute_force(search, temperature):
+    model, vokens, trie = search
+    sequences = sorted(set(map(tuple, vokens.tolist())))
+    texts = ["a cat", "ship"]
+    found = beam_search(model, trie, texts, len(sequences) + 3, logit_temperature=temperature)
+    assert found.vokens.dtype == np.int32
+    assert found.leaf.dtype == np.int64
+    assert found.log_prob.dtype == np.float32
+    for query, text in enumerate(texts):
+        order, scores = brute_force(model, text, sequences, temperature)
+        assert found.leaf[query].tolist() == [*order, -1, -1, -1]
+        np.testing.assert_allclose(found.log_prob[query, : len(order)], scores, rtol=1e-4, atol=1e-4)
+        assert (found.log_prob[query, len(order) :] == -np.inf).all()
+        assert [tuple(s) for s in found.vokens[query, : len(order)].tolist()] == [sequences[leaf] for leaf in order]
+        assert (found.vokens[query, len(order) :] == 0).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(searches(), st.integers(1, 6))
+def test_narrow_beams_equal_a_plain_beam_search(search, beams):
+    model, vokens, trie = search
+    sequences = sorted(set(map(tuple, vokens.tolist())))
+    found = beam_search(model, trie, ["dog"], beams)
+    kept = plain_beam_search(model, "dog", sequences, beams)
+    assert found.leaf[0, : len(kept)].tolist() == [sequences.index(prefix) for prefix, _ in kept]
+    np.testing.assert_allclose(found.log_prob[0, : len(kept)], [score for _, score in kept], rtol=1e-4, atol=1e-4)
+
+
+@settings(max_examples=30, deadline=None)
+@given(searches())
+def test_one_beam_is_greedy(search):
+    model, vokens, trie = search
+    found = beam_search(model, trie, ["x"], 1)
+    prefix: tuple[int, ...] = ()
+    for level in range(model.levels):
+        allowed = {s[level] for s in map(tuple, vokens.tolist()) if s[:level] == prefix}
+        logits = model.logits("x", prefix)
+        prefix = (*prefix, max(allowed, key=lambda voken: logits[voken]))
+    assert tuple(found.vokens[0, 0].tolist()) == prefix
+
+
+@settings(max_examples=30, deadline=None)
+@given(searches(), st.integers(1, 8))
+def test_a_batch_equals_its_queries_alone(search, beams):
+    model, _, trie = search
+    texts = ["a", "bb", "ccc"]
+    together = beam_search(model, trie, texts, beams)
+    for query, text in enumerate(texts):
+        alone = beam_search(model, trie, [text], beams)
+        assert (alone.leaf[0] == together.leaf[query]).all()
+        assert (alone.vokens[0] == together.vokens[query]).all()
+        np.testing.assert_allclose(alone.log_prob[0], together.log_prob[query], rtol=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(searches(), st.integers(1, 40))
+def test_ties_go_to_the_lower_leaf(search, beams):
+    """With logits of a coarse grain many sums are exactly equal; uniform logits make all of them so."""
+    _, vokens, trie = search
+    sequences = sorted(set(map(tuple, vokens.tolist())))
+    uniform = PrefixModel(trie.codebook_size, trie.levels, grain=1e9)
+    found = beam_search(uniform, trie, ["t"], beams)
+    count = min(beams, len(sequences))
+    # Level by level the lowest nodes are kept, so the leaves are the first ones.
+    assert found.leaf[0, :count].tolist() == list(range(count))
+    coarse = PrefixModel(trie.codebook_size, trie.levels, grain=2.0)
+    once, twice = (beam_search(coarse, trie, ["t", "u"], beams) for _ in range(2))
+    assert (once.leaf == twice.leaf).all()
+    for leaves, scores in zip(once.leaf, once.log_prob, strict=True):
+        for (first, above), (second, below) in itertools.pairwise(zip(leaves, scores, strict=True)):
+            assert above > below or second == -1 or (above == below and first < second)
+
+
+def test_level_one_costs_one_beam_and_no_level_more_than_it_has_nodes():
+    vokens = np.array([[0, 0, 0], [0, 1, 0], [1, 0, 0], [1, 0, 1], [1, 1, 1]])
+    model = PrefixModel(2, 3)
+    beam_search(model, VokenTrie.from_vokens(vokens, 2), ["x"], 4)
+    assert model.widths == [1, 2, 4]
+
+
+@settings(max_examples=30, deadline=None)
+@given(searches())
+def test_score_sequences_agrees_with_the_search_and_the_model(search):
+    model, _, trie = search
+    texts = ["one", "another"]
+    sequences = trie.leaf_vokens(np.arange(trie.sequences)).astype(np.int64)
+    scores = score_sequences(model, model.prefill(texts), torch.from_numpy(np.stack([sequences, sequences])))
+    expected = [[model.log_prob(text, tuple(s)) for s in sequences.tolist()] for text in texts]
+    np.testing.assert_allclose(scores.numpy(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_search_goes_on_from_a_state_and_leaves_it_as_it_was():
+    model, trie = PrefixModel(5, 3), VokenTrie.from_vokens(np.random.default_rng(3).integers(0, 5, (20, 3)), 5)
+    state = model.prefill(["q"])
+    first = beam_search_from_state(model, state, trie, 4)
+    second = beam_search_from_state(model, state, trie, 4)
+    assert (first.leaf == second.leaf).all()
+    assert (first.leaf == beam_search(model, trie, ["q"], 4).leaf).all()
+
+
+def test_no_texts_give_no_rows():
+    found = beam_search(PrefixModel(4, 2), VokenTrie.from_vokens(np.array([[1, 2]]), 4), [], 3)
+    assert found.vokens.shape == (0, 3, 2)
+    assert found.leaf.shape == found.log_prob.shape == (0, 3)
+
+
+def test_what_the_model_rules_out_is_no_answer():
+    class NeverZero(PrefixModel):
+        def logits(self, text, prefix):
+            logits = super().logits(text, prefix)
+            logits[0] = -np.inf
+            return logits
+
+    trie = VokenTrie.from_vokens(np.array([[0, 1], [1, 0], [1, 1], [2, 2]]), 3)
+    found = beam_search(NeverZero(3, 2), trie, ["x"], 4)
+    assert sorted(found.leaf[0, :2].tolist()) == [2, 3]
+    assert found.leaf[0, 2:].tolist() == [-1, -1]
+    assert (found.log_prob[0, 2:] == -np.inf).all()
+
+
+def test_a_diverged_model_is_an_error():
+    class Diverged(PrefixModel):
+        def logits(self, text, prefix):
+            return super().logits(text, prefix) * np.nan
+
+    with pytest.raises(VokenError, match="diverged"):
+        beam_search(Diverged(3, 2), VokenTrie.from_vokens(np.array([[0, 1]]), 3), ["x"], 2)
+
+
+@pytest.mark.parametrize(
+    ("size", "levels", "beams", "temperature", "says"),
+    [
+        (4, 2, 0, 1.0, "beams 0"),
+        (4, 2, 1, 0.0, "logit_temperature 0"),
+        (4, 2, 1, float("nan"), "logit_temperature nan"),
+        (5, 2, 1, 1.0, "2 vokens of 5"),
+        (4, 3, 1, 1.0, "3 vokens of 4"),
+    ],
+)
+def test_impossible_settings_are_refused(size, levels, beams, temperature, says):
+    trie = VokenTrie.from_vokens(np.array([[0, 1]]), 4)
+    with pytest.raises(ConfigError, match=says):
+        beam_search(PrefixModel(size, levels), trie, ["x"], beams, logit_temperature=temperature)

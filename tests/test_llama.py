@@ -1,0 +1,328 @@
+"""The Llama generator against plain transformers: same weights, its own forward pass and its own `generate`."""
+
+from __future__ import annotations
+
+import builtins
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+
+from voken.decoding.beam import beam_search, beam_search_from_state, score_sequences
+from voken.decoding.trie import VokenTrie
+from voken.errors import ConfigError, CorruptArtifactError, MissingExtraError
+from voken.generator.interface import Generator
+from voken.generator.llama import LlamaStepModel, Lora
+
+torch.set_num_threads(1)
+SENTENCE = "a red blue cat dog on the hill under rain with two small birds picture :"
+WORDS = ["<s>", "</s>", "<unk>", *SENTENCE.split()]
+TEXTS = ["a red cat", "two small birds on the hill under rain", "dog"]
+LEVELS, SIZE = 3, 6
+KINDS = ["tied", "untied"]
+LORAS = [None, Lora(rank=3, alpha=5, dropout=0.1)]
+
+
+def make_checkpoint(folder: Path, kind: str) -> Path:
+    """A tiny random checkpoint with grouped key heads, and a word-level tokenizer without a padding token."""
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(WORDS),
+        hidden_size=24,
+        intermediate_size=20,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=6,
+        bos_token_id=0,
+        eos_token_id=1,
+        tie_word_embeddings=kind == "tied",
+        max_position_embeddings=64,
+    )
+    model = LlamaForCausalLM(config)
+    for name, weight in model.named_parameters():  # the library's own start is too flat to tell beams apart
+        if "norm" not in name:
+            weight.data.normal_(0, 0.4)
+    model.save_pretrained(folder)
+    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(folder)
+    return folder
+
+
+def make_codebooks() -> np.ndarray:
+    return np.random.default_rng(5).normal(size=(LEVELS, SIZE, 10)).astype(np.float32)
+
+
+def make_model(folder: Path, kind: str, **options) -> LlamaStepModel:
+    checkpoint = make_checkpoint(folder / "checkpoint", kind)
+    model = LlamaStepModel.from_pretrained(checkpoint, make_codebooks(), **options).eval()
+    for name, weight in model.named_parameters():  # adapters start without effect; give them one
+        if ".lora_B." in name:
+            weight.data.normal_(0, 0.3)
+    return model
+
+
+def make_trie(images: int = 25) -> VokenTrie:
+    return VokenTrie.from_vokens(np.random.default_rng(2).integers(0, SIZE, (images, LEVELS)), SIZE)
+
+
+def generate(
+    plain, model: LlamaStepModel, trie: VokenTrie, text: str, beams: int
+) -> list[tuple[tuple[int, ...], float]]:
+    """What transformers' own constrained beam search finds: sequences and their sums of log-probabilities."""
+    first_voken = len(WORDS)
+    sequences = trie.leaf_vokens(np.arange(trie.sequences)).tolist()
+    inputs = model.reader([text], torch.device("cpu"))
+    length = inputs.tokens.shape[1]
+
+    def allowed(_, tokens: torch.Tensor) -> list[int]:
+        prefix = [token - first_voken for token in tokens[length:].tolist()]
+        return sorted({first_voken + s[len(prefix)] for s in sequences if s[: len(prefix)] == prefix})
+
+    plain.generation_config.eos_token_id = None  # a sequence ends by its length
+    plain.generation_config.pad_token_id = 1
+    out = plain.generate(
+        input_ids=inputs.tokens,
+        attention_mask=inputs.mask.long(),
+        num_beams=beams,
+        num_return_sequences=beams,
+        max_new_tokens=LEVELS,
+        do_sample=False,
+        length_penalty=0.0,
+        prefix_allowed_tokens_fn=allowed,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    found = (out.sequences[:, length:] - first_voken).tolist()
+    scores = out.sequences_scores.tolist() if beams > 1 else [0.0]
+    return [(tuple(sequence), score) for sequence, score in zip(found, scores, strict=True) if score > -1e3]
+
+
+def plain_log_probs(plain, model: LlamaStepModel, text: str, sequences: np.ndarray) -> torch.Tensor:
+    """Log-probabilities from transformers' forward pass over prompt and sequence, without a cache."""
+    prompt = model.reader([text], torch.device("cpu")).tokens
+    vokens = torch.from_numpy(sequences).long()
+    tokens = torch.cat([prompt.expand(len(sequences), -1), vokens + len(WORDS)], dim=1)
+    with torch.no_grad():
+        logits = plain(input_ids=tokens).logits[:, prompt.shape[1] - 1 : -1, len(WORDS) :]
+    return logits.log_softmax(-1).gather(2, vokens.unsqueeze(-1)).squeeze(-1).sum(1)
+
+
+@pytest.mark.parametrize("lora", LORAS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_search_equals_transformers(tmp_path, kind, lora):
+    model, trie = make_model(tmp_path, kind, lora=lora, separator="picture :"), make_trie()
+    assert model.vocabulary.tied == (kind == "tied")
+    plain = model.to_transformers()
+    sequences = trie.leaf_vokens(np.arange(trie.sequences))
+    everything = beam_search(model, trie, TEXTS, trie.sequences)
+    narrow = {beams: beam_search(model, trie, TEXTS, beams) for beams in (1, 4)}
+    for query, text in enumerate(TEXTS):
+        expected = plain_log_probs(plain, model, text, sequences)
+        assert sorted(everything.leaf[query].tolist()) == list(range(trie.sequences))
+        np.testing.assert_allclose(everything.log_prob[query], expected[everything.leaf[query]], atol=1e-4)
+        wide = generate(plain, model, trie, text, trie.sequences)
+        assert [s for s, _ in wide] == [tuple(s) for s in everything.vokens[query].tolist()]
+        np.testing.assert_allclose([score for _, score in wide], everything.log_prob[query], atol=1e-4)
+        for beams, found in narrow.items():
+            theirs = generate(plain, model, trie, text, beams)
+            assert [s for s, _ in theirs] == [tuple(s) for s in found.vokens[query].tolist()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kept_weights_are_the_checkpoints(tmp_path, kind):
+    """After the prompt, the checkpoint's own head on our state gives the untouched checkpoint's next word."""
+    from transformers import AutoModelForCausalLM
+
+    model = make_model(tmp_path, kind)
+    original = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint").eval()
+    with torch.no_grad():
+        state = model.encode(TEXTS)
+        for query, text in enumerate(TEXTS):
+            expected = original(input_ids=model.reader([text], torch.device("cpu")).tokens).logits[0, -1]
+            torch.testing.assert_close(original.lm_head(state.last[query]), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_teacher_forcing_equals_stepping(tmp_path, shared):
+    model, trie = make_model(tmp_path, "untied", shared=shared, lora=LORAS[1]), make_trie()
+    sequences = torch.from_numpy(trie.leaf_vokens(np.arange(7)).astype(np.int64)).expand(len(TEXTS), -1, -1)
+    with torch.no_grad():
+        state = model.encode(TEXTS)
+        logits = model.teacher_forced(state, sequences)
+        forced = logits.log_softmax(-1).gather(3, sequences.unsqueeze(-1)).squeeze(-1).sum(-1)
+        torch.testing.assert_close(forced, score_sequences(model, state, sequences), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model(TEXTS, sequences[:, 2]), logits[:, 2], atol=1e-5, rtol=1e-5)
+    found = beam_search_from_state(model, state, trie, trie.sequences)
+    for query in range(len(TEXTS)):
+        by_leaf = dict(zip(found.leaf[query].tolist(), found.log_prob[query].tolist(), strict=True))
+        np.testing.assert_allclose(forced[query], [by_leaf[leaf] for leaf in range(7)], atol=1e-4)
+
+
+def test_one_level_needs_the_prompt_alone(tmp_path):
+    checkpoint = make_checkpoint(tmp_path, "tied")
+    model = LlamaStepModel.from_pretrained(checkpoint, make_codebooks()[:1]).eval()
+    trie = VokenTrie.from_vokens(np.arange(SIZE)[:, None], SIZE)
+    found = beam_search(model, trie, TEXTS, SIZE)
+    with torch.no_grad():
+        forced = model(TEXTS, torch.zeros(3, 1, dtype=torch.long))[:, 0].log_softmax(-1)
+    np.testing.assert_allclose(found.log_prob, forced.sort(dim=1, descending=True).values, atol=1e-5)
+
+
+def test_padding_does_not_matter(tmp_path):
+    model, trie = make_model(tmp_path, "untied"), make_trie()
+    together = beam_search(model, trie, TEXTS, 5)
+    for query, text in enumerate(TEXTS):
+        alone = beam_search(model, trie, [text], 5)
+        assert (alone.leaf[0] == together.leaf[query]).all()
+        np.testing.assert_allclose(alone.log_prob[0], together.log_prob[query], atol=1e-5)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_tokenizers_padding_side_does_not_matter(tmp_path, side):
+    model = make_model(tmp_path, "tied")
+    model.reader.tokenizer.padding_side = model.reader.tokenizer.truncation_side = side
+    tokens = model.reader(TEXTS, torch.device("cpu"))
+    assert tokens.tokens[2].tolist() == [0, WORDS.index("dog")] + [0] * 7
+    assert tokens.mask.sum(dim=1).tolist() == [4, 9, 2]
+
+
+def test_separator_survives_truncation(tmp_path):
+    model = make_model(tmp_path, "tied", separator="picture :", max_query_tokens=5)
+    tokens = model.reader(["two small birds on the hill", ""], torch.device("cpu"))
+    ends = [WORDS.index("picture"), WORDS.index(":")]
+    assert tokens.tokens[0].tolist() == [0, WORDS.index("two"), WORDS.index("small"), *ends]
+    assert tokens.tokens[1, :3].tolist() == [0, *ends]
+    with pytest.raises(ConfigError, match="max_query_tokens 3"):
+        LlamaStepModel.from_pretrained(
+            tmp_path / "checkpoint", make_codebooks(), separator="picture :", max_query_tokens=3
+        )
+
+
+def test_prompts_are_read_once_and_shared_by_their_beams(tmp_path):
+    model = make_model(tmp_path, "tied")
+    rows = []
+    model.transformer.layers[0].mlp.register_forward_hook(lambda _, inputs, __: rows.append(inputs[0].shape[:-1]))
+    beams = torch.zeros(len(TEXTS), 4, dtype=torch.long)
+    with torch.no_grad():
+        state = model.prefill(TEXTS)
+        _, after = model.step(state, None, None)
+        _, after = model.step(after, beams, beams)
+        _, after = model.step(after, beams, beams)
+    assert rows == [(3, 9), (3, 4, 1), (3, 4, 1)]
+    assert all(a is b and len(a) == len(TEXTS) for a, b in zip(after.prompt_keys, state.prompt_keys, strict=True))
+
+
+@pytest.mark.parametrize("lora", LORAS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_reach_adapters_and_vokens_only(tmp_path, kind, lora):
+    model = make_model(tmp_path, kind, lora=lora).train()
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    vokens = torch.tensor([[0, 1, 2], [3, 4, 5], [1, 1, 1]])
+    torch.nn.functional.cross_entropy(model(TEXTS, vokens).flatten(0, 1), vokens.flatten()).backward()
+    touched = {name for name, weight in model.named_parameters() if weight.grad is not None and weight.grad.any()}
+    trained = {name for name in before if ".lora_" in name or name.startswith("vocabulary.")}
+    assert touched == trained
+    assert len(trained) == (1 if kind == "tied" else 2) + (0 if lora is None else 2 * 7 * 2)
+    torch.optim.AdamW(model.parameter_groups(), lr=0.1, weight_decay=0.1).step()
+    changed = {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
+    assert changed == trained
+    grouped = [parameter for group in model.parameter_groups() for parameter in group["params"]]
+    assert len(grouped) == len(set(map(id, grouped))) == len(trained)
+    assert isinstance(model, Generator)
+
+
+def test_training_learns(tmp_path):
+    model, trie = make_model(tmp_path, "untied", lora=Lora(rank=4, dropout=0.0)).train(), make_trie()
+    target = torch.from_numpy(trie.leaf_vokens(np.array([4, 9, 14])).astype(np.int64))
+    optimizer = torch.optim.AdamW(model.parameter_groups(), lr=2e-2)
+    for _ in range(30):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(TEXTS, target).flatten(0, 1), target.flatten()).backward()
+        optimizer.step()
+    assert beam_search(model.eval(), trie, TEXTS, 3).leaf[:, 0].tolist() == [4, 9, 14]
+
+
+@pytest.mark.parametrize("lora", LORAS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_model_is_the_same(tmp_path, kind, lora, monkeypatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    options = {"lora": lora, "shared": kind == "tied", "separator": "picture :", "max_query_tokens": 7}
+    model, trie = make_model(tmp_path, kind, **options), make_trie()
+    model.save(tmp_path / "saved")
+    mine = beam_search(model, trie, TEXTS, 6)
+
+    kept = LlamaStepModel.load(tmp_path / "saved", merge=False)
+    assert not kept.training
+    assert (kept.reader.separator, kept.reader.max_tokens, kept.lora) == ("picture :", 7, lora)
+    theirs = beam_search(kept, trie, TEXTS, 6)
+    assert (mine.leaf == theirs.leaf).all()
+    assert (mine.log_prob == theirs.log_prob).all()
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert {name for name, weight in kept.named_parameters() if weight.requires_grad} == trained
+
+    without_peft(monkeypatch)
+    merged = LlamaStepModel.load(tmp_path / "saved")
+    theirs = beam_search(merged, trie, TEXTS, 6)
+    assert (mine.leaf == theirs.leaf).all()
+    np.testing.assert_allclose(mine.log_prob, theirs.log_prob, atol=1e-4)
+    assert all(name.startswith("vocabulary.") for name, weight in merged.named_parameters() if weight.requires_grad)
+    assert not any("lora" in name for name, _ in merged.named_modules())
+    merged.save(tmp_path / "again")
+    again = LlamaStepModel.load(tmp_path / "again")
+    assert (beam_search(again, trie, TEXTS, 6).log_prob == theirs.log_prob).all()
+
+
+def without_peft(monkeypatch) -> None:
+    real = builtins.__import__
+
+    def refusing(name, *arguments, **options):
+        if name.partition(".")[0] == "peft":
+            raise ImportError("no peft here")
+        return real(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", refusing)
+
+
+def test_a_missing_extra_names_its_install_command(tmp_path, monkeypatch):
+    checkpoint = make_checkpoint(tmp_path, "tied")
+    without_peft(monkeypatch)
+    with pytest.raises(MissingExtraError, match=r"voken-search\[train\]"):
+        LlamaStepModel.from_pretrained(checkpoint, make_codebooks(), lora=Lora())
+
+
+def test_what_cannot_be_opened_is_said(tmp_path, monkeypatch):
+    import huggingface_hub.constants
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    for missing in (str(tmp_path / "none"), "someone/no-such-model-anywhere"):
+        with pytest.raises(ConfigError, match="Pass a folder"):
+            LlamaStepModel.from_pretrained(missing, make_codebooks())
+    config = GPT2Config(vocab_size=9, n_embd=4, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=0)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(ConfigError, match="is a gpt2 checkpoint"):
+        LlamaStepModel.from_pretrained(tmp_path / "gpt2", make_codebooks())
+    with pytest.raises(ConfigError, match="one codebook a level"):
+        make_model(tmp_path, "tied", shared=False).to_transformers()
+
+
+def test_damaged_folders_are_named(tmp_path):
+    model, saved = make_model(tmp_path, "tied", lora=LORAS[1]), tmp_path / "saved"
+    model.save(saved)
+    (saved / "adapter.safetensors").unlink()
+    with pytest.raises(CorruptArtifactError, match=r"adapter\.safetensors"):
+        LlamaStepModel.load(saved)

@@ -1,0 +1,349 @@
+"""The T5 generator against plain transformers: same weights, its own forward pass and its own `generate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+
+from voken.decoding.beam import beam_search, beam_search_from_state, score_sequences
+from voken.decoding.trie import VokenTrie
+from voken.errors import ArtifactVersionError, ConfigError, CorruptArtifactError
+from voken.generator.interface import Generator
+from voken.generator.t5 import T5StepModel
+
+torch.set_num_threads(1)
+SENTENCE = "a red blue cat dog on the hill under rain with two small birds"
+WORDS = ["<pad>", "</s>", "<unk>", *SENTENCE.split()]
+TEXTS = ["a red cat", "two small birds on the hill under rain", "dog"]
+LEVELS, SIZE = 3, 6
+KINDS = ["t5", "t5 untied gated", "mt5 untied gated", "t5 gated, tied, unscaled"]
+
+
+def make_checkpoint(folder: Path, kind: str, *, d_model: int = 16, seed: int = 0) -> Path:
+    """A tiny random checkpoint as transformers saves it, with a word-level tokenizer."""
+    from safetensors.torch import load_file, save_file
+    from transformers import (
+        MT5Config,
+        MT5ForConditionalGeneration,
+        PreTrainedTokenizerFast,
+        T5Config,
+        T5ForConditionalGeneration,
+    )
+
+    torch.manual_seed(seed)
+    sizes = {"vocab_size": len(WORDS), "d_model": d_model, "d_kv": 5, "d_ff": 24, "num_layers": 2}
+    sizes |= {"num_heads": 3, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1, "dropout_rate": 0.1}
+    if kind != "t5":
+        sizes |= {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+    if kind.startswith("mt5"):
+        model = MT5ForConditionalGeneration(MT5Config(**sizes))
+    else:
+        model = T5ForConditionalGeneration(T5Config(**sizes))
+    for name, weight in model.named_parameters():  # the library's own start is too flat to tell beams apart
+        if "layer_norm" not in name:
+            weight.data.normal_(0, 0.5)
+    model.save_pretrained(folder)
+    if "untied" in kind:
+        # As the published v1.1, Flan and mT5 files are: a head of its own beside the table of words.
+        weights = load_file(folder / "model.safetensors")
+        weights["lm_head.weight"] = torch.randn(len(WORDS), d_model)
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", eos_token="</s>"
+    ).save_pretrained(folder)
+    return folder
+
+
+def make_codebooks(width: int = 16) -> np.ndarray:
+    return np.random.default_rng(5).normal(size=(LEVELS, SIZE, width)).astype(np.float32)
+
+
+def make_model(folder: Path, kind: str, **options) -> T5StepModel:
+    checkpoint = make_checkpoint(folder / "checkpoint", kind)
+    return T5StepModel.from_pretrained(checkpoint, options.pop("codebooks", make_codebooks()), **options).eval()
+
+
+def make_trie(images: int = 25) -> VokenTrie:
+    return VokenTrie.from_vokens(np.random.default_rng(2).integers(0, SIZE, (images, LEVELS)), SIZE)
+
+
+def generate(plain, model: T5StepModel, trie: VokenTrie, text: str, beams: int) -> list[tuple[tuple[int, ...], float]]:
+    """What transformers' own constrained beam search finds: sequences and their sums of log-probabilities."""
+    first_voken = len(WORDS)
+    sequences = trie.leaf_vokens(np.arange(trie.sequences)).tolist()
+
+    def allowed(_, tokens: torch.Tensor) -> list[int]:
+        prefix = [token - first_voken for token in tokens[1:].tolist()]
+        return sorted({first_voken + s[len(prefix)] for s in sequences if s[: len(prefix)] == prefix})
+
+    inputs = model.reader([text], torch.device("cpu"))
+    plain.generation_config.eos_token_id = None  # a sequence ends by its length
+    out = plain.generate(
+        input_ids=inputs.tokens,
+        attention_mask=inputs.mask.long(),
+        num_beams=beams,
+        num_return_sequences=beams,
+        max_new_tokens=LEVELS,
+        do_sample=False,
+        length_penalty=0.0,
+        prefix_allowed_tokens_fn=allowed,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    if beams == 1:
+        return [(tuple((out.sequences[0, 1:] - first_voken).tolist()), float("nan"))]
+    found = zip((out.sequences[:, 1:] - first_voken).tolist(), out.sequences_scores.tolist(), strict=True)
+    return [(tuple(sequence), score) for sequence, score in found if score > -1e3]
+
+
+def plain_log_probs(plain, model: T5StepModel, text: str, sequences: np.ndarray) -> torch.Tensor:
+    """Log-probabilities from transformers' forward pass over whole sequences, without a cache."""
+    inputs = model.reader([text], torch.device("cpu"))
+    count = len(sequences)
+    tokens = torch.from_numpy(sequences).long() + len(WORDS)
+    with torch.no_grad():
+        logits = plain(
+            input_ids=inputs.tokens.expand(count, -1),
+            attention_mask=inputs.mask.long().expand(count, -1),
+            decoder_input_ids=torch.cat([torch.zeros(count, 1, dtype=torch.long), tokens[:, :-1]], dim=1),
+        ).logits[:, :, len(WORDS) :]
+    return logits.log_softmax(-1).gather(2, (tokens - len(WORDS)).unsqueeze(-1)).squeeze(-1).sum(1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_search_equals_transformers(tmp_path, kind):
+    model, trie = make_model(tmp_path, kind), make_trie()
+    plain = model.to_transformers()
+    sequences = trie.leaf_vokens(np.arange(trie.sequences))
+    everything = beam_search(model, trie, TEXTS, trie.sequences)
+    narrow = {beams: beam_search(model, trie, TEXTS, beams) for beams in (1, 4)}
+    for query, text in enumerate(TEXTS):
+        expected = plain_log_probs(plain, model, text, sequences)
+        assert sorted(everything.leaf[query].tolist()) == list(range(trie.sequences))
+        np.testing.assert_allclose(everything.log_prob[query], expected[everything.leaf[query]], atol=1e-4)
+        wide = generate(plain, model, trie, text, trie.sequences)
+        assert [s for s, _ in wide] == [tuple(s) for s in everything.vokens[query].tolist()]
+        np.testing.assert_allclose([score for _, score in wide], everything.log_prob[query], atol=1e-4)
+        for beams, found in narrow.items():
+            theirs = generate(plain, model, trie, text, beams)
+            assert [s for s, _ in theirs] == [tuple(s) for s in found.vokens[query].tolist()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kept_weights_are_the_checkpoints(tmp_path, kind):
+    """Logits over words from our decoder, with the checkpoint's own head, are those of the untouched checkpoint."""
+    from transformers import AutoModelForSeq2SeqLM
+
+    model = make_model(tmp_path, kind)
+    original = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "checkpoint").eval()
+    assert model.vocabulary.tied == ("untied" not in kind)
+    inputs = model.reader(["a red dog"], torch.device("cpu"))
+    with torch.no_grad():
+        expected = original(input_ids=inputs.tokens, decoder_input_ids=torch.zeros(1, 1, dtype=torch.long)).logits
+        hidden, _ = model._decode(model._start(1, 1), model.encode(["a red dog"]))
+        torch.testing.assert_close(original.lm_head(hidden[:, 0]), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_teacher_forcing_equals_stepping(tmp_path, shared):
+    model, trie = make_model(tmp_path, "t5 untied gated", shared=shared), make_trie()
+    sequences = torch.from_numpy(trie.leaf_vokens(np.arange(7)).astype(np.int64)).expand(len(TEXTS), -1, -1)
+    with torch.no_grad():
+        state = model.encode(TEXTS)
+        logits = model.teacher_forced(state, sequences)
+        forced = logits.log_softmax(-1).gather(3, sequences.unsqueeze(-1)).squeeze(-1).sum(-1)
+        torch.testing.assert_close(forced, score_sequences(model, state, sequences), atol=1e-5, rtol=1e-5)
+        paired = model(TEXTS, sequences[:, 2])
+        torch.testing.assert_close(paired, logits[:, 2], atol=1e-5, rtol=1e-5)
+    found = beam_search_from_state(model, state, trie, trie.sequences)
+    for query in range(len(TEXTS)):
+        by_leaf = dict(zip(found.leaf[query].tolist(), found.log_prob[query].tolist(), strict=True))
+        np.testing.assert_allclose(forced[query], [by_leaf[leaf] for leaf in range(7)], atol=1e-4)
+
+
+def test_a_table_a_level_is_used_at_its_level(tmp_path):
+    """With one table a level, swapping rows of a level's table swaps that level's logits and no other's."""
+    model = make_model(tmp_path, "t5 untied gated", shared=False)
+    vokens = torch.tensor([[0, 1, 2], [3, 4, 5], [5, 5, 5]])
+    with torch.no_grad():
+        before = model(TEXTS, vokens)
+        model.vocabulary.head[1] = model.vocabulary.head[1].flip(0)
+        after = model(TEXTS, vokens)
+        torch.testing.assert_close(after[:, 1], before[:, 1].flip(-1))
+        torch.testing.assert_close(after[:, [0, 2]], before[:, [0, 2]])
+        model.vocabulary.embeddings[1, 4] += 1.0  # read where 4 was taken at level 2, which level 3 alone sees
+        changed = (model(TEXTS, vokens) - after).abs().amax(dim=-1) > 1e-6
+    assert changed.tolist() == [[False, False, False], [False, False, True], [False, False, False]]
+
+
+def test_padding_does_not_matter(tmp_path):
+    model, trie = make_model(tmp_path, "t5"), make_trie()
+    together = beam_search(model, trie, TEXTS, 5)
+    for query, text in enumerate(TEXTS):
+        alone = beam_search(model, trie, [text], 5)
+        assert (alone.leaf[0] == together.leaf[query]).all()
+        np.testing.assert_allclose(alone.log_prob[0], together.log_prob[query], atol=1e-5)
+
+
+def test_queries_are_read_once_and_shared_by_their_beams(tmp_path):
+    model, trie = make_model(tmp_path, "t5"), make_trie()
+    calls = []
+    for block in model.decoder.block:
+        block.layer[1].EncDecAttention.k.register_forward_hook(lambda *_: calls.append("k"))
+    model.encoder.register_forward_hook(lambda *_: calls.append("encoder"))
+    beam_search(model, trie, TEXTS, 8)
+    assert sorted(calls) == ["encoder", "k", "k"]
+    state = model.prefill(TEXTS)
+    beams = torch.zeros(len(TEXTS), 4, dtype=torch.long)
+    with torch.no_grad():
+        _, after = model.step(state, None, None)
+        _, after = model.step(after, beams, beams)
+    assert after.keys.shape[2] == 4
+    assert all(a is b and len(a) == len(TEXTS) for a, b in zip(after.cross_keys, state.cross_keys, strict=True))
+
+
+def test_long_and_empty_queries(tmp_path):
+    model = make_model(tmp_path, "t5", max_query_tokens=4)
+    with torch.no_grad():
+        long, cut = model.encode(["a red cat on the hill"]), model.encode(["a red cat"])
+        torch.testing.assert_close(long.cross_keys[0], cut.cross_keys[0])
+        vokens = torch.zeros(2, 3, dtype=torch.long)
+        assert torch.isfinite(model(["", "a red cat"], vokens)).all()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_model_is_the_same(tmp_path, kind, shared, monkeypatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    model, trie = make_model(tmp_path, kind, shared=shared, max_query_tokens=5), make_trie()
+    model.save(tmp_path / "saved")
+    loaded = T5StepModel.load(tmp_path / "saved")
+    assert not loaded.training
+    assert loaded.reader.max_tokens == 5
+    mine, theirs = beam_search(model, trie, TEXTS, 6), beam_search(loaded, trie, TEXTS, 6)
+    assert (mine.leaf == theirs.leaf).all()
+    assert (mine.log_prob == theirs.log_prob).all()
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)
+    )
+
+
+def test_everything_is_trained_once(tmp_path):
+    model = make_model(tmp_path, "mt5 untied gated").train()
+    vokens = torch.tensor([[0, 1, 2], [3, 4, 5], [1, 1, 1]])
+    loss = torch.nn.functional.cross_entropy(model(TEXTS, vokens).flatten(0, 1), vokens.flatten())
+    loss.backward()
+    grouped = [parameter for group in model.parameter_groups() for parameter in group["params"]]
+    assert len(grouped) == len(set(map(id, grouped))) == len(list(model.parameters()))
+    # Only cross-attention's unused position tables could be without; T5's decoder has none.
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    assert isinstance(model, Generator)
+    torch.optim.AdamW(model.parameter_groups(), lr=1e-2, weight_decay=0.1).step()
+
+
+def test_training_learns(tmp_path):
+    model, trie = make_model(tmp_path, "t5", dropout=0.0).train(), make_trie()
+    target = torch.from_numpy(trie.leaf_vokens(np.array([4, 9, 14])).astype(np.int64))
+    optimizer = torch.optim.AdamW(model.parameter_groups(), lr=1e-2)
+    for _ in range(40):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(TEXTS, target).flatten(0, 1), target.flatten()).backward()
+        optimizer.step()
+    assert beam_search(model.eval(), trie, TEXTS, 3).leaf[:, 0].tolist() == [4, 9, 14]
+
+
+def test_dropout_replaces_the_checkpoints(tmp_path):
+    model = make_model(tmp_path, "t5", dropout=0.45)
+    rates = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
+    assert rates == {0.45}
+    assert model.config.dropout_rate == 0.45
+
+
+@pytest.mark.parametrize("width", [16, 7, 40])
+def test_voken_rows_keep_the_codebooks_angles(tmp_path, width):
+    """An orthonormal map and one scale keep the angles between rows, except onto a narrower space."""
+    codebooks = make_codebooks(width)
+    model = make_model(tmp_path, "t5 untied gated", codebooks=codebooks, shared=False)
+    words = model.encoder.embed_tokens.weight.detach().square().mean(dtype=torch.float64) ** 0.5
+    for level in range(LEVELS):
+        rows = model.vocabulary.embeddings[level].detach().numpy()
+        assert np.sqrt(np.mean(rows**2)) == pytest.approx(float(words), rel=1e-4)
+        if width <= 16:
+            mine, theirs = rows @ rows.T, codebooks[level] @ codebooks[level].T
+            np.testing.assert_allclose(mine / np.linalg.norm(mine), theirs / np.linalg.norm(theirs), atol=1e-5)
+    head = model.vocabulary.head.detach().numpy()
+    np.testing.assert_allclose(head * (rows[0, 0] / head[-1, 0, 0]), model.vocabulary.embeddings.detach(), rtol=1e-3)
+
+
+def test_random_voken_rows_depend_on_the_seed_alone(tmp_path):
+    checkpoint = make_checkpoint(tmp_path, "t5")
+
+    def rows(seed, codebooks):
+        model = T5StepModel.from_pretrained(checkpoint, codebooks, copy_embeddings=False, seed=seed)
+        return model.vocabulary.embeddings
+
+    assert torch.equal(rows(1, make_codebooks()), rows(1, make_codebooks() * 2 + 1))
+    assert not torch.equal(rows(1, make_codebooks()), rows(2, make_codebooks()))
+
+
+def test_what_cannot_be_opened_is_said(tmp_path, monkeypatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    for missing in (str(tmp_path / "none"), "someone/no-such-model-anywhere"):
+        with pytest.raises(ConfigError, match="Pass a folder"):
+            T5StepModel.from_pretrained(missing, make_codebooks())
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", "t5")
+    with pytest.raises(ConfigError, match="max_query_tokens 1"):
+        T5StepModel.from_pretrained(checkpoint, make_codebooks(), max_query_tokens=1)
+    with pytest.raises(ConfigError, match="all zeros"):
+        T5StepModel.from_pretrained(checkpoint, make_codebooks() * 0)
+    with pytest.raises(ConfigError, match="shape"):
+        T5StepModel.from_pretrained(checkpoint, make_codebooks()[0])
+    with pytest.raises(ConfigError, match="one codebook a level"):
+        T5StepModel.from_pretrained(checkpoint, make_codebooks(), shared=False).to_transformers()
+    (checkpoint / "model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(ConfigError, match="Pass a folder"):
+        T5StepModel.from_pretrained(checkpoint, make_codebooks())
+
+
+def test_another_architecture_is_refused(tmp_path):
+    from transformers import BartConfig
+
+    BartConfig().save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="is a bart checkpoint"):
+        T5StepModel.from_pretrained(tmp_path, make_codebooks())
+
+
+def test_damaged_folders_are_named(tmp_path):
+    model = make_model(tmp_path, "t5")
+    saved = tmp_path / "saved"
+    with pytest.raises(CorruptArtifactError, match=r"generator\.json"):
+        T5StepModel.load(saved)
+    model.save(saved)
+    header = (saved / "generator.json").read_text()
+    (saved / "generator.json").write_text(header.replace('"format": 1', '"format": 7'))
+    with pytest.raises(ArtifactVersionError, match="7"):
+        T5StepModel.load(saved)
+    (saved / "generator.json").write_text(header.replace('"t5"', '"llama"'))
+    with pytest.raises(ArtifactVersionError, match="llama"):
+        T5StepModel.load(saved)
+    (saved / "generator.json").write_text(header.replace('"codebook_size": 6', '"codebook_size": 7'))
+    with pytest.raises(CorruptArtifactError, match="cannot be read"):
+        T5StepModel.load(saved)
+    (saved / "generator.json").write_text(header)
+    (saved / "model.safetensors").unlink()
+    with pytest.raises(CorruptArtifactError, match="cannot be read"):
+        T5StepModel.load(saved)

@@ -1,0 +1,242 @@
+"""Pictures from files that nobody vouches for.
+
+`open_image` turns whatever Pillow can read into one kind of thing: 8-bit RGB, upright, opaque, one frame. What
+cannot be used is refused with a PictureError that names the file and the reason; a run over many pictures
+(`load_images`) goes on and hands out the refusals as `Skipped`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import warnings
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from voken.errors import ConfigError, DataError, PictureError
+from voken.progress import Progress, no_progress
+
+MAX_PIXELS = 100_000_000
+"""A picture that claims more pixels than this is refused before it is decoded."""
+
+SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+"""The file names that `list_images` takes for pictures (any case). `open_image` goes by content."""
+
+# only formats that Pillow decodes itself: its EPS reader, say, starts another program
+_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A picture that was left out, and why."""
+
+    path: str
+    reason: str
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Every picture below `folder`, by suffix, sorted by path; hidden files and folders are passed over.
+
+    Raises DataError where `folder` is no folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder")
+    found: list[Path] = []
+    for here, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found.extend(
+            Path(here) / name
+            for name in files
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122
+        )
+    return sorted(found)
+
+
+def file_hash(path: Path) -> str:
+    """BLAKE2b of the file's content, 128 bits in hex. Raises PictureError where it cannot be read."""
+    digest = blake2b(digest_size=16)
+    try:
+        with open(path, "rb") as source:
+            while block := source.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise PictureError(path, f"cannot be read ({error.strerror or error})") from error
+    return digest.hexdigest()
+
+
+def open_image(path: Path | BinaryIO, *, size: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The picture in mode RGB: upright by its EXIF, transparency over white, its first frame, 8 bits a channel.
+
+    16-bit greys are scaled (65535 becomes 255), not clipped. With `size`, the shorter side is resized to `size`
+    (bicubic) and the centre cropped: size × size pixels, nothing squashed, nothing padded; JPEGs are then decoded
+    at a fraction where that loses nothing. Without it, the whole picture.
+
+    Raises PictureError: no such file, empty, truncated, not a picture, or claiming more than `max_pixels`, which
+    is known before anything is decoded. The kind is told by content, not by the file's name.
+    """
+    name = str(path) if isinstance(path, (str, os.PathLike)) else str(getattr(path, "name", "(stream)"))
+    try:
+        with _QUIET, _opened(path) as source:
+            return _decode(source, name, size, max_pixels)
+    except PictureError:
+        raise
+    except FileNotFoundError:
+        raise PictureError(name, "no such file") from None
+    except UnidentifiedImageError:
+        raise PictureError(name, "not a picture of a known kind") from None
+    except Image.DecompressionBombError as error:
+        claimed = re.search(r"\d+", str(error))
+        pixels = f"{int(claimed[0]):,} pixels" if claimed else "too many pixels"
+        raise PictureError(name, f"claims {pixels}, over the limit of {max_pixels:,}") from None
+    except MemoryError:
+        raise PictureError(name, "too large for the memory there is") from None
+    # Pillow's readers raise whatever a hostile file makes them stumble on
+    except Exception as error:
+        raise PictureError(name, f"cannot be decoded ({error or type(error).__name__})") from error
+
+
+def load_images(
+    paths: Sequence[Path], *, size: int | None = None, workers: int = 2, progress: Progress = no_progress
+) -> Iterator[tuple[int, Image.Image | Skipped]]:
+    """Open many pictures by `workers` threads: (index into `paths`, the picture or why not), in order.
+
+    Only a few pictures a thread are held at once, however slow the consumer. See `open_image` for `size`.
+    """
+    if workers < 1:
+        raise ConfigError(f"workers must be at least 1, not {workers}")
+
+    def one(path: Path) -> Image.Image | Skipped:
+        try:
+            return open_image(path, size=size)
+        except PictureError as error:
+            return Skipped(error.path, error.reason)
+
+    total = len(paths)
+    waiting: deque[Future[Image.Image | Skipped]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="voken-image") as pool:
+        try:
+            started = 0
+            for index in range(total):
+                while started < total and len(waiting) < 4 * workers:
+                    waiting.append(pool.submit(one, paths[started]))
+                    started += 1
+                result = waiting.popleft().result()
+                progress("read pictures", index + 1, total)
+                yield index, result
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+class _Quiet:
+    """Silences Pillow's warnings while any thread is inside.
+
+    `warnings.catch_warnings` swaps global state; two threads in it at once would restore it in the wrong order, so
+    the first in swaps and the last out restores.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._stack = ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._stack.enter_context(warnings.catch_warnings())
+                warnings.filterwarnings("ignore", module=r"PIL\b")
+                warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+            self._inside += 1
+
+    def __exit__(self, *exception: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._stack.close()
+
+
+_QUIET = _Quiet()
+
+
+@contextmanager
+def _opened(path: Path | BinaryIO) -> Iterator[BinaryIO]:
+    if isinstance(path, (str, os.PathLike)):
+        with open(path, "rb") as source:
+            yield source
+    else:
+        yield path
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _decode(source: BinaryIO, name: str, size: int | None, max_pixels: int) -> Image.Image:
+    start = source.tell()
+    if not source.read(1):
+        raise PictureError(name, "empty file")
+    source.seek(start)
+    with Image.open(source, formats=_formats()) as image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise PictureError(name, f"claims {width:,} × {height:,} pixels, over the limit of {max_pixels:,}")
+        if size is not None:
+            # twice the size, so that the bicubic step still has something to average
+            image.draft("RGB", (2 * size, 2 * size))
+        image.load()
+        upright = _upright(image)
+        rgb = _rgb(upright)
+    return rgb if size is None else _square(rgb, size)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    # broken EXIF says nothing about the pixels, which are already there
+    except Exception:
+        return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        return Image.fromarray(_eight_bits(np.asarray(image), image.mode), mode="L").convert("RGB")
+    if image.has_transparency_data:
+        pasted = Image.new("RGBA", image.size, "white")
+        pasted.alpha_composite(image.convert("RGBA"))
+        return pasted.convert("RGB")
+    return image.convert("RGB") if image.mode != "RGB" or image.info.get("transparency") is not None else image.copy()
+
+
+def _eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
+    """Greys of more than 8 bits, scaled. 32-bit files do not say their range: it is the narrowest that holds them."""
+    wide = np.nan_to_num(values.astype(np.float64))
+    top = float(wide.max(initial=0.0))
+    if mode.startswith("I;16"):
+        top = 65535.0
+    elif mode == "F" and top <= 1.0:
+        top = 1.0
+    else:
+        top = next((limit for limit in (255.0, 65535.0) if top <= limit), top)
+    return np.clip(np.rint(wide * (255.0 / top)), 0, 255).astype(np.uint8)
+
+
+def _square(image: Image.Image, size: int) -> Image.Image:
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    return image.resize(
+        (size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side), reducing_gap=3.0
+    )

@@ -1,0 +1,181 @@
+"""Train, validation and test that share no concept, and the search for pictures that stand on two sides.
+
+A split is drawn over *families* (see `CaptionedImage.family`), never over pictures: one concept drawn by many
+hands, or told apart by a gender sign only, falls on one side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from hashlib import blake2b
+
+import numpy as np
+from jaxtyping import Int64, UInt64
+from PIL import Image
+
+from voken.data.captions import SPLITS, CaptionedImage, Dataset
+from voken.data.images import Skipped, file_hash, load_images
+from voken.errors import ConfigError, EmptyDataError, SplitLeakError
+from voken.progress import Progress, no_progress
+
+_BLOCK = 8_000_000
+
+
+def resplit(dataset: Dataset, *, seed: int, test_concepts: int, validation_concepts: int) -> Dataset:
+    """Draw the split anew, by family: exactly that many concepts in test and in validation, the rest in train.
+
+    A family that would overshoot a side is left to the next side or to train. Where no further family fits, the
+    side holds fewer. Raises ConfigError where the two sides would leave no concept to train on.
+    """
+    if test_concepts < 0 or validation_concepts < 0:
+        raise ConfigError("test_concepts and validation_concepts must not be negative")
+    concepts: dict[str, set[str]] = {}
+    for image in dataset.images:
+        concepts.setdefault(image.family, set()).add(image.concept)
+    total = sum(map(len, concepts.values()))
+    if test_concepts + validation_concepts >= total:
+        raise ConfigError(
+            f"{dataset.name}: {test_concepts} test and {validation_concepts} validation concepts leave none to train "
+            f"on: the data set has {total} concepts"
+        )
+    families = sorted(concepts)
+    order = np.random.default_rng(seed).permutation(len(families))
+    side: dict[str, str] = {}
+    room = {"test": test_concepts, "validation": validation_concepts}
+    for index in order:
+        family = families[index]
+        size = len(concepts[family])
+        side[family] = next((name for name, left in room.items() if size <= left), "train")
+        if side[family] != "train":
+            room[side[family]] -= size
+    return _with_sides(dataset, side)
+
+
+def split_by_concept(
+    dataset: Dataset,
+    *,
+    seed: int,
+    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
+    pool: int | None = None,
+) -> Dataset:
+    """Draw the split anew, by family, in `fractions` of the concepts for train, validation and test.
+
+    `pool` is the number of concepts in test where that, not a fraction, is what counts. See `resplit`.
+    """
+    if any(fraction < 0 for fraction in fractions) or abs(sum(fractions) - 1) > 1e-6:
+        raise ConfigError(f"fractions must be three shares that sum to 1, not {fractions}")
+    total = len(dataset.concepts)
+    return resplit(
+        dataset,
+        seed=seed,
+        test_concepts=round(total * fractions[2]) if pool is None else pool,
+        validation_concepts=round(total * fractions[1]),
+    )
+
+
+def one_per_concept(dataset: Dataset, seed: int) -> Dataset:
+    """One picture of every concept, drawn by `seed`, in the data set's order.
+
+    Each concept's draw is its own: taking other concepts away does not change it.
+    """
+
+    def lot(image: CaptionedImage) -> bytes:
+        return blake2b(f"{seed}:{image.image_id}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+
+    drawn: dict[str, CaptionedImage] = {}
+    for image in dataset.images:
+        there = drawn.get(image.concept)
+        if there is None or lot(image) < lot(there):
+            drawn[image.concept] = image
+    kept = {image.image_id for image in drawn.values()}
+    return replace(dataset, images=tuple(image for image in dataset.images if image.image_id in kept))
+
+
+def check_disjoint(dataset: Dataset, *, file_hashes: Mapping[str, str] | None = None) -> None:
+    """Raise SplitLeakError, naming an example, where a concept, a family or a file stands on two sides.
+
+    `file_hashes` gives the hash of each picture's content by image id; without it files are not compared. Pictures
+    without a split stand on no side.
+    """
+    sides: dict[tuple[str, str], CaptionedImage] = {}
+    for image in dataset.images:
+        if not image.split:
+            continue
+        marks = [("concept", image.concept), ("family", image.family)]
+        if file_hashes is not None and image.image_id in file_hashes:
+            marks.append(("file content", file_hashes[image.image_id]))
+        for kind, value in marks:
+            there = sides.setdefault((kind, value), image)
+            if there.split != image.split:
+                raise SplitLeakError(
+                    f"{dataset.name}: the {kind} {value!r} stands in {there.split} ({there.image_id}) and in "
+                    f"{image.split} ({image.image_id}). Split by concept, for example with resplit()"
+                )
+
+
+def dhash(image: Image.Image) -> int:
+    """Difference hash, 64 bits: the grey picture at 9 × 8 pixels, a bit for every pixel brighter than its left one.
+
+    Row by row, the first pair in the highest bit. Pictures that look alike differ in few bits.
+    """
+    grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.LANCZOS), dtype=np.int16)
+    return int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "big")
+
+
+def drop_near_duplicates(
+    dataset: Dataset, *, distance: int, workers: int = 2, progress: Progress = no_progress
+) -> tuple[Dataset, list[Skipped]]:
+    """Leave out of validation and test every picture whose `dhash` is within `distance` bits of a train picture's.
+
+    Of train itself only exact repeats (equal file content) of an earlier picture go, and everywhere what cannot be
+    read. Returns the data set that is left, and what was dropped with the reason (for a near-duplicate the train
+    picture it resembles). Raises EmptyDataError where nothing is left.
+    """
+    if not 0 <= distance < 64:
+        raise ConfigError(f"distance must be 0 to 63 bits, not {distance}")
+    dropped: dict[int, str] = {}
+    hashes = np.zeros(len(dataset), dtype=np.uint64)
+    paths = [image.path for image in dataset.images]
+    for index, picture in load_images(paths, workers=workers, progress=progress):
+        if isinstance(picture, Skipped):
+            dropped[index] = picture.reason
+        else:
+            hashes[index] = dhash(picture)
+    first: dict[str, int] = {}
+    for index, image in enumerate(dataset.images):
+        if image.split == "train" and index not in dropped:
+            earlier = first.setdefault(file_hash(image.path), index)
+            if earlier != index:
+                dropped[index] = f"exact repeat of {dataset.images[earlier].image_id}"
+    train = np.array([i for i, image in enumerate(dataset.images) if image.split == "train" and i not in dropped], int)
+    held = [i for i, image in enumerate(dataset.images) if image.split in SPLITS[1:] and i not in dropped]
+    if train.size and held:
+        nearest, bits = _nearest(hashes[held], hashes[train])
+        for index, neighbour, apart in zip(held, train[nearest].tolist(), bits.tolist(), strict=True):
+            if apart <= distance:
+                dropped[index] = f"{apart} bits from the train picture {dataset.images[neighbour].image_id}"
+    kept = tuple(image for index, image in enumerate(dataset.images) if index not in dropped)
+    if not kept:
+        raise EmptyDataError(f"{dataset.name}: every picture is a near-duplicate or unreadable")
+    report = [Skipped(str(dataset.images[index].path), dropped[index]) for index in sorted(dropped)]
+    return replace(dataset, images=kept), report
+
+
+def _nearest(
+    queries: UInt64[np.ndarray, " queries"], keys: UInt64[np.ndarray, " keys"]
+) -> tuple[Int64[np.ndarray, " queries"], Int64[np.ndarray, " queries"]]:
+    """For every query the first key that differs in the fewest bits, and how many. A block at a time."""
+    nearest = np.empty(len(queries), dtype=np.int64)
+    bits = np.empty(len(queries), dtype=np.int64)
+    step = max(1, _BLOCK // len(keys))
+    for start in range(0, len(queries), step):
+        block = np.bitwise_count(queries[start : start + step, None] ^ keys[None, :])
+        nearest[start : start + step] = block.argmin(axis=1)
+        bits[start : start + step] = block.min(axis=1)
+    return nearest, bits
+
+
+def _with_sides(dataset: Dataset, side: Mapping[str, str]) -> Dataset:
+    images = tuple(replace(image, split=side[image.family]) for image in dataset.images)
+    return replace(dataset, images=images)

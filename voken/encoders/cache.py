@@ -1,0 +1,223 @@
+"""Vectors that were computed once, kept in one SQLite file by (encoder, content of the picture's file).
+
+A picture that moved or was copied is found again; one that changed is computed again; another encoder, or
+the same with other weights, never sees them. Any number of processes may share the folder. Each batch is
+committed as soon as it is computed, so that a run that is killed loses one batch and the next goes on.
+
+This module knows neither encoders nor pictures: it stores rows of numbers.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from PIL.Image import Image
+
+from voken.artifact import storage_errors
+from voken.data.images import Skipped, file_hash, load_images
+from voken.errors import ArtifactVersionError, ConfigError, CorruptArtifactError, PictureError, StorageError
+from voken.progress import Progress, no_progress
+
+FILE = "vectors.sqlite3"
+_VERSION = 1
+_ASKED_AT_ONCE = 500
+_WAIT_SECONDS = 60.0
+_CORRUPT = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_SCHEMA}
+_REFUSED = {
+    sqlite3.SQLITE_FULL: "the disk is full. Free some space and run the same command again; what was cached is kept",
+    sqlite3.SQLITE_IOERR: "the disk failed to read or write. Check its space and health and run the command again",
+    sqlite3.SQLITE_READONLY: "cannot write there. Choose another folder or mend its permissions",
+    sqlite3.SQLITE_PERM: "cannot write there. Choose another folder or mend its permissions",
+    sqlite3.SQLITE_CANTOPEN: "cannot be opened. Choose another folder or mend its permissions",
+    sqlite3.SQLITE_BUSY: "another process kept it locked for a minute. Wait for it or end it and run the command again",
+    sqlite3.SQLITE_LOCKED: "another process kept it locked. Wait for it or end it, and run the command again",
+}
+
+
+class EncodedFiles(NamedTuple):
+    """Vectors of the files that could be used, and the list of the others."""
+
+    vectors: Float[np.ndarray, "kept dim"]
+    """Row i is of file `kept[i]`. With nothing kept the shape is (0, 0)."""
+    kept: Int[np.ndarray, " kept"]
+    """Indices into the paths given, ascending."""
+    skipped: list[Skipped]
+
+
+class VectorCache:
+    """A folder with a table of vectors.
+
+    Every method may raise `StorageError` (the disk is full or refuses) and `CorruptArtifactError` (the
+    file is no longer readable; it is safe to delete, as everything in it can be computed again).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.path = self.folder / FILE
+        with storage_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with self._open() as connection:
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version > _VERSION:
+                raise ArtifactVersionError(
+                    f"{self.path}: cache format {version} is newer than this voken reads ({_VERSION}). Upgrade voken."
+                )
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS vectors "
+                "(encoder TEXT NOT NULL, file TEXT NOT NULL, dim INTEGER NOT NULL, vector BLOB NOT NULL, "
+                "PRIMARY KEY (encoder, file))"
+            )
+            connection.execute(f"PRAGMA user_version = {_VERSION}")
+
+    def __len__(self) -> int:
+        """How many vectors there are, of all encoders."""
+        with self._open() as connection:
+            return int(connection.execute("SELECT count(*) FROM vectors").fetchone()[0])
+
+    def get_many(self, fingerprint: str, hashes: Sequence[str]) -> dict[str, Float[np.ndarray, " dim"]]:
+        """The vectors that are there, by file hash; the others are simply absent from the result."""
+        found: dict[str, np.ndarray] = {}
+        with self._open() as connection:
+            for start in range(0, len(hashes), _ASKED_AT_ONCE):
+                asked = hashes[start : start + _ASKED_AT_ONCE]
+                marks = ",".join("?" * len(asked))
+                rows = connection.execute(
+                    f"SELECT file, dim, vector FROM vectors WHERE encoder = ? AND file IN ({marks})",
+                    (fingerprint, *asked),
+                )
+                for file, dim, blob in rows:
+                    if len(blob) != 4 * dim:
+                        raise self._corrupt(f"the vector of {file} is cut short")
+                    found[file] = np.frombuffer(blob, dtype="<f4").astype(np.float32)
+        return found
+
+    def put_many(self, fingerprint: str, hashes: Sequence[str], vectors: Float[np.ndarray, "files dim"]) -> None:
+        """Keep one vector a hash, all or none of them. One that is there already is replaced."""
+        if len(hashes) != len(vectors):
+            raise ConfigError(f"{len(hashes)} hashes for {len(vectors)} vectors: give one a vector.")
+        little = np.ascontiguousarray(vectors, dtype="<f4")
+        rows = [(fingerprint, file, little.shape[1], row.tobytes()) for file, row in zip(hashes, little, strict=True)]
+        with self._open() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?, ?)", rows)
+            connection.execute("COMMIT")
+
+    def encode_files(
+        self,
+        paths: Sequence[Path],
+        encode: Callable[[list[Image]], Float[np.ndarray, "images dim"]],
+        fingerprint: str,
+        *,
+        batch_size: int = 64,
+        workers: int = 2,
+        progress: Progress = no_progress,
+    ) -> EncodedFiles:
+        """Vectors of picture files: those that are here from here, the others decoded, encoded and kept.
+
+        `encode` turns pictures (RGB, upright) into vectors, a row a picture. Files of equal content are
+        encoded once. A file that cannot be read or decoded is skipped and listed, in the order given.
+        """
+        if batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, not {batch_size}.")
+        hashes = list(_hashes(paths, workers))
+        positions: dict[str, list[int]] = {}
+        refused: dict[int, Skipped] = {}
+        for index, outcome in enumerate(hashes):
+            if isinstance(outcome, Skipped):
+                refused[index] = outcome
+            else:
+                positions.setdefault(outcome, []).append(index)
+
+        table = _Rows(len(paths))
+        for file, vector in self.get_many(fingerprint, list(positions)).items():
+            table.put(positions.pop(file), vector)
+
+        missing = list(positions)
+        done = len(paths) - sum(map(len, positions.values()))
+        progress("pictures to vectors", done, len(paths))
+        images: list[Image] = []
+        batch: list[str] = []
+        first = [paths[positions[file][0]] for file in missing]
+        for index, picture in load_images(first, workers=workers):
+            if isinstance(picture, Skipped):
+                for position in positions[missing[index]]:
+                    refused[position] = Skipped(str(paths[position]), picture.reason)
+            else:
+                images.append(picture)
+                batch.append(missing[index])
+            done += len(positions[missing[index]])
+            if images and (len(images) == batch_size or index == len(missing) - 1):
+                vectors = np.asarray(encode(images), dtype=np.float32)
+                self.put_many(fingerprint, batch, vectors)
+                for file, vector in zip(batch, vectors, strict=True):
+                    table.put(positions[file], vector)
+                images, batch = [], []
+                progress("pictures to vectors", done, len(paths))
+        kept = np.array([index for index in range(len(paths)) if index not in refused], dtype=np.int64)
+        return EncodedFiles(table.take(kept), kept, [refused[index] for index in sorted(refused)])
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        # A connection a call: nothing to share between threads, nothing to survive a fork, and opening takes 0.1 ms.
+        connection: sqlite3.Connection | None = None
+        try:
+            connection = sqlite3.connect(self.path, timeout=_WAIT_SECONDS, isolation_level=None)
+            connection.execute("PRAGMA synchronous = NORMAL")
+            yield connection
+        except sqlite3.DatabaseError as error:
+            raise self._translated(error) from error
+        finally:
+            if connection is not None:
+                connection.close()
+
+    def _translated(self, error: sqlite3.DatabaseError) -> StorageError | CorruptArtifactError:
+        # The low byte is the kind of error, the rest its particulars (sqlite.org/rescode.html).
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_IOERR) & 0xFF
+        if code in _CORRUPT:
+            return self._corrupt(str(error))
+        return StorageError(f"{self.path}: {_REFUSED.get(code, f'{error}. Run the command again')}.")
+
+    def _corrupt(self, why: str) -> CorruptArtifactError:
+        return CorruptArtifactError(
+            f"{self.path}: the vector cache is damaged ({why}). Delete the file and run the command again; "
+            "nothing is lost but the time to compute the vectors."
+        )
+
+
+class _Rows:
+    """Rows of a table whose width is known with the first of them."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+        self._table: np.ndarray | None = None
+
+    def put(self, positions: Sequence[int], vector: np.ndarray) -> None:
+        if self._table is None:
+            self._table = np.zeros((self._rows, len(vector)), dtype=np.float32)
+        self._table[positions] = vector
+
+    def take(self, kept: np.ndarray) -> np.ndarray:
+        if self._table is None:
+            return np.zeros((0, 0), dtype=np.float32)
+        return self._table if len(kept) == self._rows else self._table[kept]
+
+
+def _hashes(paths: Sequence[Path], workers: int) -> Iterator[str | Skipped]:
+    def one(path: Path) -> str | Skipped:
+        try:
+            return file_hash(path)
+        except PictureError as error:
+            return Skipped(error.path, error.reason)
+
+    if workers < 1:
+        raise ConfigError(f"workers must be at least 1, not {workers}.")
+    with ThreadPoolExecutor(workers) as pool:
+        yield from pool.map(one, paths)

@@ -1,0 +1,159 @@
+"""CLIP and SigLIP through transformers, frozen. Needs a hub name, or a folder that holds the model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL.Image import Image
+from torch import Tensor
+from torch.nn import functional
+
+from voken.artifact import storage_errors, write_json
+from voken.errors import ArtifactError, ConfigError, CorruptArtifactError
+
+Family = Literal["clip", "siglip"]
+
+
+class HubEncoder:
+    """A CLIP or SigLIP checkpoint as an `Encoder`: full precision on a CPU, autocast on a GPU.
+
+    Texts are cut to what the model reads. SigLIP's are padded to that length, as it was trained.
+    """
+
+    def __init__(self, name: str, family: Family, model: Any, images: Any, texts: Any, *, batch_size: int = 32) -> None:
+        self.name = name
+        self.family: Family = family
+        self.batch_size = batch_size
+        self._model = model.eval().requires_grad_(False)
+        self._images = images
+        self._texts = texts
+        self._max_tokens = int(model.config.text_config.max_position_embeddings)
+
+    @classmethod
+    def from_pretrained(
+        cls, checkpoint: str, family: Family = "clip", *, device: str | torch.device | None = None
+    ) -> Self:
+        """Load a checkpoint by hub name or from a folder. `device` None is the CPU.
+
+        Raises `ArtifactError` where it is not in the folder, or the hub cannot be reached and has left
+        no copy here; `ConfigError` where the checkpoint is of another family.
+        """
+        from transformers import AutoConfig, AutoTokenizer
+
+        local = Path(checkpoint).is_dir()
+        try:
+            found = AutoConfig.from_pretrained(checkpoint, local_files_only=local).model_type
+            if found != family:
+                raise ConfigError(f"{checkpoint}: is a {found} model, not {family}. Set encoder.family to match it.")
+            model_class, image_class = _classes(family)
+            model = model_class.from_pretrained(checkpoint, local_files_only=local, dtype=torch.float32)
+            images = image_class.from_pretrained(checkpoint, local_files_only=local)
+            texts = AutoTokenizer.from_pretrained(checkpoint, local_files_only=local)
+        except (OSError, ValueError) as error:
+            where = "The folder does not hold all of the model" if local else "It could not be had from the hub"
+            raise ArtifactError(
+                f"{checkpoint}: {where} ({str(error).splitlines()[0]}). Pass a folder that holds the model, its "
+                "tokenizer and its image processor, as save_pretrained writes them."
+            ) from error
+        return cls(checkpoint, family, model.to(torch.device(device or "cpu")), images, texts)
+
+    @property
+    def dim(self) -> int:
+        """Width of a vector."""
+        config = self._model.config
+        return int(config.projection_dim if self.family == "clip" else config.vision_config.hidden_size)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hexadecimal; of the family, all weights, and how pictures and texts are prepared."""
+        digest = hashlib.sha256(self.family.encode())
+        for name, tensor in sorted(self._model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(self._images.to_json_string().encode())
+        digest.update(repr(sorted(self._texts.get_vocab().items())).encode())
+        return digest.hexdigest()[:32]
+
+    def encode_images(self, images: Sequence[Image]) -> Float[np.ndarray, "images dim"]:
+        """Unit vectors of pictures."""
+        batches = self._batches(images)
+        return self._joined(self._image_vectors([image.convert("RGB") for image in batch]) for batch in batches)
+
+    def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
+        """Unit vectors of texts."""
+        return self._joined(self._text_vectors(list(batch)) for batch in self._batches(texts))
+
+    def save(self, folder: Path) -> None:
+        """Write the whole model into `folder`, so that what was trained with it never needs the hub again."""
+        folder = Path(folder)
+        with storage_errors(folder):
+            for part in (self._model, self._images, self._texts):
+                part.save_pretrained(folder / "checkpoint")
+        write_json(folder / "config.json", {"family": self.family, "name": self.name, "fingerprint": self.fingerprint})
+
+    @classmethod
+    def load(cls, folder: Path, *, device: str | torch.device | None = None) -> Self:
+        """Read what `save` wrote. Raises `CorruptArtifactError` if it no longer is what was saved."""
+        import json
+
+        folder = Path(folder)
+        try:
+            described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            encoder = cls.from_pretrained(str(folder / "checkpoint"), described["family"], device=device)
+        except (OSError, ValueError, KeyError, TypeError, ArtifactError, ConfigError) as error:
+            raise CorruptArtifactError(
+                f"{folder}: the saved encoder cannot be read ({error}). Restore it from a copy or make it again."
+            ) from error
+        encoder.name = described["name"]
+        return encoder
+
+    @torch.inference_mode()
+    def _image_vectors(self, images: list[Image]) -> Tensor:
+        pixels = self._images(images=images, return_tensors="pt")["pixel_values"].to(self._model.device)
+        with self._precision():
+            return cast(Tensor, self._model.get_image_features(pixel_values=pixels).pooler_output)
+
+    @torch.inference_mode()
+    def _text_vectors(self, texts: list[str]) -> Tensor:
+        tokens = self._texts(
+            texts,
+            padding="max_length" if self.family == "siglip" else "longest",
+            truncation=True,
+            max_length=self._max_tokens,
+            return_tensors="pt",
+        ).to(self._model.device)
+        # SigLIP was trained to attend to its padding.
+        names = ("input_ids",) if self.family == "siglip" else ("input_ids", "attention_mask")
+        with self._precision():
+            return cast(Tensor, self._model.get_text_features(**{name: tokens[name] for name in names}).pooler_output)
+
+    def _precision(self) -> torch.autocast:
+        kind = self._model.device.type
+        return torch.autocast(kind, enabled=kind == "cuda")
+
+    def _batches(self, rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
+        return (rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size))
+
+    def _joined(self, parts: Iterator[Tensor]) -> np.ndarray:
+        unit = [functional.normalize(part.float(), dim=-1).cpu().numpy() for part in parts]
+        return np.concatenate([np.empty((0, self.dim), dtype=np.float32), *unit])
+
+
+def _classes(family: Family) -> tuple[Any, Any]:
+    # The image processors of these names need no torchvision.
+    if family == "clip":
+        from transformers import CLIPModel
+        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+        return CLIPModel, CLIPImageProcessorPil
+    from transformers import SiglipModel
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    return SiglipModel, SiglipImageProcessorPil

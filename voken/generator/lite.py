@@ -1,0 +1,304 @@
+"""The `lite` family: a pretrained text encoder reads the query, a shallow decoder writes the vokens.
+
+Deep encoder, shallow decoder: what a CPU trains in minutes and serves in milliseconds. The decoder is a
+pre-norm transformer with cross-attention to the query's token states. Two settings of `GeneratorConfig`
+carry what voken adds to the plain form:
+
+- `copy_voken_embeddings` starts the voken rows, in and out, from the codebook (end of section 3.2's first
+  paragraph), through a fixed orthonormal map where widths differ;
+- `query_vector` gives the decoder the query's own vector t: as a token to attend to, and through the inner
+  products of t, and of what the vokens so far sum to, with the entries of the level. With entries that sum
+  to the picture's vector, the inner products alone rank sequences by <t, ẑ>: the decoder starts from
+  quantized exact search and learns what to add.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm, linear, scaled_dot_product_attention
+
+from voken.artifact import read_json, write_json
+from voken.config import GeneratorConfig, from_dict
+from voken.errors import ConfigError
+from voken.generator.reader import RememberedTexts, TextReader, TextStates
+
+
+@dataclass(frozen=True)
+class LiteState:
+    """The query, read; and what the decoder keeps of the levels already written."""
+
+    cross: tuple[tuple[Float[Tensor, "queries heads tokens width"], Float[Tensor, "queries heads tokens width"]], ...]
+    """Keys and values of the query's tokens, a pair a layer: computed once, shared by all beams."""
+    mask: Bool[Tensor, "queries 1 1 tokens"]
+    vectors: Float[Tensor, "queries dim"]
+    summed: Float[Tensor, "queries beams e"] | None = None
+    """Sum of the codebook entries of each beam's vokens so far."""
+    past: tuple[tuple[Tensor, Tensor], ...] = ()
+    """Keys and values (queries, beams, heads, levels so far, width), a pair a layer."""
+    level: int = 0
+
+
+class LiteGenerator(nn.Module):
+    """A `Generator` (see `voken.generator.interface`) over a `TextReader`.
+
+    The reader is not a part of what is saved: `load` is given the one it was trained with.
+    """
+
+    def __init__(self, reader: TextReader, codebooks: Float[np.ndarray, "M N e"], config: GeneratorConfig) -> None:
+        super().__init__()
+        if config.width % config.heads:
+            raise ConfigError(f"generator.width {config.width} is not a multiple of generator.heads {config.heads}.")
+        self.config = config
+        self._reader: TextReader = reader
+        levels, entries, code_dim = codebooks.shape
+        width = config.width
+        self.register_buffer("entries", torch.from_numpy(np.ascontiguousarray(codebooks, dtype=np.float32)))
+        self.entries: Tensor
+        self.read = nn.Linear(reader.text_width, width)
+        self.read_norm = nn.LayerNorm(width)
+        self.start = nn.Parameter(torch.randn(width) * 0.02)
+        self.place = nn.Parameter(torch.randn(levels, width) * 0.02)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(_Layer(width, config.heads, config.dropout) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(width)
+        rows = _copied_rows(self.entries, width) if config.copy_voken_embeddings else _random_rows(self.entries, width)
+        self.voken_in = nn.Parameter(rows.clone())
+        self.voken_out = nn.Parameter(rows * 0.1 if config.query_vector else rows.clone())
+        self.bias = nn.Parameter(torch.zeros(levels, entries))
+        if config.query_vector:
+            self.vector_in = nn.Linear(reader.dim, width)
+            self.to_code = nn.Linear(reader.dim, code_dim, bias=False)
+            nn.init.eye_(self.to_code.weight)
+            self.similarity = nn.Parameter(torch.full((levels,), 10.0))
+            self.repetition = nn.Parameter(torch.zeros(levels))
+
+    @property
+    def codebook_size(self) -> int:
+        """N."""
+        return int(self.entries.shape[1])
+
+    @property
+    def levels(self) -> int:
+        """M."""
+        return int(self.entries.shape[0])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.entries.device
+
+    def remember(self, texts: Sequence[str]) -> None:
+        """Read these texts once and keep their states, for training that asks for them again and again."""
+        self._reader = RememberedTexts(self._reader, texts, max_tokens=self.config.max_query_tokens)
+
+    def prefill(self, texts: Sequence[str]) -> LiteState:
+        """`encode` without gradients."""
+        with torch.inference_mode():
+            return self.encode(texts)
+
+    def encode(self, texts: Sequence[str]) -> LiteState:
+        """Read the queries. Only the frozen reader's part is without gradients."""
+        states = self._reader.read_texts(texts, max_tokens=self.config.max_query_tokens)
+        return self.encode_states(states)
+
+    def encode_states(self, states: TextStates) -> LiteState:
+        """The same from what a reader returned."""
+        tokens = states.tokens.to(self.device, self.start.dtype)
+        mask, vectors = states.mask.to(self.device), states.vectors.to(self.device, self.start.dtype)
+        memory = self.read(tokens)
+        if self.config.query_vector:
+            memory = torch.cat([self.vector_in(vectors)[:, None], memory], 1)
+            mask = torch.cat([torch.ones_like(mask[:, :1]), mask], 1)
+        memory = self.dropout(self.read_norm(memory))
+        return LiteState(tuple(layer.cross_keys(memory) for layer in self._layers()), mask[:, None, None], vectors)
+
+    def step(
+        self,
+        state: LiteState,
+        vokens: Int[Tensor, "queries beams"] | None,
+        parents: Int[Tensor, "queries beams"] | None,
+    ) -> tuple[Float[Tensor, "queries beams N"], LiteState]:
+        """As `voken.decoding.interface.StepModel`: one level for all beams of all queries."""
+        queries, level = len(state.vectors), state.level
+        summed, past = state.summed, state.past
+        if vokens is None or parents is None or summed is None:
+            hidden = (self.start + self.place[0]).expand(queries, 1, -1)
+            summed = torch.zeros(queries, 1, self.entries.shape[2], device=self.device)
+            past = ()
+        else:
+            hidden = self.voken_in[level - 1][vokens] + self.place[level]
+            row = torch.arange(queries, device=self.device)[:, None]
+            summed = summed[row, parents] + self.entries[level - 1][vokens]
+            past = tuple((keys[row, parents], values[row, parents]) for keys, values in past)
+        kept = []
+        for number, layer in enumerate(self._layers()):
+            hidden, pair = layer.step(hidden, past[number] if past else None, state.cross[number], state.mask)
+            kept.append(pair)
+        logits = self._logits(self.norm(hidden), level, state.vectors[:, None], summed)
+        return logits, LiteState(state.cross, state.mask, state.vectors, summed, tuple(kept), level + 1)
+
+    def teacher_forced(
+        self, state: LiteState, vokens: Int[Tensor, "queries sequences levels"]
+    ) -> Float[Tensor, "queries sequences levels N"]:
+        """As `voken.generator.interface.Generator`."""
+        queries, sequences, levels = vokens.shape
+        level = torch.arange(levels, device=self.device)
+        written = self.voken_in[level, vokens][:, :, :-1]
+        first = self.start.expand(queries, sequences, 1, -1)
+        hidden = self.dropout(torch.cat([first, written], 2) + self.place)
+        for number, layer in enumerate(self._layers()):
+            hidden = layer.teacher_forced(hidden, state.cross[number], state.mask)
+        entries = self.entries[level, vokens]
+        summed = entries.cumsum(2) - entries
+        hidden = self.norm(hidden)
+        logits = [self._logits(hidden[:, :, at], at, state.vectors[:, None], summed[:, :, at]) for at in range(levels)]
+        return torch.stack(logits, 2)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Matrices decay; norms, biases, embeddings and scales do not."""
+        matrices = [weight for name, weight in self.named_parameters() if _decays(name, weight)]
+        others = [weight for name, weight in self.named_parameters() if not _decays(name, weight)]
+        return [
+            {"name": "matrices", "params": matrices},
+            {"name": "rows, norms, biases", "params": others, "weight_decay": 0.0},
+        ]
+
+    def save(self, folder: Path) -> None:
+        """Write `config.json` and `model.safetensors` into an existing folder."""
+        write_json(
+            folder / "config.json", {"family": "lite"} | _plain(self.config) | {"codebooks": [*self.entries.shape]}
+        )
+        save_file(
+            {name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / "model.safetensors"
+        )
+
+    @classmethod
+    def load(cls, folder: Path, reader: TextReader) -> Self:
+        """Read what `save` wrote, to read queries with `reader`."""
+        values = read_json(folder / "config.json")
+        shape = values.pop("codebooks")
+        generator = cls(reader, np.zeros(shape, np.float32), from_dict(GeneratorConfig, values))
+        generator.load_state_dict(load_file(folder / "model.safetensors"))
+        return generator.eval()
+
+    def _layers(self) -> Iterator[_Layer]:
+        for layer in self.layers:
+            assert isinstance(layer, _Layer)
+            yield layer
+
+    def _logits(
+        self,
+        hidden: Float[Tensor, "queries any width"],
+        level: int,
+        vectors: Float[Tensor, "queries 1 dim"],
+        summed: Float[Tensor, "queries any e"],
+    ) -> Float[Tensor, "queries any N"]:
+        logits = linear(hidden, self.voken_out[level], self.bias[level])
+        if self.config.query_vector:
+            aim = self.similarity[level] * self.to_code(vectors) - self.repetition[level] * summed
+            logits = logits + linear(aim, self.entries[level])
+        return logits
+
+
+class _Layer(nn.Module):
+    """Self-attention over the levels, cross-attention to the query, feed-forward; norms before each."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.drop = dropout
+        self.norms = nn.Parameter(torch.ones(3, width))
+        self.self_in = nn.Linear(width, 3 * width)
+        self.self_out = nn.Linear(width, width)
+        self.cross_query = nn.Linear(width, width)
+        self.cross_in = nn.Linear(width, 2 * width)
+        self.cross_out = nn.Linear(width, width)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def cross_keys(self, memory: Float[Tensor, "queries tokens width"]) -> tuple[Tensor, Tensor]:
+        keys, values = self._split(self.cross_in(memory)).chunk(2, 1)
+        return keys, values
+
+    def step(
+        self,
+        hidden: Float[Tensor, "queries beams width"],
+        past: tuple[Tensor, Tensor] | None,
+        cross: tuple[Tensor, Tensor],
+        mask: Tensor,
+    ) -> tuple[Float[Tensor, "queries beams width"], tuple[Tensor, Tensor]]:
+        queries, beams, width = hidden.shape
+        joint = self.self_in(self._norm(hidden, 0)).view(queries, beams, 3, self.heads, 1, width // self.heads)
+        query, keys, values = joint.unbind(2)
+        if past is not None:
+            keys, values = torch.cat([past[0], keys], 3), torch.cat([past[1], values], 3)
+        seen = scaled_dot_product_attention(query, keys, values).reshape(queries, beams, width)
+        hidden = hidden + self.self_out(seen)
+        return self._cross_and_feed(hidden, cross, mask), (keys, values)
+
+    def teacher_forced(
+        self,
+        hidden: Float[Tensor, "queries sequences levels width"],
+        cross: tuple[Tensor, Tensor],
+        mask: Tensor,
+    ) -> Float[Tensor, "queries sequences levels width"]:
+        queries, sequences, levels, width = hidden.shape
+        joint = self.self_in(self._norm(hidden, 0)).view(queries * sequences, levels, 3, self.heads, -1)
+        query, keys, values = joint.transpose(1, 3).unbind(2)
+        seen = scaled_dot_product_attention(query, keys, values, is_causal=True)
+        hidden = hidden + self.dropout(self.self_out(seen.transpose(1, 2).reshape(hidden.shape)))
+        flat = self._cross_and_feed(hidden.view(queries, sequences * levels, width), cross, mask)
+        return flat.view(hidden.shape)
+
+    def _cross_and_feed(self, hidden: Tensor, cross: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+        query = self._split(self.cross_query(self._norm(hidden, 1)))
+        seen = scaled_dot_product_attention(query, *cross, attn_mask=mask).transpose(1, 2).flatten(2)
+        hidden = hidden + self.dropout(self.cross_out(seen))
+        fed: Tensor = self.down(nn.functional.gelu(self.up(self._norm(hidden, 2))))
+        return hidden + self.dropout(fed)
+
+    def _norm(self, hidden: Tensor, which: int) -> Tensor:
+        return layer_norm(hidden, hidden.shape[-1:], self.norms[which].to(hidden.dtype))
+
+    def _split(self, hidden: Float[Tensor, "queries positions width"]) -> Tensor:
+        queries, positions, _ = hidden.shape
+        return hidden.view(queries, positions, -1, self.norms.shape[1] // self.heads).transpose(1, 2)
+
+
+def _copied_rows(entries: Float[Tensor, "M N e"], width: int) -> Float[Tensor, "M N width"]:
+    """Codebook rows through a fixed orthonormal map, at the scale of a fresh embedding (RMS 1 a component)."""
+    code_dim = entries.shape[2]
+    if code_dim == width:
+        rows = entries.clone()
+    else:
+        random = torch.Generator().manual_seed(0)
+        square = torch.linalg.qr(torch.randn(max(code_dim, width), max(code_dim, width), generator=random)).Q
+        rows = entries @ square[:code_dim, :width]
+    return rows * _RMS / rows.pow(2).mean((1, 2), keepdim=True).sqrt().clamp_min(1e-12)
+
+
+def _random_rows(entries: Float[Tensor, "M N e"], width: int) -> Float[Tensor, "M N width"]:
+    return torch.randn(*entries.shape[:2], width) * _RMS
+
+
+_RMS = 0.05
+
+
+def _decays(name: str, weight: Tensor) -> bool:
+    return weight.ndim == 2 and not name.endswith(("bias", "norms", "place"))
+
+
+def _plain(config: GeneratorConfig) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(config)

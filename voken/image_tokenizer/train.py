@@ -1,0 +1,257 @@
+"""Training the image tokenizer: L_tokenizer = L_recon + L_commit + L_align (Eqs. 3 to 6)."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from voken.config import TokenizerConfig
+from voken.errors import EmptyDataError
+from voken.image_tokenizer.model import ImageTokenizer
+from voken.image_tokenizer.quantizer import Quantized, residual_kmeans
+from voken.progress import Progress, no_progress
+
+
+@dataclass(frozen=True)
+class PairedVectors:
+    """Vectors of pictures and of their captions, in one space.
+
+    Row p of `pairs` says that caption `pairs[p, 1]` belongs to picture `pairs[p, 0]`; a picture may have
+    several captions, or none.
+    """
+
+    images: Float[np.ndarray, "images dim"]
+    texts: Float[np.ndarray, "texts dim"]
+    pairs: Int[np.ndarray, "pairs 2"]
+
+
+@dataclass(frozen=True)
+class TokenizerHistory:
+    """What training did: one entry an epoch, and the epoch whose weights were kept."""
+
+    losses: tuple[float, ...]
+    validation_scores: tuple[float, ...]
+    """`validation_score` before the first epoch and after each."""
+    best_epoch: int
+
+
+def train_tokenizer(
+    train: PairedVectors,
+    validation: PairedVectors,
+    config: TokenizerConfig,
+    *,
+    seed: int,
+    device: torch.device | None = None,
+    progress: Progress = no_progress,
+) -> tuple[ImageTokenizer, TokenizerHistory]:
+    """Learn the codebooks, and the MLPs if there are any. The weights kept are the best by `validation_score`.
+
+    A picture gives one row an epoch, with one of its captions drawn at random (the official code makes a row
+    of each caption). Raises `EmptyDataError` without training pictures. Deterministic for a seed and device.
+    """
+    if not len(train.images):
+        raise EmptyDataError("the image tokenizer has no training pictures. Check the split of the data set.")
+    random = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    tokenizer = ImageTokenizer(train.images.shape[1], config).to(device)
+    captions = _CaptionDraw(train, random)
+    images = torch.from_numpy(train.images).to(device)
+    if config.initialisation == "kmeans":
+        _initialise(tokenizer, _with_mixtures(images, captions.draw(), config.mixture, random), random, progress)
+    losses, scores = [], [validation_score(tokenizer, validation)]
+    best, best_epoch = copy.deepcopy(tokenizer.state_dict()), 0
+    optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    averages = _MovingAverages(tokenizer, config.ema_decay) if config.update == "ema" else None
+    for epoch in range(1, config.epochs + 1):
+        losses.append(_epoch(tokenizer, images, captions.draw(), optimizer, averages, random))
+        scores.append(validation_score(tokenizer, validation))
+        progress("tokenizer", epoch, config.epochs)
+        if scores[-1] > scores[best_epoch]:
+            best, best_epoch = copy.deepcopy(tokenizer.state_dict()), epoch
+        elif epoch - best_epoch >= config.patience:
+            break
+    tokenizer.load_state_dict(best)
+    return tokenizer.eval(), TokenizerHistory(tuple(losses), tuple(scores), best_epoch)
+
+
+def tokenizer_loss(
+    tokenizer: ImageTokenizer, images: Float[Tensor, "n dim"], texts: Float[Tensor, "n dim"], paired: Tensor
+) -> tuple[Tensor, Quantized]:
+    """Eq. 6 for a batch of rows to code. `paired` is True where a row of `texts` is a caption of the picture.
+
+    All three terms are means over rows and dimensions, as the official code has them.
+    """
+    config = tokenizer.config
+    coded = tokenizer.code(images)
+    quantized = tokenizer.quantize_coded(coded)
+    summed = quantized.entries.sum(1)
+    # one straight-through over the sum: a cut per level would leave levels after the first without gradient
+    through = summed + coded - coded.detach() if tokenizer.config.layers else summed
+    rebuilt = tokenizer.rebuild(through)
+    loss = nn.functional.mse_loss(rebuilt, images)
+    loss = loss + config.commitment_weight * commitment_loss(quantized, coded, config.commitment)
+    if config.alignment != "none" and paired.any():
+        loss = loss + config.alignment_weight * alignment_loss(rebuilt[paired], texts[paired], config)
+    return loss, quantized
+
+
+def commitment_loss(quantized: Quantized, coded: Float[Tensor, "n e"], form: str) -> Tensor:
+    """Eq. 4 ("paper"), or the two-sided form a level that the official code uses ("code")."""
+    if form == "paper":
+        partial = quantized.entries.cumsum(1).detach()
+        return (coded[:, None] - partial).pow(2).mean((0, 2)).sum()
+    entries, residuals = quantized.entries, quantized.residuals
+    towards_residual = (entries - residuals.detach()).pow(2).mean((0, 2)).sum()
+    towards_entry = (entries.detach() - residuals).pow(2).mean((0, 2)).sum()
+    return towards_residual + 0.25 * towards_entry
+
+
+def alignment_loss(rebuilt: Float[Tensor, "n dim"], texts: Float[Tensor, "n dim"], config: TokenizerConfig) -> Tensor:
+    """Eq. 5 ("mse"), or a contrast of each rebuilt vector's caption with the others of the batch ("infonce")."""
+    if config.alignment == "mse":
+        return nn.functional.mse_loss(rebuilt, texts)
+    similarity = nn.functional.normalize(rebuilt, dim=1) @ nn.functional.normalize(texts, dim=1).T
+    target = torch.arange(len(rebuilt), device=rebuilt.device)
+    return nn.functional.cross_entropy(similarity / config.alignment_temperature, target)
+
+
+class _CaptionDraw:
+    """Draws one caption for each picture; pictures without captions get none."""
+
+    def __init__(self, data: PairedVectors, random: torch.Generator) -> None:
+        order = np.argsort(data.pairs[:, 0], kind="stable")
+        self._texts = torch.from_numpy(data.texts)
+        self._sorted = torch.from_numpy(data.pairs[order, 1].astype(np.int64))
+        counts = np.bincount(data.pairs[:, 0], minlength=len(data.images))
+        self._counts = torch.from_numpy(counts)
+        self._starts = torch.from_numpy(np.cumsum(counts) - counts)
+        self._random = random
+
+    def draw(self) -> tuple[Tensor, Tensor]:
+        """(texts, has): a caption vector for each picture, and whether it has one at all."""
+        has = self._counts > 0
+        pick = (
+            (torch.rand(len(has), generator=self._random) * self._counts)
+            .long()
+            .clamp_max((self._counts - 1).clamp_min(0))
+        )
+        texts = torch.zeros((len(has), self._texts.shape[1]))
+        texts[has] = self._texts[self._sorted[(self._starts + pick)[has]]]
+        return texts, has
+
+
+class _MovingAverages:
+    """Entries follow the mean of the residuals that chose them, by exponential moving average."""
+
+    def __init__(self, tokenizer: ImageTokenizer, decay: float) -> None:
+        self._decay = decay
+        self._counts = torch.ones(tokenizer.books.shape[:2], device=tokenizer.books.device)
+        self._sums = tokenizer.books.detach().clone()
+
+    def update(self, tokenizer: ImageTokenizer, quantized: Quantized) -> None:
+        counts, sums = torch.zeros_like(self._counts), torch.zeros_like(self._sums)
+        for level in range(tokenizer.levels):
+            book = 0 if tokenizer.config.shared_codebook else level
+            chosen = quantized.vokens[:, level]
+            counts[book] += torch.bincount(chosen, minlength=tokenizer.codebook_size)
+            sums[book].index_add_(0, chosen, quantized.residuals[:, level].detach())
+        self._counts.lerp_(counts, 1 - self._decay)
+        self._sums.lerp_(sums, 1 - self._decay)
+        tokenizer.books.data.copy_(self._sums / self._counts.clamp_min(1e-3)[..., None])
+
+
+def _initialise(tokenizer: ImageTokenizer, rows: Tensor, random: torch.Generator, progress: Progress) -> None:
+    with torch.no_grad():
+        tokenizer.train()  # batch norm has no saved statistics yet
+        coded = torch.cat([tokenizer.code(part) for part in rows.split(4096)])
+        config = tokenizer.config
+        books = residual_kmeans(
+            coded,
+            config.levels,
+            config.codebook_size,
+            shared=config.shared_codebook,
+            generator=random,
+            progress=progress,
+        )
+        tokenizer.books.copy_(books)
+
+
+def _with_mixtures(images: Tensor, captions: tuple[Tensor, Tensor], share: float, random: torch.Generator) -> Tensor:
+    """The image vectors, and so many normalised (image + caption) sums that they are `share` of the result."""
+    texts, has = captions
+    count = min(int(share / (1 - share) * len(images)), int(has.sum()))
+    if not count:
+        return images
+    rows = has.nonzero()[:, 0]
+    rows = rows[torch.randperm(len(rows), generator=random)[:count]]
+    mixed = nn.functional.normalize(images[rows] + texts[rows].to(images.device), dim=1)
+    return torch.cat([images, mixed])
+
+
+def _epoch(
+    tokenizer: ImageTokenizer,
+    images: Tensor,
+    captions: tuple[Tensor, Tensor],
+    optimizer: torch.optim.Optimizer,
+    averages: _MovingAverages | None,
+    random: torch.Generator,
+) -> float:
+    config, (texts, has) = tokenizer.config, captions
+    tokenizer.train()
+    used = torch.zeros(tokenizer.books.shape[:2], dtype=torch.bool, device=images.device)
+    total, last = 0.0, None
+    for batch in torch.randperm(len(images), generator=random).split(config.batch_size):
+        if len(batch) < 2 and config.layers:
+            continue  # batch norm has no variance of one row
+        rows, row_texts, paired = images[batch], texts[batch].to(images.device), has[batch].to(images.device)
+        if config.mixture:
+            mixed = (torch.rand(len(batch), generator=random) < config.mixture).to(images.device) & paired
+            rows = torch.where(mixed[:, None], nn.functional.normalize(rows + row_texts, dim=1), rows)
+        loss, quantized = tokenizer_loss(tokenizer, rows, row_texts, paired)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if averages is not None:
+            tokenizer.books.grad = None
+        optimizer.step()
+        if averages is not None:
+            averages.update(tokenizer, quantized)
+        for level in range(tokenizer.levels):
+            used[0 if config.shared_codebook else level, quantized.vokens[:, level]] = True
+        total, last = total + float(loss.detach()) * len(batch), quantized
+    if config.revive_unused and last is not None:
+        _revive(tokenizer, used, last, random)
+    return total / len(images)
+
+
+def _revive(tokenizer: ImageTokenizer, used: Tensor, quantized: Quantized, random: torch.Generator) -> None:
+    """Give entries that no row chose this epoch the residual of a random row of the last batch."""
+    for book, level in enumerate([0] if tokenizer.config.shared_codebook else range(tokenizer.levels)):
+        dead = (~used[book]).nonzero()[:, 0]
+        if len(dead):
+            rows = torch.randint(len(quantized.vokens), (len(dead),), generator=random)
+            tokenizer.books.data[book, dead] = quantized.residuals[rows, level].detach()
+
+
+def validation_score(tokenizer: ImageTokenizer, validation: PairedVectors) -> float:
+    """How well the rebuilt vectors still answer: mean reciprocal rank of a caption's best own picture.
+
+    Pictures that share a sequence tie, and a tie counts at its middle. Without captions, minus the mean
+    squared error of the reconstruction; without pictures, 0.
+    """
+    if not len(validation.images):
+        return 0.0
+    rebuilt = tokenizer.decode(tokenizer.encode(validation.images))
+    if not len(validation.pairs):
+        return -float(((rebuilt - validation.images) ** 2).sum(1).mean())
+    asked, row = np.unique(validation.pairs[:, 1], return_inverse=True)
+    similarity = validation.texts[asked] @ rebuilt.T
+    best = np.full(len(asked), -np.inf, np.float32)
+    np.maximum.at(best, row, similarity[row, validation.pairs[:, 0]])
+    above = (similarity > best[:, None]).sum(1)
+    tied = (similarity == best[:, None]).sum(1)
+    return float((1.0 / (above + (tied + 1) / 2)).mean())
