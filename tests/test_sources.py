@@ -14,7 +14,7 @@ from voken.data.captions import read_dataset
 from voken.data.sources import emoji, icons, npm
 from voken.data.sources.iconset import Drawing, draw, parse_icon_set
 from voken.data.splits import check_disjoint
-from voken.errors import ConfigError, DataError
+from voken.errors import ConfigError, DataError, MissingExtraError
 
 
 def pack(folder: Path, package: tuple[str, str], files: dict[str, object]) -> Path:
@@ -201,6 +201,12 @@ def test_drawing_resumes_refuses_and_sees_blanks(tmp_path):
     (tmp_path / "same.png").write_bytes((tmp_path / "same.png").read_bytes()[:40])
     assert list(draw(drawings)) == first
     assert (tmp_path / "good.png").stat().st_mtime_ns == before
+
+
+def test_without_the_renderer_the_remedy_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    with pytest.raises(MissingExtraError, match=r'pip install "voken-search\[data\]"'):
+        list(draw([Drawing("<svg/>", tmp_path / "a.png")]))
 
 
 def test_drawing_with_two_processes_gives_the_same(tmp_path):

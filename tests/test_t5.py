@@ -314,6 +314,9 @@ def test_what_cannot_be_opened_is_said(tmp_path, monkeypatch):
         T5StepModel.from_pretrained(checkpoint, make_codebooks()[0])
     with pytest.raises(ConfigError, match="one codebook a level"):
         T5StepModel.from_pretrained(checkpoint, make_codebooks(), shared=False).to_transformers()
+    (checkpoint / "tokenizer.json").write_text('{"version": "1.0"}')
+    with pytest.raises(ConfigError, match="Pass a folder"):
+        T5StepModel.from_pretrained(checkpoint, make_codebooks())
     (checkpoint / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(ConfigError, match="Pass a folder"):
         T5StepModel.from_pretrained(checkpoint, make_codebooks())

@@ -99,6 +99,11 @@ class GeneratorConfig:
     """lite only: train the sentence encoder too, or keep it frozen."""
     query_vector: bool = False
     """lite only: give the decoder the query's own vector and its inner products with the codebook."""
+    memory_weight: float = 0.0
+    """lite with query_vector: weight of what the nearest training captions stood beside; 0 keeps no captions."""
+    memory_temperature: float = 0.05
+    memory_size: int = 32768
+    """Captions kept at most, drawn at random from those of the train split."""
     copy_voken_embeddings: bool = True
     """Start the voken rows of the vocabulary from the codebook (the paper) or at random (its ablation)."""
     lora_rank: int = 8

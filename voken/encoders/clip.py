@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from voken.artifact import storage_errors, write_json
+from voken.encoders.text_reader import TextStates
 from voken.errors import ArtifactError, ConfigError, CorruptArtifactError
 
 Family = Literal["clip", "siglip"]
@@ -90,6 +91,20 @@ class HubEncoder:
         """Unit vectors of texts."""
         return self._joined(self._text_vectors(list(batch)) for batch in self._batches(texts))
 
+    @property
+    def text_width(self) -> int:
+        """Width of a token state (see `voken.encoders.text_reader`)."""
+        return int(self._model.config.text_config.hidden_size)
+
+    @torch.inference_mode()
+    def read_texts(self, texts: Sequence[str], *, max_tokens: int) -> TextStates:
+        """Token states of the text tower's last layer, and unit vectors, read once for both."""
+        tokens = self._tokens(list(texts), min(max_tokens, self._max_tokens))
+        with self._precision():
+            read = self._model.get_text_features(**self._named(tokens))
+        vectors = functional.normalize(read.pooler_output.float(), dim=-1)
+        return TextStates(read.last_hidden_state, tokens["attention_mask"].bool(), vectors)
+
     def save(self, folder: Path) -> None:
         """Write the whole model into `folder`, so that what was trained with it never needs the hub again."""
         folder = Path(folder)
@@ -122,17 +137,24 @@ class HubEncoder:
 
     @torch.inference_mode()
     def _text_vectors(self, texts: list[str]) -> Tensor:
-        tokens = self._texts(
+        with self._precision():
+            read = self._model.get_text_features(**self._named(self._tokens(texts, self._max_tokens)))
+        return cast(Tensor, read.pooler_output)
+
+    def _tokens(self, texts: list[str], max_tokens: int) -> Any:
+        return self._texts(
             texts,
             padding="max_length" if self.family == "siglip" else "longest",
             truncation=True,
-            max_length=self._max_tokens,
+            max_length=self._max_tokens if self.family == "siglip" else max_tokens,
             return_tensors="pt",
+            return_attention_mask=True,
         ).to(self._model.device)
+
+    def _named(self, tokens: Any) -> dict[str, Tensor]:
         # SigLIP was trained to attend to its padding.
         names = ("input_ids",) if self.family == "siglip" else ("input_ids", "attention_mask")
-        with self._precision():
-            return cast(Tensor, self._model.get_text_features(**{name: tokens[name] for name in names}).pooler_output)
+        return {name: tokens[name] for name in names}
 
     def _precision(self) -> torch.autocast:
         kind = self._model.device.type

@@ -29,6 +29,7 @@ from torch.nn import functional
 from voken.artifact import storage_errors, write_json
 from voken.config import EncoderConfig, from_dict
 from voken.encoders.builtin import PictureFeatures, SentenceEncoder, backbones, fingerprint
+from voken.encoders.text_reader import TextStates
 from voken.errors import ArtifactError, ConfigError, CorruptArtifactError, EmptyDataError
 from voken.progress import Progress, no_progress
 
@@ -255,6 +256,19 @@ class TwoTowerEncoder:
     def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
         """Unit vectors of texts."""
         return self.project_texts(self.sentences.encode(texts))
+
+    @property
+    def text_width(self) -> int:
+        """Width of a token state (see `voken.encoders.text_reader`)."""
+        return self.sentences.dim
+
+    @torch.inference_mode()
+    def read_texts(self, texts: Sequence[str], *, max_tokens: int) -> TextStates:
+        """Token states and unit vectors of texts, read once for both."""
+        ids, mask = self.sentences.tokenize(texts, max_tokens)
+        tokens = self.sentences(ids, mask)
+        pooled = self.sentences.pool(tokens, mask).float().cpu().numpy()
+        return TextStates(tokens, mask, torch.from_numpy(self.project_texts(pooled)))
 
     def features_of_images(self, images: Sequence[Image]) -> Float[np.ndarray, "images 1280"]:
         """What the head reads of pictures; costs nearly all the time, and does not change with the head."""

@@ -9,12 +9,16 @@ carry what voken adds to the plain form:
 - `query_vector` gives the decoder the query's own vector t: as a token to attend to, and through the inner
   products of t, and of what the vokens so far sum to, with the entries of the level. With entries that sum
   to the picture's vector, the inner products alone rank sequences by <t, ẑ>: the decoder starts from
-  quantized exact search and learns what to add.
+  quantized exact search and learns what to add;
+- `memory_weight` adds to t what the training captions nearest to the query stood beside: a softmax over their
+  similarity, of the vectors rebuilt from the vokens of their pictures (the cache of Zhang et al. 2022,
+  "Tip-Adapter", turned from classes to sequences). In training, captions of the query's own concept are
+  left out, so that the decoder sees what it will see for queries that nobody captioned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -24,12 +28,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm, linear, scaled_dot_product_attention
+from torch.nn.functional import layer_norm, linear, normalize, scaled_dot_product_attention
 
 from voken.artifact import read_json, write_json
 from voken.config import GeneratorConfig, from_dict
 from voken.errors import ConfigError
-from voken.generator.reader import RememberedTexts, TextReader, TextStates
+from voken.encoders.text_reader import TextReader
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,25 @@ class LiteState:
     cross: tuple[tuple[Float[Tensor, "queries heads tokens width"], Float[Tensor, "queries heads tokens width"]], ...]
     """Keys and values of the query's tokens, a pair a layer: computed once, shared by all beams."""
     mask: Bool[Tensor, "queries 1 1 tokens"]
-    vectors: Float[Tensor, "queries dim"]
+    aim: Float[Tensor, "queries e"]
+    """Where in the code space the picture is looked for; zero without `query_vector`."""
     summed: Float[Tensor, "queries beams e"] | None = None
     """Sum of the codebook entries of each beam's vokens so far."""
     past: tuple[tuple[Tensor, Tensor], ...] = ()
     """Keys and values (queries, beams, heads, levels so far, width), a pair a layer."""
     level: int = 0
+
+
+@dataclass(frozen=True)
+class CaptionMemory:
+    """What `LiteGenerator.memorize` keeps: captions seen in training, and what stood beside them."""
+
+    texts: Sequence[str]
+    vectors: Float[np.ndarray, "captions dim"]
+    pictures: Float[np.ndarray, "captions e"]
+    """Mean of the codes ẑ of the caption's pictures, L2-normalised."""
+    own: Mapping[str, Int[np.ndarray, " rows"]]
+    """For a text to train on, the rows of this memory that share a concept with it."""
 
 
 class LiteGenerator(nn.Module):
@@ -78,8 +95,13 @@ class LiteGenerator(nn.Module):
             self.vector_in = nn.Linear(reader.dim, width)
             self.to_code = nn.Linear(reader.dim, code_dim, bias=False)
             nn.init.eye_(self.to_code.weight)
-            self.similarity = nn.Parameter(torch.full((levels,), 10.0))
+            self.similarity = nn.Parameter(torch.full((levels,), _SIMILARITY))
             self.repetition = nn.Parameter(torch.zeros(levels))
+        self._own: Mapping[str, Int[np.ndarray, " rows"]] = {}
+        self.register_buffer("memory_vectors", torch.zeros(0, reader.dim))
+        self.register_buffer("memory_pictures", torch.zeros(0, code_dim))
+        self.memory_vectors: Tensor
+        self.memory_pictures: Tensor
 
     @property
     def codebook_size(self) -> int:
@@ -96,9 +118,15 @@ class LiteGenerator(nn.Module):
         """Where the weights are."""
         return self.entries.device
 
-    def remember(self, texts: Sequence[str]) -> None:
-        """Read these texts once and keep their states, for training that asks for them again and again."""
-        self._reader = RememberedTexts(self._reader, texts, max_tokens=self.config.max_query_tokens)
+    def memorize(self, memory: CaptionMemory) -> None:
+        """Take the training captions in. Until `forget_owners`, a text of `memory.own` does not see its own rows."""
+        self.memory_vectors = torch.from_numpy(memory.vectors).to(self.device)
+        self.memory_pictures = torch.from_numpy(memory.pictures).to(self.device)
+        self._own = memory.own
+
+    def forget_owners(self) -> None:
+        """End of training: from now on every query sees the whole memory."""
+        self._own = {}
 
     def prefill(self, texts: Sequence[str]) -> LiteState:
         """`encode` without gradients."""
@@ -108,10 +136,6 @@ class LiteGenerator(nn.Module):
     def encode(self, texts: Sequence[str]) -> LiteState:
         """Read the queries. Only the frozen reader's part is without gradients."""
         states = self._reader.read_texts(texts, max_tokens=self.config.max_query_tokens)
-        return self.encode_states(states)
-
-    def encode_states(self, states: TextStates) -> LiteState:
-        """The same from what a reader returned."""
         tokens = states.tokens.to(self.device, self.start.dtype)
         mask, vectors = states.mask.to(self.device), states.vectors.to(self.device, self.start.dtype)
         memory = self.read(tokens)
@@ -119,7 +143,8 @@ class LiteGenerator(nn.Module):
             memory = torch.cat([self.vector_in(vectors)[:, None], memory], 1)
             mask = torch.cat([torch.ones_like(mask[:, :1]), mask], 1)
         memory = self.dropout(self.read_norm(memory))
-        return LiteState(tuple(layer.cross_keys(memory) for layer in self._layers()), mask[:, None, None], vectors)
+        cross = tuple(layer.cross_keys(memory) for layer in self._layers())
+        return LiteState(cross, mask[:, None, None], self._aim(texts, vectors))
 
     def step(
         self,
@@ -128,7 +153,7 @@ class LiteGenerator(nn.Module):
         parents: Int[Tensor, "queries beams"] | None,
     ) -> tuple[Float[Tensor, "queries beams N"], LiteState]:
         """As `voken.decoding.interface.StepModel`: one level for all beams of all queries."""
-        queries, level = len(state.vectors), state.level
+        queries, level = len(state.aim), state.level
         summed, past = state.summed, state.past
         if vokens is None or parents is None or summed is None:
             hidden = (self.start + self.place[0]).expand(queries, 1, -1)
@@ -143,8 +168,8 @@ class LiteGenerator(nn.Module):
         for number, layer in enumerate(self._layers()):
             hidden, pair = layer.step(hidden, past[number] if past else None, state.cross[number], state.mask)
             kept.append(pair)
-        logits = self._logits(self.norm(hidden), level, state.vectors[:, None], summed)
-        return logits, LiteState(state.cross, state.mask, state.vectors, summed, tuple(kept), level + 1)
+        logits = self._logits(self.norm(hidden), level, state.aim[:, None], summed)
+        return logits, LiteState(state.cross, state.mask, state.aim, summed, tuple(kept), level + 1)
 
     def teacher_forced(
         self, state: LiteState, vokens: Int[Tensor, "queries sequences levels"]
@@ -160,7 +185,7 @@ class LiteGenerator(nn.Module):
         entries = self.entries[level, vokens]
         summed = entries.cumsum(2) - entries
         hidden = self.norm(hidden)
-        logits = [self._logits(hidden[:, :, at], at, state.vectors[:, None], summed[:, :, at]) for at in range(levels)]
+        logits = [self._logits(hidden[:, :, at], at, state.aim[:, None], summed[:, :, at]) for at in range(levels)]
         return torch.stack(logits, 2)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -187,7 +212,9 @@ class LiteGenerator(nn.Module):
         values = read_json(folder / "config.json")
         shape = values.pop("codebooks")
         generator = cls(reader, np.zeros(shape, np.float32), from_dict(GeneratorConfig, values))
-        generator.load_state_dict(load_file(folder / "model.safetensors"))
+        weights = load_file(folder / "model.safetensors")
+        generator.memory_vectors, generator.memory_pictures = weights["memory_vectors"], weights["memory_pictures"]
+        generator.load_state_dict(weights)
         return generator.eval()
 
     def _layers(self) -> Iterator[_Layer]:
@@ -195,17 +222,32 @@ class LiteGenerator(nn.Module):
             assert isinstance(layer, _Layer)
             yield layer
 
+    def _aim(self, texts: Sequence[str], vectors: Float[Tensor, "queries dim"]) -> Float[Tensor, "queries e"]:
+        if not self.config.query_vector:
+            return torch.zeros(len(vectors), self.entries.shape[2], device=self.device)
+        aim: Tensor = self.to_code(vectors)
+        if not (self.config.memory_weight and len(self.memory_vectors)):
+            return aim
+        similarity = vectors @ self.memory_vectors.to(vectors.dtype).T / self.config.memory_temperature
+        for row, text in enumerate(texts):
+            own = self._own.get(text)
+            if own is not None:
+                similarity[row, torch.from_numpy(own).to(self.device)] = -torch.inf
+        recalled = similarity.softmax(-1) @ self.memory_pictures.to(vectors.dtype)
+        aim = aim + self.config.memory_weight * normalize(recalled, dim=-1)
+        return aim
+
     def _logits(
         self,
         hidden: Float[Tensor, "queries any width"],
         level: int,
-        vectors: Float[Tensor, "queries 1 dim"],
+        aim: Float[Tensor, "queries 1 e"],
         summed: Float[Tensor, "queries any e"],
     ) -> Float[Tensor, "queries any N"]:
         logits = linear(hidden, self.voken_out[level], self.bias[level])
         if self.config.query_vector:
-            aim = self.similarity[level] * self.to_code(vectors) - self.repetition[level] * summed
-            logits = logits + linear(aim, self.entries[level])
+            wanted = self.similarity[level] * aim - self.repetition[level] * summed
+            logits = logits + linear(wanted, self.entries[level])
         return logits
 
 
@@ -292,6 +334,7 @@ def _random_rows(entries: Float[Tensor, "M N e"], width: int) -> Float[Tensor, "
 
 
 _RMS = 0.05
+_SIMILARITY = 10.0
 
 
 def _decays(name: str, weight: Tensor) -> bool:

@@ -143,7 +143,7 @@ def build_all(
     """Draw every icon of every redistributable set (or `limit` of them, chosen by `seed`): the scale data set.
 
     One caption a picture, its name in words; pictures of one name are one concept; all in split "test", for nothing
-    is trained on them. Some 300,000 pictures of 64 pixels in about 20 minutes on one core. Otherwise as `build`.
+    is trained on them. Some 270,000 pictures of 64 pixels in about 20 minutes on one core. Otherwise as `build`.
     """
     tarball = npm.fetch(*ICONIFY, folder)
     candidates = [

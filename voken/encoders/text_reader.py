@@ -1,4 +1,4 @@
-"""What the `lite` generator asks of whatever reads the query."""
+"""Encoders that also show what they read: token states, for a generator that attends to them."""
 
 from __future__ import annotations
 
