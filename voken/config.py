@@ -178,8 +178,57 @@ class RunConfig:
                 node = node.get(parent) if isinstance(node, dict) else None
             if not isinstance(node, dict) or leaf not in node or isinstance(node[leaf], dict):
                 raise ConfigError(f"{key}: no such setting. `voken fit --show-config` lists them all.")
-            node[leaf] = _parse(text)
+            node[leaf] = text if isinstance(node[leaf], str) else _parse(text)
         return type(self).from_dict(values)
+
+
+def preset(name: str) -> RunConfig:
+    """A named set of settings. Raises `ConfigError` for an unknown name.
+
+    "default"     what won on the validation splits of emoji and tagged icons (docs/log.md)
+    "paper"       the paper as it stands, on T5-base: needs that checkpoint, and a GPU to be quick
+    "paper-lite"  the paper's tokenizer, targets and losses on the `lite` family: what two cores can train
+    "demo"        the default, sized for the demo's few minutes
+    """
+    if name == "paper":
+        return RunConfig(name, generator=GeneratorConfig(family="t5", checkpoint="t5-base"))
+    if name == "paper-lite":
+        return RunConfig(
+            name,
+            generator=GeneratorConfig(family="lite", epochs=12, patience=3),
+            search=SearchConfig(beams=40),
+        )
+    default = RunConfig(
+        "default",
+        tokenizer=TokenizerConfig(
+            codebook_size=256,
+            levels=8,
+            shared_codebook=False,
+            layers=(),
+            alignment="none",
+            mixture=0.5,
+            epochs=0,
+        ),
+        generator=GeneratorConfig(
+            family="lite",
+            query_vector=True,
+            memory_weight=0.6,
+            targets="soft",
+            logit_temperature=1.0,
+            discrimination="staged",
+            discrimination_weight=1.0,
+            discrimination_epochs=2,
+            epochs=4,
+            patience=2,
+            batch_size=256,
+        ),
+        search=SearchConfig(beams=40),
+    )
+    if name == "default":
+        return default
+    if name == "demo":
+        return dataclasses.replace(default, name="demo")
+    raise ConfigError(f"{name!r}: no such preset. There are: default, paper, paper-lite, demo.")
 
 
 def from_dict(cls: type[Any], values: dict[str, Any]) -> Any:
@@ -201,7 +250,7 @@ def _parse(text: str) -> Any:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, dict):
         return from_dict(hint, value)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:

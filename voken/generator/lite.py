@@ -32,8 +32,8 @@ from torch.nn.functional import layer_norm, linear, normalize, scaled_dot_produc
 
 from voken.artifact import read_json, write_json
 from voken.config import GeneratorConfig, from_dict
-from voken.errors import ConfigError
 from voken.encoders.text_reader import TextReader
+from voken.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class LiteGenerator(nn.Module):
             raise ConfigError(f"generator.width {config.width} is not a multiple of generator.heads {config.heads}.")
         self.config = config
         self._reader: TextReader = reader
+        self._training_reader: TextReader | None = None
         levels, entries, code_dim = codebooks.shape
         width = config.width
         self.register_buffer("entries", torch.from_numpy(np.ascontiguousarray(codebooks, dtype=np.float32)))
@@ -119,13 +120,18 @@ class LiteGenerator(nn.Module):
         return self.entries.device
 
     def memorize(self, memory: CaptionMemory) -> None:
-        """Take the training captions in. Until `forget_owners`, a text of `memory.own` does not see its own rows."""
+        """Take the training captions in. Until `end_training`, a text of `memory.own` does not see its own rows."""
         self.memory_vectors = torch.from_numpy(memory.vectors).to(self.device)
         self.memory_pictures = torch.from_numpy(memory.pictures).to(self.device)
         self._own = memory.own
 
-    def forget_owners(self) -> None:
-        """End of training: from now on every query sees the whole memory."""
+    def begin_training(self, reader: TextReader | None) -> None:
+        """Read queries with `reader` until `end_training`: one that has read the training captions already."""
+        self._training_reader = reader
+
+    def end_training(self) -> None:
+        """From now on every query is read afresh, and sees the whole memory."""
+        self._training_reader = None
         self._own = {}
 
     def prefill(self, texts: Sequence[str]) -> LiteState:
@@ -135,7 +141,8 @@ class LiteGenerator(nn.Module):
 
     def encode(self, texts: Sequence[str]) -> LiteState:
         """Read the queries. Only the frozen reader's part is without gradients."""
-        states = self._reader.read_texts(texts, max_tokens=self.config.max_query_tokens)
+        reader = self._training_reader or self._reader
+        states = reader.read_texts(texts, max_tokens=self.config.max_query_tokens)
         tokens = states.tokens.to(self.device, self.start.dtype)
         mask, vectors = states.mask.to(self.device), states.vectors.to(self.device, self.start.dtype)
         memory = self.read(tokens)
@@ -233,9 +240,10 @@ class LiteGenerator(nn.Module):
             own = self._own.get(text)
             if own is not None:
                 similarity[row, torch.from_numpy(own).to(self.device)] = -torch.inf
-        recalled = similarity.softmax(-1) @ self.memory_pictures.to(vectors.dtype)
-        aim = aim + self.config.memory_weight * normalize(recalled, dim=-1)
-        return aim
+        # a text whose concept owns the whole memory recalls nothing
+        weights = similarity.softmax(-1).nan_to_num(0.0)
+        recalled: Tensor = normalize(weights @ self.memory_pictures.to(vectors.dtype), dim=-1)
+        return aim + self.config.memory_weight * recalled
 
     def _logits(
         self,
@@ -306,8 +314,8 @@ class _Layer(nn.Module):
         query = self._split(self.cross_query(self._norm(hidden, 1)))
         seen = scaled_dot_product_attention(query, *cross, attn_mask=mask).transpose(1, 2).flatten(2)
         hidden = hidden + self.dropout(self.cross_out(seen))
-        fed: Tensor = self.down(nn.functional.gelu(self.up(self._norm(hidden, 2))))
-        return hidden + self.dropout(fed)
+        fed: Tensor = self.dropout(self.down(nn.functional.gelu(self.up(self._norm(hidden, 2)))))
+        return hidden + fed
 
     def _norm(self, hidden: Tensor, which: int) -> Tensor:
         return layer_norm(hidden, hidden.shape[-1:], self.norms[which].to(hidden.dtype))

@@ -1,0 +1,112 @@
+"""Settings: there and back through JSON, overridden by name, refused by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+
+from voken.config import EncoderConfig, GeneratorConfig, RunConfig, SearchConfig, TokenizerConfig
+from voken.errors import ConfigError
+
+
+def test_there_and_back_through_json():
+    config = RunConfig(
+        name="mine",
+        seed=7,
+        encoder=EncoderConfig(family="clip", checkpoint="some/folder"),
+        tokenizer=TokenizerConfig(levels=6, layers=(), mixture=0.5),
+        generator=GeneratorConfig(family="lite", dropout=0.0),
+        search=SearchConfig(voken_weight=2.5),
+    )
+    assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert RunConfig.from_dict({}) == RunConfig()
+
+
+def test_what_is_not_given_keeps_its_default():
+    config = RunConfig.from_dict({"tokenizer": {"layers": [8, 4]}})
+    assert config == RunConfig(tokenizer=TokenizerConfig(layers=(8, 4)))
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "expected"),
+    [
+        ("seed", "12", 12),
+        ("name", "run two", "run two"),
+        ("name", "3", "3"),
+        ("tokenizer.levels", "6", 6),
+        ("tokenizer.layers", "[512, 256]", (512, 256)),
+        ("tokenizer.layers", "[]", ()),
+        ("tokenizer.shared_codebook", "false", False),
+        ("tokenizer.update", "ema", "ema"),
+        ("tokenizer.mixture", "1", 1.0),
+        ("generator.learning_rate", "3e-4", 3e-4),
+        ("search.voken_weight", "null", None),
+        ("search.voken_weight", "2", 2.0),
+    ],
+)
+def test_an_override_is_parsed_by_its_type(key, text, expected):
+    config = RunConfig(search=SearchConfig(voken_weight=9.0)).override({key: text})
+    value = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    assert value == expected
+    assert type(value) is type(expected)
+
+
+def test_an_override_changes_nothing_else():
+    config = RunConfig().override({"tokenizer.levels": "6", "generator.width": "32"})
+    assert config == RunConfig(tokenizer=TokenizerConfig(levels=6), generator=GeneratorConfig(width=32))
+    assert RunConfig().override({}) == RunConfig()
+
+
+@pytest.mark.parametrize("key", ["levels", "tokenizer.level", "tokenizer", "tokenizer.levels.x", "", "seed.x", "a.b.c"])
+def test_an_unknown_override_is_named(key):
+    with pytest.raises(ConfigError, match=f"^{key}: no such setting"):
+        RunConfig().override({key: "1"})
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "says"),
+    [
+        ("tokenizer.levels", "many", "TokenizerConfig.levels: 'many' is not a int"),
+        ("tokenizer.levels", "2.5", "2.5 is not a int"),
+        ("tokenizer.levels", "true", "True is not a int"),
+        ("tokenizer.shared_codebook", "1", "1 is not a bool"),
+        ("tokenizer.mixture", "true", "True is not a float"),
+        ("tokenizer.mixture", "null", "None is not a float"),
+        ("tokenizer.update", "adam", "TokenizerConfig.update: 'adam' is not one of 'gradient', 'ema'"),
+        ("tokenizer.layers", "512", "512 is not a tuple"),
+        ("tokenizer.layers", '["wide"]', "'wide' is not a int"),
+        ("search.voken_weight", "heavy", "'heavy' is not a float"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_named(key, text, says):
+    with pytest.raises(ConfigError, match=says.replace("[", r"\[")):
+        RunConfig().override({key: text})
+
+
+def test_an_unknown_name_in_a_file_is_named():
+    with pytest.raises(ConfigError, match="TokenizerConfig has no setting depth, height"):
+        RunConfig.from_dict({"tokenizer": {"height": 1, "depth": 2}})
+
+
+@pytest.mark.parametrize("value", [3, "x", [1], None])
+def test_a_section_that_is_no_section_is_refused(value):
+    with pytest.raises(ConfigError, match=r"RunConfig\.tokenizer"):
+        RunConfig.from_dict({"tokenizer": value})
+
+
+def test_settings_cannot_be_changed_in_place():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        RunConfig().seed = 3
+
+
+def test_light_modules_do_not_import_torch():
+    modules = "voken.config, voken.errors, voken.artifact, voken.data.captions, voken.data.images, voken.data.splits"
+    script = f"import sys, {modules}; print(sorted({{'torch', 'transformers'}} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

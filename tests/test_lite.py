@@ -1,0 +1,282 @@
+"""The lite generator: its steps against its teacher-forced pass, its search against brute force, its logits by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import zlib
+
+import numpy as np
+import pytest
+import torch
+
+from voken.config import GeneratorConfig
+from voken.decoding.beam import beam_search
+from voken.decoding.trie import VokenTrie
+from voken.encoders.text_reader import RememberedTexts, TextReader, TextStates
+from voken.errors import ConfigError, CorruptArtifactError
+from voken.generator.interface import Generator
+from voken.generator.lite import CaptionMemory, LiteGenerator
+
+LEVELS, SIZE, DIM = 3, 5, 8
+TEXTS = ["a red cat", "dog", "two small birds on the hill", "a", "under heavy rain"]
+SMALL = GeneratorConfig(family="lite", width=12, layers=2, heads=3, dropout=0.2, query_vector=True)
+SETTINGS = {
+    "paper": {"query_vector": False},
+    "random rows": {"query_vector": False, "copy_voken_embeddings": False},
+    "query vector": {},
+    "query vector, random rows": {"copy_voken_embeddings": False},
+    "memory": {"memory_weight": 0.7},
+    "one layer, as wide as the codes": {"layers": 1, "width": 8, "heads": 2},
+}
+
+
+class WordReader:
+    """Each word has a state that depends on the word and its place. Behind a text's end stands noise."""
+
+    text_width, dim = 7, DIM
+
+    def __init__(self) -> None:
+        self.noise = torch.Generator().manual_seed(0)
+
+    def read_texts(self, texts, *, max_tokens):
+        words = [text.split()[:max_tokens] for text in texts]
+        longest = max(map(len, words), default=0)
+        tokens = torch.randn(len(texts), longest, self.text_width, generator=self.noise) * 100
+        mask = torch.zeros(len(texts), longest, dtype=torch.bool)
+        for row, text in enumerate(words):
+            for place, word in enumerate(text):
+                tokens[row, place] = draw(f"{word} {place}", self.text_width)
+                mask[row, place] = True
+        vectors = torch.stack([draw(text, self.dim) for text in texts])
+        return TextStates(tokens, mask, torch.nn.functional.normalize(vectors, dim=-1))
+
+
+def draw(name: str, size: int) -> torch.Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
+
+
+def make_codebooks(*, shared: bool = False) -> np.ndarray:
+    codebooks = np.random.default_rng(5).normal(size=(LEVELS, SIZE, DIM)).astype(np.float32)
+    return np.repeat(codebooks[:1], LEVELS, 0) if shared else codebooks
+
+
+def make_memory(own: dict[str, np.ndarray] | None = None) -> CaptionMemory:
+    random = np.random.default_rng(6)
+    vectors, pictures = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in random.normal(size=(2, 4, DIM)))
+    return CaptionMemory(list("wxyz"), vectors.astype(np.float32), pictures.astype(np.float32), own or {})
+
+
+def make_model(*, shared: bool = False, **settings) -> LiteGenerator:
+    torch.manual_seed(1)
+    model = LiteGenerator(WordReader(), make_codebooks(shared=shared), dataclasses.replace(SMALL, **settings))
+    for weight in model.parameters():  # away from the start, where much is zero or one
+        weight.data.add_(torch.randn(weight.shape) * 0.3)
+    if model.config.memory_weight:
+        model.memorize(make_memory())
+    return model.eval()
+
+
+def every_sequence() -> torch.Tensor:
+    return torch.tensor(list(itertools.product(range(SIZE), repeat=LEVELS)))
+
+
+def sequence_scores(model: LiteGenerator, texts: list[str], sequences: torch.Tensor) -> np.ndarray:
+    with torch.no_grad():
+        logits = model.teacher_forced(model.encode(texts), sequences.expand(len(texts), *sequences.shape))
+    log_prob = logits.double().log_softmax(-1).gather(-1, sequences.expand(len(texts), -1, -1)[..., None])
+    return log_prob.squeeze(-1).sum(-1).numpy()
+
+
+def test_it_is_a_generator_and_its_reader_a_reader():
+    assert isinstance(make_model(), Generator)
+    assert isinstance(WordReader(), TextReader)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_steps_equal_the_teacher_forced_pass(name, shared):
+    """Beams that take any voken and any parent, also one parent twice, see the logits of their own prefix."""
+    model = make_model(shared=shared, **SETTINGS[name])
+    random = np.random.default_rng(3)
+    with torch.no_grad():
+        read = model.encode(TEXTS)
+        logits, state = model.step(model.prefill(TEXTS), None, None)
+        prefixes = np.zeros((len(TEXTS), 1, 0), np.int64)
+        for level in range(LEVELS):
+            padded = np.zeros((*prefixes.shape[:2], LEVELS), np.int64)
+            padded[:, :, :level] = prefixes
+            expected = model.teacher_forced(read, torch.from_numpy(padded))[:, :, level]
+            torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+            if level + 1 < LEVELS:
+                parents = random.integers(prefixes.shape[1], size=(len(TEXTS), 4))
+                vokens = random.integers(SIZE, size=(len(TEXTS), 4))
+                followed = np.take_along_axis(prefixes, parents[..., None], 1)
+                prefixes = np.concatenate([followed, vokens[..., None]], 2)
+                logits, state = model.step(state, torch.from_numpy(vokens), torch.from_numpy(parents))
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_level_does_not_see_the_vokens_from_it_on(name):
+    model = make_model(**SETTINGS[name])
+    sequences = torch.tensor([[[0, 1, 2], [0, 1, 4], [0, 3, 2]]])
+    with torch.no_grad():
+        logits = model.teacher_forced(model.encode(TEXTS[:1]), sequences)[0]
+    torch.testing.assert_close(logits[0], logits[1], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits[0, :2], logits[2, :2], rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(logits[0, 2], logits[2, 2])
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_search_at_full_width_equals_brute_force(name):
+    model = make_model(**SETTINGS[name])
+    images = every_sequence()[np.random.default_rng(0).permutation(SIZE**LEVELS)[:60]].numpy()
+    trie = VokenTrie.from_vokens(images, SIZE)
+    leaves = torch.from_numpy(trie.leaf_vokens(np.arange(trie.sequences))).long()
+    scores = sequence_scores(model, TEXTS, leaves)
+    found = beam_search(model, trie, TEXTS, beams=60)
+    np.testing.assert_array_equal(found.leaf, np.argsort(-scores, axis=1, kind="stable"))
+    np.testing.assert_allclose(found.log_prob, -np.sort(-scores, axis=1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_probabilities_of_all_sequences_sum_to_one(name):
+    total = np.exp(sequence_scores(make_model(**SETTINGS[name]), TEXTS, every_sequence())).sum(1)
+    np.testing.assert_allclose(total, 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_query_alone_equals_the_query_in_a_batch(name):
+    model = make_model(**SETTINGS[name])
+    together = sequence_scores(model, TEXTS, every_sequence())
+    for row, text in enumerate(TEXTS):
+        np.testing.assert_allclose(sequence_scores(model, [text], every_sequence())[0], together[row], atol=1e-4)
+
+
+def test_an_empty_text_has_finite_logits():
+    for name in SETTINGS:
+        scores = sequence_scores(make_model(**SETTINGS[name]), ["", "a red cat"], every_sequence())
+        assert np.isfinite(scores).all(), name
+        np.testing.assert_allclose(np.exp(scores).sum(1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_saved_model_is_the_same(tmp_path, name):
+    model = make_model(**SETTINGS[name])
+    model.save(tmp_path)
+    loaded = LiteGenerator.load(tmp_path, WordReader())
+    assert loaded.config == model.config
+    assert not loaded.training
+    np.testing.assert_array_equal(
+        sequence_scores(loaded, TEXTS, every_sequence()), sequence_scores(model, TEXTS, every_sequence())
+    )
+
+
+def test_a_damaged_settings_file_is_refused(tmp_path):
+    make_model().save(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(CorruptArtifactError, match=r"config\.json"):
+        LiteGenerator.load(tmp_path, WordReader())
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_weight_gets_a_gradient_and_the_codebook_none(name):
+    model = make_model(**SETTINGS[name]).train()
+    model.teacher_forced(model.encode(TEXTS), every_sequence().expand(len(TEXTS), -1, -1)).log_softmax(-1)[
+        ..., 0
+    ].sum().backward()
+    for weight_name, weight in model.named_parameters():
+        assert weight.grad is not None, weight_name
+        assert bool(weight.grad.abs().sum() > 0), weight_name
+    assert not model.entries.requires_grad
+    assert "entries" not in dict(model.named_parameters())
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_parameter_groups_hold_each_weight_once(name):
+    model = make_model(**SETTINGS[name])
+    groups = model.parameter_groups()
+    held = [id(weight) for group in groups for weight in group["params"]]
+    assert len(held) == len(set(held))
+    assert set(held) == {id(weight) for weight in model.parameters()}
+    decayed = {id(weight) for group in groups if group.get("weight_decay", 1) for weight in group["params"]}
+    names = {name for name, weight in model.named_parameters() if id(weight) in decayed}
+    assert "read.weight" in names
+    assert not any("bias" in name or "norm" in name or "voken" in name or "place" in name for name in names)
+
+
+def test_rows_keep_the_codebooks_angles():
+    """Copied rows: the same inner products as the codebook's, but for one factor, at either width."""
+    for width in (8, 12):
+        torch.manual_seed(0)
+        model = LiteGenerator(WordReader(), make_codebooks(), dataclasses.replace(SMALL, width=width, heads=2))
+        for level, entries in enumerate(make_codebooks()):
+            rows = model.voken_in[level].detach().numpy()
+            ratio = (rows @ rows.T) / (entries @ entries.T)
+            np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-3)
+
+
+def test_query_vector_adds_inner_products_by_hand():
+    """Without rows and biases, level 1 is s₁ ⟨W t, e⟩ and level 2 is ⟨s₂ W t − r₂ e₁, e⟩."""
+    model = make_model()
+    model.voken_out.data.zero_()
+    model.bias.data.zero_()
+    codebooks = make_codebooks().astype(np.float64)
+    vector = model._reader.read_texts(["dog"], max_tokens=9).vectors[0].double().numpy()
+    aim = model.to_code.weight.detach().double().numpy() @ vector
+    similarity, repetition = model.similarity.tolist(), model.repetition.tolist()
+    with torch.no_grad():
+        logits = model.teacher_forced(model.encode(["dog"]), torch.tensor([[[2, 0, 0]]]))[0, 0].numpy()
+    np.testing.assert_allclose(logits[0], codebooks[0] @ aim * similarity[0], rtol=1e-4, atol=1e-4)
+    expected = codebooks[1] @ (similarity[1] * aim - repetition[1] * codebooks[0][2])
+    np.testing.assert_allclose(logits[1], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_memory_by_hand_and_without_own_captions_while_they_are_owned():
+    model = make_model(memory_weight=0.7, memory_temperature=0.2)
+    vector = model._reader.read_texts(["dog"], max_tokens=9).vectors[0].double().numpy()
+
+    def aim(rows: list[int]) -> np.ndarray:
+        weights = np.exp(make_memory().vectors[rows].astype(np.float64) @ vector / 0.2)
+        recalled = weights / weights.sum() @ make_memory().pictures[rows]
+        return model.to_code.weight.detach().double().numpy() @ vector + 0.7 * recalled / np.linalg.norm(recalled)
+
+    def found() -> np.ndarray:
+        return model.encode(["dog"]).aim[0].detach().numpy()
+
+    model.memorize(make_memory(own={"dog": np.array([0, 2])}))
+    np.testing.assert_allclose(found(), aim([1, 3]), rtol=1e-4, atol=1e-5)
+    model.forget_owners()
+    np.testing.assert_allclose(found(), aim([0, 1, 2, 3]), rtol=1e-4, atol=1e-5)
+    model.memorize(make_memory(own={"dog": np.arange(4)}))
+    expected = model.to_code.weight.detach().double().numpy() @ vector
+    np.testing.assert_allclose(found(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_acts_in_training_only():
+    model = make_model()
+    sequence = torch.tensor([[[1, 2, 3]]])
+
+    def logits() -> torch.Tensor:
+        return model.teacher_forced(model.encode(["dog"]), sequence).detach()
+
+    assert torch.equal(logits(), logits())
+    model.train()
+    assert not torch.equal(logits(), logits())
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(ConfigError, match=r"generator\.width 12 is not a multiple of generator\.heads 5"):
+        make_model(heads=5)
+
+
+def test_remembered_texts_are_what_the_reader_reads():
+    reader = WordReader()
+    remembered = RememberedTexts(reader, [*TEXTS, "dog"], max_tokens=4, batch_size=2)
+    for texts in (TEXTS, TEXTS[3:4], ["dog", "a red cat", "dog"], ["never seen", "dog"]):
+        for length in (4, 2):
+            fresh, kept = (source.read_texts(texts, max_tokens=length) for source in (reader, remembered))
+            assert torch.equal(kept.mask, fresh.mask)
+            torch.testing.assert_close(kept.vectors, fresh.vectors)
+            torch.testing.assert_close(kept.tokens[kept.mask].float(), fresh.tokens[fresh.mask], rtol=1e-3, atol=1e-3)
+    assert (remembered.text_width, remembered.dim) == (reader.text_width, reader.dim)

@@ -1,0 +1,183 @@
+"""Texts to ranked pictures: the generator writes voken sequences, the collection says whose they are.
+
+    searcher = Searcher.open(Path("photos.voken"))
+    for hit in searcher.search(["two dogs on a beach"], k=10)[0]:
+        ...
+
+Three read-outs rank what the beams found (docs/protocol.md): "generate" by log p(Y|q) alone; "voken" adds
+weight × cosine of the query's vector with the one rebuilt from the vokens; "vector" adds weight × cosine with
+the picture's stored vector. Only the last can tell apart pictures that share a sequence; the other two give
+them one score.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+from jaxtyping import Float, Int64
+
+from voken.collection.store import Collection
+from voken.config import SearchConfig
+from voken.data.captions import MAX_CAPTION_CHARACTERS
+from voken.decoding.beam import Beams, beam_search
+from voken.errors import ArtifactError, ConfigError
+from voken.hit import Hit
+
+if TYPE_CHECKING:
+    from voken.model import Model
+
+__all__ = ["Hit", "Searcher"]
+
+_LOGITS_AT_ONCE = 1 << 24
+"""queries × beams × N of one block of queries: 64 MB of float32."""
+_QUERIES_AT_ONCE = 64
+
+
+class Searcher:
+    """Searches one collection with the model it was made with.
+
+    `search` says how; without it the model's own settings hold, with the best read-out that the collection
+    allows ("vector" where vectors are stored, otherwise "voken"). Beams are as many as `search.beams`, and at least
+    k, so that k sequences can be answered; `widen=False` keeps to the number, as an evaluation must.
+
+    Raises `ArtifactError` where model and collection do not go together, `ConfigError` for impossible settings.
+    """
+
+    def __init__(
+        self, model: Model, collection: Collection, search: SearchConfig | None = None, *, widen: bool = True
+    ) -> None:
+        collection.check_model(model)
+        if search is None:
+            readout = "voken" if collection.vectors is None else "vector"
+            search = dataclasses.replace(model.search, readout=readout)
+        self.model = model
+        self.collection = collection
+        self.search_config = search
+        self._weight = _weight(search, model.search, collection)
+        self._widen = widen
+
+    @classmethod
+    def open(cls, collection: Path, model: Model | None = None, search: SearchConfig | None = None) -> Self:
+        """Open a saved collection, and the model it was made with where none is given.
+
+        Raises `ArtifactError` where that model is no longer where it was.
+        """
+        opened = Collection.open(collection)
+        return cls(model if model is not None else _model_of(opened), opened, search)
+
+    def search(self, texts: Sequence[str], k: int) -> list[list[Hit]]:
+        """For each text at most `k` hits, by falling score; pictures of equal score in the collection's order.
+
+        Fewer than k come where the collection holds fewer. Raises `ConfigError` for a `k` under 1 and for a text
+        without any character to read; what follows the first 2,000 characters of a text is not read.
+        """
+        if k < 1:
+            raise ConfigError(f"k: {k} pictures a query; ask for 1 or more.")
+        if self.search_config.beams < 1:
+            raise ConfigError(f"search.beams: {self.search_config.beams}; at least 1 is needed.")
+        queries = [_readable(text, place) for place, text in enumerate(texts)]
+        trie = self.collection.trie
+        wanted = max(self.search_config.beams, k) if self._widen else self.search_config.beams
+        beams = min(wanted, trie.sequences)
+        step = min(_QUERIES_AT_ONCE, max(1, _LOGITS_AT_ONCE // (beams * trie.codebook_size)))
+        hits: list[list[Hit]] = []
+        for start in range(0, len(queries), step):
+            hits.extend(self._answer(queries[start : start + step], k, beams))
+        return hits
+
+    def _answer(self, texts: list[str], k: int, beams: int) -> list[list[Hit]]:
+        found = beam_search(self.model.generator, self.collection.trie, texts, beams)
+        readout = self.search_config.readout
+        if readout == "generate":
+            return [self._hits(leaf, score, None, k) for leaf, score in _by_leaf(found, found.log_prob)]
+        queries = self.model.encode_queries(texts)
+        if readout == "voken":
+            scores = found.log_prob + self._weight * self._rebuilt_cosines(found, queries)
+            return [self._hits(leaf, score, None, k) for leaf, score in _by_leaf(found, scores)]
+        return [
+            self._hits(leaf, score, query, k)
+            for (leaf, score), query in zip(_by_leaf(found, found.log_prob), queries, strict=True)
+        ]
+
+    def _rebuilt_cosines(
+        self, found: Beams, queries: Float[np.ndarray, "queries dim"]
+    ) -> Float[np.ndarray, "queries beams"]:
+        # each sequence is rebuilt once: a network may round one input differently at different places of a batch
+        leaves, place = np.unique(found.leaf, return_inverse=True)
+        sequences = self.collection.trie.leaf_vokens(np.maximum(leaves, 0))
+        rebuilt = self.model.tokenizer.decode(sequences)[place.reshape(found.leaf.shape)]
+        cosines: np.ndarray = np.einsum("qd,qbd->qb", queries, rebuilt)
+        return cosines
+
+    def _hits(
+        self,
+        leaves: Int64[np.ndarray, " leaves"],
+        scores: Float[np.ndarray, " leaves"],
+        query: Float[np.ndarray, " dim"] | None,
+        k: int,
+    ) -> list[Hit]:
+        """The best `k` pictures of `leaves`; with `query`, reranked by their stored vectors."""
+        collection = self.collection
+        of_leaf = [collection.trie.rows(int(leaf)) for leaf in leaves]
+        if not of_leaf:
+            return []
+        rows = np.concatenate(of_leaf)
+        score = np.repeat(np.asarray(scores, dtype=np.float64), [len(part) for part in of_leaf])
+        if query is not None and collection.vectors is not None:
+            score = score + self._weight * (collection.vectors[rows].astype(np.float32) @ query)
+        best = np.lexsort((rows, -score))[:k]
+        vokens = collection.vokens[rows[best]].tolist()
+        return [
+            Hit(collection.ids[row], str(collection.path(row)), value, tuple(sequence))
+            for row, value, sequence in zip(rows[best].tolist(), score[best].tolist(), vokens, strict=True)
+        ]
+
+
+def _by_leaf(
+    found: Beams, scores: Float[np.ndarray, "queries beams"]
+) -> list[tuple[Int64[np.ndarray, " leaves"], Float[np.ndarray, " leaves"]]]:
+    """The leaves and scores of each query, without the padding."""
+    return [(leaf[leaf >= 0], score[leaf >= 0]) for leaf, score in zip(found.leaf, scores, strict=True)]
+
+
+def _weight(search: SearchConfig, chosen: SearchConfig, collection: Collection) -> float:
+    if search.prior_weight:
+        raise ConfigError("search.prior_weight is not supported in a search yet. Set it to 0.")
+    if search.readout == "generate":
+        return 0.0
+    if search.readout == "vector" and collection.vectors is None:
+        raise ConfigError(
+            "search.readout 'vector' needs stored vectors, and this collection was made without. Use readout 'voken', "
+            "or index the pictures again with vectors."
+        )
+    name = f"{search.readout}_weight"
+    given = getattr(search, name)
+    weight = getattr(chosen, name) if given is None else given
+    if weight is None:
+        raise ConfigError(f"search.{name} was not chosen when the model was trained. Give it a value.")
+    return float(weight)
+
+
+def _readable(text: str, place: int) -> str:
+    # a lone surrogate, which a terminal may pass on, breaks every tokenizer
+    cut = text.strip()[:MAX_CAPTION_CHARACTERS].encode("utf-8", "replace").decode("utf-8")
+    if not cut:
+        raise ConfigError(f"Query {place + 1} is empty. Say in a few words what the picture shows.")
+    return cut
+
+
+def _model_of(collection: Collection) -> Model:
+    from voken.artifact import is_artifact
+    from voken.model import Model
+
+    for folder in collection.model_folders:
+        if is_artifact(folder):
+            return Model.load(folder)
+    where = collection.model_folders[0] if collection.model_folders else "a model that was not saved"
+    raise ArtifactError(
+        f"{collection.folder}: was made with {where}, which is not there. Name the model's folder (--model)."
+    )
