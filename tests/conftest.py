@@ -22,6 +22,6 @@ def check_shapes(function):
 
 install_import_hook("voken", f"{__name__}.{check_shapes.__name__}")
 
-import torch
+import torch  # noqa: E402 - after the hook and the variable above
 
 torch.set_num_threads(1)

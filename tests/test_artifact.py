@@ -25,6 +25,12 @@ def save(folder: Path, files: dict[str, bytes] = FILES, *, version: int = 3, rep
             (partial / name).write_bytes(content)
 
 
+def save_half(folder: Path, ending: BaseException) -> None:
+    with artifact.writing(folder, kind="thing", version=3, replace=True) as partial:
+        (partial / "weights.bin").write_bytes(b"half")
+        raise ending
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """Everything below a folder but the manifest."""
     names = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
@@ -44,20 +50,15 @@ def test_what_is_saved_is_there_with_its_checksums(tmp_path):
 
 
 def test_an_exception_in_the_middle_leaves_nothing(tmp_path):
-    with pytest.raises(ZeroDivisionError), artifact.writing(tmp_path / "thing", kind="thing", version=1) as partial:
-        (partial / "half").write_bytes(b"half")
-        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError):
+        save_half(tmp_path / "thing", ZeroDivisionError())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_exception_in_the_middle_leaves_the_old_one(tmp_path):
     save(tmp_path / "thing")
-    with (
-        pytest.raises(KeyboardInterrupt),
-        artifact.writing(tmp_path / "thing", kind="thing", version=3, replace=True) as partial,
-    ):
-        (partial / "weights.bin").write_bytes(b"half")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        save_half(tmp_path / "thing", KeyboardInterrupt())
     assert contents(tmp_path / "thing") == FILES
     artifact.check(tmp_path / "thing", kind="thing", version=3)
     assert [path.name for path in tmp_path.iterdir()] == ["thing"]
@@ -82,7 +83,7 @@ def test_an_old_one_is_not_replaced_unasked(tmp_path):
 def test_a_foreign_folder_is_never_overwritten(tmp_path, replace):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "summer.jpg").write_bytes(b"dear")
-    with pytest.raises(ArtifactError, match="photos: already exists.*not something voken saved"):
+    with pytest.raises(ArtifactError, match=r"photos: already exists.*not something voken saved"):
         save(tmp_path / "photos", replace=replace)
     assert contents(tmp_path / "photos") == {"summer.jpg": b"dear"}
 
@@ -166,7 +167,7 @@ def test_a_disk_full_at_the_last_moment_leaves_the_old_one(tmp_path, monkeypatch
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "fsync", refuse)
-    with pytest.raises(StorageError, match="thing.*the disk is full.*Free some space and run the same command again"):
+    with pytest.raises(StorageError, match=r"thing.*the disk is full.*Free some space and run the same command again"):
         save(tmp_path / "thing", {"other": b"new"}, replace=True)
     monkeypatch.undo()
     assert contents(tmp_path / "thing") == FILES

@@ -246,11 +246,24 @@ def test_memory_by_hand_and_without_own_captions_while_they_are_owned():
 
     model.memorize(make_memory(own={"dog": np.array([0, 2])}))
     np.testing.assert_allclose(found(), aim([1, 3]), rtol=1e-4, atol=1e-5)
-    model.forget_owners()
+    model.end_training()
     np.testing.assert_allclose(found(), aim([0, 1, 2, 3]), rtol=1e-4, atol=1e-5)
     model.memorize(make_memory(own={"dog": np.arange(4)}))
     expected = model.to_code.weight.detach().double().numpy() @ vector
     np.testing.assert_allclose(found(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_another_reader_stands_in_while_training():
+    model = make_model()
+    expected = model.encode(TEXTS).aim
+    remembered = RememberedTexts(WordReader(), TEXTS, max_tokens=model.config.max_query_tokens)
+    model.begin_training(remembered)
+    torch.testing.assert_close(model.encode(TEXTS).aim, expected)
+    model._reader = None
+    model.encode(TEXTS)
+    model.end_training()
+    with pytest.raises(AttributeError):
+        model.encode(TEXTS)
 
 
 def test_dropout_acts_in_training_only():

@@ -22,7 +22,7 @@ def collection(tmp_path):
 
 def brute_force(model, collection, text, readout, voken_weight=2.0, vector_weight=3.0):
     """Every picture's score, one after another, in float64."""
-    query = model.encode_queries([text])[0].astype(np.float64)
+    query = model.encoder.encode_texts([text])[0].astype(np.float64)
     scores = []
     for row, sequence in enumerate(np.asarray(collection.vokens)):
         score = model.generator.log_prob(text, sequence.tolist())
@@ -112,7 +112,7 @@ def test_weights(collection):
     assert chosen == given
     heavy = SearchConfig(beams=100, readout="vector", vector_weight=1e6)
     (hits,) = Searcher(model, collection, heavy).search(["red"], 24)
-    cosines = collection.vectors.astype(np.float64) @ model.encode_queries(["red"])[0]
+    cosines = collection.vectors.astype(np.float64) @ model.encoder.encode_texts(["red"])[0]
     assert collection.ids[int(cosines.argmax())] == hits[0].image_id
     unchosen = tiny_model(levels=3, search=SearchConfig())
     with pytest.raises(ConfigError, match="voken_weight was not chosen"):

@@ -15,7 +15,13 @@ from PIL import Image
 from voken.config import RunConfig, SearchConfig, TokenizerConfig
 from voken.image_tokenizer.model import ImageTokenizer
 
-COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255), "grey": (90, 90, 90)}
+COLOURS = {
+    "red": (255, 0, 0),
+    "green": (0, 255, 0),
+    "blue": (0, 0, 255),
+    "white": (255, 255, 255),
+    "grey": (90, 90, 90),
+}
 
 
 def unit(rows):
@@ -83,9 +89,6 @@ class TinyModel:
     search: SearchConfig = field(default_factory=lambda: SearchConfig(beams=4, voken_weight=2.0, vector_weight=3.0))
     config: RunConfig = field(default_factory=RunConfig)
     fingerprint: str = "f1f2f3"
-
-    def encode_queries(self, texts):
-        return self.encoder.encode_texts(texts)
 
 
 def tiny_model(levels=2, entries=4, **others):

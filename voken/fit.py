@@ -26,7 +26,7 @@ from voken.config import RunConfig, SearchConfig
 from voken.data.captions import CaptionedImage, Dataset
 from voken.data.images import Skipped
 from voken.data.splits import check_disjoint, one_per_concept, split_by_concept
-from voken.decoding.beam import beam_search
+from voken.decoding.beam import beam_search_from_state
 from voken.decoding.trie import VokenTrie
 from voken.encoders import Encoder, load_encoder
 from voken.encoders.builtin import PictureFeatures, SentenceEncoder
@@ -82,7 +82,8 @@ def fit(
     generator, generator_said = _fit_generator(
         encoder, tokenizer, train_side, validation_side, config, work, place, progress
     )
-    search, search_said = choose_weights(generator, tokenizer, validation_side, config.search)
+    model = Model(config, encoder, tokenizer, generator, config.search, {})
+    search, search_said = choose_weights(model, validation_side)
     quality = report(tokenizer, validation_side.images, validation_side.texts, validation_side.pairs[:, ::-1].copy())
     said = {
         "tokenizer": tokenizer_said | {"report": asdict(quality)},
@@ -91,7 +92,7 @@ def fit(
         "pictures": {"train": len(train_side.images), "validation": len(validation_side.images)},
         "skipped": [asdict(item) for item in skipped],
     }
-    model = Model(config, encoder, tokenizer, generator, search, said).save(out)
+    model = replace(model, search=search, validation=said).save(out)
     shutil.rmtree(work, ignore_errors=True)
     return model
 
@@ -163,29 +164,30 @@ def caption_memory(train: Side, codes: Float[np.ndarray, "images e"], *, size: i
     )
 
 
-def choose_weights(
-    generator: Generator, tokenizer: ImageTokenizer, validation: Side, search: SearchConfig
-) -> tuple[SearchConfig, dict[str, Any]]:
-    """Weights of the two reranks (DESIGN of the read-outs: docs/protocol.md), by validation recall.
+def choose_weights(model: Model, validation: Side) -> tuple[SearchConfig, dict[str, Any]]:
+    """Weights of the two reranks (docs/protocol.md), by validation recall; those already given are kept.
 
-    Weights that the settings already give are kept. Returns the settings, and the recall of each weight.
+    Returns the search settings, and the recall of each weight tried.
     """
-    asked = np.unique(validation.pairs[:, 1])[:_VALIDATION_QUERIES]
+    tokenizer, search = model.tokenizer, model.search
+    asked = _drawn_queries(validation, model.config.seed)
     if not len(asked):
         return _with_weights(search, 0.0, 0.0), {}
     vokens = tokenizer.encode(validation.images)
     trie = VokenTrie.from_vokens(vokens, tokenizer.codebook_size)
     leaf_of_image = trie.leaf_of(vokens)
     log_prob = np.full((len(asked), trie.sequences), -np.inf, np.float32)
+    queries = np.zeros((len(asked), validation.images.shape[1]), np.float32)
     for start in range(0, len(asked), 64):
         texts = [validation.captions[row] for row in asked[start : start + 64]]
-        found = beam_search(generator, trie, texts, min(search.beams, trie.sequences))
+        state = model.generator.prefill(texts)
+        queries[start : start + 64] = model.query_vectors(texts, state)
+        found = beam_search_from_state(model.generator, state, trie, min(search.beams, trie.sequences))
         rows = np.arange(start, start + len(texts))[:, None]
         log_prob[rows, found.leaf] = found.log_prob
     relevant = np.zeros((len(asked), len(vokens)), bool)
     kept = validation.pairs[np.isin(validation.pairs[:, 1], asked)]
     relevant[np.searchsorted(asked, kept[:, 1]), kept[:, 0]] = True
-    queries = validation.texts[asked]
     said: dict[str, Any] = {}
     chosen: dict[str, float] = {}
     for name, pool in (("voken", tokenizer.decode(vokens)), ("vector", validation.images)):
@@ -378,12 +380,17 @@ def make_generator(encoder: Encoder, tokenizer: ImageTokenizer, train: Side, con
 
 def validation_queries(validation: Side, tokenizer: ImageTokenizer, seed: int) -> ValidationQueries:
     """At most a thousand captions of the validation pictures, drawn by `seed`, as queries over those pictures."""
-    asked = np.unique(validation.pairs[:, 1])
-    if len(asked) > _VALIDATION_QUERIES:
-        asked = np.sort(np.random.default_rng(seed).choice(asked, _VALIDATION_QUERIES, replace=False))
+    asked = _drawn_queries(validation, seed)
     kept = validation.pairs[np.isin(validation.pairs[:, 1], asked)]
     relevant = np.stack([np.searchsorted(asked, kept[:, 1]), kept[:, 0]], 1)
     return ValidationQueries([validation.captions[row] for row in asked], tokenizer.encode(validation.images), relevant)
+
+
+def _drawn_queries(validation: Side, seed: int) -> Int[np.ndarray, " captions"]:
+    asked = np.unique(validation.pairs[:, 1])
+    if len(asked) > _VALIDATION_QUERIES:
+        asked = np.sort(np.random.default_rng(seed).choice(asked, _VALIDATION_QUERIES, replace=False))
+    return asked
 
 
 def _remembered(generator: LiteGenerator, encoder: Encoder, train: Side, max_tokens: int) -> RememberedTexts | None:

@@ -11,11 +11,15 @@ MODEL/
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
+from jaxtyping import Float
+from torch.nn.functional import normalize
 
 from voken import artifact
 from voken.config import RunConfig, SearchConfig, from_dict
@@ -46,6 +50,19 @@ class Model:
     """What training did and what validation said, ready for JSON."""
     fingerprint: str = ""
     """Hexadecimal; of the saved files. Empty until saved."""
+
+    def query_vectors(self, texts: Sequence[str], state: Any = None) -> Float[np.ndarray, "texts dim"]:
+        """Unit vectors of queries in the pictures' space, which the two reranks compare with the pictures'.
+
+        Where the generator itself aims at a place of that space (`lite` with `query_vector`, over codes that
+        are vectors), it is that place, read from `state` (the generator's `prefill` of the texts) if given;
+        otherwise the encoder's own.
+        """
+        generator = self.generator
+        if isinstance(generator, LiteGenerator) and generator.config.query_vector and not self.tokenizer.config.layers:
+            state = generator.prefill(texts) if state is None else state
+            return normalize(state.aim.float(), dim=1).cpu().numpy()
+        return self.encoder.encode_texts(texts)
 
     def save(self, folder: Path, *, replace: bool = False) -> Self:
         """Write the folder, complete or not at all; return the model with its fingerprint.

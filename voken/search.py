@@ -23,8 +23,8 @@ from jaxtyping import Float, Int64
 from voken.collection.store import Collection
 from voken.config import SearchConfig
 from voken.data.captions import MAX_CAPTION_CHARACTERS
-from voken.decoding.beam import Beams, beam_search
-from voken.errors import ArtifactError, ConfigError
+from voken.decoding.beam import Beams, beam_search_from_state
+from voken.errors import ConfigError
 from voken.hit import Hit
 
 if TYPE_CHECKING:
@@ -52,8 +52,7 @@ class Searcher:
     ) -> None:
         collection.check_model(model)
         if search is None:
-            readout = "voken" if collection.vectors is None else "vector"
-            search = dataclasses.replace(model.search, readout=readout)
+            search = dataclasses.replace(model.search, readout="voken" if collection.vectors is None else "vector")
         self.model = model
         self.collection = collection
         self.search_config = search
@@ -66,8 +65,10 @@ class Searcher:
 
         Raises `ArtifactError` where that model is no longer where it was.
         """
+        from voken.model import Model
+
         opened = Collection.open(collection)
-        return cls(model if model is not None else _model_of(opened), opened, search)
+        return cls(Model.load(opened.find_model()) if model is None else model, opened, search)
 
     def search(self, texts: Sequence[str], k: int) -> list[list[Hit]]:
         """For each text at most `k` hits, by falling score; pictures of equal score in the collection's order.
@@ -90,11 +91,13 @@ class Searcher:
         return hits
 
     def _answer(self, texts: list[str], k: int, beams: int) -> list[list[Hit]]:
-        found = beam_search(self.model.generator, self.collection.trie, texts, beams)
+        generator = self.model.generator
+        state = generator.prefill(texts)
+        found = beam_search_from_state(generator, state, self.collection.trie, beams)
         readout = self.search_config.readout
         if readout == "generate":
             return [self._hits(leaf, score, None, k) for leaf, score in _by_leaf(found, found.log_prob)]
-        queries = self.model.encode_queries(texts)
+        queries = self.model.query_vectors(texts, state)
         if readout == "voken":
             scores = found.log_prob + self._weight * self._rebuilt_cosines(found, queries)
             return [self._hits(leaf, score, None, k) for leaf, score in _by_leaf(found, scores)]
@@ -164,20 +167,7 @@ def _weight(search: SearchConfig, chosen: SearchConfig, collection: Collection) 
 
 def _readable(text: str, place: int) -> str:
     # a lone surrogate, which a terminal may pass on, breaks every tokenizer
-    cut = text.strip()[:MAX_CAPTION_CHARACTERS].encode("utf-8", "replace").decode("utf-8")
+    cut = text.strip()[:MAX_CAPTION_CHARACTERS].rstrip().encode("utf-8", "replace").decode("utf-8")
     if not cut:
         raise ConfigError(f"Query {place + 1} is empty. Say in a few words what the picture shows.")
     return cut
-
-
-def _model_of(collection: Collection) -> Model:
-    from voken.artifact import is_artifact
-    from voken.model import Model
-
-    for folder in collection.model_folders:
-        if is_artifact(folder):
-            return Model.load(folder)
-    where = collection.model_folders[0] if collection.model_folders else "a model that was not saved"
-    raise ArtifactError(
-        f"{collection.folder}: was made with {where}, which is not there. Name the model's folder (--model)."
-    )

@@ -198,9 +198,17 @@ class Collection:
                 f"{model.fingerprint[:12]}). Search with that model{named}, or index the pictures again with this one."
             )
 
-    def _write(
-        self, partial: Path, destination: Path, skipped: Sequence[Skipped], model_folder: Path | None
-    ) -> None:
+    def find_model(self) -> Path:
+        """The folder of the model it was made with. Raises `ArtifactError` where that is no longer there."""
+        for folder in self.model_folders:
+            if artifact.is_artifact(folder):
+                return folder
+        where = self.model_folders[0] if self.model_folders else "a model that was not saved"
+        raise ArtifactError(
+            f"{self.folder}: was made with {where}, which is not there. Name the model's folder (--model)."
+        )
+
+    def _write(self, partial: Path, destination: Path, skipped: Sequence[Skipped], model_folder: Path | None) -> None:
         TextColumn.of(self.ids).save(partial, "ids")
         TextColumn.of(self.names).save(partial, "paths")
         np.save(partial / "vokens.npy", self.vokens, allow_pickle=False)

@@ -16,6 +16,7 @@ import importlib.util
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,14 +68,19 @@ def backbones() -> dict[str, dict[str, str]]:
 
 
 class PictureFeatures:
-    """EfficientNet-Lite0 up to its pooled features, frozen: 1,280 numbers of a picture, none negative.
+    """EfficientNet-Lite0 up to its pooled features, frozen, and the picture's colours: 2,032 numbers of a picture.
+
+    In this order: the 1,280 pooled features that the network's own classifier reads; mean and standard deviation
+    over the picture of the 320 channels before them, which keep shapes that the classifier had no use for; and what
+    a network trained to ignore colour forgets: the square roots of a 4 × 4 × 4 histogram of RGB over 16 × 16 cells,
+    and the mean RGB of 4 × 4 cells.
 
     A picture is resized so that its shorter side is `image_size` pixels, cropped to the middle square,
     and normalised by (x − 127) / 128, as the network was trained. Batch norms are folded into the
     convolutions. Knows nothing of texts.
     """
 
-    dim = 1280
+    dim = 1280 + 2 * 320 + 4**3 + 3 * 4**2
 
     def __init__(
         self, image_size: int = 128, *, batch_size: int = 16, device: str | torch.device | None = None
@@ -89,10 +95,10 @@ class PictureFeatures:
     @property
     def fingerprint(self) -> str:
         """Hexadecimal; changes with the weights and with `image_size`."""
-        return fingerprint("efficientnet-lite0", weights_hash(picture_weights()), str(self.image_size))
+        return fingerprint("efficientnet-lite0 and colours", weights_hash(picture_weights()), str(self.image_size))
 
-    def encode(self, images: Sequence[Image]) -> Float[np.ndarray, "images 1280"]:
-        """Pooled features, float32, not normalised."""
+    def encode(self, images: Sequence[Image]) -> Float[np.ndarray, "images 2032"]:
+        """Features, float32, not normalised."""
         features = np.empty((len(images), self.dim), dtype=np.float32)
         for rows in _slices(len(images), self.batch_size):
             pixels = np.stack([self._square(image) for image in images[rows]])
@@ -100,11 +106,16 @@ class PictureFeatures:
         return features
 
     @torch.inference_mode()
-    def _features(self, pixels: Tensor) -> Float[Tensor, "images 1280"]:
+    def _features(self, pixels: Tensor) -> Float[Tensor, "images 2032"]:
         # Rows of pixels seen as channels-first are already channels_last in memory.
-        planes = pixels.to(self.device).permute(0, 3, 1, 2).float().sub_(127.0).div_(128.0)
-        pooled: Tensor = self._network.extract_features(planes).mean(dim=(2, 3))
-        return pooled
+        planes = pixels.to(self.device).permute(0, 3, 1, 2).float()
+        network: Any = self._network
+        states = network._swish(network._conv_stem((planes - 127.0) / 128.0))
+        for block in network._blocks:
+            states = block(states)
+        spread, mean = torch.std_mean(states, dim=(2, 3), correction=0)
+        pooled = network._swish(network._conv_head(states)).mean(dim=(2, 3))
+        return torch.cat([pooled, mean, spread, _colours(planes)], dim=1)
 
     def _square(self, image: Image) -> np.ndarray:
         side = (self.image_size, self.image_size)
@@ -196,7 +207,9 @@ class SentenceEncoder(nn.Module):
     def _padded(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
         width = max(map(len, rows), default=0)
         lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
-        ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], dtype=torch.int64).reshape(-1, width)
+        ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], dtype=torch.int64).reshape(
+            len(rows), width
+        )
         mask = torch.arange(width) < lengths[:, None]
         return ids.to(self.device), mask.to(self.device)
 
@@ -226,6 +239,16 @@ class _Layer(nn.Module):
         states = self.attention_norm(states + self.drop(mixed))
         result: Tensor = self.norm(states + self.drop(self.down(functional.gelu(self.up(states)))))
         return result
+
+
+def _colours(planes: Float[Tensor, "images 3 rows columns"]) -> Float[Tensor, "images 112"]:
+    """Histogram and layout of the colours of pictures whose values go from 0 to 255."""
+    cells = functional.adaptive_avg_pool2d(planes, 16).flatten(2)
+    bins = (cells / 64.0).long().clamp(0, 3)
+    joint = (bins[:, 0] * 4 + bins[:, 1]) * 4 + bins[:, 2]
+    histogram = functional.one_hot(joint, 64).float().mean(dim=1)
+    layout = functional.adaptive_avg_pool2d(planes, 4).permute(0, 2, 3, 1).flatten(1) / 255.0
+    return torch.cat([histogram.sqrt(), layout], dim=1)
 
 
 def fingerprint(*parts: str | bytes) -> str:

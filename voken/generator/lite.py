@@ -232,6 +232,9 @@ class LiteGenerator(nn.Module):
     def _aim(self, texts: Sequence[str], vectors: Float[Tensor, "queries dim"]) -> Float[Tensor, "queries e"]:
         if not self.config.query_vector:
             return torch.zeros(len(vectors), self.entries.shape[2], device=self.device)
+        if self.training and self.config.query_noise:
+            spread = self.config.query_noise * vectors.shape[1] ** -0.5
+            vectors = normalize(vectors + spread * torch.randn_like(vectors), dim=-1)
         aim: Tensor = self.to_code(vectors)
         if not (self.config.memory_weight and len(self.memory_vectors)):
             return aim

@@ -1,0 +1,444 @@
+"""How many pairs a second does stage 2 train on, beside the naive form?
+
+The naive form is what the pieces give without voken: vokens appended to T5's vocabulary, one-hot targets,
+`T5ForConditionalGeneration` and transformers' own `Trainer`. Ours is the `lite` family (a frozen sentence
+encoder, a shallow decoder) and, between the two, the `t5` family at the naive form's exact size.
+
+"The same size": T5 gets MiniLM's shape (6 encoder layers, 384 wide, 1,536 inside) with two decoder layers and a
+vocabulary of 32,128 + N, so that its parameters are as many as the sentence encoder's and the decoder's of
+`lite` together, within a few per cent; both counts are printed. The T5 texts are cut by MiniLM's word pieces, so that
+both read the same number of tokens; the naive form's are cut beforehand, ours while training.
+
+Every row of every round runs in a process of its own (the allocator's options belong to a process), rows
+interleaved; medians over rounds. Warm-up steps are not counted, nor is reading the texts once, which `lite` does
+before its first step: the last column counts it in, for a run of the default preset's epochs.
+
+    python benchmarks/training_step.py --json out.json
+    python benchmarks/training_step.py --data emoji --levels 8 --codebook-size 256
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Int32
+
+PICTURES = 1024
+CAPTIONS = 2
+T5_WORDS = 32_128
+NAIVE = "naive"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What every row trains on."""
+
+    levels: int
+    codebook_size: int
+    batch_size: int
+    threads: int
+    data: str
+    naive_steps: int
+    lite_steps: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One row in one round."""
+
+    pairs_per_second: float
+    parameters: int
+    trained: int
+    read_texts_seconds: float
+    """Seconds to read one text, once; 0 where texts are read in every step."""
+    peak_megabytes: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is trained, and how."""
+
+    family: str
+    keep_freed_memory: bool = True
+    autocast: bool = True
+    remember_texts: bool = True
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+_SOFT: dict[str, Any] = {"targets": "soft", "query_vector": True, "memory_weight": 0.6}
+ROWS = {
+    NAIVE: Row("naive", keep_freed_memory=False, autocast=False),
+    "naive + freed memory kept": Row("naive", autocast=False),
+    "naive + bf16": Row("naive", keep_freed_memory=False),
+    "naive + both": Row("naive"),
+    "t5, float32, freed memory returned": Row("t5", keep_freed_memory=False, autocast=False),
+    "t5": Row("t5"),
+    "lite, float32": Row("lite", autocast=False),
+    "lite, freed memory returned": Row("lite", keep_freed_memory=False),
+    "lite, texts read in every step": Row("lite", remember_texts=False),
+    "lite": Row("lite"),
+    "lite, soft targets, query vector, memory": Row("lite", settings=_SOFT),
+    "lite, the same, L_dis": Row(
+        "lite", settings=_SOFT | {"epochs": 0, "discrimination": "staged", "discrimination_epochs": 1}
+    ),
+}
+
+
+def main() -> None:
+    """Measure, print a table, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="", help="a data set folder whose captions are the texts; default: synthetic")
+    parser.add_argument("--levels", type=int, default=4, help="M")
+    parser.add_argument("--codebook-size", type=int, default=1024, help="N")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--naive-steps", type=int, default=6, help="steps counted of the T5 rows")
+    parser.add_argument("--lite-steps", type=int, default=40, help="steps counted of the lite rows")
+    parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS), metavar="ROW")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--worker", choices=list(ROWS), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    names = [field.name for field in dataclasses.fields(Workload)]
+    workload = Workload(**{name: getattr(options, name) for name in names})
+    if options.worker:
+        print(json.dumps(dataclasses.asdict(measure(ROWS[options.worker], workload))))
+        return
+    rounds: dict[str, list[Measured]] = {name: [] for name in options.rows}
+    for number in range(options.rounds):
+        for name in options.rows:
+            rounds[name].append(_in_its_own_process(name, sys.argv[1:]))
+            print(f"round {number + 1}  {name}: {rounds[name][-1].pairs_per_second:.1f} pairs/s", file=sys.stderr)
+    print(table(rounds))
+    if options.json:
+        options.json.write_text(json.dumps(_report(rounds, workload), indent=2) + "\n", encoding="utf-8")
+
+
+def measure(row: Row, workload: Workload) -> Measured:
+    """Train `row` for its steps in this process."""
+    if row.keep_freed_memory:
+        from voken.allocator import keep_freed_memory
+
+        keep_freed_memory()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    warnings.filterwarnings("ignore")
+    import torch
+
+    torch.set_num_threads(workload.threads)
+    torch.manual_seed(0)
+    texts = caption_texts(workload.data)
+    run = {"naive": _naive, "t5": _ours, "lite": _ours}[row.family]
+    return run(row, workload, texts)
+
+
+def caption_texts(data: str) -> list[str]:
+    """CAPTIONS texts for each of PICTURES pictures: of a data set, or made up, 4 to 16 words long."""
+    random = np.random.default_rng(0)
+    if data:
+        from voken.data.captions import read_dataset
+
+        found = [caption for image in read_dataset(Path(data)).images for caption in image.captions]
+        return [found[row] for row in random.integers(len(found), size=PICTURES * CAPTIONS)]
+    words = [
+        "a",
+        "the",
+        "small",
+        "red",
+        "old",
+        "two",
+        "dogs",
+        "cat",
+        "house",
+        "tree",
+        "on",
+        "under",
+        "hill",
+        "runs",
+        "with",
+    ]
+    lengths = random.integers(4, 17, size=PICTURES * CAPTIONS)
+    return [" ".join(random.choice(words, length)) for length in lengths]
+
+
+def _naive(row: Row, workload: Workload, texts: Sequence[str]) -> Measured:
+    import torch
+    from transformers import T5ForConditionalGeneration, Trainer, TrainerCallback, TrainingArguments
+
+    model = T5ForConditionalGeneration(_t5_config(T5_WORDS + workload.codebook_size))
+    tokens = _tokenizer()([texts[CAPTIONS * picture] for picture in range(PICTURES)])["input_ids"]
+    vokens = _vokens(workload)
+    # As the vocabulary's appended words, and closed by </s>: what a user of the library would write.
+    examples = [
+        {"input_ids": ids, "labels": [*(T5_WORDS + row).tolist(), 1]} for ids, row in zip(tokens, vokens, strict=True)
+    ]
+    clock = _Clock(warm=2)
+
+    class Stamp(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            clock.step()
+
+    def collate(batch: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        ids = [torch.tensor(example["input_ids"]) for example in batch]
+        padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
+        labels = torch.tensor([example["labels"] for example in batch])
+        return {"input_ids": padded, "attention_mask": (padded != 0).long(), "labels": labels}
+
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=workload.batch_size,
+            max_steps=clock.warm + workload.naive_steps,
+            learning_rate=1e-3,
+            use_cpu=True,
+            bf16=row.autocast,
+            report_to="none",
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+        )
+        Trainer(model=model, args=arguments, train_dataset=examples, data_collator=collate, callbacks=[Stamp()]).train()
+    return _measured(clock, workload, model, 0.0, 0)
+
+
+def _ours(row: Row, workload: Workload, texts: Sequence[str]) -> Measured:
+    from voken.config import GeneratorConfig
+    from voken.generator.pairs import SoftTargets, ValidationQueries, VokenPairs
+    from voken.generator.train import train_generator
+
+    vokens = _vokens(workload)
+    steps = workload.lite_steps if row.family == "lite" else workload.naive_steps
+    clock = _Clock(warm=5 if row.family == "lite" else 2)
+    epochs = -(-(clock.warm + steps) * workload.batch_size // PICTURES)
+    config = GeneratorConfig(
+        family="lite" if row.family == "lite" else "t5",
+        batch_size=workload.batch_size,
+        autocast=row.autocast,
+        discrimination="none",
+        patience=0,
+        epochs=epochs,
+    )
+    config = dataclasses.replace(config, **row.settings)
+    if config.discrimination == "staged":
+        config = dataclasses.replace(config, discrimination_epochs=epochs)
+    model, read_seconds, frozen = _lite(row, workload, config, texts) if row.family == "lite" else _t5(workload)
+    soft = None
+    if config.targets == "soft":
+        entries = (vokens[..., None] + np.arange(32)) % workload.codebook_size
+        soft = SoftTargets(entries.astype(np.int32), np.full(entries.shape, 1 / 32, np.float32))
+    pairs = VokenPairs(
+        texts=texts,
+        vokens=vokens,
+        concepts=np.arange(PICTURES),
+        pairs=np.stack([np.arange(len(texts)) // CAPTIONS, np.arange(len(texts))], 1),
+        soft=soft,
+    )
+    nothing = ValidationQueries([], vokens, np.empty((0, 2), np.int64))
+
+    def stamp(what: str, done: int, total: int) -> None:
+        clock.step()
+        if clock.steps >= clock.warm + steps:
+            raise _EnoughError
+
+    with suppress(_EnoughError):
+        train_generator(model, pairs, nothing, config, seed=0, progress=stamp)
+    return _measured(clock, workload, model, read_seconds, frozen)
+
+
+class _EnoughError(Exception):
+    """Ends a training run that has been measured."""
+
+
+def _lite(row: Row, workload: Workload, config: Any, texts: Sequence[str]) -> tuple[Any, float, int]:
+    from voken.config import EncoderConfig
+    from voken.encoders.text_reader import RememberedTexts
+    from voken.encoders.two_tower import TwoTowerEncoder, TwoTowerHead
+    from voken.generator.lite import CaptionMemory, LiteGenerator
+
+    encoder = TwoTowerEncoder(TwoTowerHead(EncoderConfig()))
+    model = LiteGenerator(encoder, _codebooks(workload, encoder.dim), config)
+    read_seconds = 0.0
+    encoder.read_texts(texts[:8], max_tokens=config.max_query_tokens)  # loads it
+    start = time.perf_counter()
+    remembered = RememberedTexts(encoder, texts, max_tokens=config.max_query_tokens)
+    if row.remember_texts:
+        read_seconds = (time.perf_counter() - start) / len(set(texts))
+        model.begin_training(remembered)
+    if config.memory_weight:
+        vectors = remembered.read_texts(texts, max_tokens=config.max_query_tokens).vectors.numpy()
+        own = {text: np.arange(CAPTIONS) + row // CAPTIONS * CAPTIONS for row, text in enumerate(texts)}
+        model.memorize(CaptionMemory(texts, vectors, vectors, own))
+    # The head's picture tower has no part in this; the sentence encoder reads every text.
+    return model, read_seconds, sum(weight.numel() for weight in encoder.sentences.parameters())
+
+
+def _t5(workload: Workload) -> tuple[Any, float, int]:
+    from transformers import T5ForConditionalGeneration
+
+    from voken.generator.t5 import T5StepModel
+
+    with tempfile.TemporaryDirectory() as folder:
+        T5ForConditionalGeneration(_t5_config(T5_WORDS)).save_pretrained(folder)
+        _tokenizer().save_pretrained(folder)
+        return T5StepModel.from_pretrained(folder, _codebooks(workload, 256)), 0.0, 0
+
+
+def _t5_config(words: int) -> Any:
+    from transformers import T5Config
+
+    config = T5Config(
+        vocab_size=words,
+        d_model=384,
+        d_kv=64,
+        num_heads=6,
+        d_ff=1536,
+        num_layers=6,
+        num_decoder_layers=2,
+    )
+    config.decoder_start_token_id = 0
+    return config
+
+
+def _tokenizer() -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    from voken.encoders.builtin import sentence_folder
+
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_file=str(sentence_folder() / "tokenizer.json"), pad_token="[PAD]", unk_token="[UNK]"
+    )
+
+
+def _vokens(workload: Workload) -> Int32[np.ndarray, "pictures M"]:
+    random = np.random.default_rng(1)
+    return random.integers(workload.codebook_size, size=(PICTURES, workload.levels), dtype=np.int32)
+
+
+def _codebooks(workload: Workload, width: int) -> Float32[np.ndarray, "M N width"]:
+    shape = (workload.levels, workload.codebook_size, width)
+    return np.random.default_rng(2).standard_normal(shape, dtype=np.float32) / np.float32(width**0.5)
+
+
+class _Clock:
+    """When each step ended."""
+
+    def __init__(self, *, warm: int) -> None:
+        self.warm = warm
+        self.steps = 0
+        self._since = self._last = 0.0
+
+    def step(self) -> None:
+        self.steps += 1
+        self._last = time.perf_counter()
+        if self.steps == self.warm:
+            self._since = self._last
+
+    @property
+    def steps_per_second(self) -> float:
+        return (self.steps - self.warm) / (self._last - self._since)
+
+
+def _measured(clock: _Clock, workload: Workload, model: Any, read_seconds: float, frozen: int) -> Measured:
+    trained = sum(weight.numel() for weight in model.parameters())
+    return Measured(
+        pairs_per_second=clock.steps_per_second * workload.batch_size,
+        parameters=trained + frozen,
+        trained=trained,
+        read_texts_seconds=read_seconds,
+        peak_megabytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    )
+
+
+def _in_its_own_process(name: str, arguments: list[str]) -> Measured:
+    command = [sys.executable, __file__, *arguments, "--worker", name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{name} failed:\n{done.stderr}")
+    return Measured(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def table(rounds: dict[str, list[Measured]]) -> str:
+    """Markdown, a line a row, medians over rounds, ratios to the naive form."""
+    heads = [
+        "",
+        "parameters",
+        "trained",
+        "pairs/s",
+        "least … most",
+        "× naive",
+        "peak memory",
+        "pairs/s, texts' reading in",
+    ]
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
+    naive = _median(rounds.get(NAIVE, []), lambda one: one.pairs_per_second)
+    for name, found in rounds.items():
+        speeds = [one.pairs_per_second for one in found]
+        speed = statistics.median(speeds)
+        lines.append(
+            [
+                name,
+                f"{found[0].parameters / 1e6:.1f} M",
+                f"{found[0].trained / 1e6:.1f} M",
+                f"{speed:,.0f}",
+                f"{min(speeds):,.0f} … {max(speeds):,.0f}",
+                f"{speed / naive:.1f}" if naive else "",
+                f"{_median(found, lambda one: one.peak_megabytes):,.0f} MB",
+                f"{_with_reading(found):,.0f}",
+            ]
+        )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _with_reading(found: list[Measured]) -> float:
+    """Pairs a second of a run of the default preset's epochs that first reads every caption once."""
+    from voken.config import preset
+
+    settings = preset("default").generator
+    epochs = settings.epochs + settings.discrimination_epochs
+    step = 1 / _median(found, lambda one: one.pairs_per_second)
+    return 1 / (step + _median(found, lambda one: one.read_texts_seconds) * CAPTIONS / epochs)
+
+
+def _median(found: list[Measured], value: Callable[[Measured], float]) -> float:
+    return statistics.median(map(value, found)) if found else 0.0
+
+
+def _report(rounds: dict[str, list[Measured]], workload: Workload) -> dict[str, Any]:
+    from voken.evaluation.machine import Machine
+
+    naive = _median(rounds.get(NAIVE, []), lambda one: one.pairs_per_second)
+    rows = {
+        name: {
+            "pairs_per_second": _median(found, lambda one: one.pairs_per_second),
+            "times_naive": _median(found, lambda one: one.pairs_per_second) / naive if naive else None,
+            "with_reading": _with_reading(found),
+            "rounds": [dataclasses.asdict(one) for one in found],
+        }
+        for name, found in rounds.items()
+    }
+    return {
+        "benchmark": "training_step",
+        "workload": dataclasses.asdict(workload) | {"pictures": PICTURES, "captions": CAPTIONS},
+        "machine": dataclasses.asdict(Machine.here()),
+        "rows": rows,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,568 @@
+"""The command line: parse, call, print. What is heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from voken.console import printable, progress_bars, shown
+from voken.errors import ConfigError, VokenError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from voken.data.images import Skipped
+    from voken.encoders.cache import VectorCache
+    from voken.image_tokenizer.report import TokenizerReport
+
+_RESUMING = {"data", "fit", "index", "demo"}
+_SKIPPED_SHOWN = 3
+
+
+class _Commands(TyperGroup):
+    """Turns what voken raises on purpose, and Ctrl-C, into a line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; 1 for a `VokenError`, 130 for Ctrl-C."""
+        try:
+            return super().invoke(ctx)
+        except VokenError as error:
+            typer.secho(f"error: {printable(' '.join(str(error).split()))}", fg=typer.colors.RED, err=True)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            again = " The same command goes on from here." if ctx.invoked_subcommand in _RESUMING else ""
+            typer.secho(f"stopped.{again}", fg=typer.colors.YELLOW, err=True)
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            # whoever read us has what it wanted (`voken search … | head`); Python must not flush into nothing
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+
+
+app = typer.Typer(
+    name="voken",
+    cls=_Commands,
+    help="Text-to-image search by generation: pictures become short sequences of visual tokens (vokens), "
+    "and a language model writes the sequences that answer a query.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+tokenizer_app = typer.Typer(name="tokenizer", help="The image tokenizer (stage 1) by itself.", no_args_is_help=True)
+app.add_typer(tokenizer_app)
+
+_Model = Annotated[Path, typer.Option("--model", "-m", help="Folder of a trained model.", show_default=False)]
+_Cache = Annotated[
+    Path | None,
+    typer.Option("--cache", help="Folder that keeps vectors of pictures, so that none is encoded twice."),
+]
+_Images = Annotated[
+    Path | None, typer.Option("--images", help="Folder of the pictures, where a Karpathy .json lies elsewhere.")
+]
+_Threads = Annotated[int, typer.Option("--threads", min=0, help="Processor threads; 0: as many as there are cores.")]
+_Device = Annotated[str, typer.Option("--device", help="Where the networks run: cpu, cuda, cuda:1, mps.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")]
+_Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="List every picture that was left out.")]
+_Split = Annotated[str, typer.Option("--split", help="Which part of the data set: train, validation or test.")]
+
+
+def main() -> None:
+    """The entry point."""
+    app()
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"voken {version('voken-search')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog="Example: voken data emoji emoji --seed 0")
+def data(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="emoji, icons (tagged, for quality) or icons-all (for scale).")
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to draw it; made if it is not there.")],
+    seed: Annotated[int, typer.Option(help="Draws the split into train, validation and test.")] = 0,
+    size: Annotated[int | None, typer.Option(min=8, help="Side in pixels. (default: emoji 128, icons 64)")] = None,
+    demo: Annotated[bool, typer.Option("--demo", help="emoji only: two hands instead of nine.")] = False,
+    as_json: _Json = False,
+    verbose: _Verbose = False,
+) -> None:
+    """Draw a data set of captioned pictures: emoji, or icons.
+
+    The drawings come by npm once and are kept; the result is a folder with metadata.jsonl, split by concept.
+    """
+    from voken.data.sources import emoji, icons
+
+    if name not in ("emoji", "icons", "icons-all"):
+        raise ConfigError(f"{name!r}: no such data set. There are: emoji, icons, icons-all.")
+    if demo and name != "emoji":
+        raise ConfigError(f"--demo: {name} has no smaller selection; only emoji has.")
+    with progress_bars() as progress:
+        if name == "emoji":
+            vendors = emoji.DEMO_VENDORS if demo else tuple(emoji.VENDORS)
+            made = emoji.build(folder, seed=seed, size=size or 128, vendors=vendors, progress=progress)
+        else:
+            build = icons.build if name == "icons" else icons.build_all
+            made = build(folder, seed=seed, size=size or 64, progress=progress)
+    splits = {split: sum(image.split == split for image in made.images) for split in ("train", "validation", "test")}
+    if as_json:
+        _print_json(
+            {
+                "folder": str(made.root),
+                "pictures": len(made),
+                "concepts": len(made.concepts),
+                "splits": splits,
+                "skipped": _as_dicts(made.skipped),
+            }
+        )
+        return
+    counts = ", ".join(f"{count:,} {split}" for split, count in splits.items() if count)
+    typer.echo(f"{shown(made.root)}: {len(made):,} pictures of {len(made.concepts):,} concepts ({counts})")
+    _tell_skipped(made.skipped, verbose)
+    if splits["train"]:
+        _tell_next("fit", made.root, "--out", f"{made.root.name}.model")
+
+
+@app.command(epilog="Example: voken fit emoji --out emoji.model --set tokenizer.levels=6")
+def fit(
+    dataset: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="DATA",
+            help="A folder with metadata.jsonl (file_name and captions a line), or a Karpathy dataset_*.json.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to save the model in.", show_default=False)
+    ] = None,
+    preset: Annotated[
+        str, typer.Option(help="Settings to start from: default, paper, paper-lite or demo.")
+    ] = "default",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Change one setting, e.g. tokenizer.levels=6. Repeatable."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything that is drawn at random.")] = 0,
+    show_config: Annotated[bool, typer.Option("--show-config", help="Print every setting as JSON and leave.")] = False,
+    images: _Images = None,
+    cache: _Cache = None,
+    threads: _Threads = 0,
+    device: _Device = "cpu",
+    as_json: _Json = False,
+    verbose: _Verbose = False,
+) -> None:
+    """Train a model on captioned pictures.
+
+    The train split trains and the validation split chooses (a tenth is set aside where there is none).
+    Stopped at any time, the same command goes on from where it was.
+    """
+    from voken.config import preset as named
+
+    config = named(preset).override({"seed": str(seed), **_assignments(settings or [])})
+    if show_config:
+        _print_json(config.to_dict())
+        return
+    if dataset is None:
+        raise ConfigError("DATA is missing: name the folder with metadata.jsonl. `voken fit --help` says more.")
+    if out is None:
+        raise ConfigError("--out is missing: name the folder to save the model in.")
+    from voken.data.captions import read_dataset
+    from voken.fit import fit as train
+
+    given = read_dataset(dataset, images)
+    _use_threads(threads)
+    began = time.perf_counter()
+    with progress_bars() as progress:
+        model = train(given, out, config, cache=_cache(cache), device=device, progress=progress)
+    seconds = time.perf_counter() - began
+    said = model.validation
+    skipped = [_skipped(one) for one in said.get("skipped", [])]
+    if as_json:
+        _print_json(
+            {
+                "model": str(out),
+                "fingerprint": model.fingerprint,
+                "seconds": round(seconds, 3),
+                "config": config.to_dict(),
+                "validation": said,
+            }
+        )
+        return
+    pictures = said.get("pictures", {})
+    counts = ", ".join(f"{count:,} {side}" for side, count in pictures.items())
+    typer.echo(f"{shown(out)}: trained on {counts} pictures in {_duration(seconds)}")
+    if recall := _best_recall(said):
+        typer.echo(f"Mean of R@1, R@5 and R@10 on validation, by log-probability alone: {100 * recall:.1f}%")
+    _tell_skipped(skipped, verbose)
+    _tell_next("index", "PICTURES", "--model", out, "--out", "COLLECTION")
+
+
+@app.command(epilog="Example: voken index ~/photos --model emoji.model --out photos.voken")
+def index(
+    pictures: Annotated[
+        Path, typer.Argument(metavar="PICTURES", help="A folder of pictures, however deep, or a data set.")
+    ],
+    model: _Model,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to save the collection in.", show_default=False)],
+    split: Annotated[str | None, typer.Option("--split", help="Of a data set, this part only.")] = None,
+    vectors: Annotated[
+        bool, typer.Option(help="Keep a vector a picture, for the best ranking; without, a few bytes do.")
+    ] = True,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a collection that is there already.")] = False,
+    images: _Images = None,
+    cache: _Cache = None,
+    threads: _Threads = 0,
+    device: _Device = "cpu",
+    as_json: _Json = False,
+    verbose: _Verbose = False,
+) -> None:
+    """Make pictures ready to be searched. No caption is needed or read.
+
+    Pictures that cannot be read are left out and counted. Stopped at any time, the same command goes on.
+    """
+    from voken.collection.store import Collection
+    from voken.data.captions import read_dataset
+    from voken.evaluation.metrics import collision_rate
+    from voken.model import Model
+
+    given = read_dataset(pictures, images)
+    if split is not None:
+        given = given.split(split)
+    _use_threads(threads)
+    began = time.perf_counter()
+    with progress_bars() as progress:
+        made = Collection.create(
+            out,
+            given,
+            Model.load(model, device=device),
+            vectors=vectors,
+            model_folder=model,
+            cache=_cache(cache),
+            replace=replace,
+            progress=progress,
+        )
+    seconds = time.perf_counter() - began
+    if as_json:
+        _print_json(
+            {
+                "collection": str(out),
+                "pictures": len(made),
+                "sequences": made.trie.sequences,
+                "collision_rate": collision_rate(made.vokens),
+                "bytes_per_picture": round(made.bytes_per_picture, 2),
+                "with_vectors": made.vectors is not None,
+                "seconds": round(seconds, 3),
+                "skipped": _as_dicts(made.skipped),
+            }
+        )
+        return
+    typer.echo(
+        f"{shown(out)}: {len(made):,} pictures, {made.trie.sequences:,} voken sequences, "
+        f"{made.bytes_per_picture:,.0f} bytes a picture, in {_duration(seconds)}"
+    )
+    _tell_skipped(made.skipped, verbose)
+    _tell_next("search", out, "what the picture shows")
+
+
+@app.command(epilog='Example: voken search photos.voken "two dogs on a beach" -k 5')
+def search(
+    collection: Annotated[Path, typer.Argument(metavar="COLLECTION", help="Folder that `voken index` saved.")],
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="What the picture shows, in plain words.")],
+    k: Annotated[int, typer.Option("-k", min=1, help="How many pictures to answer.")] = 10,
+    readout: Annotated[
+        str | None,
+        typer.Option(
+            help="Rank by generate (log-probability), voken (+ cosine with the rebuilt vector) or vector (+ cosine "
+            "with the stored vector). (default: the best that the collection allows)"
+        ),
+    ] = None,
+    beams: Annotated[
+        int | None, typer.Option(min=1, help="Sequences kept while writing. (default: the model's, at least k)")
+    ] = None,
+    files_only: Annotated[bool, typer.Option("--files-only", "-f", help="Print paths only, one a line.")] = False,
+    model: Annotated[
+        Path | None, typer.Option("--model", "-m", help="The model, where it is no longer where it was.")
+    ] = None,
+    device: _Device = "cpu",
+    as_json: _Json = False,
+) -> None:
+    """Find pictures by words."""
+    import dataclasses
+
+    from voken.collection.store import Collection
+    from voken.model import Model
+    from voken.search import Searcher
+
+    if readout not in (None, "generate", "voken", "vector"):
+        raise ConfigError(f"--readout: {readout!r} is not generate, voken or vector.")
+    opened = Collection.open(collection)
+    loaded = Model.load(opened.find_model() if model is None else model, device=device)
+    searcher = Searcher(loaded, opened)
+    changes: dict[str, Any] = {"readout": readout, "beams": beams}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if changes:
+        searcher = Searcher(loaded, opened, dataclasses.replace(searcher.search_config, **changes))
+    began = time.perf_counter()
+    (hits,) = searcher.search([query], k)
+    seconds = time.perf_counter() - began
+    if as_json:
+        ranked = [{"rank": rank, **asdict(hit)} for rank, hit in enumerate(hits, start=1)]
+        _print_json(
+            {
+                "query": query,
+                "readout": searcher.search_config.readout,
+                "seconds": round(seconds, 4),
+                "hits": ranked,
+            }
+        )
+    elif files_only:
+        # file names need not be text; what they are is what the next program must get
+        sys.stdout.buffer.write(b"".join(os.fsencode(hit.path) + b"\n" for hit in hits))
+        sys.stdout.flush()
+    else:
+        typer.echo(f"{'rank':>4}  {'score':>8}  path")
+        for rank, hit in enumerate(hits, start=1):
+            typer.echo(f"{rank:>4}  {hit.score:>8.3f}  {shown(hit.path)}")
+
+
+@app.command(name="eval", epilog="Example: voken eval --model emoji.model --data emoji --json emoji.json")
+def evaluate(
+    model: _Model,
+    dataset: Annotated[Path, typer.Option("--data", "-d", help="A data set with captions.", show_default=False)],
+    json_out: Annotated[
+        Path | None, typer.Option("--json", metavar="OUT", help="Write every figure as JSON into this file.")
+    ] = None,
+    split: _Split = "test",
+    all_pictures: Annotated[
+        bool, typer.Option("--all-pictures", help="All pictures are the pool, not one of each concept.")
+    ] = False,
+    every_caption: Annotated[
+        bool,
+        typer.Option("--every-caption", help="Each caption of each picture is a query, as published tables count."),
+    ] = False,
+    beams: Annotated[int | None, typer.Option(min=1, help="Beams of the search. (default: the model's)")] = None,
+    seed: Annotated[int, typer.Option(help="Draws the one picture of each concept.")] = 0,
+    per_query: Annotated[bool, typer.Option("--per-query", help="Put every query's result into the JSON too.")] = False,
+    trec: Annotated[Path | None, typer.Option("--trec", metavar="DIR", help="Write TREC run and qrels files.")] = None,
+    images: _Images = None,
+    cache: _Cache = None,
+    threads: _Threads = 0,
+    device: _Device = "cpu",
+    verbose: _Verbose = False,
+) -> None:
+    """Measure recall, as docs/protocol.md says.
+
+    Five rows: exact search with the encoder's vectors, the same with vectors rebuilt from vokens (the ceiling),
+    and the model's three read-outs.
+    """
+    from voken.artifact import write_json
+    from voken.data.captions import read_dataset
+    from voken.evaluation.benchmark import TWO_TOWER, benchmark
+    from voken.evaluation.tables import results_table
+    from voken.evaluation.trec import write_qrels, write_run
+    from voken.model import Model
+
+    given = read_dataset(dataset, images)
+    _use_threads(threads)
+    with progress_bars() as progress:
+        found = benchmark(
+            Model.load(model, device=device),
+            given,
+            split=split,
+            one_per_concept=not all_pictures,
+            distinct=not every_caption,
+            seed=seed,
+            beams=beams,
+            cache=_cache(cache),
+            progress=progress,
+        )
+    rows = [row.to_dict(per_query=per_query) for row in found.rows]
+    if trec is not None:
+        write_qrels(trec / "qrels.txt", found.rows[0].queries)
+        for row in found.rows:
+            tag = (row.conditions.readout or row.conditions.system).replace(",", "").replace(" ", "-")
+            write_run(trec / f"{tag}.run.txt", row.queries, row.answers, tag=tag)
+    if json_out is not None:
+        json_out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(
+            json_out,
+            {
+                "model": str(model),
+                "data": str(dataset),
+                "split": split,
+                "pool_seed": seed,
+                "rows": rows,
+                "skipped": _as_dicts(found.skipped),
+            },
+        )
+    typer.echo(results_table(rows, base=TWO_TOWER))
+    _tell_skipped(found.skipped, verbose)
+
+
+@tokenizer_app.command(epilog="Example: voken tokenizer report --model emoji.model --data emoji")
+def report(
+    model: _Model,
+    dataset: Annotated[Path, typer.Option("--data", "-d", help="Pictures, with captions or without.")],
+    split: Annotated[str | None, typer.Option("--split", help="Of a data set, this part only.")] = None,
+    images: _Images = None,
+    cache: _Cache = None,
+    threads: _Threads = 0,
+    device: _Device = "cpu",
+    as_json: _Json = False,
+    verbose: _Verbose = False,
+) -> None:
+    """Say whether the tokenizer is good enough for these pictures.
+
+    How each level's codebook is used, how many pictures share a sequence, what is lost in rebuilding, and, with
+    captions, the recall that a search over the vokens could reach.
+    """
+    from voken.collection.picture_vectors import picture_vectors
+    from voken.data.captions import read_dataset
+    from voken.errors import EmptyDataError
+    from voken.fit import side_of
+    from voken.image_tokenizer.report import report as measure
+    from voken.model import Model
+
+    given = read_dataset(dataset, images)
+    if split is not None:
+        given = given.split(split)
+    _use_threads(threads)
+    loaded = Model.load(model, device=device)
+    with progress_bars() as progress:
+        encoded = picture_vectors(
+            loaded.encoder, [image.path for image in given.images], cache=_cache(cache), progress=progress
+        )
+    if not len(encoded.kept):
+        raise EmptyDataError(f"{given.root}: none of the {len(given)} pictures can be read.")
+    side = side_of([given.images[row] for row in encoded.kept], encoded.vectors, loaded.encoder.encode_texts)
+    found = measure(loaded.tokenizer, side.images, side.texts, side.pairs[:, ::-1].copy())
+    if as_json:
+        _print_json({**asdict(found), "skipped": _as_dicts(encoded.skipped)})
+        return
+    _print_report(found)
+    _tell_skipped(encoded.skipped, verbose)
+
+
+@app.command(epilog="Example: voken demo --out demo")
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for data, model, collection and page.")] = Path(
+        "demo"
+    ),
+    seed: Annotated[int, typer.Option(help="Seed of the split and the training.")] = 0,
+    threads: _Threads = 0,
+) -> None:
+    """See it work: draw emoji, train both stages, search emoji never seen, and write one page with the answers.
+
+    Takes some minutes on two cores. Stopped at any time, the same command goes on.
+    """
+    from voken.demo.run import run
+
+    _use_threads(threads)
+    with progress_bars() as progress:
+        made = run(out, seed=seed, say=typer.echo, progress=progress)
+    typer.echo(f"\nThe page: {shown(made.page)}\n\nGo on with:")
+    for command in made.commands:
+        typer.echo(f"  {command}")
+
+
+def _assignments(settings: list[str]) -> dict[str, str]:
+    assignments = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"--set {setting}: expected NAME=VALUE, e.g. --set tokenizer.levels=6.")
+        assignments[name.strip()] = value.strip()
+    return assignments
+
+
+def _cache(folder: Path | None) -> VectorCache:
+    from voken.encoders.cache import VectorCache
+
+    if folder is None:
+        base = os.environ.get("XDG_CACHE_HOME")
+        folder = (Path(base) if base else Path.home() / ".cache") / "voken" / "vectors"
+    return VectorCache(folder)
+
+
+def _use_threads(threads: int) -> None:
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def _best_recall(said: dict[str, Any]) -> float | None:
+    history = said.get("generator", {})
+    epochs, best = history.get("epochs", []), history.get("best", -1)
+    recall = epochs[best]["recall"] if epochs and best >= 0 else history.get("untrained_recall")
+    return None if recall is None else float(recall)
+
+
+def _skipped(one: dict[str, str]) -> Skipped:
+    from voken.data.images import Skipped
+
+    return Skipped(**one)
+
+
+def _as_dicts(skipped: Sequence[Skipped]) -> list[dict[str, str]]:
+    return [asdict(one) for one in skipped]
+
+
+def _tell_skipped(skipped: Sequence[Skipped], verbose: bool) -> None:
+    """What was left out, on standard error: the first few, or all."""
+    if not skipped:
+        return
+    typer.secho(f"{len(skipped):,} left out:", fg=typer.colors.YELLOW, err=True)
+    for one in skipped if verbose else skipped[:_SKIPPED_SHOWN]:
+        typer.echo(f"  {printable(one.path)}: {printable(one.reason)}", err=True)
+    if not verbose and len(skipped) > _SKIPPED_SHOWN:
+        typer.echo(f"  … and {len(skipped) - _SKIPPED_SHOWN:,} more (--verbose lists them)", err=True)
+
+
+def _tell_next(*words: object) -> None:
+    typer.echo(f"Next: {shlex.join(['voken', *map(str, words)])}")
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+
+
+def _print_json(value: object) -> None:
+    typer.echo(json.dumps(value, indent=2))
+
+
+def _print_report(found: TokenizerReport) -> None:
+    typer.echo(f"{found.pictures:,} pictures, {found.sequences:,} distinct sequences of {found.bits:.0f} bits")
+    typer.echo(f"pictures that share a sequence    {100 * found.collision_rate:.1f}%")
+    typer.echo(f"mean cosine with the rebuilt      {found.cosine:.3f}")
+    typer.echo(f"mean squared error of the rebuilt {found.reconstruction_error:.3f}")
+    typer.echo("\nlevel  entries used  perplexity")
+    for level in found.levels:
+        typer.echo(f"{level.level:>5}  {level.used:>5} of {level.entries:<5}{level.perplexity:>9.1f}")
+    if found.recall:
+        typer.echo("\nrecall (%)  exact vectors  rebuilt from vokens (the ceiling)")
+        for row in found.recall:
+            typer.echo(f"{f'R@{row.cut}':>10}  {row.exact:>13.1f}  {row.quantized:>19.1f}")

@@ -1,0 +1,63 @@
+"""What the demo asks: a few general phrases, and captions that people gave to the unseen pictures.
+
+A phrase is asked where the pool holds at least two of the concepts that it fits; what the model answers has no
+part in the choice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from voken.data.captions import Dataset
+
+_PHRASES: tuple[tuple[str, str], ...] = (
+    ("a red fruit", "red apple, cherries, strawberry, tomato, watermelon"),
+    ("an animal with wings", "bird, eagle, owl, duck, swan, dove, parrot, bat, butterfly, honeybee, dragon, goose"),
+    ("a wild cat", "tiger, tiger face, leopard, lion, black cat"),
+    ("stormy weather", "tornado, cloud with lightning, cloud with lightning and rain, cyclone, cloud with rain, fog"),
+    ("a musical instrument", "trumpet, trombone, banjo, flute, guitar, violin, saxophone, accordion, long drum, drum"),
+    ("a boat on the water", "sailboat, ship, passenger ship, motor boat, canoe, ferry, speedboat"),
+    ("something cold and sweet to eat", "ice cream, soft ice cream, shaved ice, lollipop, cupcake"),
+    ("it tastes sour", "lemon, lime, grapes, kiwi fruit"),
+    ("a face that is afraid", "fearful face, anguished face, face screaming in fear, anxious face with sweat"),
+    ("an animal of the sea", "whale, spouting whale, fish, squid, octopus, crab, shark, dolphin, tropical fish"),
+    ("a place to pray", "church, mosque, hindu temple, synagogue, kaaba, place of worship"),
+    ("a warm light in the dark", "fire, candle, lamp post, red paper lantern, jack-o-lantern, diya lamp"),
+)
+_GENERAL, _CAPTIONS = 5, 3
+
+
+@dataclass(frozen=True)
+class DemoQuery:
+    """A text, and the concepts that are right answers to it."""
+
+    text: str
+    concepts: frozenset[str]
+    origin: str
+    """Where the text is from, in words for the page."""
+
+
+def demo_queries(pool: Dataset, *, seed: int) -> tuple[DemoQuery, ...]:
+    """At most eight queries for the pictures of `pool`."""
+    present = set(pool.concepts)
+    general = []
+    for text, listed in _PHRASES:
+        fitting = frozenset(listed.split(", ")) & present
+        if len(fitting) >= 2:
+            general.append(DemoQuery(text, fitting, "a general phrase"))
+    captions: dict[str, set[str]] = {}
+    for image in pool.images:
+        for caption in image.captions:
+            if 3 <= len(caption.split()) <= 6 and "," not in caption and caption.isascii():
+                captions.setdefault(caption, set()).add(image.concept)
+
+    def lot(caption: str) -> bytes:
+        return blake2b(f"{seed}:{caption}".encode(), digest_size=8).digest()
+
+    drawn: list[DemoQuery] = []
+    for caption in sorted(captions, key=lot):
+        if all(not captions[caption] & query.concepts for query in drawn):
+            drawn.append(DemoQuery(caption, frozenset(captions[caption]), "a caption of an unseen picture"))
+    general = general[:_GENERAL]
+    return (*general, *drawn[: _GENERAL + _CAPTIONS - len(general)])
