@@ -18,7 +18,7 @@ PINS := $(VENV)/constraints.txt
 .PHONY: demo test lint clean
 
 demo: $(VENV)/.data
-	$(BIN)/voken demo
+	$(BIN)/voken demo --out runs/demo
 
 test: lint
 	$(BIN)/pytest -n $(JOBS)

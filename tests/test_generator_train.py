@@ -320,7 +320,7 @@ def run(checkpoints: Path | None, progress=train.no_progress, seed: int = 0, **s
 
 
 @pytest.mark.parametrize("discrimination", ["staged", "joint"])
-@pytest.mark.parametrize("step", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("step", [1, 3, 4, 6])
 def test_resumed_equals_uninterrupted(tmp_path, monkeypatch, step, discrimination):
     """StoppedError within an epoch, between epochs or between stages, with a checkpoint at every step."""
     expected = run(None, discrimination=discrimination)

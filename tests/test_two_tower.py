@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.cross_decomposition import CCA
 
 from voken.config import EncoderConfig
-from voken.encoders import Encoder, load_encoder
+from voken.encoders import Encoder, load_encoder, two_tower
 from voken.encoders.builtin import PictureFeatures
 from voken.encoders.two_tower import PairedFeatures, TwoTowerEncoder, TwoTowerHead, recall_at, train_two_tower
 from voken.errors import ArtifactError, ArtifactVersionError, ConfigError, CorruptArtifactError, EmptyDataError
@@ -76,6 +76,21 @@ def test_the_closed_form_is_canonical_correlation_analysis():
         overlap = np.abs(np.corrcoef(ours.T, theirs.T)[:4, 4:])
         np.testing.assert_allclose(np.diag(overlap), 1, atol=1e-3)
     np.testing.assert_allclose(head.project_images(train.images), unit(image_side), atol=1e-5)
+
+
+def test_large_sets_are_summed_in_blocks(monkeypatch):
+    train, closed = made_up(60, 1), dataclasses.replace(CONFIG, epochs=0)
+    whole = train_two_tower(train, closed, seed=0).head
+    monkeypatch.setattr(
+        two_tower, "_blocks", lambda rows: (slice(start, start + 7) for start in range(0, rows, 7)), raising=True
+    )
+    parts = train_two_tower(train, closed, seed=0).head
+    np.testing.assert_allclose(parts.project_images(train.images), whole.project_images(train.images), atol=1e-4)
+
+
+def test_one_concept_alone_still_trains():
+    run = train_two_tower(made_up(1, 1), CONFIG, seed=0)
+    assert np.isfinite(run.head.project_images(made_up(2, 2).images)).all()
 
 
 def test_loss_counts_no_picture_of_the_same_concept_as_wrong():
@@ -231,3 +246,13 @@ def test_nothing_there_and_unknown_families(tmp_path):
     (tmp_path / "config.json").write_text('{"family": "newer"}')
     with pytest.raises(ArtifactVersionError, match="newer"):
         load_encoder(tmp_path)
+
+
+def test_vectors_are_float32_under_autocast():
+    """A generator trained in bf16 may read texts as it goes."""
+    head = TwoTowerHead(CONFIG, image_features=20, text_features=12).eval()
+    features = np.random.default_rng(0).normal(size=(3, 12)).astype(np.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        vectors = head.project_texts(features)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(vectors, head.project_texts(features), atol=0.02)

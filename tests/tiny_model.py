@@ -90,6 +90,9 @@ class TinyModel:
     config: RunConfig = field(default_factory=RunConfig)
     fingerprint: str = "f1f2f3"
 
+    def query_vectors(self, texts, state=None):
+        return self.encoder.encode_texts(texts)
+
 
 def tiny_model(levels=2, entries=4, **others):
     torch.manual_seed(0)

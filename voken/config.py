@@ -29,20 +29,19 @@ class EncoderConfig:
     """Side in pixels of the built-in encoder's input; checkpoints bring their own."""
     dim: int = 256
     """Width of the shared space of the built-in pair."""
-    ridge: float = 1.0
-    """Smoothing of the closed form that the two-tower head starts from, as a multiple of the mean variance."""
-    hidden: int = 256
+    hidden: int = 1024
     dropout: float = 0.3
-    epochs: int = 12
-    """Epochs of InfoNCE after the closed form; 0 keeps the closed form."""
+    epochs: int = 40
     batch_size: int = 512
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-3
     weight_decay: float = 0.05
-    temperature: float = 0.1
+    temperature: float = 0.05
     learn_temperature: bool = False
+    noise: float = 0.0
+    """Standard deviation of the noise added to the standardised inputs of the two-tower head while it trains."""
     warmup: float = 0.1
-    averaging: float = 0.98
-    """Decay of the running mean of the head's weights, which is validated and kept; 0: the weights as they are."""
+    averaging: float = 0.0
+    """Decay of the running mean of the head's weights, which is what is validated and kept; 0: the weights as they are."""
     patience: int = 6
     """Epochs without a better validation recall before the two-tower head stops training."""
 

@@ -30,7 +30,9 @@ class StepModel(Protocol):
         ...
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        """Where logits are computed, and where `vokens` and `parents` are expected."""
+        ...
 
     def prefill(self, texts: Sequence[str]) -> Any:
         """Read the queries; return the state that `step` continues from."""

@@ -61,8 +61,11 @@ class VectorCache:
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self.path = self.folder / FILE
-        with storage_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with storage_errors(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise StorageError(f"{self.folder}: a file is in the way. Choose another folder for the cache.") from None
         with self._open() as connection:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version > _VERSION:

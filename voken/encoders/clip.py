@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from PIL.Image import Image
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
 
@@ -57,7 +58,7 @@ class HubEncoder:
             model = model_class.from_pretrained(checkpoint, local_files_only=local, dtype=torch.float32)
             images = image_class.from_pretrained(checkpoint, local_files_only=local)
             texts = AutoTokenizer.from_pretrained(checkpoint, local_files_only=local)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             where = "The folder does not hold all of the model" if local else "It could not be had from the hub"
             raise ArtifactError(
                 f"{checkpoint}: {where} ({str(error).splitlines()[0]}). Pass a folder that holds the model, its "
@@ -127,6 +128,10 @@ class HubEncoder:
                 f"{folder}: the saved encoder cannot be read ({error}). Restore it from a copy or make it again."
             ) from error
         encoder.name = described["name"]
+        if described.get("fingerprint") != encoder.fingerprint:
+            raise CorruptArtifactError(
+                f"{folder}: the weights differ from those saved. Restore the folder from a copy or make it again."
+            )
         return encoder
 
     @torch.inference_mode()

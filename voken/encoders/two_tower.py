@@ -1,8 +1,8 @@
 """Two small heads that bring the built-in pair's features into one space, and the encoder they make.
 
-A closed-form start, canonical correlation analysis, then InfoNCE both ways (Radford et al. 2021, "Learning
-transferable visual models from natural language supervision", section 2.3) over frozen features. Pictures and
-texts of one concept are never each other's negatives. The head trains in seconds on one core.
+InfoNCE both ways (Radford et al. 2021, "Learning transferable visual models from natural language
+supervision", section 2.3) over frozen features. Pictures and texts of one concept are never each
+other's negatives. The head is a few million numbers and trains in seconds on one core.
 """
 
 from __future__ import annotations
@@ -80,38 +80,28 @@ class TwoTowerRun:
 
 
 class Tower(nn.Module):
-    """Features to the shared space: a fixed change of coordinates, then a linear map plus a small MLP, L2-normalised.
-
-    It starts as the linear map alone, which passes the first `dim` coordinates on as they are.
-    """
+    """Features to the shared space: standardise, then a linear map plus a small MLP, then L2-normalise."""
 
     mean: Tensor
-    basis: Tensor
+    std: Tensor
 
-    def __init__(self, features: int, coordinates: int, *, hidden: int, dim: int, dropout: float) -> None:
+    def __init__(self, features: int, *, hidden: int, dim: int, dropout: float, noise: float) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(features))
-        self.register_buffer("basis", torch.eye(features, coordinates))
-        self.skip = nn.Linear(coordinates, dim)
-        self.norm = nn.LayerNorm(coordinates)
-        self.up = nn.Linear(coordinates, hidden)
+        self.register_buffer("std", torch.ones(features))
+        self.noise = noise
+        self.skip = nn.Linear(features, dim)
+        self.norm = nn.LayerNorm(features)
+        self.up = nn.Linear(features, hidden)
         self.down = nn.Linear(hidden, dim)
         self.drop = nn.Dropout(dropout)
-        nn.init.eye_(self.skip.weight)
-        for zero in (self.skip.bias, self.down.weight, self.down.bias):
-            nn.init.zeros_(zero)
 
     def forward(self, features: Float[Tensor, "rows features"]) -> Float[Tensor, "rows dim"]:
-        """Unit vectors of features."""
-        return self.project(self.coordinates(features))
-
-    def coordinates(self, features: Float[Tensor, "rows features"]) -> Float[Tensor, "rows coordinates"]:
-        """The part that is never trained by gradients."""
-        return (features - self.mean) @ self.basis
-
-    def project(self, coordinates: Float[Tensor, "rows coordinates"]) -> Float[Tensor, "rows dim"]:
-        """The part that is."""
-        dropped = self.drop(coordinates)
+        """Unit vectors. While training, noise is added to the standardised features and units are dropped."""
+        inputs = (features - self.mean) / self.std
+        if self.training and self.noise:
+            inputs = inputs + self.noise * torch.randn_like(inputs)
+        dropped = self.drop(inputs)
         mapped = self.skip(dropped) + self.down(self.drop(functional.gelu(self.up(self.norm(dropped)))))
         return functional.normalize(mapped, dim=-1)
 
@@ -119,36 +109,30 @@ class Tower(nn.Module):
 class TwoTowerHead(nn.Module):
     """A tower for picture features, a tower for text features, and the temperature between them."""
 
-    def __init__(
-        self, config: EncoderConfig, *, image_features: int = PictureFeatures.dim, text_features: int = 384
-    ) -> None:
+    def __init__(self, config: EncoderConfig, *, image_features: int = PictureFeatures.dim, text_features: int = 384) -> None:
         super().__init__()
         if config.dim < 1 or config.hidden < 1 or config.temperature <= 0:
             raise ConfigError("The two-tower head needs dim ≥ 1, hidden ≥ 1 and temperature > 0.")
         self.config = config
         self.dim = config.dim
-        coordinates = min(image_features, text_features)
-        self.image_tower = Tower(
-            image_features, coordinates, hidden=config.hidden, dim=config.dim, dropout=config.dropout
-        )
-        self.text_tower = Tower(
-            text_features, coordinates, hidden=config.hidden, dim=config.dim, dropout=config.dropout
-        )
+        widths = {"hidden": config.hidden, "dim": config.dim}
+        self.image_tower = Tower(image_features, dropout=config.dropout, noise=config.noise, **widths)
+        self.text_tower = Tower(text_features, dropout=config.dropout, noise=config.noise, **widths)
         self.log_scale = nn.Parameter(
             torch.tensor(-math.log(config.temperature)), requires_grad=config.learn_temperature
         )
 
     def loss(
         self,
-        images: Float[Tensor, "pairs coordinates"],
-        texts: Float[Tensor, "pairs coordinates"],
+        images: Float[Tensor, "pairs image_features"],
+        texts: Float[Tensor, "pairs text_features"],
         concepts: Int[Tensor, " pairs"],
     ) -> Float[Tensor, ""]:
-        """Mean of picture-to-text and text-to-picture InfoNCE; row i of both is a pair, in the towers' coordinates.
+        """Mean of picture-to-text and text-to-picture InfoNCE; row i of both is a pair.
 
         Other rows of the same concept are left out of the denominator: neither positive nor negative.
         """
-        logits = self.log_scale.exp() * self.image_tower.project(images) @ self.text_tower.project(texts).T
+        logits = self.log_scale.exp() * self.image_tower(images) @ self.text_tower(texts).T
         same = concepts[:, None] == concepts[None, :]
         same.fill_diagonal_(False)
         logits = logits.masked_fill(same, -torch.inf)
@@ -184,11 +168,10 @@ def train_two_tower(
 ) -> TwoTowerRun:
     """Train a head on frozen features; the same seed gives the same head.
 
-    Starts from the closed form (epoch 0 of the history: canonical correlation analysis), which by itself
-    generalises to unseen concepts as well as heads trained from a random start. Then each epoch sees every
-    captioned image once, with one of its texts drawn anew. AdamW, linear warm-up, then a cosine to zero.
-    With `validation`, training stops after `config.patience` epochs without a better mean of R@1, R@5 and
-    R@10 (text to image, over the validation images), and the best epoch is kept; without it, the last one is.
+    Each epoch sees every captioned image once, with one of its texts drawn anew. AdamW, linear warm-up,
+    then a cosine to zero. With `validation`, training stops after `config.patience` epochs without a
+    better mean of R@1, R@5 and R@10 (text to image, over the validation images), and the best epoch is
+    kept; without it, the last one is.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -362,11 +345,14 @@ def _train(
     progress: Progress,
 ) -> TwoTowerRun:
     head = TwoTowerHead(config, image_features=train.images.shape[1], text_features=train.texts.shape[1])
-    _start(head, train, config.ridge)
+    for tower, features in ((head.image_tower, train.images), (head.text_tower, train.texts)):
+        tower.mean.copy_(torch.from_numpy(features.mean(axis=0)))
+        tower.std.copy_(torch.from_numpy(features.std(axis=0)).clamp_min(1e-6))
     head.to(device)
     kept = _RunningMean(head, config.averaging) if config.averaging else None
-    images = _coordinates(head.image_tower, train.images, device)
-    texts = _coordinates(head.text_tower, train.texts, device)
+
+    images = torch.from_numpy(np.ascontiguousarray(train.images, dtype=np.float32)).to(device)
+    texts = torch.from_numpy(np.ascontiguousarray(train.texts, dtype=np.float32)).to(device)
     concepts = torch.from_numpy(np.unique(np.asarray(train.concepts), return_inverse=True)[1]).to(device)
     draw = _CaptionDraw(train.pairs, np.random.default_rng(seed))
 
@@ -379,15 +365,10 @@ def _train(
     batches = math.ceil(len(draw.images) / config.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _Schedule(batches * config.epochs, config.warmup))
 
-    def judged(epoch: int, loss: float) -> tuple[EpochResult, TwoTowerHead]:
-        state = (kept.head if kept is not None else head).eval()
-        recalls = recall_at(state, validation) if validation is not None else (math.nan,) * 3
-        return EpochResult(epoch, loss, *recalls), state
-
-    best, state = judged(0, math.nan)
-    best_head = copy.deepcopy(state)
-    history = [best]
-    for epoch in range(1, config.epochs + 1):
+    history: list[EpochResult] = []
+    best: EpochResult | None = None
+    best_head = head
+    for epoch in range(config.epochs):
         head.train()
         losses = []
         for image_rows, text_rows in draw.epoch(batches):
@@ -400,62 +381,18 @@ def _train(
             if kept is not None:
                 kept.update(head)
             losses.append(float(loss.detach()))
-        result, state = judged(epoch, float(np.mean(losses)))
+        judged = (kept.head if kept is not None else head).eval()
+        recalls = recall_at(judged, validation) if validation is not None else (math.nan,) * 3
+        result = EpochResult(epoch, float(np.mean(losses)), *recalls)
         history.append(result)
-        progress("two-tower head: epochs", epoch, config.epochs)
-        if validation is None or result.recall > best.recall:
-            best, best_head = result, copy.deepcopy(state)
+        progress("two-tower head: epochs", epoch + 1, config.epochs)
+        if best is None or validation is None or result.recall > best.recall:
+            best, best_head = result, copy.deepcopy(judged)
         elif epoch - best.epoch >= config.patience:
             break
+    if best is None:
+        raise ConfigError("encoder.epochs is 0: the two-tower head needs at least one.")
     return TwoTowerRun(head=best_head.eval(), history=tuple(history), best=best)
-
-
-def _start(head: TwoTowerHead, train: PairedFeatures, ridge: float) -> None:
-    """Set both towers' coordinates to the canonical directions of the training pairs, in closed form.
-
-    Ridge canonical correlation analysis (Vinod 1976): both sides whitened, with `ridge` times the mean variance
-    added to every direction's, then the singular vectors of their cross-covariance, each scaled by the square
-    root of its singular value. A picture counts once however many texts it has. Float64 on the CPU.
-    """
-    pictures, texts = train.pairs[:, 0], train.pairs[:, 1]
-    share = 1.0 / np.bincount(pictures, minlength=len(train.images))[pictures]
-    total = share.sum()
-    said = np.zeros((len(train.images), train.texts.shape[1]))
-    np.add.at(said, pictures, share[:, None] * train.texts[texts])
-    captioned = np.unique(pictures)
-    images, said = train.images[captioned].astype(np.float64), said[captioned]
-    image_mean, image_std = images.mean(axis=0), images.std(axis=0).clip(1e-6)
-    text_mean = said.mean(axis=0)
-    images -= image_mean
-    images /= image_std
-    said -= text_mean
-    single = (train.texts[texts] - text_mean) * np.sqrt(share)[:, None]
-    image_root = _whitening(torch.from_numpy(images.T @ images / total), ridge)
-    text_root = _whitening(torch.from_numpy(single.T @ single / total), ridge)
-    cross = torch.from_numpy(images.T @ said / total)
-    left, scale, right = torch.linalg.svd(image_root @ cross @ text_root.T, full_matrices=False)
-    image_basis = image_root.T @ left * scale.sqrt() / torch.from_numpy(image_std)[:, None]
-    text_basis = text_root.T @ right.T * scale.sqrt()
-    for tower, mean, basis in (
-        (head.image_tower, image_mean, image_basis),
-        (head.text_tower, text_mean, text_basis),
-    ):
-        tower.mean.copy_(torch.from_numpy(mean))
-        tower.basis.copy_(basis)
-
-
-def _whitening(covariance: Tensor, ridge: float) -> Tensor:
-    """W with W (C + r I) Wᵀ = I, r being `ridge` times C's mean variance (or a speck, where there is none)."""
-    width = len(covariance)
-    eye = torch.eye(width, dtype=covariance.dtype)
-    added = max(ridge * float(covariance.trace()) / width, 1e-9)
-    root: Tensor = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance + added * eye), eye, upper=False)
-    return root
-
-
-@torch.no_grad()
-def _coordinates(tower: Tower, features: np.ndarray, device: torch.device) -> Tensor:
-    return tower.coordinates(torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32)).to(device))
 
 
 class _CaptionDraw:

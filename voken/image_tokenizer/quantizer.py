@@ -63,7 +63,7 @@ def squared_distances(vectors: Float[Tensor, "*n e"], codebook: Float[Tensor, "N
 
 
 def kmeans(
-    vectors: Float[Tensor, "n e"], entries: int, *, iterations: int = 25, generator: torch.Generator
+    vectors: Float[Tensor, "n e"], entries: int, *, iterations: int = 12, generator: torch.Generator
 ) -> Float[Tensor, "entries e"]:
     """Lloyd's k-means from a random sample of rows; an entry left empty restarts at a badly served row.
 
