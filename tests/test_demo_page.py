@@ -151,7 +151,7 @@ def test_pairs_by_hand():
     assert [(p.first, p.second, p.shared) for p in found.all_but_last] == [(0, 1, 2)]
     assert [(p.first, p.second, p.shared) for p in found.same] == [(3, 4, 3)]
     assert found.same[0].cosine == pytest.approx(np.cos(0.1))
-    # a pair of one concept comes after one of two, however near
+    # a pair of one family comes after one of two, however near
     twice = find_pairs(np.array([[0, 0], [0, 1], [0, 2]]), vectors[:3], ["a", "a", "b"], count=1)
     assert [(p.first, p.second) for p in twice.first_only] == [(1, 2)]
 

@@ -7,15 +7,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.cross_decomposition import CCA
 
 from voken.config import EncoderConfig
-from voken.encoders import Encoder, load_encoder, two_tower
+from voken.encoders import Encoder, load_encoder
 from voken.encoders.builtin import PictureFeatures
 from voken.encoders.two_tower import PairedFeatures, TwoTowerEncoder, TwoTowerHead, recall_at, train_two_tower
 from voken.errors import ArtifactError, ArtifactVersionError, ConfigError, CorruptArtifactError, EmptyDataError
 
-CONFIG = EncoderConfig(image_size=64, dim=8, hidden=16, epochs=3, batch_size=32, dropout=0.1)
+CONFIG = EncoderConfig(image_size=64, dim=8, hidden=16, epochs=3, batch_size=32, dropout=0.0, averaging=0.0)
 
 
 def made_up(concepts, seed, noise=0.5):
@@ -32,7 +31,13 @@ def made_up(concepts, seed, noise=0.5):
 
 
 def identity_head(dim):
-    return TwoTowerHead(EncoderConfig(dim=dim, hidden=4), image_features=dim, text_features=dim).eval()
+    """A head that only normalises what it is given."""
+    head = TwoTowerHead(EncoderConfig(dim=dim, hidden=4), image_features=dim, text_features=dim).eval()
+    for tower in (head.image_tower, head.text_tower):
+        torch.nn.init.eye_(tower.skip.weight)
+        for zero in (tower.skip.bias, tower.down.weight, tower.down.bias):
+            torch.nn.init.zeros_(zero)
+    return head
 
 
 def unit(rows):
@@ -42,7 +47,8 @@ def unit(rows):
 def test_unseen_concepts_are_found():
     train, validation = made_up(150, 1), made_up(40, 2)
     untrained = recall_at(TwoTowerHead(CONFIG, image_features=20, text_features=12).eval(), validation)
-    run = train_two_tower(train, CONFIG, seed=0, validation=validation)
+    config = dataclasses.replace(CONFIG, epochs=30, learning_rate=1e-2, patience=30)
+    run = train_two_tower(train, config, seed=0, validation=validation)
     found = recall_at(run.head, validation)
     assert found[0] > 0.9 > 0.3 > untrained[0]
     assert found == (run.best.recall_1, run.best.recall_5, run.best.recall_10)
@@ -61,31 +67,6 @@ def test_the_same_seed_gives_the_same_head_and_leaves_the_callers_randomness_alo
     weights = [run.head.image_tower.up.weight for run in runs]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
-
-
-def test_the_closed_form_is_canonical_correlation_analysis():
-    train = made_up(300, 1, noise=0.3)
-    closed = dataclasses.replace(CONFIG, epochs=0, ridge=0.0, dim=4)
-    head = train_two_tower(train, closed, seed=0).head
-    with torch.inference_mode():
-        image_side = head.image_tower.coordinates(torch.from_numpy(train.images)).numpy()[:, :4]
-        text_side = head.text_tower.coordinates(torch.from_numpy(train.texts)).numpy()[train.pairs[:, 1], :4]
-    reference = CCA(n_components=4, tol=1e-9, max_iter=5000).fit(train.images, train.texts[train.pairs[:, 1]])
-    expected = reference.transform(train.images, train.texts[train.pairs[:, 1]])
-    for ours, theirs in ((image_side, expected[0]), (text_side, expected[1])):
-        overlap = np.abs(np.corrcoef(ours.T, theirs.T)[:4, 4:])
-        np.testing.assert_allclose(np.diag(overlap), 1, atol=1e-3)
-    np.testing.assert_allclose(head.project_images(train.images), unit(image_side), atol=1e-5)
-
-
-def test_large_sets_are_summed_in_blocks(monkeypatch):
-    train, closed = made_up(60, 1), dataclasses.replace(CONFIG, epochs=0)
-    whole = train_two_tower(train, closed, seed=0).head
-    monkeypatch.setattr(
-        two_tower, "_blocks", lambda rows: (slice(start, start + 7) for start in range(0, rows, 7)), raising=True
-    )
-    parts = train_two_tower(train, closed, seed=0).head
-    np.testing.assert_allclose(parts.project_images(train.images), whole.project_images(train.images), atol=1e-4)
 
 
 def test_one_concept_alone_still_trains():
@@ -117,12 +98,12 @@ def test_training_stops_when_validation_no_longer_gets_better():
     )
     assert run.best.epoch == 0
     assert [result.epoch for result in run.history] == [0, 1, 2]
-    assert calls == [("two-tower head: epochs", epoch, 50) for epoch in (1, 2)]
+    assert calls == [("two-tower head: epochs", epoch, 50) for epoch in (1, 2, 3)]
 
 
 def test_without_validation_the_last_epoch_is_kept():
     run = train_two_tower(made_up(30, 1), dataclasses.replace(CONFIG, learn_temperature=True), seed=0)
-    assert run.best.epoch == 3
+    assert run.best.epoch == 2
     assert np.isnan(run.best.recall)
     assert float(run.head.log_scale.detach().exp()) != pytest.approx(1 / CONFIG.temperature, rel=1e-6)
 

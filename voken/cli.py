@@ -364,7 +364,8 @@ def evaluate(
         typer.Option("--every-caption", help="Each caption of each picture is a query, as published tables count."),
     ] = False,
     beams: Annotated[int | None, typer.Option(min=1, help="Beams of the search. (default: the model's)")] = None,
-    seed: Annotated[int, typer.Option(help="Draws the one picture of each concept.")] = 0,
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask this many queries at most. (default: all)")] = None,
+    seed: Annotated[int, typer.Option(help="Draws the one picture of each concept, and the queries of --limit.")] = 0,
     per_query: Annotated[bool, typer.Option("--per-query", help="Put every query's result into the JSON too.")] = False,
     trec: Annotated[Path | None, typer.Option("--trec", metavar="DIR", help="Write TREC run and qrels files.")] = None,
     images: _Images = None,
@@ -375,8 +376,8 @@ def evaluate(
 ) -> None:
     """Measure recall, as docs/protocol.md says.
 
-    Five rows: exact search with the encoder's vectors, the same with vectors rebuilt from vokens (the ceiling),
-    and the model's three read-outs.
+    Rows: exact search with the encoder's vectors, the same with vectors rebuilt from vokens (the ceiling), exact search
+    from where the generator aims (if it does), and the model's three read-outs.
     """
     from voken.artifact import write_json
     from voken.data.captions import read_dataset
@@ -394,6 +395,7 @@ def evaluate(
             split=split,
             one_per_concept=not all_pictures,
             distinct=not every_caption,
+            limit=limit,
             seed=seed,
             beams=beams,
             cache=_cache(cache),

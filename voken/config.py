@@ -29,9 +29,9 @@ class EncoderConfig:
     """Side in pixels of the built-in encoder's input; checkpoints bring their own."""
     dim: int = 256
     """Width of the shared space of the built-in pair."""
-    hidden: int = 1024
+    hidden: int = 512
     dropout: float = 0.3
-    epochs: int = 40
+    epochs: int = 30
     batch_size: int = 512
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
@@ -41,8 +41,8 @@ class EncoderConfig:
     """Standard deviation of the noise added to the standardised inputs of the two-tower head while it trains."""
     warmup: float = 0.1
     averaging: float = 0.0
-    """Decay of the running mean of the head's weights, which is what is validated and kept; 0: the weights as they are."""
-    patience: int = 6
+    """Decay of the running mean of the head's weights that is validated and kept; 0: the weights as they are."""
+    patience: int = 4
     """Epochs without a better validation recall before the two-tower head stops training."""
 
 
@@ -197,14 +197,14 @@ def preset(name: str) -> RunConfig:
     if name == "paper-lite":
         return RunConfig(
             name,
-            generator=GeneratorConfig(family="lite", epochs=12, patience=3),
-            search=SearchConfig(beams=40),
+            generator=GeneratorConfig(family="lite", epochs=4, patience=2),
+            search=SearchConfig(beams=100),
         )
     default = RunConfig(
         "default",
         tokenizer=TokenizerConfig(
-            codebook_size=256,
-            levels=8,
+            codebook_size=1024,
+            levels=6,
             shared_codebook=False,
             layers=(),
             alignment="none",
@@ -213,23 +213,26 @@ def preset(name: str) -> RunConfig:
         ),
         generator=GeneratorConfig(
             family="lite",
+            layers=1,
+            dropout=0.3,
             query_vector=True,
-            memory_weight=0.6,
+            query_noise=1.0,
+            memory_weight=0.8,
             targets="soft",
             logit_temperature=1.0,
-            discrimination="staged",
-            discrimination_weight=1.0,
-            discrimination_epochs=2,
-            epochs=4,
-            patience=2,
+            epochs=2,
+            learning_rate=3e-4,
             batch_size=256,
+            discrimination="staged",
+            discrimination_epochs=1,
         ),
-        search=SearchConfig(beams=40),
+        search=SearchConfig(beams=100),
     )
     if name == "default":
         return default
     if name == "demo":
-        return dataclasses.replace(default, name="demo")
+        tokenizer = dataclasses.replace(default.tokenizer, codebook_size=256, levels=4)
+        return dataclasses.replace(default, name="demo", tokenizer=tokenizer)
     raise ConfigError(f"{name!r}: no such preset. There are: default, paper, paper-lite, demo.")
 
 

@@ -51,16 +51,22 @@ class Model:
     fingerprint: str = ""
     """Hexadecimal; of the saved files. Empty until saved."""
 
+    @property
+    def aims(self) -> bool:
+        """Whether the generator looks for a place in the pictures' own space."""
+        generator = self.generator
+        return (
+            isinstance(generator, LiteGenerator) and generator.config.query_vector and not self.tokenizer.config.layers
+        )
+
     def query_vectors(self, texts: Sequence[str], state: Any = None) -> Float[np.ndarray, "texts dim"]:
         """Unit vectors of queries in the pictures' space, which the two reranks compare with the pictures'.
 
-        Where the generator itself aims at a place of that space (`lite` with `query_vector`, over codes that
-        are vectors), it is that place, read from `state` (the generator's `prefill` of the texts) if given;
-        otherwise the encoder's own.
+        Where the generator `aims`, it is that place, read from `state` (the generator's `prefill` of the texts)
+        if given; otherwise the encoder's own.
         """
-        generator = self.generator
-        if isinstance(generator, LiteGenerator) and generator.config.query_vector and not self.tokenizer.config.layers:
-            state = generator.prefill(texts) if state is None else state
+        if self.aims:
+            state = self.generator.prefill(texts) if state is None else state
             return normalize(state.aim.float(), dim=1).cpu().numpy()
         return self.encoder.encode_texts(texts)
 

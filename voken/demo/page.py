@@ -169,7 +169,11 @@ _PAIRS_NOTE = (
     "Pictures that look alike should begin with the same vokens (compare Figure 5 of the paper). Vokens that "
     "both pictures begin with are framed."
 )
-_TRAINING_NOTE = "The generator, epoch by epoch. Recall is the mean of R@1, R@5 and R@10 on the validation pictures."
+_TRAINING_NOTE = (
+    "The generator, epoch by epoch; the epoch that was best on the validation pictures is kept. Recall is the mean of "
+    "R@1, R@5 and R@10 by log-probability alone. It does not start at nothing: the generator begins as a search for "
+    "the query’s own vector among the codebook entries, and learns what to add."
+)
 
 
 def _section(name: str, title: str, note: str, body: str) -> str:
@@ -256,7 +260,9 @@ def _usage_table(usage: Sequence[LevelUsage]) -> str:
 
 def _training(page: Page) -> str:
     head = ["stage", "epoch", "loss", "recall"]
-    rows: list[tuple[list[str], str]] = [(["before", "", "", f"{100 * page.untrained_recall:.1f}"], "")]
+    kept = not any(epoch.kept for epoch in page.epochs)
+    before = ["before" + (" (kept)" if kept else ""), "", "", f"{100 * page.untrained_recall:.1f}"]
+    rows: list[tuple[list[str], str]] = [(before, "kept" if kept else "")]
     for epoch in page.epochs:
         cells = [epoch.stage + (" (kept)" if epoch.kept else ""), str(epoch.epoch), f"{epoch.loss:.3f}"]
         rows.append(([*cells, f"{100 * epoch.recall:.1f}"], "kept" if epoch.kept else ""))
@@ -276,8 +282,8 @@ def _line(title: str, values: Sequence[float]) -> str:
     """A small chart as SVG; nothing with fewer than two values."""
     if len(values) < 2:
         return ""
-    low, high = min(values), max(values)
-    spread = (high - low) or 1.0
+    # from zero, as a cut axis makes a small change look like a fall
+    low, spread = min(0.0, *values), (max(values) - min(0.0, *values)) or 1.0
     points = [
         (8 + 284 * place / (len(values) - 1), 92 - 76 * (value - low) / spread) for place, value in enumerate(values)
     ]

@@ -36,17 +36,17 @@ class PairGroups:
 def find_pairs(
     vokens: Int[np.ndarray, "pictures M"],
     vectors: Float[np.ndarray, "pictures dim"],
-    concepts: Sequence[str],
+    families: Sequence[str],
     *,
     count: int = 3,
 ) -> PairGroups:
-    """At most `count` pairs a group, no picture twice in a group, pairs of two concepts before those of one.
+    """At most `count` pairs a group, no picture twice in a group, pairs of two families before those of one.
 
     Compares every pair: meant for some thousands of pictures.
     """
     size, levels = vokens.shape
-    numbers = {concept: number for number, concept in enumerate(dict.fromkeys(concepts))}
-    concept = np.array([numbers[name] for name in concepts])
+    numbers = {family: number for number, family in enumerate(dict.fromkeys(families))}
+    family = np.array([numbers[name] for name in families])
     cosine = (vectors.astype(np.float32) @ vectors.astype(np.float32).T).astype(np.float64)
     alike = np.zeros((size, size), dtype=np.int16)
     shared = np.zeros((size, size), dtype=np.int16)
@@ -57,13 +57,13 @@ def find_pairs(
         beginning &= equal
         shared += beginning
     upper = np.triu(np.ones((size, size), dtype=bool), 1)
-    two_concepts = concept[:, None] != concept[None, :]
+    apart = family[:, None] != family[None, :]
     longest = int(shared[upper & (shared < levels)].max(initial=0))
 
     def pick(members: Bool[np.ndarray, "pictures pictures"], nearest: bool) -> tuple[Pair, ...]:
         rows, columns = np.nonzero(members & upper)
         score = cosine[rows, columns] if nearest else -cosine[rows, columns]
-        order = np.lexsort((columns, rows, -score, ~two_concepts[rows, columns]))
+        order = np.lexsort((columns, rows, -score, ~apart[rows, columns]))
         taken: set[int] = set()
         pairs: list[Pair] = []
         for place in order.tolist():

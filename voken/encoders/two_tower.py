@@ -109,7 +109,9 @@ class Tower(nn.Module):
 class TwoTowerHead(nn.Module):
     """A tower for picture features, a tower for text features, and the temperature between them."""
 
-    def __init__(self, config: EncoderConfig, *, image_features: int = PictureFeatures.dim, text_features: int = 384) -> None:
+    def __init__(
+        self, config: EncoderConfig, *, image_features: int = PictureFeatures.dim, text_features: int = 384
+    ) -> None:
         super().__init__()
         if config.dim < 1 or config.hidden < 1 or config.temperature <= 0:
             raise ConfigError("The two-tower head needs dim ≥ 1, hidden ≥ 1 and temperature > 0.")

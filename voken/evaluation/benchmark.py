@@ -16,7 +16,7 @@ from voken.data.captions import Dataset
 from voken.data.images import Skipped
 from voken.encoders.cache import VectorCache
 from voken.errors import EmptyDataError
-from voken.evaluation.protocol import Conditions, Evaluation, Pool, SearchSystem, evaluate, pool_of, queries_of
+from voken.evaluation.protocol import Conditions, Evaluation, Pool, Query, SearchSystem, evaluate, pool_of, queries_of
 from voken.model import Model
 from voken.progress import Progress, no_progress
 from voken.search import Searcher
@@ -24,12 +24,14 @@ from voken.systems.two_tower import TwoTower
 
 TWO_TOWER = "two-tower, exact"
 CEILING = "quantized ceiling"
+AIMED = "two-tower + caption memory, exact"
 READOUTS: tuple[Literal["generate", "voken", "vector"], ...] = ("generate", "voken", "vector")
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Rows in the order of a table: two-tower, quantized ceiling, then the model's read-outs."""
+    """Rows in the order of a table: two-tower, quantized ceiling, exact search from where the generator aims if it
+    does, then the model's read-outs."""
 
     rows: tuple[Evaluation, ...]
     collection: Collection
@@ -45,6 +47,7 @@ def benchmark(
     split: str = "test",
     one_per_concept: bool = True,
     distinct: bool = True,
+    limit: int | None = None,
     seed: int = 0,
     beams: int | None = None,
     cutoffs: Sequence[int] = (1, 5, 10),
@@ -54,15 +57,16 @@ def benchmark(
 ) -> Benchmark:
     """Ask `model` the captions of `split`, over its pictures as the pool. docs/protocol.md says every word of it.
 
-    `one_per_concept` and `distinct` are those of `pool_of` and `queries_of`; `seed` draws the pool; `beams` None
-    keeps the model's own number; `reference=False` leaves out the two-tower and the ceiling.
+    `one_per_concept` and `distinct` are those of `pool_of` and `queries_of`; `seed` draws the pool, and `limit`
+    queries where there are more (None: all are asked); `beams` None keeps the model's own number;
+    `reference=False` leaves out the systems that are not the model's own read-outs.
     Raises `EmptyDataError` without pictures or captions in the split.
     """
     side = dataset.split(split)
     pool = pool_of(side, one_per_concept=one_per_concept, seed=seed)
     collection, vectors, skipped = _index(model, side, pool, cache, progress)
     pool = Pool(tuple(collection.ids), np.asarray(collection.vokens))
-    queries = queries_of(side, pool, distinct=distinct)
+    queries = _drawn(queries_of(side, pool, distinct=distinct), limit, seed)
     search = model.search if beams is None else dataclasses.replace(model.search, beams=beams)
     names, paths = list(collection.ids), [str(path) for path in collection.paths]
     conditions = Conditions(
@@ -76,7 +80,10 @@ def benchmark(
     systems: list[tuple[SearchSystem, Conditions]] = []
     if reference:
         exact = TwoTower(model.encoder, names, vectors, paths=paths, vokens=np.asarray(collection.vokens))
-        for name, system in ((TWO_TOWER, exact), (CEILING, ceiling)):
+        named = [(TWO_TOWER, exact), (CEILING, ceiling)]
+        if model.aims:
+            named.append((AIMED, TwoTower(_Aim(model), names, vectors, paths=paths)))
+        for name, system in named:
             row = dataclasses.replace(conditions, system=name, bytes_per_picture=system.bytes_per_picture)
             systems.append((system, row))
     for readout in READOUTS:
@@ -102,6 +109,23 @@ def _index(
         raise EmptyDataError(f"{side.root}: no picture of the pool can be read ({first.path}: {first.reason}).")
     kept = Dataset(side.name, side.root, tuple(drawn[row] for row in encoded.kept))
     return Collection.of_vectors(kept, encoded.vectors, model), encoded.vectors, encoded.skipped
+
+
+class _Aim:
+    """Reads queries as the model's reranks do."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
+        return self._model.query_vectors(texts)
+
+
+def _drawn(queries: tuple[Query, ...], limit: int | None, seed: int) -> tuple[Query, ...]:
+    if limit is None or len(queries) <= limit:
+        return queries
+    kept = np.random.default_rng(seed).choice(len(queries), limit, replace=False)
+    return tuple(queries[row] for row in np.sort(kept))
 
 
 def _pool_in_words(one_per_concept: bool, distinct: bool) -> str:

@@ -1,0 +1,87 @@
+"""Inductive, image-level recall of the read-outs beside exact search with the same vectors: three seeds, one table.
+
+    voken data emoji emoji && voken data icons icons
+    python benchmarks/quality.py emoji --json quality-emoji.json
+    python benchmarks/quality.py icons --test-concepts 1000 --validation-concepts 500 --json quality-icons.json
+
+A seed draws the split (by concept family) and everything random in training. Test pictures with a near-duplicate
+in train (dHash within --distance bits) are dropped; the pool is one picture of each test concept. Every model is
+kept in --work, so that an interrupted run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from voken.artifact import is_artifact, write_json
+from voken.config import preset
+from voken.data.captions import Dataset, read_dataset
+from voken.data.splits import drop_near_duplicates, resplit
+from voken.encoders.cache import VectorCache
+from voken.evaluation.benchmark import TWO_TOWER, benchmark
+from voken.evaluation.tables import results_table
+from voken.fit import fit
+from voken.model import Model
+
+
+def main() -> None:
+    """Run every seed and preset, print the table, write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--presets", nargs="+", default=["default"])
+    parser.add_argument("--set", dest="settings", nargs="*", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--test-concepts", type=int, default=400)
+    parser.add_argument("--validation-concepts", type=int, default=200)
+    parser.add_argument("--distance", type=int, default=2)
+    parser.add_argument("--queries", type=int, default=None, help="ask so many, drawn by the seed (default: all)")
+    parser.add_argument("--work", type=Path, default=Path("runs/quality"))
+    parser.add_argument("--json", type=Path, default=None)
+    arguments = parser.parse_args()
+    cache = VectorCache(arguments.work / "vectors")
+    rows = []
+    for seed in arguments.seeds:
+        dataset = split(read_dataset(arguments.dataset), seed, arguments)
+        for name in arguments.presets:
+            config = preset(name).override(
+                {"seed": str(seed)} | dict(item.split("=", 1) for item in arguments.settings)
+            )
+            folder = arguments.work / f"{dataset.name}-{name}-{seed}"
+            model = (
+                Model.load(folder) if is_artifact(folder) else fit(dataset, folder, config, cache=cache, progress=tell)
+            )
+            found = benchmark(
+                model, dataset, seed=seed, limit=arguments.queries, cache=cache, reference=name == arguments.presets[0]
+            )
+            rows += [row.to_dict() for row in found.rows]
+            print(f"\nseed {seed}, {name}", results_table(rows, base=TWO_TOWER), sep="\n", flush=True)
+            if arguments.json:
+                write_json(arguments.json, {"rows": rows})
+
+
+def split(dataset: Dataset, seed: int, arguments: argparse.Namespace) -> Dataset:
+    """Draw the split with a tenth more test concepts than asked for, drop near-duplicates, keep so many."""
+    wanted = arguments.test_concepts
+    drawn = resplit(
+        dataset, seed=seed, test_concepts=wanted + wanted // 10, validation_concepts=arguments.validation_concepts
+    )
+    clean, dropped = drop_near_duplicates(drawn, distance=arguments.distance)
+    concepts = sorted(clean.split("test").concepts)
+    kept = {concepts[row] for row in np.random.default_rng(seed).permutation(len(concepts))[:wanted]}
+    images = tuple(image for image in clean.images if image.split != "test" or image.concept in kept)
+    print(f"seed {seed}: {len(dropped)} near-duplicates dropped, {len(kept)} test concepts", flush=True)
+    return Dataset(clean.name, clean.root, images)
+
+
+def tell(what: str, done: int, total: int) -> None:
+    """Progress on one line, where a person watches."""
+    if sys.stderr.isatty():
+        print(f"\r{what}: {done}/{total}   ", end="", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""From captioned pictures to a saved model, with the real built-in encoder on a miniature data set."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from voken.config import RunConfig, preset
+from voken.data.captions import read_dataset
+from voken.encoders.cache import VectorCache
+from voken.errors import ConfigError, CorruptArtifactError, EmptyDataError, ResumeError, SplitLeakError, StorageError
+from voken.fit import caption_memory, fit, side_of
+from voken.model import Model
+
+COLOURS = {"red": (230, 30, 30), "green": (30, 200, 40), "blue": (30, 60, 230), "yellow": (240, 220, 40)}
+SHAPES = ("wide bar", "tall bar", "small square")
+TINY = preset("demo").override(
+    {
+        "encoder.image_size": "32",
+        "encoder.epochs": "3",
+        "encoder.hidden": "16",
+        "encoder.dim": "16",
+        "tokenizer.codebook_size": "8",
+        "tokenizer.levels": "3",
+        "generator.width": "16",
+        "generator.heads": "2",
+        "generator.batch_size": "8",
+        "search.beams": "5",
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Twelve concepts, each drawn twice; two of them are for validation and two for the test."""
+    folder = tmp_path_factory.mktemp("pictures")
+    lines = []
+    for number, (colour, shape) in enumerate((c, s) for c in COLOURS for s in SHAPES):
+        for hand in range(2):
+            image = Image.new("RGB", (40, 40), "white")
+            box = {"wide bar": (2, 15, 38, 25), "tall bar": (15, 2, 25, 38), "small square": (14, 14, 26, 26)}[shape]
+            image.paste(COLOURS[colour], tuple(side + hand for side in box))
+            name = f"{number}-{hand}.png"
+            image.save(folder / name)
+            split = {5: "validation", 7: "validation", 9: "test", 2: "test"}.get(number, "train")
+            captions = [f"a {colour} {shape}", f"{shape} in {colour}"]
+            lines.append({"file_name": name, "captions": captions, "split": split, "concept": f"{colour} {shape}"})
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return VectorCache(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def model(pictures, cache, tmp_path_factory):
+    return fit(read_dataset(pictures), tmp_path_factory.mktemp("models") / "model", TINY, cache=cache)
+
+
+def same(first, second):
+    """Equal to the bit in everything learned; in answers up to how memory happens to be aligned."""
+    texts = ["a red tall bar", "something blue"]
+    for part in ("tokenizer", "generator"):
+        weights, others = getattr(first, part).state_dict(), getattr(second, part).state_dict()
+        assert weights.keys() == others.keys()
+        assert all(torch.equal(weights[name], others[name]) for name in weights)
+    assert first.encoder.fingerprint == second.encoder.fingerprint
+    assert first.search == second.search
+    np.testing.assert_allclose(first.query_vectors(texts), second.query_vectors(texts), atol=1e-6)
+    return True
+
+
+def test_a_saved_model_loads_as_it_was(model, tmp_path):
+    model.save(tmp_path / "copy")
+    loaded = Model.load(tmp_path / "copy")
+    assert loaded.config == TINY
+    assert loaded.search.voken_weight is not None
+    assert loaded.validation["pictures"] == {"train": 16, "validation": 2}
+    assert same(loaded, model)
+
+
+def test_a_flipped_byte_is_named(model, tmp_path):
+    model.save(tmp_path / "copy")
+    files = [path for path in (tmp_path / "copy").rglob("*") if path.is_file() and path.name != "manifest.json"]
+    assert len(files) >= 6
+    for path in files:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(CorruptArtifactError, match=path.name):
+            Model.load(tmp_path / "copy")
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    Model.load(tmp_path / "copy")
+
+
+def test_the_same_seed_gives_the_same_model(model, pictures, cache, tmp_path):
+    assert same(fit(read_dataset(pictures), tmp_path / "again", TINY, cache=cache), model)
+
+
+@pytest.mark.parametrize("moment", ["two-tower", "k-means", "generator, generation", "generator, discrimination"])
+def test_an_interrupted_run_goes_on_and_ends_the_same(moment, model, pictures, cache, tmp_path):
+    def interrupt(what, done, total):
+        if what.startswith(moment):
+            raise KeyboardInterrupt
+
+    out = tmp_path / "model"
+    with pytest.raises(KeyboardInterrupt):
+        fit(read_dataset(pictures), out, TINY, cache=cache, progress=interrupt)
+    assert not out.exists()
+    with pytest.raises(ResumeError, match=r"model\.work"):
+        fit(read_dataset(pictures), out, dataclasses.replace(TINY, seed=1), cache=cache)
+    assert same(fit(read_dataset(pictures), out, TINY, cache=cache), model)
+    assert not (tmp_path / "model.work").exists()
+
+
+def test_a_killed_run_goes_on_and_ends_the_same(model, pictures, cache, tmp_path):
+    script = """
+import os, signal, sys, torch
+from pathlib import Path
+torch.set_num_threads(1)
+from voken.config import RunConfig
+from voken.data.captions import read_dataset
+from voken.encoders.cache import VectorCache
+from voken.fit import fit
+import json
+def kill(what, done, total):
+    if what.startswith("generator, discrimination"):
+        os.kill(os.getpid(), signal.SIGKILL)
+config = RunConfig.from_dict(json.loads(sys.argv[4]))
+fit(read_dataset(Path(sys.argv[1])), Path(sys.argv[2]), config, cache=VectorCache(Path(sys.argv[3])), progress=kill)
+"""
+    out = tmp_path / "model"
+    arguments = [str(pictures), str(out), str(cache.folder), json.dumps(TINY.to_dict())]
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert same(fit(read_dataset(pictures), out, TINY, cache=cache), model)
+
+
+def test_a_full_disk_leaves_nothing_half_saved(model, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(StorageError, match=r"full\.model.*disk is full"):
+        model.save(tmp_path / "full.model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_captions_say_what_to_do(pictures, tmp_path):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    Image.new("RGB", (8, 8)).save(bare / "a.png")
+    with pytest.raises(EmptyDataError, match="caption"):
+        fit(read_dataset(bare), tmp_path / "model", TINY)
+
+
+def test_a_leaking_split_is_refused(pictures, cache, tmp_path):
+    dataset = read_dataset(pictures)
+    first = dataclasses.replace(dataset.images[0], split="test")
+    leaking = dataclasses.replace(dataset, images=(first, *dataset.images[1:]))
+    with pytest.raises(SplitLeakError, match="red wide bar"):
+        fit(leaking, tmp_path / "model", TINY, cache=cache)
+
+
+def test_without_splits_a_validation_side_is_drawn_by_concept(pictures, cache, tmp_path):
+    dataset = read_dataset(pictures)
+    unsplit = dataclasses.replace(
+        dataset, images=tuple(dataclasses.replace(image, split="") for image in dataset.images)
+    )
+    counts = fit(unsplit, tmp_path / "model", TINY, cache=cache).validation["pictures"]
+    assert counts["validation"] >= 1
+    assert counts["train"] >= 18
+
+
+def test_bad_pictures_are_skipped_and_listed(pictures, cache, tmp_path):
+    (tmp_path / "bad.jpg").write_bytes(b"not a picture")
+    dataset = read_dataset(pictures)
+    bad = dataclasses.replace(dataset.images[0], image_id="bad", path=tmp_path / "bad.jpg")
+    with_bad = dataclasses.replace(dataset, images=(*dataset.images, bad))
+    skipped = fit(with_bad, tmp_path / "model", TINY, cache=cache).validation["skipped"]
+    assert [item["path"] for item in skipped] == [str(tmp_path / "bad.jpg")]
+
+
+def test_something_in_the_way_is_refused_before_any_work(pictures, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="already exists"):
+        fit(read_dataset(pictures), tmp_path / "model", TINY)
+    assert not (tmp_path / "model.work").exists()
+
+
+def test_families_that_start_from_a_checkpoint_ask_for_one(pictures, cache, tmp_path):
+    with pytest.raises(ConfigError, match=r"generator\.checkpoint"):
+        fit(read_dataset(pictures), tmp_path / "m", TINY.override({"generator.family": "t5"}), cache=cache)
+
+
+def test_caption_memory_by_hand(pictures):
+    images = read_dataset(pictures).images[:6]  # three concepts, two hands, two captions each
+    codes = np.eye(6, 8, dtype=np.float32)
+    side = side_of(images, codes, lambda texts: np.ones((len(texts), 8), np.float32))
+    memory = caption_memory(side, codes, size=100, seed=0)
+    assert memory.texts == side.captions
+    assert memory.own["a red wide bar"].tolist() == [0, 1]
+    expected = np.zeros(8)
+    expected[:2] = 2**-0.5
+    np.testing.assert_allclose(memory.pictures[0], expected, rtol=1e-6)
+    assert len(caption_memory(side, codes, size=4, seed=0).texts) == 4
+
+
+@torch.inference_mode()
+def test_a_text_in_training_does_not_see_its_own_concept(model, pictures):
+    generator = model.generator
+    seen = generator.prefill(["a red wide bar"]).aim
+    generator._own = {"a red wide bar": np.arange(len(generator.memory_vectors))[:-1]}
+    try:
+        alone = generator.prefill(["a red wide bar"]).aim
+    finally:
+        generator._own = {}
+    own = generator.to_code(torch.from_numpy(model.encoder.encode_texts(["a red wide bar"])))
+    expected = own + generator.config.memory_weight * torch.nn.functional.normalize(generator.memory_pictures[-1:])
+    torch.testing.assert_close(alone, expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(seen, alone)
+
+
+@pytest.mark.parametrize("name", ["default", "paper", "paper-lite", "demo"])
+def test_presets_survive_json(name):
+    config = preset(name)
+    assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert config.name == name
+
+
+def test_an_unknown_preset_names_the_known():
+    with pytest.raises(ConfigError, match="paper-lite"):
+        preset("papr")
