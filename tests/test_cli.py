@@ -248,12 +248,15 @@ def test_help_loads_nothing_heavy():
     subprocess.run([sys.executable, "-c", watched], check=True, capture_output=True, timeout=60)
 
 
-def test_python_m_voken_and_a_closed_pipe(collection):
+def test_python_m_voken_and_a_closed_pipe():
     command = [sys.executable, "-m", "voken"]
     version = subprocess.run([*command, "--version"], check=True, capture_output=True, text=True, timeout=60)
     assert version.stdout.startswith("voken ")
-    usage = subprocess.run([*command, "search"], capture_output=True, text=True, timeout=60)
-    assert usage.returncode == 2
+    assert subprocess.run([*command, "search"], capture_output=True, timeout=60).returncode == 2
+    with subprocess.Popen([*command, "fit", "--show-config"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as unread:
+        unread.stdout.close()
+        assert unread.stderr.read() == b""
+        assert unread.wait(60) == 0
 
 
 def test_names_cannot_garble_the_terminal(tmp_path, monkeypatch):

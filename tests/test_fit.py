@@ -28,6 +28,7 @@ TINY = preset("demo").override(
         "encoder.dim": "16",
         "tokenizer.codebook_size": "8",
         "tokenizer.levels": "3",
+        "generator.epochs": "2",
         "generator.width": "16",
         "generator.heads": "2",
         "generator.batch_size": "8",
@@ -241,3 +242,15 @@ def test_presets_survive_json(name):
 def test_an_unknown_preset_names_the_known():
     with pytest.raises(ConfigError, match="paper-lite"):
         preset("papr")
+
+
+def test_the_sentence_encoder_can_be_tuned(model, pictures, cache, tmp_path):
+    config = TINY.override({"generator.tune_encoder": "true", "generator.epochs": "1"})
+    tuned = fit(read_dataset(pictures), tmp_path / "model", config, cache=cache)
+    published = model.encoder.sentences.state_dict()
+    assert all(torch.equal(weight, published[name]) for name, weight in tuned.encoder.sentences.state_dict().items())
+    if tuned.validation["generator"]["best"] >= 0:
+        assert any(
+            not torch.equal(weight, published[name]) for name, weight in tuned.generator.text.state_dict().items()
+        )
+    assert same(Model.load(tmp_path / "model"), tuned)

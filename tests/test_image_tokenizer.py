@@ -203,9 +203,7 @@ def test_report_on_a_hand_made_set():
     assert [(line.exact, line.quantized) for line in got.recall] == [(100, 75), (100, 100)]
 
 
-@pytest.mark.parametrize(
-    "changes", [{"levels": 0}, {"codebook_size": 1}, {"mixture": 1.0}, {"layers": (0,)}]
-)
+@pytest.mark.parametrize("changes", [{"levels": 0}, {"codebook_size": 1}, {"mixture": 1.0}, {"layers": (0,)}])
 def test_impossible_settings_are_refused(changes):
     with pytest.raises(ConfigError):
         ImageTokenizer(8, dataclasses.replace(SMALL, **changes))

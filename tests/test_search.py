@@ -117,8 +117,6 @@ def test_weights(collection):
     unchosen = tiny_model(levels=3, search=SearchConfig())
     with pytest.raises(ConfigError, match="voken_weight was not chosen"):
         Searcher(unchosen, collection, SearchConfig(readout="voken"))
-    with pytest.raises(ConfigError, match="prior_weight"):
-        Searcher(model, collection, SearchConfig(prior_weight=0.1))
 
 
 def test_odd_requests(collection):

@@ -72,8 +72,6 @@ class TokenizerConfig:
     alignment_temperature: float = 0.01
     mixture: float = 0.0
     """Share of the training rows that are (image + caption) mixtures instead of image vectors."""
-    last_level: Literal["nearest", "spread"] = "nearest"
-    """"spread" gives pictures that share a sequence the next-nearest free entry at the last level."""
     revive_unused: bool = True
     """Re-seed entries that no picture chose for an epoch."""
     epochs: int = 100
@@ -95,8 +93,8 @@ class GeneratorConfig:
     layers: int = 2
     heads: int = 4
     dropout: float = 0.2
-    tune_encoder: bool = True
-    """lite only: train the sentence encoder too, or keep it frozen."""
+    tune_encoder: bool = False
+    """lite with the built-in encoder: train a copy of the sentence encoder too. Slow on a CPU."""
     query_vector: bool = False
     """lite only: give the decoder the query's own vector and its inner products with the codebook."""
     query_noise: float = 0.0
@@ -146,8 +144,6 @@ class SearchConfig:
     voken_weight: float | None = None
     """Weight of the cosine in "voken"; None: the one chosen on validation and saved with the model."""
     vector_weight: float | None = None
-    prior_weight: float = 0.0
-    """η of log p(Y|q) − η log p(Y)."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +216,7 @@ def preset(name: str) -> RunConfig:
             memory_weight=0.8,
             targets="soft",
             logit_temperature=1.0,
-            epochs=2,
+            epochs=0,
             learning_rate=3e-4,
             batch_size=256,
             discrimination="staged",

@@ -148,8 +148,6 @@ def _by_leaf(
 
 
 def _weight(search: SearchConfig, chosen: SearchConfig, collection: Collection) -> float:
-    if search.prior_weight:
-        raise ConfigError("search.prior_weight is not supported in a search yet. Set it to 0.")
     if search.readout == "generate":
         return 0.0
     if search.readout == "vector" and collection.vectors is None:

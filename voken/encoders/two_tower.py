@@ -264,6 +264,10 @@ class TwoTowerEncoder:
         """Width of a token state (see `voken.encoders.text_reader`)."""
         return self.sentences.dim
 
+    def tunable_text(self) -> SentenceEncoder:
+        """A copy of the sentence encoder, to be trained by whoever asks; this encoder stays as it is."""
+        return copy.deepcopy(self.sentences)
+
     @torch.inference_mode()
     def read_texts(self, texts: Sequence[str], *, max_tokens: int) -> TextStates:
         """Token states and unit vectors of texts, read once for both."""

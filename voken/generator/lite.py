@@ -32,7 +32,9 @@ from torch.nn.functional import layer_norm, linear, normalize, scaled_dot_produc
 
 from voken.artifact import read_json, write_json
 from voken.config import GeneratorConfig, from_dict
+from voken.encoders.builtin import SentenceEncoder
 from voken.encoders.text_reader import TextReader
+from voken.encoders.two_tower import TwoTowerEncoder
 from voken.errors import ConfigError
 
 
@@ -67,7 +69,8 @@ class CaptionMemory:
 class LiteGenerator(nn.Module):
     """A `Generator` (see `voken.generator.interface`) over a `TextReader`.
 
-    The reader is not a part of what is saved: `load` is given the one it was trained with.
+    The reader is not a part of what is saved: `load` is given the one it was trained with. With `tune_encoder` a
+    trained copy of its sentence encoder is.
     """
 
     def __init__(self, reader: TextReader, codebooks: Float[np.ndarray, "M N e"], config: GeneratorConfig) -> None:
@@ -77,6 +80,7 @@ class LiteGenerator(nn.Module):
         self.config = config
         self._reader: TextReader = reader
         self._training_reader: TextReader | None = None
+        self.text = _tunable(reader) if config.tune_encoder else None
         levels, entries, code_dim = codebooks.shape
         width = config.width
         self.register_buffer("entries", torch.from_numpy(np.ascontiguousarray(codebooks, dtype=np.float32)))
@@ -143,8 +147,12 @@ class LiteGenerator(nn.Module):
         """Read the queries. Only the frozen reader's part is without gradients."""
         reader = self._training_reader or self._reader
         states = reader.read_texts(texts, max_tokens=self.config.max_query_tokens)
-        tokens = states.tokens.to(self.device, self.start.dtype)
-        mask, vectors = states.mask.to(self.device), states.vectors.to(self.device, self.start.dtype)
+        tokens, mask = states.tokens, states.mask
+        if self.text is not None:
+            ids, mask = self.text.tokenize(texts, self.config.max_query_tokens)
+            tokens = self.text(ids.to(self.device), mask.to(self.device))
+        tokens, mask = tokens.to(self.device, self.start.dtype), mask.to(self.device)
+        vectors = states.vectors.to(self.device, self.start.dtype)
         memory = self.read(tokens)
         if self.config.query_vector:
             memory = torch.cat([self.vector_in(vectors)[:, None], memory], 1)
@@ -326,6 +334,12 @@ class _Layer(nn.Module):
     def _split(self, hidden: Float[Tensor, "queries positions width"]) -> Tensor:
         queries, positions, _ = hidden.shape
         return hidden.view(queries, positions, -1, self.norms.shape[1] // self.heads).transpose(1, 2)
+
+
+def _tunable(reader: TextReader) -> SentenceEncoder:
+    if not isinstance(reader, TwoTowerEncoder):
+        raise ConfigError("generator.tune_encoder needs the built-in encoder. Set it to false.")
+    return reader.tunable_text()
 
 
 def _copied_rows(entries: Float[Tensor, "M N e"], width: int) -> Float[Tensor, "M N width"]:
