@@ -254,3 +254,9 @@ def test_the_sentence_encoder_can_be_tuned(model, pictures, cache, tmp_path):
             not torch.equal(weight, published[name]) for name, weight in tuned.generator.text.state_dict().items()
         )
     assert same(Model.load(tmp_path / "model"), tuned)
+
+
+def test_the_cache_that_is_given_is_used_even_while_empty(pictures, tmp_path):
+    given = VectorCache(tmp_path / "given")
+    fit(read_dataset(pictures), tmp_path / "model", TINY, cache=given)
+    assert len(given) == 20, "pictures of train and validation, none of the test"

@@ -74,7 +74,7 @@ def fit(
         raise ConfigError(f"{out}: already exists. Remove it or choose another folder.")
     work = _open_work_folder(out, dataset, config)
     train, validation, skipped = _sides(dataset, config.seed)
-    vectors = cache or VectorCache(work / "vectors")
+    vectors = VectorCache(work / "vectors") if cache is None else cache
     encoder, found = _fit_encoder(train, validation, config, work, vectors, place, progress)
     skipped += found.skipped
     train_side, validation_side = found.train, found.validation

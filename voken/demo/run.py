@@ -41,7 +41,7 @@ from voken.search import Searcher
 
 _HITS = 8
 _PAIRS = 3
-_QUERIES = 1000
+_QUERIES = 400
 """Asked at most to measure recall: five systems answer them, and the demo is to end while one waits."""
 _NAMES = {"generate": "voken, generate", "voken": "voken, + voken rerank", "vector": "voken, + vector rerank"}
 _HANDS = {"noto": "Noto Emoji", "fluent-emoji-flat": "Fluent Emoji Flat"}
