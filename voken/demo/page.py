@@ -345,8 +345,8 @@ img{border-radius:8px;background:#fff;border:1px solid var(--line);width:72px;he
 .name{font-size:.85rem;line-height:1.25;overflow-wrap:anywhere}
 .score{font-size:.78rem;color:var(--soft);font-variant-numeric:tabular-nums}
 .vokens{display:flex;flex-wrap:wrap;justify-content:center;gap:2px;max-width:128px;margin-top:auto}
-.v{font:600 .68rem/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;padding:0 2px;min-width:24px;text-align:center;
-border-radius:4px;border:1.5px solid transparent;color:var(--chip-ink);
+.v{font:600 .68rem/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;padding:0 2px;min-width:24px;
+text-align:center;border-radius:4px;border:1.5px solid transparent;color:var(--chip-ink);
 background:hsl(var(--h) var(--chip-s) var(--chip-l))}
 .v.same{border-color:var(--ink)}
 .pair{background:var(--card);border:1px solid var(--line);border-radius:14px;padding:12px;display:grid;
