@@ -259,4 +259,4 @@ def test_the_sentence_encoder_can_be_tuned(model, pictures, cache, tmp_path):
 def test_the_cache_that_is_given_is_used_even_while_empty(pictures, tmp_path):
     given = VectorCache(tmp_path / "given")
     fit(read_dataset(pictures), tmp_path / "model", TINY, cache=given)
-    assert len(given) == 20, "pictures of train and validation, none of the test"
+    assert len(given) == 18, "pictures of train and one of each validation concept, none of the test"
