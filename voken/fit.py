@@ -369,7 +369,7 @@ def make_generator(encoder: Encoder, tokenizer: ImageTokenizer, train: Side, con
             lora=Lora(rank=settings.lora_rank),
         )
     generator = LiteGenerator(text_reader(encoder), tokenizer.codebooks, settings)
-    generator.begin_training(_remembered(generator, encoder, train, settings.max_query_tokens))
+    generator.begin_training(_remembered(encoder, train, settings.max_query_tokens))
     if settings.memory_weight:
         with torch.inference_mode():
             summed = tokenizer.quantize(torch.from_numpy(train.images).to(tokenizer.books.device)).entries.sum(1)
@@ -393,7 +393,7 @@ def _drawn_queries(validation: Side, seed: int) -> Int[np.ndarray, " captions"]:
     return asked
 
 
-def _remembered(generator: LiteGenerator, encoder: Encoder, train: Side, max_tokens: int) -> RememberedTexts | None:
+def _remembered(encoder: Encoder, train: Side, max_tokens: int) -> RememberedTexts | None:
     """Token states of all training captions, if they fit: the frozen reader then reads each text only once."""
     reader = text_reader(encoder)
     longest = max((len(caption.split()) for caption in train.captions), default=0)

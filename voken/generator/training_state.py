@@ -6,7 +6,6 @@ is derived from (seed, stage, epoch, step), nothing else is needed to go on as i
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +56,6 @@ def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
     state = optimizer.state_dict()
     state["state"] = _unflatten(load_file(folder / "optimizer.safetensors"))
     optimizer.load_state_dict(state)
-
-
-def remove_state(folder: Path) -> None:
-    """Remove it, once what it was for is saved."""
-    if artifact.is_artifact(folder):
-        shutil.rmtree(folder)
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
