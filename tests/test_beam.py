@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from voken.decoding import numpy_trie, torch_trie
 from voken.decoding.beam import beam_search, beam_search_from_state, score_sequences
 from voken.decoding.interface import StepModel
 from voken.decoding.trie import VokenTrie
@@ -22,11 +25,14 @@ class PrefixModel:
     A wrong parent or a forgotten reordering changes the prefix and so the logits.
     """
 
-    device = torch.device("cpu")
+    device: torch.device | None = torch.device("cpu")
 
     def __init__(self, size: int, levels: int, *, grain: float = 0.0) -> None:
         self.codebook_size, self.levels, self.grain = size, levels, grain
         self.widths: list[int] = []
+
+    def given(self, logits: np.ndarray) -> torch.Tensor | np.ndarray:
+        return torch.tensor(logits, dtype=torch.float32)
 
     def logits(self, text: str, prefix: tuple[int, ...]) -> np.ndarray:
         seed = [len(text), *map(ord, text), 999, *prefix]
@@ -44,7 +50,7 @@ class PrefixModel:
             ]
         self.widths.append(len(state[0][1]))
         rows = [[self.logits(text, prefix) for prefix in prefixes] for text, prefixes in state]
-        return torch.tensor(np.array(rows), dtype=torch.float32), state
+        return self.given(np.array(rows)), state
 
     def log_prob(self, text: str, sequence: tuple[int, ...], temperature: float = 1.0) -> float:
         total = 0.0
@@ -52,6 +58,31 @@ class PrefixModel:
             logits = self.logits(text, sequence[:level]) / temperature
             total += logits[voken] - np.log(np.exp(logits).sum())
         return total
+
+
+class NumpyPrefixModel(PrefixModel):
+    """The same without torch."""
+
+    device = None
+
+    def step(self, state, vokens, parents):
+        assert vokens is None or vokens.dtype == parents.dtype == np.int64
+        return super().step(state, vokens, parents)
+
+    def given(self, logits):
+        return logits.astype(np.float32)
+
+
+class LogProbPrefixModel(NumpyPrefixModel):
+    """The same with log-probabilities at once."""
+
+    log_probs = True
+
+    def given(self, logits):
+        return super().given(logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True)))
+
+
+KINDS = [PrefixModel, NumpyPrefixModel, LogProbPrefixModel]
 
 
 def brute_force(model, text, sequences, temperature=1.0):
@@ -81,11 +112,52 @@ def searches(draw):
     size, levels = draw(st.integers(1, 9)), draw(st.integers(1, 5))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     vokens = rng.integers(0, size, (draw(st.integers(1, 30)), levels))
-    return PrefixModel(size, levels), vokens, VokenTrie.from_vokens(vokens, size)
+    return draw(st.sampled_from(KINDS))(size, levels), vokens, VokenTrie.from_vokens(vokens, size)
 
 
-def test_the_fake_is_a_step_model():
-    assert isinstance(PrefixModel(3, 2), StepModel)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_fakes_are_step_models(kind):
+    assert isinstance(kind(3, 2), StepModel)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 5, 16, 37, 64, 150]), st.integers(1, 3), st.integers(1, 40))
+def test_torch_and_numpy_find_the_same(seed, size, levels, beams):
+    """Wide levels and narrow, full and nearly empty, more beams than sequences."""
+    rng = np.random.default_rng(seed)
+    vokens = rng.integers(0, size, (int(rng.choice([1, 20, 2000])), levels))
+    if rng.random() < 0.3:
+        vokens[:, 0] = vokens[0, 0]
+    trie = VokenTrie.from_vokens(vokens, size)
+    theirs = beam_search(PrefixModel(size, levels), trie, ["a", "bc"], beams)
+    for kind in (NumpyPrefixModel, LogProbPrefixModel):
+        mine = beam_search(kind(size, levels), trie, ["a", "bc"], beams)
+        np.testing.assert_array_equal(mine.leaf, theirs.leaf)
+        np.testing.assert_array_equal(mine.vokens, theirs.vokens)
+        np.testing.assert_allclose(mine.log_prob, theirs.log_prob, rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 40), st.integers(1, 700))
+def test_the_best_are_chosen_alike(seed, queries, count, candidates):
+    """With scores of few values nearly all are tied: the first are taken."""
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, rng.choice([1, 3, 100]), (queries, candidates)).astype(np.float32)
+    scores[rng.random(scores.shape) < 0.2] = -1e30
+    count = min(count, candidates)
+    expected = np.sort(np.argsort(-scores, axis=1, kind="stable")[:, :count], axis=1)
+    np.testing.assert_array_equal(torch_trie._best(torch.from_numpy(scores), count).numpy(), expected)
+    flat = numpy_trie._best(scores, count)
+    np.testing.assert_array_equal(flat - np.arange(queries)[:, None] * candidates, expected)
+
+
+def test_a_numpy_model_is_searched_without_torch():
+    code = (
+        "import sys, voken.decoding.beam, voken.decoding.interface, voken.decoding.trie, voken.collection.store\n"
+        "print(sorted({'torch', 'PIL', 'onnxruntime', 'transformers', 'sqlite3'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 @settings(max_examples=60, deadline=None)
@@ -145,17 +217,17 @@ def test_a_batch_equals_its_queries_alone(search, beams):
 
 
 @settings(max_examples=40, deadline=None)
-@given(searches(), st.integers(1, 40))
-def test_ties_go_to_the_lower_leaf(search, beams):
+@given(searches(), st.integers(1, 40), st.sampled_from(KINDS))
+def test_ties_go_to_the_lower_leaf(search, beams, kind):
     """With logits of a coarse grain many sums are exactly equal; uniform logits make all of them so."""
     _, vokens, trie = search
     sequences = sorted(set(map(tuple, vokens.tolist())))
-    uniform = PrefixModel(trie.codebook_size, trie.levels, grain=1e9)
+    uniform = kind(trie.codebook_size, trie.levels, grain=1e9)
     found = beam_search(uniform, trie, ["t"], beams)
     count = min(beams, len(sequences))
     # Level by level the lowest nodes are kept, so the leaves are the first ones.
     assert found.leaf[0, :count].tolist() == list(range(count))
-    coarse = PrefixModel(trie.codebook_size, trie.levels, grain=2.0)
+    coarse = kind(trie.codebook_size, trie.levels, grain=2.0)
     once, twice = (beam_search(coarse, trie, ["t", "u"], beams) for _ in range(2))
     assert (once.leaf == twice.leaf).all()
     for leaves, scores in zip(once.leaf, once.log_prob, strict=True):
@@ -173,7 +245,8 @@ def test_level_one_costs_one_beam_and_no_level_more_than_it_has_nodes():
 @settings(max_examples=30, deadline=None)
 @given(searches())
 def test_score_sequences_agrees_with_the_search_and_the_model(search):
-    model, _, trie = search
+    _, _, trie = search
+    model = PrefixModel(trie.codebook_size, trie.levels)
     texts = ["one", "another"]
     sequences = trie.leaf_vokens(np.arange(trie.sequences)).astype(np.int64)
     scores = score_sequences(model, model.prefill(texts), torch.from_numpy(np.stack([sequences, sequences])))
@@ -181,8 +254,9 @@ def test_score_sequences_agrees_with_the_search_and_the_model(search):
     np.testing.assert_allclose(scores.numpy(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_search_goes_on_from_a_state_and_leaves_it_as_it_was():
-    model, trie = PrefixModel(5, 3), VokenTrie.from_vokens(np.random.default_rng(3).integers(0, 5, (20, 3)), 5)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_search_goes_on_from_a_state_and_leaves_it_as_it_was(kind):
+    model, trie = kind(5, 3), VokenTrie.from_vokens(np.random.default_rng(3).integers(0, 5, (20, 3)), 5)
     state = model.prefill(["q"])
     first = beam_search_from_state(model, state, trie, 4)
     second = beam_search_from_state(model, state, trie, 4)
@@ -196,8 +270,9 @@ def test_no_texts_give_no_rows():
     assert found.leaf.shape == found.log_prob.shape == (0, 3)
 
 
-def test_what_the_model_rules_out_is_no_answer():
-    class NeverZero(PrefixModel):
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_the_model_rules_out_is_no_answer(kind):
+    class NeverZero(kind):
         def logits(self, text, prefix):
             logits = super().logits(text, prefix)
             logits[0] = -np.inf
@@ -210,13 +285,16 @@ def test_what_the_model_rules_out_is_no_answer():
     assert (found.log_prob[0, 2:] == -np.inf).all()
 
 
-def test_a_diverged_model_is_an_error():
-    class Diverged(PrefixModel):
-        def logits(self, text, prefix):
-            return super().logits(text, prefix) * np.nan
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("wrong", [np.nan, -np.inf])
+@pytest.mark.parametrize("size", [3, 600])
+def test_a_diverged_model_is_an_error(kind, wrong, size):
+    class Diverged(kind):
+        def given(self, logits):
+            return super().given(logits) * wrong
 
     with pytest.raises(VokenError, match="diverged"):
-        beam_search(Diverged(3, 2), VokenTrie.from_vokens(np.array([[0, 1]]), 3), ["x"], 2)
+        beam_search(Diverged(size, 2), VokenTrie.from_vokens(np.arange(600).reshape(-1, 2) % size, size), ["x"], 2)
 
 
 @pytest.mark.parametrize(

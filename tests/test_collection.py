@@ -3,12 +3,16 @@
 import json
 import resource
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_model import COLOURS, ColourEncoder, paint, paint_many, tiny_model
 
-from voken.collection.store import Collection
+from voken.collection.store import Collection, _stands_twice
 from voken.collection.text_column import TextColumn
 from voken.data.captions import CaptionedImage, Dataset, read_dataset
 from voken.encoders.cache import VectorCache
@@ -36,7 +40,13 @@ def test_what_is_opened_is_what_was_made(tmp_path):
         np.testing.assert_allclose(collection.vectors, vectors, atol=1e-3)
         assert len(collection) == collection.trie.images == 10
         assert collection.skipped == ()
-        assert collection.bytes_per_picture > 2 * 4 + 3 * 2
+        size = collection.size
+        assert (size.paths, size.vectors) == (0, 10 * 3 * 2)  # the ids are the paths; float16
+        assert collection.bytes_per_picture * 10 == size.trie_levels + size.picture_numbers + size.vectors
+        assert size.total == collection.bytes_per_picture * 10 + size.ids
+    on_disk = sum((tmp_path / "c" / name).stat().st_size for name in ("ids.zlib", "ids.blocks.npy"))
+    assert again.size.ids == on_disk - 128  # the header of one .npy
+    assert again.size == made.size
 
 
 def _image(path):
@@ -122,7 +132,7 @@ def test_a_folder_that_is_taken_is_left_alone(tmp_path):
 
 def test_damage_is_seen(tmp_path):
     Collection.create(tmp_path / "c", paint_many(tmp_path / "in", 6), tiny_model())
-    for name in ("vokens.npy", "trie/order.npy", "ids.utf8", "config.json", "vectors.npy"):
+    for name in ("trie/vokens_1.npy", "trie/order.npy", "ids.zlib", "config.json", "vectors.npy"):
         copy = tmp_path / "copy"
         shutil.copytree(tmp_path / "c", copy)
         content = bytearray((copy / name).read_bytes())
@@ -137,9 +147,10 @@ def test_damage_is_seen(tmp_path):
     with pytest.raises(ArtifactError, match="no saved collection"):
         Collection.open(tmp_path)
     manifest = json.loads((tmp_path / "c" / "manifest.json").read_text())
-    (tmp_path / "c" / "manifest.json").write_text(json.dumps(manifest | {"version": 99}))
-    with pytest.raises(ArtifactVersionError, match="Upgrade"):
-        Collection.open(tmp_path / "c")
+    for version, says in ((99, "Upgrade"), (1, "older voken. Index the pictures again")):
+        (tmp_path / "c" / "manifest.json").write_text(json.dumps(manifest | {"version": version}))
+        with pytest.raises(ArtifactVersionError, match=says):
+            Collection.open(tmp_path / "c")
 
 
 @pytest.mark.parametrize("limit", [200, 400])
@@ -176,20 +187,72 @@ def test_another_model_is_refused(tmp_path):
         collection.check_model(tiny_model(fingerprint="other"))
 
 
-def test_text_column(tmp_path):
-    texts = ["", "a", "例え", "\udcff.png", "", "z" * 1000]
+def test_ids_that_are_numbers_and_paths_that_are_not_ids(tmp_path):
+    files = paint_many(tmp_path / "in", 6)
+    images = tuple(CaptionedImage(str(place), path) for place, path in enumerate(files))
+    made = Collection.create(tmp_path / "c", Dataset("d", tmp_path / "in", images), tiny_model())
+    assert list(made.ids) == ["0", "1", "2", "3", "4", "5"]
+    assert (made.ids[-1], made.ids[1:3]) == ("5", ["1", "2"])
+    assert made.size.ids == 0
+    assert made.size.paths > 0
+    assert made.paths == files
+    assert not list((tmp_path / "c").glob("ids.*"))
+    with pytest.raises(IndexError):
+        made.ids[6]
+
+
+def test_an_id_that_stands_twice_is_found_among_many():
+    ids = [f"p{place}" for place in range(5000)]
+    assert _stands_twice(ids) is None
+    assert _stands_twice([]) is None
+    assert _stands_twice([*ids, "p77"]) == "p77"
+
+
+def test_opening_needs_no_pictures_no_model_and_no_torch(tmp_path):
+    files = paint_many(tmp_path / "in", 6)
+    Collection.create(tmp_path / "c", files, tiny_model())
+    code = (
+        "import sys; from pathlib import Path; from voken.collection.store import Collection\n"
+        f"collection = Collection.open(Path({str(tmp_path / 'c')!r}))\n"
+        "print(collection.ids[5], collection.vokens.shape, {'torch', 'PIL', 'onnxruntime'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"{files[5].name} (6, 2) set()"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(st.characters(categories=None), max_size=12), max_size=20), st.integers(1, 40))
+def test_text_column_gives_back_what_it_was_given(texts, times):
+    texts = texts * times  # several blocks
+    column = TextColumn.of(texts)
+    assert list(column) == texts
+    assert [column[place] for place in range(len(column))] == texts
+    assert column[-3:] == texts[-3:]
+
+
+def test_text_column_on_disk(tmp_path):
+    texts = ["", "a", "例え", "\udcff.png", "", "z" * 1000] * 50
     TextColumn.of(texts).save(tmp_path, "t")
-    column = TextColumn.load(tmp_path, "t")
+    column = TextColumn.load(tmp_path, "t", 300)
     assert list(column) == texts
     assert column[-1] == texts[-1]
-    assert column[1:3] == texts[1:3]
+    assert column[127:130] == texts[127:130]
+    assert column.nbytes < 300 * 3
     with pytest.raises(IndexError):
-        column[6]
+        column[300]
     TextColumn.of([]).save(tmp_path, "none")
-    assert list(TextColumn.load(tmp_path, "none")) == []
-    (tmp_path / "t.utf8").write_bytes(b"short")
-    with pytest.raises(CorruptArtifactError, match="offsets"):
-        TextColumn.load(tmp_path, "t")
-    (tmp_path / "t.offsets.npy").unlink()
+    assert list(TextColumn.load(tmp_path, "none", 0)) == []
+    with pytest.raises(CorruptArtifactError, match="fit its blocks"):
+        TextColumn.load(tmp_path, "t", 128)
+    with pytest.raises(CorruptArtifactError, match="block 2 holds 44 texts, not 45"):
+        TextColumn.load(tmp_path, "t", 301)[300]
+    content = (tmp_path / "t.zlib").read_bytes()
+    (tmp_path / "t.zlib").write_bytes(bytes(len(content)))
+    with pytest.raises(CorruptArtifactError, match=r"t\.zlib: is damaged"):
+        TextColumn.load(tmp_path, "t", 300)[0]
+    (tmp_path / "t.zlib").write_bytes(b"short")
+    with pytest.raises(CorruptArtifactError, match="blocks"):
+        TextColumn.load(tmp_path, "t", 300)
+    (tmp_path / "t.blocks.npy").unlink()
     with pytest.raises(CorruptArtifactError, match="cannot be read"):
-        TextColumn.load(tmp_path, "t")
+        TextColumn.load(tmp_path, "t", 300)

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from voken.data.images import Skipped, file_hash, list_images, load_images, open_image
+from voken.data.images import file_hash, list_images, load_images, open_image
+from voken.data.skipped import Skipped
 from voken.errors import ConfigError, DataError, PictureError
 
 

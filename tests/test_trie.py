@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from voken.decoding.starts import BitStarts, starts_of
 from voken.decoding.trie import VokenTrie
 from voken.errors import ArtifactVersionError, ConfigError, CorruptArtifactError, EmptyDataError
 
@@ -107,30 +108,82 @@ def test_worked_example_of_the_module():
     assert [trie.rows(leaf).tolist() for leaf in range(3)] == [[1], [0, 3], [2]]
     assert trie.leaf_vokens(np.array([2, 0])).tolist() == [[3, 2], [0, 2]]
     assert trie.leaf_of(np.array([[3, 2], [3, 0], [9, 9]])).tolist() == [2, -1, -1]
-    assert trie.first.tolist() == [0, -1, -1, 1]
+    assert trie.to_torch().first.tolist() == [0, -1, -1, 1]
 
 
-@pytest.mark.parametrize("size", [4, 400])
+@settings(max_examples=60, deadline=None)
+@given(collections())
+def test_images_and_leaves_are_told_apart_again(collection):
+    vokens, size = collection
+    trie = VokenTrie.from_vokens(vokens, size)
+    rows = dict_trie(vokens)[1]
+    np.testing.assert_array_equal(trie.image_vokens(), vokens)
+    leaves = np.random.default_rng(0).integers(0, trie.sequences, 7)
+    found, counts = trie.rows_of(leaves)
+    expected = [rows[tuple(sequence)] for sequence in trie.leaf_vokens(leaves).tolist()]
+    assert found.tolist() == [row for of_leaf in expected for row in of_leaf]
+    assert counts.tolist() == list(map(len, expected))
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=60), st.booleans())
+def test_starts_equal_cumulative_sums(counts, packed):
+    ends = np.cumsum(counts)
+    is_first = np.zeros(ends[-1], dtype=bool)
+    is_first[ends - counts] = True
+    starts = BitStarts.of(is_first) if packed else starts_of(is_first)
+    parents = np.arange(len(counts))
+    start, end = starts.ranges(parents)
+    assert (start.tolist(), end.tolist()) == ((ends - counts).tolist(), ends.tolist())
+    assert starts.parents(np.arange(ends[-1])).tolist() == np.repeat(parents, counts).tolist()
+    assert starts.expanded().tolist() == [0, *ends.tolist()]
+
+
+def test_starts_take_the_form_that_is_smaller():
+    one_each, one_parent = np.ones(10_000, dtype=bool), np.arange(10_000) == 0
+    assert isinstance(starts_of(one_each), BitStarts)
+    assert not isinstance(starts_of(one_parent), BitStarts)
+    # more than are looked up in one go
+    many = BitStarts.of(np.ones(70_000, dtype=bool))
+    assert many.ranges(np.arange(70_000))[1].tolist() == list(range(1, 70_001))
+
+
+@pytest.mark.parametrize("shape", ["one crowded prefix", "one crowded sequence", "spread"])
+def test_a_picture_takes_few_bytes_whatever_the_crowding(shape):
+    vokens = np.random.default_rng(0).integers(0, 1024, (50_000, 4))
+    if shape == "one crowded prefix":
+        vokens[:, :2] = 7
+    elif shape == "one crowded sequence":
+        vokens[:] = 7
+    trie = VokenTrie.from_vokens(vokens, 1024)
+    # 2 bytes and 1.5 bits a node, 2 bytes and 1.5 bits a picture
+    nodes = sum(trie.nodes(level) for level in range(5))
+    assert trie.nbytes <= 2.1875 * (nodes + 50_000) + 200
+    assert trie.row_nbytes < trie.nbytes
+
+
+@pytest.mark.parametrize(("images", "size"), [(90, 4), (70_000, 300)])
 @pytest.mark.parametrize("mmap", [True, False])
-def test_saved_trie_is_the_same(tmp_path, mmap, size):
-    trie = VokenTrie.from_vokens(np.random.default_rng(0).integers(0, 4, (90, 3)), size)
-    assert (trie.second is None) == (size == 400)  # one with the table of level 2, one without
+def test_saved_trie_is_the_same(tmp_path, mmap, images, size):
+    """Row numbers of one and of three bytes, vokens of one and of two, starts as numbers and as bits."""
+    trie = VokenTrie.from_vokens(np.random.default_rng(0).integers(0, size, (images, 3)), size)
     trie.save(tmp_path / "trie")
     loaded = VokenTrie.load(tmp_path / "trie", mmap=mmap)
     assert loaded.codebook_size == size
     mine, theirs = trie._arrays(), loaded._arrays()
     assert mine.keys() == theirs.keys()
     assert all(np.array_equal(mine[name], theirs[name]) for name in mine)
-    assert loaded.nbytes == trie.nbytes == sum(array.size * 4 for array in mine.values())
+    assert loaded.nbytes == trie.nbytes
     assert isinstance(loaded.order.base, np.memmap) == mmap
+    np.testing.assert_array_equal(loaded.image_vokens(), trie.image_vokens())
     loaded.to_torch("cpu")  # torch warns of arrays it could not write to, and warnings are errors here
     assert loaded.to_torch("cpu") is loaded.to_torch("cpu")
 
 
-def test_a_mapped_trie_is_never_written_back(tmp_path):
+def test_a_mapped_trie_cannot_be_written(tmp_path):
     VokenTrie.from_vokens(VOKENS, 4).save(tmp_path)
-    VokenTrie.load(tmp_path).order[:] = 0
-    assert VokenTrie.load(tmp_path).rows(1).tolist() == [0, 3]
+    with pytest.raises(ValueError, match="read-only"):
+        VokenTrie.load(tmp_path).order[:] = 0
 
 
 @pytest.mark.parametrize(
@@ -167,23 +220,38 @@ def test_damaged_files_are_named(tmp_path):
     with pytest.raises(CorruptArtifactError, match=r"trie\.json"):
         VokenTrie.load(tmp_path)
     VokenTrie.from_vokens(VOKENS, 4).save(tmp_path)
-    np.save(tmp_path / "order.npy", np.zeros(2, dtype=np.int32))
+    order = np.load(tmp_path / "order.npy")
+    for damaged in (order[:2], order.astype(np.int8), np.zeros(0, dtype=np.uint8)):  # cut, of another type, empty
+        np.save(tmp_path / "order.npy", damaged)
+        with pytest.raises(CorruptArtifactError, match=r"order\.npy"):
+            VokenTrie.load(tmp_path)
+    np.save(tmp_path / "order.npy", order)
+    (tmp_path / "order.npy").write_bytes((tmp_path / "order.npy").read_bytes()[:-1])
     with pytest.raises(CorruptArtifactError, match=r"order\.npy"):
         VokenTrie.load(tmp_path)
-    (tmp_path / "order.npy").write_bytes(b"")
-    with pytest.raises(CorruptArtifactError, match=r"order\.npy"):
-        VokenTrie.load(tmp_path)
-    (tmp_path / "order.npy").unlink()
-    with pytest.raises(CorruptArtifactError, match=r"order\.npy"):
-        VokenTrie.load(tmp_path)
+    for ruin in (lambda path: path.write_bytes(b""), lambda path: path.unlink()):
+        ruin(tmp_path / "order.npy")
+        with pytest.raises(CorruptArtifactError, match=r"order\.npy"):
+            VokenTrie.load(tmp_path)
+
+
+def test_other_formats_are_refused_with_what_to_do(tmp_path):
+    VokenTrie.from_vokens(VOKENS, 4).save(tmp_path)
     header = json.loads((tmp_path / "trie.json").read_text())
-    (tmp_path / "trie.json").write_text(json.dumps({**header, "format": 99}))
-    with pytest.raises(ArtifactVersionError, match="99"):
+    for written, says in ((99, "99 is newer.*Upgrade"), (1, "older voken. Index the pictures again")):
+        (tmp_path / "trie.json").write_text(json.dumps({**header, "format": written}))
+        with pytest.raises(ArtifactVersionError, match=says):
+            VokenTrie.load(tmp_path)
+    del header["arrays"]["order"]
+    (tmp_path / "trie.json").write_text(json.dumps(header))
+    with pytest.raises(CorruptArtifactError, match="does not name 'order'"):
         VokenTrie.load(tmp_path)
 
 
 def test_many_levels_and_many_vokens_sort_right():
-    """More bits than one sort key holds."""
-    vokens = np.random.default_rng(1).integers(0, 2**20, (500, 10)) // 2**18 * 2**18
-    trie = VokenTrie.from_vokens(vokens, 2**20)
-    assert (trie.leaf_vokens(np.arange(trie.sequences)) == np.unique(vokens, axis=0)).all()
+    """More bits than one sort key holds; and as many as it holds, with no room for the row number."""
+    for levels in (10, 3):
+        vokens = np.random.default_rng(1).integers(0, 2**20, (500, levels)) // 2**18 * 2**18
+        trie = VokenTrie.from_vokens(vokens, 2**20)
+        assert (trie.leaf_vokens(np.arange(trie.sequences)) == np.unique(vokens, axis=0)).all()
+        np.testing.assert_array_equal(trie.image_vokens(), vokens)

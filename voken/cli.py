@@ -20,7 +20,7 @@ from voken.errors import ConfigError, VokenError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from voken.data.images import Skipped
+    from voken.data.skipped import Skipped
     from voken.encoders.cache import VectorCache
     from voken.image_tokenizer.report import TokenizerReport
 
@@ -106,6 +106,10 @@ def data(
     seed: Annotated[int, typer.Option(help="Draws the split into train, validation and test.")] = 0,
     size: Annotated[int | None, typer.Option(min=8, help="Side in pixels. (default: emoji 128, icons 64)")] = None,
     demo: Annotated[bool, typer.Option("--demo", help="emoji only: two hands instead of nine.")] = False,
+    every_licence: Annotated[
+        bool,
+        typer.Option("--every-licence", help="icons-all only: also what may not be passed on, to measure at home."),
+    ] = False,
     as_json: _Json = False,
     verbose: _Verbose = False,
 ) -> None:
@@ -119,13 +123,16 @@ def data(
         raise ConfigError(f"{name!r}: no such data set. There are: emoji, icons, icons-all.")
     if demo and name != "emoji":
         raise ConfigError(f"--demo: {name} has no smaller selection; only emoji has.")
+    if every_licence and name != "icons-all":
+        raise ConfigError("--every-licence: only icons-all has it.")
     with progress_bars() as progress:
         if name == "emoji":
             vendors = emoji.DEMO_VENDORS if demo else tuple(emoji.VENDORS)
             made = emoji.build(folder, seed=seed, size=size or 128, vendors=vendors, progress=progress)
+        elif name == "icons":
+            made = icons.build(folder, seed=seed, size=size or 64, progress=progress)
         else:
-            build = icons.build if name == "icons" else icons.build_all
-            made = build(folder, seed=seed, size=size or 64, progress=progress)
+            made = icons.build_all(folder, seed=seed, size=size or 64, every_licence=every_licence, progress=progress)
     splits = {split: sum(image.split == split for image in made.images) for split in ("train", "validation", "test")}
     if as_json:
         _print_json(
@@ -524,7 +531,7 @@ def _best_recall(said: dict[str, Any]) -> float | None:
 
 
 def _skipped(one: dict[str, str]) -> Skipped:
-    from voken.data.images import Skipped
+    from voken.data.skipped import Skipped
 
     return Skipped(**one)
 

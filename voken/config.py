@@ -14,6 +14,9 @@ from typing import Any, Literal, Self
 
 from voken.errors import ConfigError
 
+MAX_TEXT_CHARACTERS = 2_000
+"""Of a caption or a query; what follows is not read."""
+
 
 @dataclass(frozen=True)
 class EncoderConfig:
@@ -144,6 +147,8 @@ class SearchConfig:
     voken_weight: float | None = None
     """Weight of the cosine in "voken"; None: the one chosen on validation and saved with the model."""
     vector_weight: float | None = None
+    precision: Literal["float32", "int8"] = "float32"
+    """Of the saved engine's weights (docs/speed.md); a search in torch, as on a GPU, has its own."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from voken import artifact
 from voken.allocator import keep_freed_memory
 from voken.config import RunConfig, SearchConfig
 from voken.data.captions import CaptionedImage, Dataset
-from voken.data.images import Skipped
+from voken.data.skipped import Skipped
 from voken.data.splits import check_disjoint, one_per_concept, split_by_concept
 from voken.decoding.beam import beam_search_from_state
 from voken.decoding.trie import VokenTrie

@@ -5,12 +5,12 @@ MODEL/
   encoder/           what `voken.encoders.load_encoder` reads
   image_tokenizer/   config.json, model.safetensors
   generator/         the generator's own files
+  engine/            the same for a search without torch (see `voken.inference.export`), where there are graphs for it
   manifest.json      format, version and a checksum of every file, written last
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,13 +31,13 @@ from voken.generator.lite import LiteGenerator
 from voken.generator.llama import LlamaStepModel
 from voken.generator.t5 import T5StepModel
 from voken.image_tokenizer.model import ImageTokenizer
-
-KIND, VERSION = "model", 1
+from voken.inference.compiled import FOLDER, KIND, VERSION, fingerprint
+from voken.inference.export import can_export, export_generator
 
 
 @dataclass(frozen=True)
 class Model:
-    """Everything that pictures and queries go through."""
+    """Everything that pictures and queries go through, in torch."""
 
     config: RunConfig
     """The settings it was trained with."""
@@ -87,6 +87,14 @@ class Model:
                 "validation": self.validation,
             }
             artifact.write_json(partial / "config.json", described)
+            if can_export(self.generator, self.encoder):
+                export_generator(
+                    self.generator,
+                    partial / FOLDER,
+                    precision=self.search.precision,
+                    encoder=self.encoder,
+                    tokenizer=self.tokenizer,
+                )
         return type(self)(
             self.config,
             self.encoder,
@@ -94,7 +102,7 @@ class Model:
             self.generator,
             self.search,
             self.validation,
-            _fingerprint(folder),
+            fingerprint(folder),
         )
 
     @classmethod
@@ -118,7 +126,7 @@ class Model:
         generator = load_generator(folder / "generator", config, encoder)
         if isinstance(generator, torch.nn.Module):
             generator.to(place)
-        return cls(config, encoder, tokenizer, generator, search, validation, _fingerprint(folder))
+        return cls(config, encoder, tokenizer, generator, search, validation, fingerprint(folder))
 
 
 def load_generator(folder: Path, config: RunConfig, encoder: Encoder) -> Generator:
@@ -136,7 +144,3 @@ def text_reader(encoder: Encoder) -> TextReader:
     if not isinstance(encoder, TextReader):
         raise ConfigError(f"the encoder {encoder.name} shows no token states, so lite cannot read with it. Use t5.")
     return encoder
-
-
-def _fingerprint(folder: Path) -> str:
-    return hashlib.sha256((Path(folder) / artifact.MANIFEST).read_bytes()).hexdigest()[:32]

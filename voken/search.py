@@ -15,26 +15,82 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int, Int64
 
 from voken.collection.store import Collection
-from voken.config import SearchConfig
-from voken.data.captions import MAX_CAPTION_CHARACTERS
+from voken.config import MAX_TEXT_CHARACTERS, SearchConfig
 from voken.decoding.beam import Beams, beam_search_from_state
-from voken.errors import ConfigError
+from voken.decoding.interface import StepModel
+from voken.errors import ArtifactError, ConfigError
 from voken.hit import Hit
 
-if TYPE_CHECKING:
-    from voken.model import Model
-
-__all__ = ["Hit", "Searcher"]
+__all__ = ["Hit", "SearchModel", "Searcher", "load_model"]
 
 _LOGITS_AT_ONCE = 1 << 24
 """queries × beams × N of one block of queries: 64 MB of float32."""
 _QUERIES_AT_ONCE = 64
+
+
+class VectorBuilder(Protocol):
+    """The half of an `ImageTokenizer` that a rerank needs."""
+
+    def decode(self, vokens: Int[np.ndarray, "sequences M"]) -> Float[np.ndarray, "sequences dim"]:
+        """Unit vectors rebuilt from voken sequences."""
+        ...
+
+
+class SearchModel(Protocol):
+    """What a search asks of a model. `voken.model.Model` is one, in torch; `CompiledModel` is one without."""
+
+    @property
+    def generator(self) -> StepModel:
+        """Writes the sequences."""
+        ...
+
+    @property
+    def tokenizer(self) -> VectorBuilder:
+        """Rebuilds vectors."""
+        ...
+
+    @property
+    def search(self) -> SearchConfig:
+        """How it is best searched."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Hexadecimal; collections know their model by it."""
+        ...
+
+    def query_vectors(self, texts: Sequence[str], state: Any = None) -> Float[np.ndarray, "texts dim"]:
+        """Unit vectors of queries in the pictures' space; `state` is the generator's `prefill` of the texts."""
+        ...
+
+
+def load_model(folder: Path, *, device: str = "cpu", threads: int = 0) -> SearchModel:
+    """A saved model, to search with: on a CPU its engine where it has one, which needs no torch; else in torch.
+
+    `threads` 0: as many as there are cores. Raises `ArtifactError` where there is no model, or where only torch could
+    search it and torch is not installed.
+    """
+    from voken.inference.compiled import CompiledModel, is_compiled
+
+    if device == "cpu" and is_compiled(folder):
+        return CompiledModel.load(folder, threads=threads)
+    try:
+        import torch
+    except ImportError:
+        raise ArtifactError(
+            f'{folder}: only torch can search it (on {device}). Install it: pip install "voken-search[train]"'
+        ) from None
+    from voken.model import Model
+
+    if threads:
+        torch.set_num_threads(threads)
+    return Model.load(folder, device=device)
 
 
 class Searcher:
@@ -48,7 +104,7 @@ class Searcher:
     """
 
     def __init__(
-        self, model: Model, collection: Collection, search: SearchConfig | None = None, *, widen: bool = True
+        self, model: SearchModel, collection: Collection, search: SearchConfig | None = None, *, widen: bool = True
     ) -> None:
         collection.check_model(model)
         if search is None:
@@ -60,15 +116,13 @@ class Searcher:
         self._widen = widen
 
     @classmethod
-    def open(cls, collection: Path, model: Model | None = None, search: SearchConfig | None = None) -> Self:
+    def open(cls, collection: Path, model: SearchModel | None = None, search: SearchConfig | None = None) -> Self:
         """Open a saved collection, and the model it was made with where none is given.
 
         Raises `ArtifactError` where that model is no longer where it was.
         """
-        from voken.model import Model
-
         opened = Collection.open(collection)
-        return cls(Model.load(opened.find_model()) if model is None else model, opened, search)
+        return cls(load_model(opened.find_model()) if model is None else model, opened, search)
 
     def search(self, texts: Sequence[str], k: int) -> list[list[Hit]]:
         """For each text at most `k` hits, by falling score; pictures of equal score in the collection's order.
@@ -125,15 +179,14 @@ class Searcher:
     ) -> list[Hit]:
         """The best `k` pictures of `leaves`; with `query`, reranked by their stored vectors."""
         collection = self.collection
-        of_leaf = [collection.trie.rows(int(leaf)) for leaf in leaves]
-        if not of_leaf:
+        if not len(leaves):
             return []
-        rows = np.concatenate(of_leaf)
-        score = np.repeat(np.asarray(scores, dtype=np.float64), [len(part) for part in of_leaf])
+        rows, counts = collection.trie.rows_of(leaves)
+        score = np.repeat(np.asarray(scores, dtype=np.float64), counts)
         if query is not None and collection.vectors is not None:
             score = score + self._weight * (collection.vectors[rows].astype(np.float32) @ query)
         best = np.lexsort((rows, -score))[:k]
-        vokens = collection.vokens[rows[best]].tolist()
+        vokens = collection.trie.leaf_vokens(np.repeat(leaves, counts)[best]).tolist()
         return [
             Hit(collection.ids[row], str(collection.path(row)), value, tuple(sequence))
             for row, value, sequence in zip(rows[best].tolist(), score[best].tolist(), vokens, strict=True)
@@ -165,7 +218,7 @@ def _weight(search: SearchConfig, chosen: SearchConfig, collection: Collection) 
 
 def _readable(text: str, place: int) -> str:
     # a lone surrogate, which a terminal may pass on, breaks every tokenizer
-    cut = text.strip()[:MAX_CAPTION_CHARACTERS].rstrip().encode("utf-8", "replace").decode("utf-8")
+    cut = text.strip()[:MAX_TEXT_CHARACTERS].rstrip().encode("utf-8", "replace").decode("utf-8")
     if not cut:
         raise ConfigError(f"Query {place + 1} is empty. Say in a few words what the picture shows.")
     return cut

@@ -24,10 +24,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from voken.data.images import Skipped, list_images
+from voken.config import MAX_TEXT_CHARACTERS
+from voken.data.images import list_images
+from voken.data.skipped import Skipped
 from voken.errors import DataError, EmptyDataError, StorageError
 
-MAX_CAPTION_CHARACTERS = 2_000
+MAX_CAPTION_CHARACTERS = MAX_TEXT_CHARACTERS
 """A caption longer than this is cut to it when it is read: no text encoder here reads nearly as much."""
 
 SPLITS = ("train", "validation", "test")

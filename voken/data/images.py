@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from voken.data.skipped import Skipped
 from voken.errors import ConfigError, DataError, PictureError
 from voken.progress import Progress, no_progress
 
@@ -35,14 +35,6 @@ SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", 
 
 # only formats that Pillow decodes itself: its EPS reader, say, starts another program
 _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A picture that was left out, and why."""
-
-    path: str
-    reason: str
 
 
 def list_images(folder: Path) -> list[Path]:

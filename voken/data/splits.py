@@ -15,7 +15,8 @@ from jaxtyping import Int64, UInt64
 from PIL import Image
 
 from voken.data.captions import SPLITS, CaptionedImage, Dataset
-from voken.data.images import Skipped, file_hash, load_images
+from voken.data.images import file_hash, load_images
+from voken.data.skipped import Skipped
 from voken.errors import ConfigError, EmptyDataError, SplitLeakError
 from voken.progress import Progress, no_progress
 

@@ -7,25 +7,29 @@ not only over those the trie allows, so a score is log p(sequence | query) whate
 At level l it keeps min(b, nodes of level l) beams. As every node has a child, that many always exist: the
 search needs no padding inside; only a result asked for more beams than there are sequences is padded.
 Level 1 is reached from the root, so the first step of the model costs one beam.
+
+How children are scored and chosen is the trie's part (`NumpyTrie`, `TorchTrie`), by where the model's logits lie;
+torch is imported only to search with a torch model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, Float32, Int, Int32, Int64
-from torch import Tensor
 
 from voken.decoding.interface import StepModel
-from voken.decoding.trie import TorchTrie, VokenTrie
-from voken.errors import ConfigError, VokenError
+from voken.decoding.kept import IMPOSSIBLE, Kept
+from voken.decoding.numpy_trie import NumpyTrie
+from voken.decoding.trie import VokenTrie
+from voken.errors import ConfigError
 
-_IMPOSSIBLE = -1e30
-"""Stands for log 0 inside the search, so that a node the model rules out still ranks above no node."""
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ def beam_search(
     _check(model, trie, beams, logit_temperature)
     if not len(texts):
         return _nothing(0, beams, trie.levels)
-    with torch.inference_mode():
+    with _without_gradients(model):
         return beam_search_from_state(model, model.prefill(texts), trie, beams, logit_temperature=logit_temperature)
 
 
@@ -63,18 +67,17 @@ def beam_search_from_state(
     The state is read, not changed: a trainer may search from it and then compute a loss with it.
     """
     _check(model, trie, beams, logit_temperature)
-    with torch.inference_mode():
-        nodes, log_prob, vokens = _search(model, state, trie.to_torch(model.device), beams, logit_temperature)
-        best_first = log_prob.sort(dim=1, descending=True, stable=True).indices
-        leaf = nodes.gather(1, best_first)
-        log_prob = log_prob.gather(1, best_first)
-        vokens = vokens.gather(1, best_first.unsqueeze(-1).expand_as(vokens))
-    found = _nothing(len(leaf), beams, trie.levels)
-    width = leaf.shape[1]
-    possible = (log_prob > _IMPOSSIBLE).cpu().numpy()
-    found.leaf[:, :width] = np.where(possible, leaf.cpu().numpy(), -1)
-    found.log_prob[:, :width] = np.where(possible, log_prob.cpu().numpy(), -np.inf)
-    found.vokens[:, :width] = np.where(possible[:, :, None], vokens.cpu().numpy(), 0)
+    with _without_gradients(model):
+        kept = _search(model, state, trie, beams, logit_temperature)
+    best_first = np.argsort(-kept.log_prob, axis=1, kind="stable")
+    log_prob = np.take_along_axis(kept.log_prob, best_first, 1)
+    possible = log_prob > IMPOSSIBLE
+    found = _nothing(len(log_prob), beams, trie.levels)
+    width = log_prob.shape[1]
+    found.leaf[:, :width] = np.where(possible, np.take_along_axis(kept.nodes, best_first, 1), -1)
+    found.log_prob[:, :width] = np.where(possible, log_prob, -np.inf)
+    vokens = np.take_along_axis(kept.path, best_first[:, :, None], 1)
+    found.vokens[:, :width] = np.where(possible[:, :, None], vokens, 0)
     return found
 
 
@@ -87,8 +90,11 @@ def score_sequences(
 ) -> Float[Tensor, "queries sequences"]:
     """Log-probabilities of given sequences, step by step through the model, without a trie.
 
-    As slow as a search; it says what a search must find. Gradients flow where the caller enables them.
+    Of a torch model. As slow as a search; it says what a search must find. Gradients flow where the caller enables
+    them.
     """
+    import torch
+
     queries, sequences, levels = vokens.shape
     vokens = vokens.to(model.device)
     parents = torch.zeros(queries, sequences, dtype=torch.long, device=model.device)
@@ -104,65 +110,25 @@ def score_sequences(
     return total
 
 
-def _search(
-    model: StepModel, state: Any, trie: TorchTrie, beams: int, logit_temperature: float
-) -> tuple[Int[Tensor, "queries beams"], Float[Tensor, "queries beams"], Int[Tensor, "queries beams levels"]]:
-    """Leaves in ascending order, their log-probabilities and vokens."""
+def _search(model: StepModel, state: Any, trie: VokenTrie, beams: int, logit_temperature: float) -> Kept:
+    """Leaves in ascending order, their log-probabilities and vokens, as numpy arrays."""
     logits, state = model.step(state, None, None)
-    queries = len(logits)
-    nodes = parents = torch.zeros(queries, 1, dtype=torch.long, device=logits.device)
-    log_prob = torch.zeros(queries, 1, device=logits.device)
-    path = torch.zeros(queries, 1, 0, dtype=torch.long, device=logits.device)
+    backend = NumpyTrie(trie) if model.device is None else trie.to_torch(model.device)
+    log_probs = bool(getattr(model, "log_probs", False))
+    kept = backend.root(len(logits))
     for level in range(trie.levels):
         if level:
-            logits, state = model.step(state, path[:, :, -1], parents)
-        children, is_table = trie.children(level, nodes)
-        scores = _child_scores(trie, level, logits, children, is_table, logit_temperature)
-        scores = (log_prob.unsqueeze(-1) + scores).flatten(1)
-        chosen = _best(scores, min(beams, trie.counts[level + 1]))
-        parents = chosen // children.shape[-1]
-        nodes = children.flatten(1).gather(1, chosen)
-        log_prob = scores.gather(1, chosen)
-        voken = trie.voken_of(level + 1, nodes).unsqueeze(-1)
-        path = torch.cat([path.gather(1, parents.unsqueeze(-1).expand(-1, -1, level)), voken], dim=2)
-    return nodes, log_prob, path
+            logits, state = model.step(state, kept.path[:, :, -1], kept.parents)
+        kept = backend.expand(level, kept, logits, beams, temperature=logit_temperature, log_probs=log_probs)
+    return backend.fetched(kept)
 
 
-def _child_scores(
-    trie: TorchTrie,
-    level: int,
-    logits: Float[Tensor, "queries beams N"],
-    children: Int[Tensor, "queries beams width"],
-    is_table: bool,
-    logit_temperature: float,
-) -> Float[Tensor, "queries beams width"]:
-    logits = logits.float()
-    if logit_temperature != 1.0:
-        logits = logits / logit_temperature
-    total = logits.logsumexp(dim=-1, keepdim=True)
-    if not bool(torch.isfinite(total).all()):
-        raise VokenError(
-            "The model's logits are not finite numbers: its training diverged or its weights are damaged. "
-            "Train it again with a lower learning rate, or restore the model folder."
-        )
-    if not is_table:
-        logits = logits.gather(2, trie.voken_of(level + 1, children.clamp(min=0)))
-    return (logits - total).clamp(min=_IMPOSSIBLE).masked_fill(children < 0, -torch.inf)
+def _without_gradients(model: StepModel) -> AbstractContextManager[Any]:
+    if model.device is None:
+        return nullcontext()
+    import torch
 
-
-def _best(scores: Float[Tensor, "queries candidates"], count: int) -> Int[Tensor, "queries count"]:
-    """Positions of the `count` best candidates, ascending; of candidates tied for the last place the first.
-
-    As candidates stand in the order of their nodes, keeping positions ascending keeps nodes ascending.
-    """
-    values, positions = scores.topk(min(count + 1, scores.shape[1]), dim=1)
-    if scores.shape[1] > count and bool((values[:, count - 1] == values[:, count]).any()):
-        last = values[:, count - 1 : count]
-        above, tied = scores > last, scores == last
-        wanted = count - above.sum(dim=1, keepdim=True)
-        kept = above | (tied & (tied.cumsum(dim=1) <= wanted))
-        return kept.nonzero()[:, 1].view(len(scores), count)
-    return positions[:, :count].sort(dim=1).values
+    return torch.inference_mode()
 
 
 def _nothing(queries: int, beams: int, levels: int) -> Beams:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Float, Int
-from torch import Tensor
 
 
 @runtime_checkable
@@ -17,6 +15,10 @@ class StepModel(Protocol):
     A search calls `prefill` once, then `step` M times. At the first step there is one beam a query and
     `vokens` is None; afterwards `vokens[q, k]` is the voken that beam k of query q took at the level
     before, and `parents[q, k]` the index of the beam (of the step before) that it extends.
+
+    There are two kinds, told apart by `device`. A torch model takes and gives tensors on its device. A numpy model has
+    no device (None): it takes int64 arrays and gives float32 ones, and torch is not imported to search with it. Where
+    it has a true attribute `log_probs`, what it gives are log-probabilities already and are not normalised again.
     """
 
     @property
@@ -30,8 +32,8 @@ class StepModel(Protocol):
         ...
 
     @property
-    def device(self) -> torch.device:
-        """Where logits are computed, and where `vokens` and `parents` are expected."""
+    def device(self) -> Any:
+        """The `torch.device` where logits are computed and `vokens` and `parents` expected; None of a numpy model."""
         ...
 
     def prefill(self, texts: Sequence[str]) -> Any:
@@ -39,7 +41,10 @@ class StepModel(Protocol):
         ...
 
     def step(
-        self, state: Any, vokens: Int[Tensor, "queries beams"] | None, parents: Int[Tensor, "queries beams"] | None
-    ) -> tuple[Float[Tensor, "queries beams N"], Any]:
+        self,
+        state: Any,
+        vokens: Int[Any, "queries beams"] | None,
+        parents: Int[Any, "queries beams"] | None,
+    ) -> tuple[Float[Any, "queries beams N"], Any]:
         """Logits over the N vokens of the next level, and the state to pass to the step after."""
         ...

@@ -21,7 +21,8 @@ from jaxtyping import Float, Int
 from PIL.Image import Image
 
 from voken.artifact import storage_errors
-from voken.data.images import Skipped, file_hash, load_images
+from voken.data.images import file_hash, load_images
+from voken.data.skipped import Skipped
 from voken.errors import ArtifactVersionError, ConfigError, CorruptArtifactError, PictureError, StorageError
 from voken.progress import Progress, no_progress
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from voken.collection.picture_vectors import picture_vectors
 from voken.collection.store import Collection
 from voken.data.captions import Dataset
-from voken.data.images import Skipped
+from voken.data.skipped import Skipped
 from voken.encoders.cache import VectorCache
 from voken.errors import EmptyDataError
 from voken.evaluation.protocol import Conditions, Evaluation, Pool, Query, SearchSystem, evaluate, pool_of, queries_of

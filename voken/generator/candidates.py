@@ -32,7 +32,7 @@ class CandidateSearch:
         self._pairs = pairs
         self.trie = VokenTrie.from_vokens(pairs.vokens, codebook_size)
         self._leaf_of_image = self.trie.leaf_of(pairs.vokens)
-        self._first_image = self.trie.order[self.trie.row_starts[:-1]]
+        self._first_image = np.unique(self._leaf_of_image, return_index=True)[1]
         self._leaves = self.trie.sequences
         self._right = np.unique(pairs.concepts.astype(np.int64) * self._leaves + self._leaf_of_image)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from voken.data.captions import CaptionedImage, Dataset, write_dataset
-from voken.data.images import Skipped
+from voken.data.skipped import Skipped
 from voken.data.sources import npm
 from voken.data.sources.iconset import Drawing, IconSet, draw, read_icon_set
 from voken.data.splits import resplit

@@ -1,0 +1,227 @@
+"""What does the index take as the set grows: bytes a picture, seconds to build, milliseconds and memory to open?
+
+Synthetic sequences: "uniform" draws every voken alike, so that hardly two pictures share anything beyond level 2;
+"Zipf" draws the voken of rank r with probability ∝ 1/r at every level, so that prefixes are crowded and sequences
+shared. Real pictures lie between. Ids of synthetic pictures are their numbers, so they take nothing; paths are the
+ids. No vectors are stored. `--collection` adds a folder that `voken index` made, with its own ids and vectors.
+
+Building is counted in this process's CPU time on one thread, from a matrix of int32 in memory, without saving.
+Opening is timed in a new process each round, files in the page cache, imports counted apart; memory is the whole
+process's (VmRSS), with what it took to open the folder and after ten sequences were looked up with their pictures.
+
+    python benchmarks/index_size.py --json out.json
+    python benchmarks/index_size.py --sizes 1000 100000 --collection runs/icons.voken
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Int32
+
+SIZES = [1_000, 10_000, 100_000, 1_000_000, 10_000_000]
+DRAWS: tuple[Literal["uniform", "Zipf"], ...] = ("uniform", "Zipf")
+LOOKED_UP = 10
+
+
+@dataclass(frozen=True)
+class Opened:
+    """One opening in a process of its own."""
+
+    import_seconds: float
+    open_seconds: float
+    imported_megabytes: float
+    opened_megabytes: float
+    looked_up_megabytes: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One collection."""
+
+    pictures: int
+    draw: str
+    sequences: int
+    build_seconds: list[float]
+    """CPU seconds of each round."""
+    size: dict[str, int]
+    """Bytes by part (`CollectionSize`)."""
+    opened: list[Opened]
+
+    @property
+    def sequences_per_second(self) -> float:
+        """Rows of the voken matrix that go into the trie in a second, the median over rounds."""
+        return self.pictures / statistics.median(self.build_seconds)
+
+
+def main() -> None:
+    """Measure, print a table, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
+    parser.add_argument("--levels", type=int, default=4)
+    parser.add_argument("--codebook-size", type=int, default=1024)
+    parser.add_argument("--collection", type=Path, nargs="*", default=[], help="collections to measure as well")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--open", type=Path, default=None, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.open:
+        print(json.dumps(dataclasses.asdict(open_here(arguments.open))))
+        return
+    rows = []
+    for pictures in arguments.sizes:
+        for draw in DRAWS:
+            random = np.random.default_rng([arguments.seed, pictures])
+            vokens = drawn(draw, (pictures, arguments.levels), arguments.codebook_size, random)
+            rows.append(synthetic(draw, vokens, arguments.codebook_size, arguments.rounds))
+            print(f"{draw} {pictures:,}: done", file=sys.stderr, flush=True)
+    rows += [saved(folder, arguments.rounds) for folder in arguments.collection]
+    print(table(rows))
+    if arguments.json:
+        from voken.artifact import write_json
+
+        write_json(arguments.json, report(rows, arguments))
+
+
+def drawn(
+    draw: Literal["uniform", "Zipf"], shape: tuple[int, int], codebook_size: int, random: np.random.Generator
+) -> Int32[np.ndarray, "pictures levels"]:
+    """Voken sequences; see the module."""
+    if draw == "uniform":
+        return random.integers(0, codebook_size, shape, dtype=np.int32)
+    odds = 1 / np.arange(1, codebook_size + 1)
+    columns = [random.choice(codebook_size, shape[0], p=odds / odds.sum()).astype(np.int32) for _ in range(shape[1])]
+    return np.stack(columns, axis=1)
+
+
+def synthetic(draw: str, vokens: Int32[np.ndarray, "pictures levels"], codebook_size: int, rounds: int) -> Row:
+    """Build, save in a temporary folder, open."""
+    from voken.collection.number_column import NumberColumn
+    from voken.collection.store import Collection
+
+    seconds, trie = built(vokens, codebook_size, rounds)
+    with tempfile.TemporaryDirectory(prefix="voken-") as folder:
+        ids = NumberColumn(len(vokens))
+        made = Collection(ids, Path(folder), ids, trie, None, model_fingerprint="none")
+        made.save(Path(folder) / "collection")
+        opened = [open_elsewhere(Path(folder) / "collection") for _ in range(rounds)]
+    return Row(len(vokens), draw, trie.sequences, seconds, dataclasses.asdict(made.size), opened)
+
+
+def saved(folder: Path, rounds: int) -> Row:
+    """The same of a collection that is there."""
+    from voken.collection.store import Collection
+
+    collection = Collection.open(folder)
+    seconds, trie = built(collection.vokens, collection.trie.codebook_size, rounds)
+    opened = [open_elsewhere(folder) for _ in range(rounds)]
+    return Row(len(collection), folder.name, trie.sequences, seconds, dataclasses.asdict(collection.size), opened)
+
+
+def built(vokens: Int32[np.ndarray, "pictures levels"], codebook_size: int, rounds: int) -> tuple[list[float], Any]:
+    """CPU seconds of each round, and the trie."""
+    from voken.decoding.trie import VokenTrie
+
+    seconds, trie = [], None
+    for _ in range(rounds):
+        trie = None
+        begin = time.process_time()
+        trie = VokenTrie.from_vokens(vokens, codebook_size)
+        seconds.append(time.process_time() - begin)
+    return seconds, trie
+
+
+def open_elsewhere(folder: Path) -> Opened:
+    """Open in a new process."""
+    command = [sys.executable, __file__, "--open", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"opening {folder} failed:\n{done.stderr}")
+    return Opened(**json.loads(done.stdout))
+
+
+def open_here(folder: Path) -> Opened:
+    """Open in this process, which has imported nothing of voken so far."""
+    begin = time.perf_counter()
+    from voken.collection.store import Collection
+
+    imported, imported_megabytes = time.perf_counter(), resident_megabytes()
+    collection = Collection.open(folder)
+    opened, opened_megabytes = time.perf_counter(), resident_megabytes()
+    leaves = np.random.default_rng(0).integers(0, collection.trie.sequences, LOOKED_UP)
+    collection.trie.leaf_vokens(leaves)
+    for row in collection.trie.rows_of(leaves)[0].tolist():
+        collection.path(row)
+    return Opened(
+        import_seconds=imported - begin,
+        open_seconds=opened - imported,
+        imported_megabytes=imported_megabytes,
+        opened_megabytes=opened_megabytes,
+        looked_up_megabytes=resident_megabytes(),
+    )
+
+
+def resident_megabytes() -> float:
+    """Memory of this process that is in RAM."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown, a line a collection; bytes are a picture's, and the sum leaves vectors out."""
+    heads = ["pictures", "", "sequences", "trie", "picture numbers", "ids", "paths", "sum", "vectors"]
+    heads += ["sequences/s", "least … most", "open", "least … most", "memory", "after a look-up"]
+    lines = [heads, ["---:", "---", *["---:"] * (len(heads) - 2)]]
+    for row in rows:
+        parts = [row.size[part] / row.pictures for part in ("trie_levels", "picture_numbers", "ids", "paths")]
+        rates = [row.pictures / seconds / 1e6 for seconds in row.build_seconds]
+        times = [1000 * one.open_seconds for one in row.opened]
+        lines.append(
+            [
+                f"{row.pictures:,}",
+                row.draw,
+                f"{row.sequences:,}",
+                *(f"{part:.2f}" for part in (*parts, sum(parts), row.size["vectors"] / row.pictures)),
+                f"{row.sequences_per_second / 1e6:.1f} M",
+                f"{min(rates):.1f} … {max(rates):.1f}",
+                f"{statistics.median(times):.1f} ms",
+                f"{min(times):.1f} … {max(times):.1f}",
+                f"{statistics.median(one.opened_megabytes for one in row.opened):.0f} MB",
+                f"{statistics.median(one.looked_up_megabytes for one in row.opened):.0f} MB",
+            ]
+        )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def report(rows: list[Row], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Every figure, for `--json`."""
+    from voken.evaluation.machine import Machine
+
+    return {
+        "benchmark": "index_size",
+        "workload": {
+            "levels": arguments.levels,
+            "codebook_size": arguments.codebook_size,
+            "rounds": arguments.rounds,
+            "seed": arguments.seed,
+            "looked_up": LOOKED_UP,
+        },
+        "machine": dataclasses.asdict(Machine.here()),
+        "rows": [dataclasses.asdict(row) | {"sequences_per_second": row.sequences_per_second} for row in rows],
+    }
+
+
+if __name__ == "__main__":
+    main()

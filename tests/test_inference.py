@@ -1,0 +1,253 @@
+"""Engines against the torch generators they were written from: same weights, texts of unlike lengths, many widths."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import test_lite
+import test_llama
+import test_t5
+import torch
+
+from voken.config import EncoderConfig
+from voken.decoding.beam import beam_search
+from voken.decoding.interface import StepModel
+from voken.decoding.trie import VokenTrie
+from voken.encoders.two_tower import TwoTowerEncoder, TwoTowerHead
+from voken.errors import ArtifactVersionError, ConfigError, CorruptArtifactError, MissingExtraError
+from voken.generator.lite import CaptionMemory, LiteGenerator
+from voken.generator.llama import Lora
+from voken.generator.t5 import T5StepModel
+from voken.inference.engine import HEADER, Engine
+from voken.inference.export import can_export, export_generator
+
+TEXTS = ["a red cat", "two small birds on the hill under rain", "dog", "a blue dog on the hill"]
+
+
+def make_t5(folder, kind="t5", **options):
+    return test_t5.make_model(folder, kind, **options)
+
+
+def make_llama(folder, kind="tied", **options):
+    return test_llama.make_model(folder, kind, **options)
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    torch.manual_seed(3)
+    head = TwoTowerHead(EncoderConfig(dim=test_lite.DIM, hidden=16)).eval()
+    head.text_tower.mean.normal_(0, 0.02)
+    head.text_tower.std.uniform_(0.03, 0.06)
+    return TwoTowerEncoder(head)
+
+
+def make_lite(encoder, memory=3, **settings):
+    torch.manual_seed(1)
+    config = test_lite.dataclasses.replace(test_lite.SMALL, **settings)
+    model = LiteGenerator(encoder, test_lite.make_codebooks(), config)
+    for name, weight in model.named_parameters():
+        if not name.startswith("text."):
+            weight.data.add_(torch.randn(weight.shape) * 0.3)
+    if config.memory_weight:
+        rows = np.random.default_rng(6).normal(size=(2, memory, test_lite.DIM))
+        vectors, pictures = rows / np.linalg.norm(rows, axis=2, keepdims=True)
+        model.memorize(CaptionMemory(["w"] * memory, vectors.astype(np.float32), pictures.astype(np.float32), {}))
+    return model.eval()
+
+
+def exported(generator, folder, **options):
+    export_generator(generator, folder, **options)
+    return Engine.load(folder)
+
+
+def assert_same_search(generator, engine, *, images=25, tolerance=2e-4):
+    trie = VokenTrie.from_vokens(
+        np.random.default_rng(2).integers(0, generator.codebook_size, (images, generator.levels)),
+        generator.codebook_size,
+    )
+    assert isinstance(engine, StepModel)
+    assert (engine.levels, engine.codebook_size) == (generator.levels, generator.codebook_size)
+    for texts in (TEXTS, TEXTS[1:2], TEXTS[:1] * 3):
+        for beams in (1, 3, images):
+            expected, found = (beam_search(model, trie, texts, beams) for model in (generator, engine))
+            np.testing.assert_allclose(found.log_prob, expected.log_prob, atol=tolerance)
+            assert (found.leaf == expected.leaf).all()
+            assert (found.vokens == expected.vokens).all()
+
+
+@pytest.mark.parametrize("kind", test_t5.KINDS)
+@pytest.mark.parametrize("shared", [True, False])
+def test_t5_searches_alike(tmp_path, kind, shared):
+    generator = make_t5(tmp_path, kind, shared=shared)
+    engine = exported(generator, tmp_path / "engine")
+    assert_same_search(generator, engine)
+    names = {path.name for path in (tmp_path / "engine").glob("step*.onnx")}
+    assert len(names) == (1 if shared else generator.levels)
+
+
+@pytest.mark.parametrize("kind", test_llama.KINDS)
+@pytest.mark.parametrize("shared", [True, False])
+def test_llama_searches_alike(tmp_path, kind, shared):
+    generator = make_llama(tmp_path, kind, shared=shared)
+    assert_same_search(generator, exported(generator, tmp_path / "engine"))
+
+
+def test_llama_with_adapters_and_a_separator(tmp_path):
+    generator = make_llama(tmp_path, "untied", lora=Lora(rank=3, alpha=5), separator=" picture :")
+    assert_same_search(generator, exported(generator, tmp_path / "engine"))
+
+
+@pytest.mark.parametrize("name", test_lite.SETTINGS)
+def test_lite_searches_alike(tmp_path, encoder, name):
+    generator = make_lite(encoder, **test_lite.SETTINGS[name])
+    engine = exported(generator, tmp_path / "engine", encoder=encoder)
+    assert_same_search(generator, engine)
+    aims = generator.config.query_vector
+    state = generator.prefill(TEXTS)
+    expected = torch.nn.functional.normalize(state.aim, dim=1).numpy() if aims else encoder.encode_texts(TEXTS)
+    np.testing.assert_allclose(engine.query_vectors(TEXTS), expected, atol=1e-5)
+    np.testing.assert_allclose(engine.query_vectors(TEXTS, engine.prefill(TEXTS)), expected, atol=1e-5)
+
+
+def test_lite_with_a_tuned_encoder(tmp_path, encoder):
+    generator = make_lite(encoder, tune_encoder=True)
+    for weight in generator.text.parameters():
+        weight.data.mul_(1.01)
+    assert_same_search(generator, exported(generator, tmp_path / "engine", encoder=encoder))
+
+
+def test_queries_that_are_too_long_or_empty_are_cut_alike(tmp_path, encoder):
+    long = " ".join(["a red cat on the hill"] * 40)
+    makes = [lambda **o: make_t5(tmp_path / "t5", **o), lambda **o: make_llama(tmp_path / "llama", **o)]
+    makes.append(lambda **o: make_lite(encoder, **o))
+    for number, make in enumerate(makes):
+        generator = make(max_query_tokens=9)
+        engine = exported(generator, tmp_path / str(number), encoder=encoder)
+        trie = VokenTrie.from_vokens(np.zeros((1, generator.levels), int), generator.codebook_size)
+        texts = [long, "dog", "x"] + ([] if isinstance(generator, LiteGenerator) else [""])
+        expected, found = (beam_search(model, trie, texts, 1).log_prob for model in (generator, engine))
+        np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("family", ["t5", "llama", "lite"])
+def test_int8_is_close(tmp_path, encoder, family):
+    options = {}
+    if family == "t5":
+        generator = make_t5(tmp_path, codebooks=np.random.default_rng(0).normal(size=(3, 6, 16)).astype(np.float32))
+    elif family == "llama":
+        generator = make_llama(tmp_path)
+    else:
+        generator, options = make_lite(encoder, query_vector=False), {"encoder": encoder}
+    exact = exported(generator, tmp_path / "exact", **options)
+    rounded = exported(generator, tmp_path / "rounded", precision="int8", **options)
+    trie = VokenTrie.from_vokens(
+        np.random.default_rng(2).integers(0, generator.codebook_size, (25, generator.levels)), generator.codebook_size
+    )
+    found, expected = (beam_search(engine, trie, TEXTS, trie.sequences) for engine in (rounded, exact))
+    by_leaf = np.argsort(found.leaf, axis=1), np.argsort(expected.leaf, axis=1)
+    scores = [np.take_along_axis(one.log_prob, order, 1) for one, order in zip((found, expected), by_leaf, strict=True)]
+    spread = scores[1].std(axis=1).mean()
+    error = np.abs(scores[0] - scores[1]).mean()
+    assert 0 < error < 0.1 * spread, (error, spread)
+
+
+def test_a_large_memory_is_searched_by_its_nearest_captions_in_int8(tmp_path, encoder, monkeypatch):
+    generator = make_lite(encoder, memory_weight=0.7, memory=300)
+    whole = exported(generator, tmp_path / "whole", precision="int8", encoder=encoder).query_vectors(TEXTS)
+    monkeypatch.setattr("voken.inference.lite.RECALLED", 290)
+    nearest = exported(generator, tmp_path / "nearest", precision="int8", encoder=encoder).query_vectors(TEXTS)
+    np.testing.assert_allclose(nearest, whole, atol=0.02)
+    monkeypatch.setattr("voken.inference.lite.RECALLED", 1)
+    one = exported(generator, tmp_path / "one", precision="int8", encoder=encoder).query_vectors(TEXTS)
+    assert np.abs(one - whole).max() > 0.05
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_a_query_does_not_depend_on_its_batch(tmp_path, encoder, precision):
+    """In int8 rows are rounded by themselves; what is left is the order in which attention adds."""
+    engine = exported(make_lite(encoder), tmp_path / "engine", precision=precision, encoder=encoder)
+    trie = VokenTrie.from_vokens(np.random.default_rng(2).integers(0, test_lite.SIZE, (25, 3)), test_lite.SIZE)
+    together = beam_search(engine, trie, TEXTS, 6)
+    for row, text in enumerate(TEXTS):
+        alone = beam_search(engine, trie, [text], 6)
+        assert (alone.leaf[0] == together.leaf[row]).all()
+        np.testing.assert_allclose(alone.log_prob[0], together.log_prob[row], atol=1e-5)
+
+
+def test_text_vectors_beside_a_generator_that_reads_by_itself(tmp_path, encoder):
+    engine = exported(make_t5(tmp_path), tmp_path / "engine", encoder=encoder)
+    texts = [*TEXTS, " ".join(["word"] * 300)]
+    np.testing.assert_allclose(engine.query_vectors(texts), encoder.encode_texts(texts), atol=1e-5)
+
+
+def test_without_text_vectors_the_remedy_is_named(tmp_path):
+    engine = exported(make_t5(tmp_path), tmp_path / "engine")
+    assert not engine.gives_vectors
+    with pytest.raises(ConfigError, match="read-out 'generate'"):
+        engine.query_vectors(["a"])
+
+
+def test_what_has_no_graph_is_refused(tmp_path):
+    generator = test_lite.make_model()
+    assert not can_export(generator, None)
+    with pytest.raises(ConfigError, match="Search with torch"):
+        export_generator(generator, tmp_path / "engine")
+
+
+def test_a_checkpoint_without_a_fast_tokenizer_is_refused(tmp_path):
+    generator = make_t5(tmp_path)
+    generator.reader.tokenizer = object()
+    with pytest.raises(ConfigError, match=r"tokenizer\.json"):
+        export_generator(generator, tmp_path / "engine")
+
+
+def test_a_missing_onnx_names_its_extra(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"voken-search\[train\]"):
+        export_generator(make_t5(tmp_path), tmp_path / "engine")
+
+
+def test_damage_is_named(tmp_path):
+    export_generator(make_t5(tmp_path), tmp_path / "engine")
+    folder = tmp_path / "engine"
+    good = (folder / "step.onnx").read_bytes()
+    (folder / "step.onnx").write_bytes(good[: len(good) // 2])
+    with pytest.raises(CorruptArtifactError, match=r"step\.onnx"):
+        Engine.load(folder).warm_up()
+    (folder / "step.onnx").write_bytes(good)
+    tokenizer = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(CorruptArtifactError, match=r"tokenizer\.json"):
+        Engine.load(folder).prefill(["a"])
+    (folder / "tokenizer.json").write_text(tokenizer)
+    header = json.loads((folder / HEADER).read_text())
+    (folder / HEADER).write_text(json.dumps(header | {"format": 99}))
+    with pytest.raises(ArtifactVersionError, match="99"):
+        Engine.load(folder)
+    (folder / HEADER).write_text(json.dumps({"format": 1}))
+    with pytest.raises(CorruptArtifactError, match=r"engine\.json"):
+        Engine.load(folder)
+
+
+def test_searching_imports_no_torch(tmp_path):
+    generator = make_t5(tmp_path)
+    export_generator(generator, tmp_path / "engine")
+    assert isinstance(generator, T5StepModel)
+    program = f"""
+import sys
+from pathlib import Path
+import numpy as np
+from voken.decoding.beam import beam_search
+from voken.decoding.trie import VokenTrie
+from voken.inference.engine import Engine
+engine = Engine.load(Path({str(tmp_path / "engine")!r}))
+trie = VokenTrie.from_vokens(np.zeros((1, engine.levels), int), engine.codebook_size)
+assert beam_search(engine, trie, ["a red cat"], 1).leaf.tolist() == [[0]]
+wrong = {{"torch", "transformers", "onnx"}} & sys.modules.keys()
+assert not wrong, wrong
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

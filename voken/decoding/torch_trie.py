@@ -1,0 +1,150 @@
+"""The trie on a torch device: the step of a beam search for models that give tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from voken.decoding.kept import DIVERGED, IMPOSSIBLE, Kept
+from voken.decoding.trie import VokenTrie
+from voken.errors import VokenError
+
+_MOST_DENSE_ENTRIES = 1 << 22
+"""Largest dense table of level 2 (16 MB); above it the level is searched as the deeper ones are."""
+_LEAST_DENSE_FILL = 0.125
+"""A table of level 2 emptier than this costs more time and memory than the lists of children do."""
+
+
+@dataclass(frozen=True, eq=False)
+class TorchTrie:
+    """A `VokenTrie` as plain arrays on a device (8 bytes a node), and the expansion of many nodes at once."""
+
+    counts: tuple[int, ...]
+    """Nodes of levels 0 … M."""
+    vokens: tuple[Int[Tensor, " _"], ...]
+    """For each level 1 … M: the voken of each node."""
+    child_starts: tuple[Int[Tensor, " _"], ...]
+    """For each level 0 … M - 1: children of node n are nodes child_starts[n] … child_starts[n + 1] - 1 below."""
+    first: Int[Tensor, " N"]
+    """Node of level 1 for each voken, -1 where no sequence starts with it."""
+    second: Int[Tensor, "nodes N"] | None
+    """Node of level 2 for each node of level 1 and voken, -1 where none; None where a table does not pay."""
+
+    @classmethod
+    def of(cls, trie: VokenTrie, device: torch.device | str) -> Self:
+        """Unpack the arrays of `trie` on `device`."""
+
+        def on(array: Shaped[np.ndarray, "*shape"]) -> Tensor:
+            return torch.from_numpy(array.astype(np.int32)).to(device)
+
+        first = _table(trie, 0)
+        dense = trie.levels > 1 and trie.nodes(1) * trie.codebook_size <= _MOST_DENSE_ENTRIES
+        dense = dense and trie.nodes(2) >= _LEAST_DENSE_FILL * trie.nodes(1) * trie.codebook_size
+        return cls(
+            counts=tuple(trie.nodes(level) for level in range(trie.levels + 1)),
+            vokens=tuple(map(on, trie.vokens)),
+            child_starts=tuple(on(starts.expanded()) for starts in trie.child_starts),
+            first=on(first[0]),
+            second=on(_table(trie, 1)) if dense else None,
+        )
+
+    @property
+    def levels(self) -> int:
+        """M: vokens of a sequence."""
+        return len(self.vokens)
+
+    def root(self, queries: int) -> Kept:
+        """One beam a query, at the root."""
+        nothing = torch.zeros(queries, 1, dtype=torch.long, device=self.first.device)
+        return Kept(nothing, nothing.float(), nothing, nothing.unsqueeze(-1)[:, :, :0])
+
+    def expand(
+        self, level: int, kept: Kept, logits: Any, beams: int, *, temperature: float = 1.0, log_probs: bool = False
+    ) -> Kept:
+        """The best `beams` children of `kept`, which are nodes of `level` (0 … M - 1).
+
+        `logits` are the model's (queries, beams, N) for them; that they are log-probabilities saves nothing here.
+        Raises `VokenError` where they are not finite.
+        """
+        children, is_table = self.children(level, kept.nodes)
+        scores = self._child_scores(level, logits, children, is_table, temperature)
+        scores = (kept.log_prob.unsqueeze(-1) + scores).flatten(1)
+        chosen = _best(scores, min(beams, self.counts[level + 1]))
+        parents = chosen // children.shape[-1]
+        nodes = children.flatten(1).gather(1, chosen)
+        voken = self.voken_of(level + 1, nodes).unsqueeze(-1)
+        path = torch.cat([kept.path.gather(1, parents.unsqueeze(-1).expand(-1, -1, level)), voken], dim=2)
+        return Kept(nodes, scores.gather(1, chosen), parents, path)
+
+    def fetched(self, kept: Kept) -> Kept:
+        """The same as numpy arrays."""
+        return Kept(*(array.cpu().numpy() for array in (kept.nodes, kept.log_prob, kept.parents, kept.path)))
+
+    def children(
+        self, level: int, nodes: Int[Tensor, "queries beams"]
+    ) -> tuple[Int[Tensor, "queries beams width"], bool]:
+        """The children of nodes of `level` (0 … M - 1), as nodes of the level below; -1 fills the width.
+
+        The second value says whether the width is the codebook, i.e. column v holds the child with voken v;
+        otherwise the children stand first, in order. In both cases children ascend along the width.
+        """
+        if level == 0:
+            return self.first.long().expand(*nodes.shape, -1), True
+        if level == 1 and self.second is not None:
+            return self.second[nodes].long(), True
+        starts = self.child_starts[level]
+        start = starts[nodes].long().unsqueeze(-1)
+        end = starts[nodes + 1].long().unsqueeze(-1)
+        width = int((end - start).max())
+        child = start + torch.arange(width, device=start.device)
+        return torch.where(child < end, child, -1), False
+
+    def voken_of(self, level: int, nodes: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+        """The last voken of nodes of `level` (1 … M)."""
+        return self.vokens[level - 1][nodes].long()
+
+    def _child_scores(
+        self,
+        level: int,
+        logits: Float[Tensor, "queries beams N"],
+        children: Int[Tensor, "queries beams width"],
+        is_table: bool,
+        temperature: float,
+    ) -> Float[Tensor, "queries beams width"]:
+        logits = logits.float()
+        if temperature != 1.0:
+            logits = logits / temperature
+        total = logits.logsumexp(dim=-1, keepdim=True)
+        if not bool(torch.isfinite(total).all()):
+            raise VokenError(DIVERGED)
+        if not is_table:
+            logits = logits.gather(2, self.voken_of(level + 1, children.clamp(min=0)))
+        return (logits - total).clamp(min=IMPOSSIBLE).masked_fill(children < 0, -torch.inf)
+
+
+def _best(scores: Float[Tensor, "queries candidates"], count: int) -> Int[Tensor, "queries count"]:
+    """Positions of the `count` best candidates, ascending; of candidates tied for the last place the first.
+
+    As candidates stand in the order of their nodes, keeping positions ascending keeps nodes ascending.
+    """
+    values, positions = scores.topk(min(count + 1, scores.shape[1]), dim=1)
+    if scores.shape[1] > count and bool((values[:, count - 1] == values[:, count]).any()):
+        last = values[:, count - 1 : count]
+        above, tied = scores > last, scores == last
+        wanted = count - above.sum(dim=1, keepdim=True)
+        kept = above | (tied & (tied.cumsum(dim=1) <= wanted))
+        return kept.nonzero()[:, 1].view(len(scores), count)
+    return positions[:, :count].sort(dim=1).values
+
+
+def _table(trie: VokenTrie, level: int) -> Int[np.ndarray, "nodes N"]:
+    """The child with each voken of each node of `level`, -1 where none."""
+    table = np.full((trie.nodes(level), trie.codebook_size), -1, dtype=np.int32)
+    parent = np.repeat(np.arange(len(table)), np.diff(trie.child_starts[level].expanded()))
+    table[parent, trie.vokens[level]] = np.arange(trie.nodes(level + 1), dtype=np.int32)
+    return table

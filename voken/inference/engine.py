@@ -1,0 +1,331 @@
+"""Search without torch: the graphs of `voken.inference.export`, run by ONNX Runtime, as a step model of numpy arrays.
+
+    engine = Engine.load(folder)
+    beams = beam_search(engine, trie, ["two dogs on a beach"], 20)
+
+What a query's beams share (cross-attention keys, a prompt) is computed once a query and stays where it is; the keys
+of beams grow as a tree (see `voken.inference.positions`). One engine may be used by many threads at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from jaxtyping import Float32, Int, Int64
+
+from voken.artifact import read_json
+from voken.errors import ArtifactVersionError, ConfigError, CorruptArtifactError
+
+if TYPE_CHECKING:
+    import onnxruntime
+    from tokenizers import Tokenizer
+
+HEADER = "engine.json"
+FORMAT = 1
+_UNSEEN = 1 << 30
+"""A distance past every table of `BeamTree.bias`."""
+
+
+@dataclass(frozen=True)
+class EngineState:
+    """Queries that were read, and the tree of their beams so far."""
+
+    shared: dict[str, Any]
+    """Inputs of every step (ONNX Runtime's own values)."""
+    grown: dict[str, Any]
+    """Keys and values of all nodes, by the name of the output."""
+    lengths: Int64[np.ndarray, " queries"]
+    """Tokens of each query."""
+    distance: Int64[np.ndarray, "queries beams nodes"]
+    """From each beam of the last step to every node; empty before the first."""
+    prefix: Int64[np.ndarray, "queries beams level"]
+    first: Float32[np.ndarray, "queries 1 N"] | None
+    """Log-probabilities of level 1, where reading gives them."""
+    vector: Float32[np.ndarray, "queries dim"] | None
+    """Where in the pictures' space the query aims, where the generator does."""
+
+    @property
+    def level(self) -> int:
+        """How many vokens every beam has."""
+        return int(self.prefix.shape[2])
+
+
+class Engine:
+    """A generator's graphs, loaded. A `StepModel` of numpy arrays; its logits are log-probabilities.
+
+    Scores equal those of the torch generator to 1e-3 in float32; in int8 they are close (docs/speed.md).
+    """
+
+    device = None
+    log_probs = True
+
+    def __init__(self, folder: Path, header: dict[str, Any], options: onnxruntime.SessionOptions) -> None:
+        self.folder = Path(folder)
+        self.family, self.precision = str(header["family"]), str(header["precision"])
+        self._levels, self._codebook_size = int(header["levels"]), int(header["codebook_size"])
+        self._steps = [str(name) for name in header["steps"]]
+        self._header = header
+        self._options = options
+        self._sessions: dict[str, _Graph] = {}
+
+    @classmethod
+    def load(cls, folder: Path, *, threads: int = 0) -> Self:
+        """Open what `export_generator` wrote. `threads` 0: as many as this process may use.
+
+        The first engine of a process sets the threads for all. Graphs are read at their first use.
+        Raises `CorruptArtifactError` where a file is missing or unfit, `ArtifactVersionError` for a newer format.
+        """
+        import onnxruntime
+
+        header = read_json(Path(folder) / HEADER)
+        try:
+            if int(header["format"]) > FORMAT:
+                raise ArtifactVersionError(
+                    f"{folder}: engine format {header['format']} is newer than this voken reads ({FORMAT}). "
+                    "Upgrade voken."
+                )
+            _use_threads(threads or len(os.sched_getaffinity(0)))
+            options = onnxruntime.SessionOptions()
+            options.use_per_session_threads = False
+            options.log_severity_level = 3
+            return cls(Path(folder), header, options)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptArtifactError(
+                f"{Path(folder) / HEADER}: is not what was saved there ({error!r}). Make the engine again."
+            ) from error
+
+    @property
+    def codebook_size(self) -> int:
+        """N: how many vokens there are at each level."""
+        return self._codebook_size
+
+    @property
+    def levels(self) -> int:
+        """M: how many vokens a sequence has."""
+        return self._levels
+
+    @property
+    def gives_vectors(self) -> bool:
+        """Whether `query_vectors` can be asked."""
+        return self._header["vectors"] is not None
+
+    def warm_up(self) -> None:
+        """Read every graph now instead of at the first query."""
+        for name in ("prefill.onnx", *self._steps):
+            self._graph(name)
+
+    def prefill(self, texts: Sequence[str]) -> EngineState:
+        """Read the queries."""
+        tokens = self._reader.pack(texts)
+        graph = self._graph("prefill.onnx")
+        results = graph.run(tokens.inputs())
+        grown = {name: results.pop(name) for name in list(results) if name[0] in "kv"}
+        shared = {name: value for name, value in results.items() if name.startswith("shared_") or name == "aim"}
+        shared["mask"] = _value(tokens.mask)
+        first = results["first"].numpy() if "first" in results else None
+        queries = len(texts)
+        distance = np.zeros((queries, 1, 0), dtype=np.int64)
+        if self.family == "llama":  # the nodes are the prompt's tokens
+            distance = np.where(tokens.mask, 0, _UNSEEN)[:, None].astype(np.int64)
+        elif grown:  # the start of a sequence is a node
+            distance = np.zeros((queries, 1, 1), dtype=np.int64)
+        return EngineState(
+            shared=shared,
+            grown=grown,
+            lengths=tokens.mask.sum(axis=1, dtype=np.int64),
+            distance=distance,
+            prefix=np.zeros((queries, 1, 0), dtype=np.int64),
+            first=first,
+            vector=results["aim"].numpy() if self._header["vectors"] == "aim" else None,
+        )
+
+    def step(
+        self,
+        state: EngineState,
+        vokens: Int[np.ndarray, "queries beams"] | None,
+        parents: Int[np.ndarray, "queries beams"] | None,
+    ) -> tuple[Float32[np.ndarray, "queries beams N"], EngineState]:
+        """As `voken.decoding.interface.StepModel`, of numpy arrays."""
+        queries = len(state.lengths)
+        if vokens is None or parents is None:
+            if state.first is not None:
+                return state.first, state
+            # voken N stands for the start
+            vokens, prefix = np.full((queries, 1), self.codebook_size, dtype=np.int64), state.prefix
+            distance = state.distance
+        else:
+            vokens = np.ascontiguousarray(vokens, dtype=np.int64)
+            row = np.arange(queries)[:, None]
+            prefix = np.concatenate([state.prefix[row, parents], vokens[:, :, None]], axis=2)
+            distance = state.distance[row, parents] + 1
+        beams = vokens.shape[1]
+        own = np.where(np.eye(beams, dtype=bool), 0, _UNSEEN)
+        distance = np.concatenate([distance, np.broadcast_to(own, (queries, beams, beams))], axis=2)
+        level = prefix.shape[2]
+        graph = self._graph(self._steps[level - self._levels])
+        inputs = dict(state.shared)
+        inputs |= {"vokens": _value(vokens), "distance": _value(distance), "prefix": _value(prefix)}
+        inputs["position"] = _value(np.repeat(state.lengths[:, None] + level - 1, beams, axis=1))
+        for name in graph.past:
+            past = state.grown.get(name.removeprefix("past_"))
+            inputs[name] = graph.no_past(name, queries) if past is None else past
+        # what the last level would leave behind is read by nobody
+        results = graph.run(inputs, ["log_probs"] if level + 1 == self._levels else None)
+        log_probs = results.pop("log_probs").numpy()
+        return log_probs, replace(state, grown=results, distance=distance, prefix=prefix)
+
+    def query_vectors(self, texts: Sequence[str], state: EngineState | None = None) -> Float32[np.ndarray, "texts dim"]:
+        """Unit vectors of queries in the pictures' space, as `voken.model.Model.query_vectors`.
+
+        Raises `ConfigError` where the engine has none: the encoder is not the built-in one.
+        """
+        if self._header["vectors"] == "aim":
+            vector = (self.prefill(texts) if state is None else state).vector
+            assert vector is not None
+            unit: np.ndarray = vector / np.maximum(np.linalg.norm(vector, axis=1, keepdims=True), 1e-12)
+            return unit
+        if self._header["vectors"] is None:
+            raise ConfigError(
+                f"{self.folder}: has no vectors of texts. Search with read-out 'generate', or with torch."
+            )
+        tokens = self._vector_reader.pack(texts)
+        found: np.ndarray = self._graph("vectors.onnx").run(tokens.inputs())["vector"].numpy()
+        return found
+
+    def decode(self, vokens: Int[np.ndarray, "sequences M"]) -> Float32[np.ndarray, "sequences dim"]:
+        """Unit vectors rebuilt from voken sequences, as `ImageTokenizer.decode`."""
+        inputs = {"vokens": _value(np.asarray(vokens, dtype=np.int64))}
+        found: np.ndarray = self._graph("rebuild.onnx").run(inputs)["vector"].numpy()
+        return found
+
+    @cached_property
+    def _reader(self) -> _Reader:
+        return _Reader.load(self.folder, self._header["reader"])
+
+    @cached_property
+    def _vector_reader(self) -> _Reader:
+        return _Reader.load(self.folder, self._header["vectors"])
+
+    def _graph(self, name: str) -> _Graph:
+        found = self._sessions.get(name)
+        if found is None:
+            # two threads may both come here first: the second's is dropped
+            found = self._sessions.setdefault(name, _Graph.load(self.folder / name, self._options))
+        return found
+
+
+class _Graph:
+    """A graph and the names of what it takes and gives."""
+
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self._session = session
+        self._shapes = {one.name: one.shape for one in session.get_inputs()}
+        self._results = [one.name for one in session.get_outputs()]
+        self.past = [name for name in self._shapes if name.startswith("past_")]
+
+    @classmethod
+    def load(cls, path: Path, options: onnxruntime.SessionOptions) -> Self:
+        import onnxruntime
+
+        try:
+            return cls(onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]))
+        except Exception as error:  # ONNX Runtime raises a class of its own for each status
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise CorruptArtifactError(f"{path}: cannot be read ({reason}). Make the engine again.") from error
+
+    def run(self, inputs: dict[str, Any], results: list[str] | None = None) -> dict[str, Any]:
+        """ONNX Runtime's values in, and out; inputs that the graph does not take are left out."""
+        names = self._results if results is None else results
+        taken = {name: inputs[name] for name in self._shapes}
+        return dict(zip(names, self._session.run_with_ort_values(names, taken), strict=True))
+
+    def no_past(self, name: str, queries: int) -> Any:
+        """An empty cache."""
+        _, heads, _, head_dim = self._shapes[name]
+        return _value(np.zeros((queries, heads, 0, head_dim), dtype=np.float32))
+
+
+@dataclass(frozen=True)
+class _PackedTokens:
+    """Token numbers of texts, one after another, and where each stands (see `voken.inference.positions`)."""
+
+    rows: list[list[int]]
+    mask: Int[np.ndarray, "queries length"]
+
+    def inputs(self) -> dict[str, Any]:
+        lengths = np.array([len(row) for row in self.rows], dtype=np.int64)
+        starts = np.cumsum(lengths) - lengths
+        length = self.mask.shape[1]
+        within = np.arange(length)
+        offset = np.concatenate([within[:size] for size in lengths])
+        arrays = {
+            "tokens": np.concatenate([np.asarray(row, dtype=np.int64) for row in self.rows]),
+            "place": np.minimum(starts[:, None] + within, int(lengths.sum()) - 1),
+            "unplace": offset + np.repeat(np.arange(len(self.rows)) * length, lengths),
+            "offset": offset,
+            "last": starts + lengths - 1,
+            "mask": self.mask,
+        }
+        return {name: _value(array) for name, array in arrays.items()}
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """A tokenizer with a limit."""
+
+    tokenizer: Tokenizer
+    max_tokens: int
+    keeps_end: bool
+    """Whether a text that is too long keeps its end mark behind its first tokens, as the sentence encoder's does."""
+    added: list[int]
+    stand_in: int
+
+    @classmethod
+    def load(cls, folder: Path, settings: dict[str, Any]) -> Self:
+        from tokenizers import Tokenizer
+
+        path = folder / settings["file"]
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises the bare class
+            raise CorruptArtifactError(f"{path}: cannot be read ({error}). Make the engine again.") from error
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        keeps_end = settings["cut"] == "keep end"
+        if not keeps_end:
+            tokenizer.enable_truncation(settings["max_tokens"])
+        return cls(tokenizer, settings["max_tokens"], keeps_end, settings["added"], settings["stand_in"])
+
+    def pack(self, texts: Sequence[str]) -> _PackedTokens:
+        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
+        if self.keeps_end:
+            rows = [row if len(row) <= self.max_tokens else [*row[: self.max_tokens - 1], row[-1]] for row in rows]
+        rows = [row + self.added or [self.stand_in] for row in rows]
+        lengths = np.array([len(row) for row in rows])
+        mask = (np.arange(int(lengths.max())) < lengths[:, None]).astype(np.int32)
+        return _PackedTokens(rows, mask)
+
+
+def _value(array: np.ndarray) -> Any:
+    import onnxruntime
+
+    return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+
+
+def _use_threads(count: int) -> None:
+    """Threads that all graphs of the process share: sessions with threads of their own spin against each other."""
+    global _threads
+    if _threads is None:
+        import onnxruntime
+
+        onnxruntime.set_global_thread_pool_sizes(count, 1)
+        _threads = count
+
+
+_threads: int | None = None
