@@ -74,6 +74,11 @@ def is_artifact(folder: Path) -> bool:
     return (Path(folder) / MANIFEST).is_file()
 
 
+def kind_of(folder: Path) -> str:
+    """What kind of thing a saved folder holds. Raises `ArtifactError` if there is none."""
+    return str(_read_manifest(Path(folder), "collection or model")["kind"])
+
+
 def check(folder: Path, *, kind: str, version: int, checksums: bool = True) -> dict[str, Any]:
     """Verify a saved folder and return its manifest.
 

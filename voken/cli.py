@@ -313,6 +313,7 @@ def search(
     model: Annotated[
         Path | None, typer.Option("--model", "-m", help="The model, where it is no longer where it was.")
     ] = None,
+    threads: _Threads = 0,
     device: _Device = "cpu",
     as_json: _Json = False,
 ) -> None:
@@ -320,13 +321,12 @@ def search(
     import dataclasses
 
     from voken.collection.store import Collection
-    from voken.model import Model
-    from voken.search import Searcher
+    from voken.search import Searcher, load_model
 
     if readout not in (None, "generate", "voken", "vector"):
         raise ConfigError(f"--readout: {readout!r} is not generate, voken or vector.")
     opened = Collection.open(collection)
-    loaded = Model.load(opened.find_model() if model is None else model, device=device)
+    loaded = load_model(opened.find_model() if model is None else model, device=device, threads=threads)
     searcher = Searcher(loaded, opened)
     changes: dict[str, Any] = {"readout": readout, "beams": beams}
     changes = {name: value for name, value in changes.items() if value is not None}
@@ -353,6 +353,73 @@ def search(
         typer.echo(f"{'rank':>4}  {'score':>8}  path")
         for rank, hit in enumerate(hits, start=1):
             typer.echo(f"{rank:>4}  {hit.score:>8.3f}  {shown(hit.path)}")
+
+
+@app.command(epilog="Example: voken info photos.voken")
+def info(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A collection, or a model.")],
+    as_json: _Json = False,
+) -> None:
+    """Say what a collection or a model is, and where its bytes go."""
+    from voken import artifact
+    from voken.collection.store import KIND, Collection
+
+    if artifact.kind_of(folder) != KIND:
+        _tell_model(folder, as_json)
+        return
+    opened = Collection.open(folder)
+    trie, size = opened.trie, opened.size
+    parts = {
+        "trie": size.trie_levels,
+        "picture numbers": size.picture_numbers,
+        "ids": size.ids,
+        "paths": size.paths,
+        "vectors": size.vectors,
+    }
+    if as_json:
+        _print_json(
+            {
+                "collection": str(folder),
+                "pictures": len(opened),
+                "sequences": trie.sequences,
+                "levels": trie.levels,
+                "codebook_size": trie.codebook_size,
+                "skipped": len(opened.skipped),
+                "model": str(opened.model_folders[0]) if opened.model_folders else None,
+                "model_fingerprint": opened.model_fingerprint,
+                "bytes": parts,
+                "bytes_per_picture": {name: round(part / len(opened), 3) for name, part in parts.items()},
+            }
+        )
+        return
+    typer.echo(
+        f"{shown(folder)}: {len(opened):,} pictures, {trie.sequences:,} sequences of {trie.levels} vokens of "
+        f"{trie.codebook_size:,}; {len(opened.skipped):,} left out"
+    )
+    typer.echo(f"made with {shown(opened.model_folders[0]) if opened.model_folders else 'a model that was not saved'}")
+    typer.echo(f"\n{'':<16}{'bytes':>15}{'a picture':>12}")
+    for name, part in [*parts.items(), ("together", size.total)]:
+        typer.echo(f"{name:<16}{part:>15,}{part / len(opened):>12.2f}")
+
+
+@app.command(name="compile", epilog="Example: voken compile emoji.model --precision int8")
+def compile_model(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a trained model.")],
+    precision: Annotated[
+        str, typer.Option(help="float32: as trained. int8: smaller, faster, a little less exact (docs/speed.md).")
+    ] = "float32",
+) -> None:
+    """Make a model's engine anew: what a search on a CPU runs, without torch. Collections stay valid."""
+    import dataclasses
+
+    from voken.model import Model
+
+    if precision not in ("float32", "int8"):
+        raise ConfigError(f"--precision: {precision!r} is not float32 or int8.")
+    loaded = Model.load(model)
+    search = dataclasses.replace(loaded.search, precision=precision)  # type: ignore[arg-type]
+    dataclasses.replace(loaded, search=search).save(model, replace=True)
+    _tell_model(model, as_json=False)
 
 
 @app.command(name="eval", epilog="Example: voken eval --model emoji.model --data emoji --json emoji.json")
@@ -549,6 +616,34 @@ def _tell_skipped(skipped: Sequence[Skipped], verbose: bool) -> None:
         typer.echo(f"  {printable(one.path)}: {printable(one.reason)}", err=True)
     if not verbose and len(skipped) > _SKIPPED_SHOWN:
         typer.echo(f"  … and {len(skipped) - _SKIPPED_SHOWN:,} more (--verbose lists them)", err=True)
+
+
+def _tell_model(folder: Path, as_json: bool) -> None:
+    from voken import artifact
+    from voken.inference import compiled
+
+    manifest = artifact.check(folder, kind=compiled.KIND, version=compiled.VERSION, checksums=False)
+    described = artifact.read_json(folder / "config.json")
+    parts: dict[str, int] = {}
+    for name, entry in manifest["files"].items():
+        part = name.partition("/")[0] if "/" in name else "settings"
+        parts[part] = parts.get(part, 0) + entry["bytes"]
+    engine = described["search"].get("precision", "float32") if compiled.is_compiled(folder) else None
+    if as_json:
+        _print_json(
+            {
+                "model": str(folder),
+                "fingerprint": compiled.fingerprint(folder),
+                "engine": engine,
+                "search": described["search"],
+                "bytes": parts,
+            }
+        )
+        return
+    generator = described["run"]["generator"]["family"]
+    typer.echo(f"{shown(folder)}: a {generator} model; engine: {engine or 'none, searched with torch'}")
+    for name, part in [*parts.items(), ("together", sum(parts.values()))]:
+        typer.echo(f"{name:<16}{part:>15,} bytes")
 
 
 def _tell_next(*words: object) -> None:

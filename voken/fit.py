@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 
 from voken import artifact
 from voken.allocator import keep_freed_memory
@@ -46,6 +45,7 @@ from voken.image_tokenizer.report import report
 from voken.image_tokenizer.train import PairedVectors, train_tokenizer
 from voken.model import Model, text_reader
 from voken.progress import Progress, no_progress
+from voken.shapes import Float, Int
 
 _VALIDATION_QUERIES = 1000
 _SOFT_ENTRIES = 32

@@ -18,7 +18,6 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch.nn.functional import normalize
 
 from voken import artifact
@@ -33,6 +32,7 @@ from voken.generator.t5 import T5StepModel
 from voken.image_tokenizer.model import ImageTokenizer
 from voken.inference.compiled import FOLDER, KIND, VERSION, fingerprint
 from voken.inference.export import can_export, export_generator
+from voken.shapes import Float
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
-from jaxtyping import Float, Int, Int64
 
 from voken.collection.store import Collection
 from voken.config import MAX_TEXT_CHARACTERS, SearchConfig
@@ -26,6 +25,7 @@ from voken.decoding.beam import Beams, beam_search_from_state
 from voken.decoding.interface import StepModel
 from voken.errors import ArtifactError, ConfigError
 from voken.hit import Hit
+from voken.shapes import Float, Int, Int64
 
 __all__ = ["Hit", "SearchModel", "Searcher", "load_model"]
 

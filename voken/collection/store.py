@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
-from jaxtyping import Float16, Float32, Int32
 
 from voken import artifact
 from voken.collection.number_column import NumberColumn
@@ -40,6 +39,7 @@ from voken.errors import (
     StorageError,
 )
 from voken.progress import Progress, no_progress
+from voken.shapes import Float16, Float32, Int32
 
 if TYPE_CHECKING:
     from voken.data.captions import Dataset

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Self, overload
 
 import numpy as np
-from jaxtyping import Int64, UInt8
 
 from voken.errors import CorruptArtifactError
+from voken.shapes import Int64, UInt8
 
 _BLOCK = 128
 _REMEMBERED = 64

@@ -11,7 +11,6 @@ from dataclasses import replace
 from hashlib import blake2b
 
 import numpy as np
-from jaxtyping import Int64, UInt64
 from PIL import Image
 
 from voken.data.captions import SPLITS, CaptionedImage, Dataset
@@ -19,6 +18,7 @@ from voken.data.images import file_hash, load_images
 from voken.data.skipped import Skipped
 from voken.errors import ConfigError, EmptyDataError, SplitLeakError
 from voken.progress import Progress, no_progress
+from voken.shapes import Int64, UInt64
 
 _BLOCK = 8_000_000
 

@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Float32, Int, Int32, Int64
 
 from voken.decoding.interface import StepModel
 from voken.decoding.kept import IMPOSSIBLE, Kept
 from voken.decoding.numpy_trie import NumpyTrie
 from voken.decoding.trie import VokenTrie
 from voken.errors import ConfigError
+from voken.shapes import Float, Float32, Int, Int32, Int64
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int64
 
 from voken.decoding.kept import DIVERGED, IMPOSSIBLE, Kept
 from voken.decoding.trie import VokenTrie
 from voken.errors import VokenError
+from voken.shapes import Float32, Int64
 
 _GROUPED = 16
 """Candidates of which only the best is looked at first. The width of many candidates is a multiple of it."""

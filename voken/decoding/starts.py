@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 import numpy as np
-from jaxtyping import Bool, Int32, Int64, Integer, UInt32, UInt64
+
+from voken.shapes import Bool, Int32, Int64, Integer, UInt32, UInt64
 
 _AT_ONCE = 1 << 16
 """Parents looked up in one go: a word each is unpacked, 4 MB."""

@@ -7,12 +7,12 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from voken.decoding.kept import DIVERGED, IMPOSSIBLE, Kept
 from voken.decoding.trie import VokenTrie
 from voken.errors import VokenError
+from voken.shapes import Float, Int, Shaped
 
 _MOST_DENSE_ENTRIES = 1 << 22
 """Largest dense table of level 2 (16 MB); above it the level is searched as the deeper ones are."""

@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from jaxtyping import Int32, Int64, Integer, UInt, UInt8
 
 from voken.artifact import storage_errors, write_json
 from voken.decoding.starts import Starts, starts_of, stored_starts
 from voken.errors import ArtifactVersionError, ConfigError, CorruptArtifactError, EmptyDataError
+from voken.shapes import Int32, Int64, Integer, UInt, UInt8
 
 if TYPE_CHECKING:
     import torch

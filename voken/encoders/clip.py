@@ -10,7 +10,6 @@ from typing import Any, Literal, Self, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from PIL.Image import Image
 from safetensors import SafetensorError
 from torch import Tensor
@@ -19,6 +18,7 @@ from torch.nn import functional
 from voken.artifact import storage_errors, write_json
 from voken.encoders.text_reader import TextStates
 from voken.errors import ArtifactError, ConfigError, CorruptArtifactError
+from voken.shapes import Float
 
 Family = Literal["clip", "siglip"]
 

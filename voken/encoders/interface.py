@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float
 from PIL.Image import Image
+
+from voken.shapes import Float
 
 
 @runtime_checkable

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
+
+from voken.shapes import Bool, Float
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from typing import Self
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from PIL.Image import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -32,6 +31,7 @@ from voken.encoders.builtin import PictureFeatures, SentenceEncoder, backbones, 
 from voken.encoders.text_reader import TextStates
 from voken.errors import ArtifactError, ConfigError, CorruptArtifactError, EmptyDataError
 from voken.progress import Progress, no_progress
+from voken.shapes import Float, Int
 
 FAMILY = "builtin"
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
 
 from voken.collection.picture_vectors import picture_vectors
 from voken.collection.store import Collection
@@ -20,6 +19,7 @@ from voken.evaluation.protocol import Conditions, Evaluation, Pool, Query, Searc
 from voken.model import Model
 from voken.progress import Progress, no_progress
 from voken.search import Searcher
+from voken.shapes import Float
 from voken.systems.two_tower import TwoTower
 
 TWO_TOWER = "two-tower, exact"

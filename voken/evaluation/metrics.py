@@ -17,9 +17,9 @@ from collections.abc import Hashable, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
 
 from voken.errors import ConfigError, DataError
+from voken.shapes import Bool, Float, Int
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,6 @@ from hashlib import blake2b
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int
 
 from voken.data.captions import CaptionedImage, Dataset
 from voken.errors import ConfigError, DataError, EmptyDataError
@@ -29,6 +28,7 @@ from voken.evaluation.metrics import (
 )
 from voken.hit import Hit
 from voken.progress import Progress, no_progress
+from voken.shapes import Float, Int
 
 
 @runtime_checkable

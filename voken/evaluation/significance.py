@@ -12,10 +12,10 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
 
 from voken.errors import ConfigError, DataError
 from voken.evaluation.protocol import Evaluation
+from voken.shapes import Float
 
 
 @dataclass(frozen=True)

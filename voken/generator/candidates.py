@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
 
 from voken.decoding.beam import beam_search_from_state
 from voken.decoding.trie import VokenTrie
 from voken.generator.interface import Generator
 from voken.generator.pairs import VokenPairs
+from voken.shapes import Bool, Int
 
 
 @dataclass(frozen=True)

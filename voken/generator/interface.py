@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from voken.decoding.interface import StepModel
+from voken.shapes import Float, Int
 
 
 @runtime_checkable

@@ -25,7 +25,6 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear, normalize, scaled_dot_product_attention
@@ -36,6 +35,8 @@ from voken.encoders.builtin import SentenceEncoder
 from voken.encoders.text_reader import TextReader
 from voken.encoders.two_tower import TwoTowerEncoder
 from voken.errors import ConfigError
+from voken.generator.shared_start import by_level, flat_positions, levels_and_sight
+from voken.shapes import Bool, Float, Int
 
 
 @dataclass(frozen=True)
@@ -192,16 +193,17 @@ class LiteGenerator(nn.Module):
         """As `voken.generator.interface.Generator`."""
         queries, sequences, levels = vokens.shape
         level = torch.arange(levels, device=self.device)
-        written = self.voken_in[level, vokens][:, :, :-1]
-        first = self.start.expand(queries, sequences, 1, -1)
-        hidden = self.dropout(torch.cat([first, written], 2) + self.place)
+        read = vokens[:, :, :-1]
+        hidden = flat_positions(self.start.expand(queries, 1, -1), self.voken_in[level[:-1], read])
+        level_of, sees = levels_and_sight(sequences, levels - 1, self.device)
+        hidden = self.dropout(hidden + self.place[level_of])
         for number, layer in enumerate(self._layers()):
-            hidden = layer.teacher_forced(hidden, state.cross[number], state.mask)
-        entries = self.entries[level, vokens]
-        summed = entries.cumsum(2) - entries
-        hidden = self.norm(hidden)
-        logits = [self._logits(hidden[:, :, at], at, state.aim[:, None], summed[:, :, at]) for at in range(levels)]
-        return torch.stack(logits, 2)
+            hidden = layer.teacher_forced(hidden, sees, state.cross[number], state.mask)
+        summed = [torch.zeros(queries, 1, self.entries.shape[2], device=self.device)]
+        if self.config.query_vector:
+            summed.extend(self.entries[level[:-1], read].cumsum(2).unbind(2))
+        
+        return torch.stack([part.expand(-1, sequences, -1) for part in logits], 2)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Matrices decay; norms, biases, embeddings and scales do not."""
@@ -309,17 +311,17 @@ class _Layer(nn.Module):
 
     def teacher_forced(
         self,
-        hidden: Float[Tensor, "queries sequences levels width"],
+        hidden: Float[Tensor, "queries positions width"],
+        sees: Bool[Tensor, "positions positions"],
         cross: tuple[Tensor, Tensor],
         mask: Tensor,
-    ) -> Float[Tensor, "queries sequences levels width"]:
-        queries, sequences, levels, width = hidden.shape
-        joint = self.self_in(self._norm(hidden, 0)).view(queries * sequences, levels, 3, self.heads, -1)
+    ) -> Float[Tensor, "queries positions width"]:
+        queries, positions, _ = hidden.shape
+        joint = self.self_in(self._norm(hidden, 0)).view(queries, positions, 3, self.heads, -1)
         query, keys, values = joint.transpose(1, 3).unbind(2)
-        seen = scaled_dot_product_attention(query, keys, values, is_causal=True)
+        seen = scaled_dot_product_attention(query, keys, values, attn_mask=sees)
         hidden = hidden + self.dropout(self.self_out(seen.transpose(1, 2).reshape(hidden.shape)))
-        flat = self._cross_and_feed(hidden.view(queries, sequences * levels, width), cross, mask)
-        return flat.view(hidden.shape)
+        return self._cross_and_feed(hidden, cross, mask)
 
     def _cross_and_feed(self, hidden: Tensor, cross: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
         query = self._split(self.cross_query(self._norm(hidden, 1)))

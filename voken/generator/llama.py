@@ -17,7 +17,6 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -28,6 +27,7 @@ from voken.generator.checkpoint import opening
 from voken.generator.header import read_header, write_header
 from voken.generator.queries import QueryReader
 from voken.generator.vocabulary import VokenVocabulary, rms
+from voken.shapes import Bool, Float, Int
 
 _WEIGHTS = "model.safetensors"
 _ADAPTER = "adapter.safetensors"

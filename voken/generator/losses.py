@@ -5,9 +5,10 @@ All are means over queries, computed in float32, differentiable in the logits.
 
 from __future__ import annotations
 
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+
+from voken.shapes import Bool, Float, Int
 
 
 def generation_loss(

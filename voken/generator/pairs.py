@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+
+from voken.shapes import Float, Int
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from jaxtyping import Bool, Int
 from torch import Tensor
 
 from voken.errors import ConfigError
 from voken.generator.checkpoint import opening
+from voken.shapes import Bool, Int
 
 
 @dataclass(frozen=True)

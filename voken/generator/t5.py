@@ -18,7 +18,6 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -28,10 +27,14 @@ from voken.artifact import storage_errors
 from voken.errors import ConfigError, CorruptArtifactError, VokenError
 from voken.generator.checkpoint import opening
 from voken.generator.header import read_header, write_header
-from voken.generator.queries import QueryReader
+from voken.generator.queries import Queries, QueryReader
+from voken.generator.shared_start import by_level, flat_positions, levels_and_sight
 from voken.generator.vocabulary import VokenVocabulary, rms
+from voken.shapes import Bool, Float, Int
 
 _WEIGHTS = "model.safetensors"
+_READ_AT_ONCE = 16
+"""Queries; fewer would pad less, and make the products of matrices too small to be fast."""
 _NEVER = -1e4
 """Bias of words that are no vokens in `to_transformers`: probability 0 in float32, without infinities."""
 
@@ -137,7 +140,7 @@ class T5StepModel(nn.Module):
     def encode(self, texts: Sequence[str]) -> T5State:
         """Run the encoder once and project its output to every decoder layer's keys and values."""
         queries = self.reader(texts, self.device)
-        hidden = self.encoder(input_ids=queries.tokens, attention_mask=queries.mask.long()).last_hidden_state
+        hidden = self._read(queries)
         attentions = [block.layer[1].EncDecAttention for block in self.decoder.block]
         return T5State(
             cross_keys=tuple(_heads(attention.k(hidden), self.config) for attention in attentions),
@@ -167,10 +170,15 @@ class T5StepModel(nn.Module):
         self, state: T5State, vokens: Int[Tensor, "queries sequences levels"]
     ) -> Float[Tensor, "queries sequences levels N"]:
         """Logits at every level given the vokens before it; see `Generator`."""
-        start = self._start(*vokens.shape[:2])
-        embedded = torch.cat([start, self.vocabulary.embed_prefixes(vokens[:, :, :-1])], dim=2)
-        hidden, _ = self._decode(embedded, replace(state, keys=None, values=None))
-        return self.vocabulary.sequence_logits(hidden)
+        queries, sequences, levels = vokens.shape
+        start = self._start(queries, 1).squeeze(1)
+        embedded = flat_positions(start, self.vocabulary.embed_prefixes(vokens[:, :, :-1]))
+        level, sees = levels_and_sight(sequences, levels - 1, embedded.device)
+        bias = self._own_attention().compute_bias(levels, levels, device=embedded.device)[:, :, level[:, None], level]
+        bias = bias.masked_fill(~sees, -torch.inf)
+        hidden, _ = self._decode(embedded.unsqueeze(1), replace(state, keys=None, values=None), bias)
+        logits = [self.vocabulary.logits(part, at) for at, part in enumerate(by_level(hidden.squeeze(1), sequences))]
+        return torch.stack([part.expand(-1, sequences, -1) for part in logits], 2)
 
     def forward(self, texts: Sequence[str], vokens: Int[Tensor, "pairs levels"]) -> Float[Tensor, "pairs levels N"]:
         """`teacher_forced` for pairs of a text and its sequence."""
@@ -267,21 +275,45 @@ class T5StepModel(nn.Module):
         model.config.vocab_size = len(table.weight)
         return model.to(self.device).train(self.training)
 
+    def _read(self, queries: Queries) -> Float[Tensor, "queries length width"]:
+        """The encoder's output; on a CPU in parts of like length, which saves most of the work on padding."""
+        length = queries.mask.sum(dim=1)
+        order = length.argsort()
+        parts = []
+        for rows in order.split(_READ_AT_ONCE if length.device.type == "cpu" else len(order)):
+            longest = int(length[rows].max())
+            tokens, mask = queries.tokens[rows, :longest], queries.mask[rows, :longest]
+            hidden = self.encoder(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
+            parts.append(nn.functional.pad(hidden, (0, 0, 0, queries.tokens.shape[1] - longest)))
+        return torch.cat(parts)[order.argsort()]
+
+    def _own_attention(self) -> Any:
+        """The self-attention that holds the position biases of all decoder layers."""
+        return self.decoder.block[0].layer[0].SelfAttention
+
     def _start(self, queries: int, sequences: int) -> Float[Tensor, "queries sequences 1 width"]:
         token = torch.tensor(self.config.decoder_start_token_id, device=self.device)
         embedded: Tensor = self.encoder.embed_tokens(token)
         return embedded.expand(queries, sequences, 1, -1)
 
     def _decode(
-        self, embedded: Float[Tensor, "queries sequences new width"], state: T5State
+        self,
+        embedded: Float[Tensor, "queries sequences new width"],
+        state: T5State,
+        bias: Float[Tensor, "1 heads new past+new"] | None = None,
     ) -> tuple[Float[Tensor, "queries sequences new width"], T5State]:
-        """Run `new` further positions of every sequence through the decoder."""
+        """Run `new` further positions of every sequence through the decoder.
+
+        `bias` of the self-attention; by default each position sees the ones before it.
+        """
         queries, sequences, new, _ = embedded.shape
         past = state.past
-        first = self.decoder.block[0].layer[0].SelfAttention
-        bias = first.compute_bias(new, past + new, device=embedded.device, past_seen_tokens=past)
-        future = torch.ones(new, past + new, dtype=torch.bool, device=embedded.device).triu(past + 1)
-        bias = bias.masked_fill(future, -torch.inf)
+        if bias is None:
+            bias = self._own_attention().compute_bias(
+                new, past + new, device=embedded.device, past_seen_tokens=past
+            )
+            future = torch.ones(new, past + new, dtype=torch.bool, device=embedded.device).triu(past + 1)
+            bias = bias.masked_fill(future, -torch.inf)
         rate = self.config.dropout_rate if self.training else 0.0
         keys, values = [], []
         hidden = self.decoder.dropout(embedded)

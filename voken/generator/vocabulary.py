@@ -11,10 +11,10 @@ from typing import Self
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from voken.errors import ConfigError
+from voken.shapes import Float, Int
 
 
 class VokenVocabulary(nn.Module):

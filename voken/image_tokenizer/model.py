@@ -11,7 +11,6 @@ from typing import Self
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from voken.artifact import read_json, write_json
 from voken.config import TokenizerConfig, from_dict
 from voken.errors import ConfigError
 from voken.image_tokenizer.quantizer import Quantized, quantize, squared_distances
+from voken.shapes import Float, Int
 
 _ROWS = 4096
 

@@ -13,10 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from voken.progress import Progress, no_progress
+from voken.shapes import Float, Int
 
 _BLOCK = 1 << 24
 """Distances held at once, in floats: 64 MB."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
 
 from voken.errors import EmptyDataError
 from voken.image_tokenizer.model import ImageTokenizer
+from voken.shapes import Float, Int
 
 _BLOCK = 1024
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from voken.config import TokenizerConfig
@@ -15,6 +14,7 @@ from voken.errors import EmptyDataError
 from voken.image_tokenizer.model import ImageTokenizer
 from voken.image_tokenizer.quantizer import Quantized, residual_kmeans
 from voken.progress import Progress, no_progress
+from voken.shapes import Float, Int
 
 
 @dataclass(frozen=True)

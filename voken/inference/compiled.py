@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from jaxtyping import Float32
 
 from voken import artifact
 from voken.config import SearchConfig, from_dict
 from voken.errors import ArtifactError, ConfigError, CorruptArtifactError
 from voken.inference.engine import HEADER, Engine
+from voken.shapes import Float32
 
 KIND, VERSION = "model", 1
 """Of a model's folder (see `voken.model`)."""

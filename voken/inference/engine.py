@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from jaxtyping import Float32, Int, Int64
 
 from voken.artifact import read_json
 from voken.errors import ArtifactVersionError, ConfigError, CorruptArtifactError
+from voken.shapes import Float32, Int, Int64
 
 if TYPE_CHECKING:
     import onnxruntime

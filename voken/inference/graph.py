@@ -17,8 +17,9 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
-from jaxtyping import Float, Shaped
 from onnx import TensorProto, helper, numpy_helper
+
+from voken.shapes import Float, Shaped
 
 Precision = Literal["float32", "int8"]
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 
 from voken.errors import ConfigError
 from voken.generator.llama import LlamaStepModel
 from voken.inference.graph import Graph, Precision
 from voken.inference.positions import UNSEEN, BeamTree, PackedTexts
 from voken.inference.weights import array, matrix, norm_of
+from voken.shapes import Float
 
 
 def prefill_graph(generator: LlamaStepModel, precision: Precision) -> Graph:

@@ -13,9 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
 
 from voken.inference.graph import Graph
+from voken.shapes import Float
 
 UNSEEN = -1e30
 """Added to the score of what is not to be seen; finite, so that no softmax is of infinities alone."""

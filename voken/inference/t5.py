@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 
 from voken.errors import ConfigError
 from voken.generator.t5 import T5StepModel
 from voken.inference.graph import Graph, Precision
 from voken.inference.positions import BeamTree, PackedTexts
 from voken.inference.weights import array, matrix, norm_of
+from voken.shapes import Float
 
 _ACTIVATIONS = {"relu": ("Relu", False), "gelu_new": ("FastGelu", True), "gelu": ("Gelu", True)}
 """Operator, and whether it is ONNX Runtime's own."""

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
+
+from voken.shapes import Float
 
 
 def array(tensor: Tensor) -> Float[np.ndarray, "*shape"]:

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from typing import Protocol, Self
 
 import numpy as np
-from jaxtyping import Float, Int
 
 from voken.errors import ConfigError, DataError, EmptyDataError
 from voken.hit import Hit
+from voken.shapes import Float, Int
 
 _BLOCK = 2**23
 """Scores held at once: 32 MiB of float32."""
