@@ -9,7 +9,6 @@ of beams grow as a tree (see `voken.inference.positions`). One engine may be use
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,11 +19,13 @@ import numpy as np
 
 from voken.artifact import read_json
 from voken.errors import ArtifactVersionError, ConfigError, CorruptArtifactError
+from voken.inference.packing import TextPacker
+from voken.inference.runtime import LoadedGraph, session_options, value
+from voken.inference.text_encoder import TextEncoder
 from voken.shapes import Float32, Int, Int64
 
 if TYPE_CHECKING:
     import onnxruntime
-    from tokenizers import Tokenizer
 
 HEADER = "engine.json"
 FORMAT = 1
@@ -72,7 +73,7 @@ class Engine:
         self._steps = [str(name) for name in header["steps"]]
         self._header = header
         self._options = options
-        self._sessions: dict[str, _Graph] = {}
+        self._sessions: dict[str, LoadedGraph] = {}
 
     @classmethod
     def load(cls, folder: Path, *, threads: int = 0) -> Self:
@@ -81,8 +82,6 @@ class Engine:
         The first engine of a process sets the threads for all. Graphs are read at their first use.
         Raises `CorruptArtifactError` where a file is missing or unfit, `ArtifactVersionError` for a newer format.
         """
-        import onnxruntime
-
         header = read_json(Path(folder) / HEADER)
         try:
             if int(header["format"]) > FORMAT:
@@ -90,11 +89,7 @@ class Engine:
                     f"{folder}: engine format {header['format']} is newer than this voken reads ({FORMAT}). "
                     "Upgrade voken."
                 )
-            _use_threads(threads or len(os.sched_getaffinity(0)))
-            options = onnxruntime.SessionOptions()
-            options.use_per_session_threads = False
-            options.log_severity_level = 3
-            return cls(Path(folder), header, options)
+            return cls(Path(folder), header, session_options(threads))
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptArtifactError(
                 f"{Path(folder) / HEADER}: is not what was saved there ({error!r}). Make the engine again."
@@ -127,7 +122,7 @@ class Engine:
         results = graph.run(tokens.inputs())
         grown = {name: results.pop(name) for name in list(results) if name[0] in "kv"}
         shared = {name: value for name, value in results.items() if name.startswith("shared_") or name == "aim"}
-        shared["mask"] = _value(tokens.mask)
+        shared["mask"] = value(tokens.mask)
         first = results["first"].numpy() if "first" in results else None
         queries = len(texts)
         distance = np.zeros((queries, 1, 0), dtype=np.int64)
@@ -170,8 +165,8 @@ class Engine:
         level = prefix.shape[2]
         graph = self._graph(self._steps[level - self._levels])
         inputs = dict(state.shared)
-        inputs |= {"vokens": _value(vokens), "distance": _value(distance), "prefix": _value(prefix)}
-        inputs["position"] = _value(np.repeat(state.lengths[:, None] + level - 1, beams, axis=1))
+        inputs |= {"vokens": value(vokens), "distance": value(distance), "prefix": value(prefix)}
+        inputs["position"] = value(np.repeat(state.lengths[:, None] + level - 1, beams, axis=1))
         for name in graph.past:
             past = state.grown.get(name.removeprefix("past_"))
             inputs[name] = graph.no_past(name, queries) if past is None else past
@@ -194,138 +189,25 @@ class Engine:
             raise ConfigError(
                 f"{self.folder}: has no vectors of texts. Search with read-out 'generate', or with torch."
             )
-        tokens = self._vector_reader.pack(texts)
-        found: np.ndarray = self._graph("vectors.onnx").run(tokens.inputs())["vector"].numpy()
-        return found
+        return self._text_encoder.encode_texts(texts)
 
     def decode(self, vokens: Int[np.ndarray, "sequences M"]) -> Float32[np.ndarray, "sequences dim"]:
         """Unit vectors rebuilt from voken sequences, as `ImageTokenizer.decode`."""
-        inputs = {"vokens": _value(np.asarray(vokens, dtype=np.int64))}
+        inputs = {"vokens": value(np.asarray(vokens, dtype=np.int64))}
         found: np.ndarray = self._graph("rebuild.onnx").run(inputs)["vector"].numpy()
         return found
 
     @cached_property
-    def _reader(self) -> _Reader:
-        return _Reader.load(self.folder, self._header["reader"])
+    def _reader(self) -> TextPacker:
+        return TextPacker.load(self.folder, self._header["reader"])
 
     @cached_property
-    def _vector_reader(self) -> _Reader:
-        return _Reader.load(self.folder, self._header["vectors"])
+    def _text_encoder(self) -> TextEncoder:
+        return TextEncoder(self._graph(TextEncoder.GRAPH), TextPacker.load(self.folder, self._header["vectors"]))
 
-    def _graph(self, name: str) -> _Graph:
+    def _graph(self, name: str) -> LoadedGraph:
         found = self._sessions.get(name)
         if found is None:
             # two threads may both come here first: the second's is dropped
-            found = self._sessions.setdefault(name, _Graph.load(self.folder / name, self._options))
+            found = self._sessions.setdefault(name, LoadedGraph.load(self.folder / name, self._options))
         return found
-
-
-class _Graph:
-    """A graph and the names of what it takes and gives."""
-
-    def __init__(self, session: onnxruntime.InferenceSession) -> None:
-        self._session = session
-        self._shapes = {one.name: one.shape for one in session.get_inputs()}
-        self._results = [one.name for one in session.get_outputs()]
-        self.past = [name for name in self._shapes if name.startswith("past_")]
-
-    @classmethod
-    def load(cls, path: Path, options: onnxruntime.SessionOptions) -> Self:
-        import onnxruntime
-
-        try:
-            return cls(onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]))
-        except Exception as error:  # ONNX Runtime raises a class of its own for each status
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise CorruptArtifactError(f"{path}: cannot be read ({reason}). Make the engine again.") from error
-
-    def run(self, inputs: dict[str, Any], results: list[str] | None = None) -> dict[str, Any]:
-        """ONNX Runtime's values in, and out; inputs that the graph does not take are left out."""
-        names = self._results if results is None else results
-        taken = {name: inputs[name] for name in self._shapes}
-        return dict(zip(names, self._session.run_with_ort_values(names, taken), strict=True))
-
-    def no_past(self, name: str, queries: int) -> Any:
-        """An empty cache."""
-        _, heads, _, head_dim = self._shapes[name]
-        return _value(np.zeros((queries, heads, 0, head_dim), dtype=np.float32))
-
-
-@dataclass(frozen=True)
-class _PackedTokens:
-    """Token numbers of texts, one after another, and where each stands (see `voken.inference.positions`)."""
-
-    rows: list[list[int]]
-    mask: Int[np.ndarray, "queries length"]
-
-    def inputs(self) -> dict[str, Any]:
-        lengths = np.array([len(row) for row in self.rows], dtype=np.int64)
-        starts = np.cumsum(lengths) - lengths
-        length = self.mask.shape[1]
-        within = np.arange(length)
-        offset = np.concatenate([within[:size] for size in lengths])
-        arrays = {
-            "tokens": np.concatenate([np.asarray(row, dtype=np.int64) for row in self.rows]),
-            "place": np.minimum(starts[:, None] + within, int(lengths.sum()) - 1),
-            "unplace": offset + np.repeat(np.arange(len(self.rows)) * length, lengths),
-            "offset": offset,
-            "last": starts + lengths - 1,
-            "mask": self.mask,
-        }
-        return {name: _value(array) for name, array in arrays.items()}
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """A tokenizer with a limit."""
-
-    tokenizer: Tokenizer
-    max_tokens: int
-    keeps_end: bool
-    """Whether a text that is too long keeps its end mark behind its first tokens, as the sentence encoder's does."""
-    added: list[int]
-    stand_in: int
-
-    @classmethod
-    def load(cls, folder: Path, settings: dict[str, Any]) -> Self:
-        from tokenizers import Tokenizer
-
-        path = folder / settings["file"]
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises the bare class
-            raise CorruptArtifactError(f"{path}: cannot be read ({error}). Make the engine again.") from error
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        keeps_end = settings["cut"] == "keep end"
-        if not keeps_end:
-            tokenizer.enable_truncation(settings["max_tokens"])
-        return cls(tokenizer, settings["max_tokens"], keeps_end, settings["added"], settings["stand_in"])
-
-    def pack(self, texts: Sequence[str]) -> _PackedTokens:
-        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
-        if self.keeps_end:
-            rows = [row if len(row) <= self.max_tokens else [*row[: self.max_tokens - 1], row[-1]] for row in rows]
-        rows = [row + self.added or [self.stand_in] for row in rows]
-        lengths = np.array([len(row) for row in rows])
-        mask = (np.arange(int(lengths.max())) < lengths[:, None]).astype(np.int32)
-        return _PackedTokens(rows, mask)
-
-
-def _value(array: np.ndarray) -> Any:
-    import onnxruntime
-
-    return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
-
-
-def _use_threads(count: int) -> None:
-    """Threads that all graphs of the process share: sessions with threads of their own spin against each other."""
-    global _threads
-    if _threads is None:
-        import onnxruntime
-
-        onnxruntime.set_global_thread_pool_sizes(count, 1)
-        _threads = count
-
-
-_threads: int | None = None

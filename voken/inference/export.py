@@ -23,6 +23,7 @@ from voken.generator.lite import LiteGenerator
 from voken.generator.llama import LlamaStepModel
 from voken.generator.t5 import T5StepModel
 from voken.inference.engine import FORMAT, HEADER
+from voken.inference.text_encoder import TextEncoder
 
 if TYPE_CHECKING:
     from voken.encoders.interface import Encoder
@@ -69,10 +70,25 @@ def export_generator(
     write_json(folder / HEADER, header)
 
 
+def export_text_encoder(encoder: TwoTowerEncoder, folder: Path, *, precision: Precision = "float32") -> None:
+    """Write what `voken.inference.text_encoder.TextEncoder` loads, into `folder`, made if it is not there."""
+    folder = Path(folder)
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / TextEncoder.HEADER, _text_encoder(encoder, folder, precision))
+
+
+def _text_encoder(encoder: TwoTowerEncoder, folder: Path, precision: Precision) -> dict[str, Any]:
+    from voken.inference.sentences import vector_graph
+
+    _save(vector_graph(encoder, precision), folder, TextEncoder.GRAPH.removesuffix(".onnx"))
+    return _sentence_reader(folder, encoder.sentences.max_tokens, "vectors_tokenizer.json")
+
+
 def _graphs(
     generator: Any, folder: Path, precision: Precision, encoder: Encoder | None, tokenizer: ImageTokenizer | None
 ) -> dict[str, Any]:
-    from voken.inference import lite, llama, rebuild, sentences, t5
+    from voken.inference import lite, llama, rebuild, t5
 
     header: dict[str, Any] = {"vectors": None}
     levels = range(generator.levels)
@@ -97,8 +113,7 @@ def _graphs(
         steps = [f"{name}.onnx" for name in names.values()]
         header |= {"family": "t5" if module is t5 else "llama", "reader": _query_reader(generator.reader, folder)}
     if not aims and isinstance(encoder, TwoTowerEncoder):
-        _save(sentences.vector_graph(encoder, precision), folder, "vectors")
-        header["vectors"] = _sentence_reader(folder, encoder.sentences.max_tokens, "vectors_tokenizer.json")
+        header["vectors"] = _text_encoder(encoder, folder, precision)
     if tokenizer is not None:
         _save(rebuild.rebuild_graph(tokenizer), folder, "rebuild")
     return header | {"steps": steps}
