@@ -1,0 +1,175 @@
+"""A saved model searched without torch gives what it gives in torch, from Python and from the command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import test_inference
+import test_lite
+import torch
+from typer.testing import CliRunner
+
+from voken.cli import app
+from voken.collection.store import Collection
+from voken.config import EncoderConfig, RunConfig, SearchConfig, TokenizerConfig
+from voken.data.captions import CaptionedImage, Dataset
+from voken.encoders.two_tower import TwoTowerEncoder, TwoTowerHead
+from voken.errors import ArtifactError, ArtifactVersionError, CorruptArtifactError
+from voken.image_tokenizer.model import ImageTokenizer
+from voken.inference.compiled import CompiledModel
+from voken.model import Model
+from voken.search import Searcher, load_model
+
+TEXTS = test_inference.TEXTS
+PICTURES = 60
+
+
+def make_model(*, layers: tuple[int, ...] = (), precision="float32") -> Model:
+    torch.manual_seed(3)
+    head = TwoTowerHead(EncoderConfig(dim=test_lite.DIM, hidden=16)).eval()
+    encoder = TwoTowerEncoder(head)
+    generator = test_inference.make_lite(encoder, memory_weight=0.7, copy_voken_embeddings=False)
+    config = TokenizerConfig(
+        codebook_size=test_lite.SIZE,
+        levels=test_lite.LEVELS,
+        layers=layers,
+        code_dim=test_lite.DIM,
+        shared_codebook=False,
+    )
+    tokenizer = ImageTokenizer(test_lite.DIM, config).eval()
+    for name, buffer in tokenizer.named_buffers():
+        if "running_mean" in name:
+            buffer.normal_()
+        elif "running_var" in name:
+            buffer.uniform_(0.5, 2)
+    search = SearchConfig(beams=7, voken_weight=2.0, vector_weight=3.0, precision=precision)
+    run = RunConfig(tokenizer=config, generator=generator.config)
+    return Model(run, encoder, tokenizer, generator, search, {})
+
+
+def make_collection(model: Model) -> Collection:
+    vectors = np.random.default_rng(0).normal(size=(PICTURES, test_lite.DIM)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    images = tuple(CaptionedImage(f"p{row}", Path(f"/pictures/p{row}.png")) for row in range(PICTURES))
+    return Collection.of_vectors(Dataset("pictures", Path("/pictures"), images), vectors, model)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compiled")
+    model = make_model().save(folder / "model")
+    make_collection(model).save(folder / "collection", model_folder=folder / "model")
+    return folder
+
+
+@pytest.mark.parametrize("readout", ["generate", "voken", "vector"])
+@pytest.mark.parametrize("layers", [(), (12,)])
+def test_hits_are_those_of_torch(tmp_path, readout, layers):
+    model = make_model(layers=layers).save(tmp_path / "model")
+    collection = make_collection(model)
+    compiled = CompiledModel.load(tmp_path / "model")
+    search = SearchConfig(beams=7, readout=readout)
+    expected, found = (Searcher(one, collection, search).search(TEXTS, 5) for one in (model, compiled))
+    for wanted, given in zip(expected, found, strict=True):
+        assert [hit.image_id for hit in given] == [hit.image_id for hit in wanted]
+        assert [hit.vokens for hit in given] == [hit.vokens for hit in wanted]
+        np.testing.assert_allclose([hit.score for hit in given], [hit.score for hit in wanted], atol=5e-4)
+
+
+def test_opening_takes_the_engine_on_a_cpu_and_torch_where_there_is_none(saved, tmp_path):
+    assert isinstance(Searcher.open(saved / "collection").model, CompiledModel)
+    assert isinstance(load_model(saved / "model"), CompiledModel)
+    without = tmp_path / "model"
+    shutil.copytree(saved / "model", without)
+    shutil.rmtree(without / "engine")
+    with pytest.raises(CorruptArtifactError, match="engine"):  # a manifest names what is there
+        load_model(without)
+    with pytest.raises(ArtifactError):
+        load_model(tmp_path / "nothing")
+
+
+def test_another_precision_searches_the_same_collection(saved, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(saved / "model", model)
+    before = CompiledModel.load(model)
+    result = CliRunner().invoke(app, ["compile", str(model), "--precision", "int8"])
+    assert result.exit_code == 0, result.output
+    assert "engine: int8" in result.output
+    after = CompiledModel.load(model)
+    assert (before.generator.precision, after.generator.precision) == ("float32", "int8")
+    assert after.fingerprint == before.fingerprint
+    collection = Collection.open(saved / "collection")
+    exact, rounded = (Searcher(one, collection).search(TEXTS, 20) for one in (before, after))
+    shared = [
+        {a.image_id for a in one} & {b.image_id for b in other} for one, other in zip(exact, rounded, strict=True)
+    ]
+    assert np.mean([len(ids) for ids in shared]) > 14
+
+
+def test_other_weights_are_another_model(saved, tmp_path):
+    model = make_model()
+    model.generator.bias.data.add_(1.0)
+    other = model.save(tmp_path / "model")
+    assert other.fingerprint != CompiledModel.load(saved / "model").fingerprint
+    with pytest.raises(ArtifactError, match="another model"):
+        Searcher(CompiledModel.load(tmp_path / "model"), Collection.open(saved / "collection"))
+
+
+def test_damage_and_newer_formats_are_named(saved, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(saved / "model", model)
+    with open(model / "engine" / "step_1.weights", "ab") as file:
+        file.write(b"x")
+    with pytest.raises(CorruptArtifactError, match=r"step_1\.weights"):
+        CompiledModel.load(model)
+    manifest = json.loads((model / "manifest.json").read_text())
+    (model / "manifest.json").write_text(json.dumps(manifest | {"version": 99}))
+    with pytest.raises(ArtifactVersionError, match="99"):
+        CompiledModel.load(model)
+
+
+def test_the_command_line_searches_without_torch(saved):
+    program = f"""
+import sys
+from voken.cli import app
+try:
+    app(["search", {str(saved / "collection")!r}, "a red cat", "-k", "3", "--json"])
+except SystemExit as end:
+    assert end.code == 0, end.code
+wrong = {{"torch", "transformers", "onnx", "PIL", "jaxtyping", "rich.progress"}} & sys.modules.keys()
+assert not wrong, wrong
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["hits"]) == 3
+
+
+def test_info_says_where_the_bytes_go(saved):
+    shown = CliRunner().invoke(app, ["info", str(saved / "collection"), "--json"])
+    told = json.loads(shown.output)
+    assert (told["pictures"], told["levels"], told["codebook_size"]) == (PICTURES, test_lite.LEVELS, test_lite.SIZE)
+    assert told["bytes"]["vectors"] == PICTURES * test_lite.DIM * 2
+    for kind in ("collection", "model"):
+        shown = CliRunner().invoke(app, ["info", str(saved / kind)])
+        assert shown.exit_code == 0, shown.output
+        assert "together" in shown.output
+    told = json.loads(CliRunner().invoke(app, ["info", str(saved / "model"), "--json"]).output)
+    assert told["engine"] == "float32"
+    assert sum(told["bytes"].values()) == sum(
+        path.stat().st_size for path in (saved / "model").rglob("*") if path.is_file() and path.name != "manifest.json"
+    )
+    wrong = CliRunner().invoke(app, ["info", str(saved)])
+    assert wrong.exit_code == 1
+    assert "no saved collection or model there" in wrong.output
+
+
+def test_an_impossible_precision_is_refused(saved):
+    result = CliRunner().invoke(app, ["compile", str(saved / "model"), "--precision", "int4"])
+    assert result.exit_code == 1
+    assert "float32 or int8" in result.output
