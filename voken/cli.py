@@ -326,7 +326,7 @@ def search(
     if readout not in (None, "generate", "voken", "vector"):
         raise ConfigError(f"--readout: {readout!r} is not generate, voken or vector.")
     opened = Collection.open(collection)
-    loaded = load_model(opened.find_model() if model is None else model, device=device, threads=threads)
+    loaded = load_model(opened.find_model() if model is None else model, device=device, threads=threads, once=True)
     searcher = Searcher(loaded, opened)
     changes: dict[str, Any] = {"readout": readout, "beams": beams}
     changes = {name: value for name, value in changes.items() if value is not None}

@@ -70,16 +70,16 @@ class SearchModel(Protocol):
         ...
 
 
-def load_model(folder: Path, *, device: str = "cpu", threads: int = 0) -> SearchModel:
+def load_model(folder: Path, *, device: str = "cpu", threads: int = 0, once: bool = False) -> SearchModel:
     """A saved model, to search with: on a CPU its engine where it has one, which needs no torch; else in torch.
 
-    `threads` 0: as many as there are cores. Raises `ArtifactError` where there is no model, or where only torch could
-    search it and torch is not installed.
+    `threads` 0: as many as there are cores; `once`: for a process that asks one query. Raises `ArtifactError` where there
+    is no model, or where only torch could search it and torch is not installed.
     """
     from voken.inference.compiled import CompiledModel, is_compiled
 
     if device == "cpu" and is_compiled(folder):
-        return CompiledModel.load(folder, threads=threads)
+        return CompiledModel.load(folder, threads=threads, once=once)
     try:
         import torch
     except ImportError:

@@ -34,9 +34,10 @@ class CompiledModel:
     fingerprint: str
 
     @classmethod
-    def load(cls, folder: Path, *, threads: int = 0) -> Self:
-        """Open the engine of a model's folder; sizes are checked, checksums are not (`voken.model.Model.load` does).
+    def load(cls, folder: Path, *, threads: int = 0, once: bool = False) -> Self:
+        """Open the engine of a model's folder; `once` is for a process that asks one query.
 
+        Sizes are checked, checksums are not (`voken.model.Model.load` does that).
         Raises `ArtifactError` if there is no model or it has no engine, `CorruptArtifactError` for damaged files.
         """
         folder = Path(folder)
@@ -48,7 +49,7 @@ class CompiledModel:
             search = from_dict(SearchConfig, described["search"])
         except (KeyError, ConfigError) as error:
             raise CorruptArtifactError(f"{folder / 'config.json'}: does not describe a model ({error}).") from error
-        engine = Engine.load(folder / FOLDER, threads=threads)
+        engine = Engine.load(folder / FOLDER, threads=threads, once=once)
         return cls(engine, engine, search, fingerprint(folder))
 
     def query_vectors(self, texts: Sequence[str], state: Any = None) -> Float32[np.ndarray, "texts dim"]:

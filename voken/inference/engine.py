@@ -76,8 +76,8 @@ class Engine:
         self._sessions: dict[str, LoadedGraph] = {}
 
     @classmethod
-    def load(cls, folder: Path, *, threads: int = 0) -> Self:
-        """Open what `export_generator` wrote. `threads` 0: as many as this process may use.
+    def load(cls, folder: Path, *, threads: int = 0, once: bool = False) -> Self:
+        """Open what `export_generator` wrote. `threads` 0: as many as this process may use; `once`: for one query.
 
         The first engine of a process sets the threads for all. Graphs are read at their first use.
         Raises `CorruptArtifactError` where a file is missing or unfit, `ArtifactVersionError` for a newer format.
@@ -89,7 +89,7 @@ class Engine:
                     f"{folder}: engine format {header['format']} is newer than this voken reads ({FORMAT}). "
                     "Upgrade voken."
                 )
-            return cls(Path(folder), header, session_options(threads))
+            return cls(Path(folder), header, session_options(threads, once=once))
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptArtifactError(
                 f"{Path(folder) / HEADER}: is not what was saved there ({error!r}). Make the engine again."

@@ -53,10 +53,11 @@ def value(array: np.ndarray) -> Any:
     return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
 
 
-def session_options(threads: int = 0) -> onnxruntime.SessionOptions:
+def session_options(threads: int = 0, *, once: bool = False) -> onnxruntime.SessionOptions:
     """For graphs that share the process's threads; the first call sets how many (0: as many as it may use).
 
-    Sessions with threads of their own would spin against each other.
+    Sessions with threads of their own would spin against each other. `once`: for a process that asks one query, where
+    laying the weights out for the processor takes longer than it saves.
     """
     import onnxruntime
 
@@ -67,6 +68,9 @@ def session_options(threads: int = 0) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.use_per_session_threads = False
     options.log_severity_level = 3
+    if once:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry("session.disable_prepacking", "1")
     return options
 
 
