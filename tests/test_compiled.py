@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ from voken.collection.store import Collection
 from voken.config import EncoderConfig, RunConfig, SearchConfig, TokenizerConfig
 from voken.data.captions import CaptionedImage, Dataset
 from voken.encoders.two_tower import TwoTowerEncoder, TwoTowerHead
-from voken.errors import ArtifactError, ArtifactVersionError, CorruptArtifactError
+from voken.errors import ArtifactError, ArtifactVersionError, BusyError, CorruptArtifactError
 from voken.image_tokenizer.model import ImageTokenizer
 from voken.inference.compiled import CompiledModel
 from voken.model import Model
@@ -80,6 +82,37 @@ def test_hits_are_those_of_torch(tmp_path, readout, layers):
         assert [hit.image_id for hit in given] == [hit.image_id for hit in wanted]
         assert [hit.vokens for hit in given] == [hit.vokens for hit in wanted]
         np.testing.assert_allclose([hit.score for hit in given], [hit.score for hit in wanted], atol=5e-4)
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_64_threads_and_an_event_loop_get_what_one_caller_gets(saved, tmp_path, precision):
+    """Queries of unlike lengths, with two values of k, in whatever batches come about."""
+    model = make_model(precision=precision).save(tmp_path / "model")
+    compiled = CompiledModel.load(tmp_path / "model")
+    assert model.fingerprint == compiled.fingerprint
+    searcher = Searcher(compiled, Collection.open(saved / "collection"))
+    words = ["a", "red", "cat", "two", "small", "birds", "on", "the", "hill", "under", "rain", "dog", "blue"]
+    random = np.random.default_rng(0)
+    asked = [(" ".join(random.choice(words, random.integers(1, 12))), int(random.integers(1, 3))) for _ in range(256)]
+    alone = [searcher.search([text], k)[0] for text, k in asked]
+
+    async def together():
+        return await asyncio.gather(*(searcher.asearch([text], k) for text, k in asked))
+
+    sizes = []
+    answer = searcher._batcher._run
+    searcher._batcher._run = lambda key, texts: sizes.append(len(texts)) or answer(key, texts)
+    with ThreadPoolExecutor(64) as threads:
+        from_threads = list(threads.map(lambda one: searcher.search([one[0]], one[1]), asked))
+    for answers in (from_threads, asyncio.run(together())):
+        for (found,), wanted in zip(answers, alone, strict=True):
+            assert [hit.image_id for hit in found] == [hit.image_id for hit in wanted]
+            np.testing.assert_allclose([hit.score for hit in found], [hit.score for hit in wanted], atol=1e-4)
+    assert sum(sizes) == 2 * len(asked)
+    assert max(sizes) > 8
+    searcher.close()
+    with pytest.raises(BusyError):
+        searcher.search(["dog"], 1)
 
 
 def test_opening_takes_the_engine_on_a_cpu_and_torch_where_there_is_none(saved, tmp_path):

@@ -11,6 +11,7 @@
      ├─ StorageError           the disk would not take what was to be saved
      ├─ ConfigError            a setting has an impossible value
      ├─ ResumeError            an interrupted run cannot go on from what it left
+     ├─ BusyError              more is asked for at once than is taken; later it may be
      └─ MissingExtraError      an optional dependency is not installed
 
 A message says what was wrong, where (the file, the line), and what to do about it.
@@ -70,6 +71,10 @@ class ConfigError(VokenError):
 
 class ResumeError(VokenError):
     """An interrupted run cannot go on from what it left."""
+
+
+class BusyError(VokenError):
+    """More is asked for at once than is taken. The same request may succeed later: HTTP's 503, not its 400."""
 
 
 class MissingExtraError(VokenError, ImportError):

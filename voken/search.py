@@ -19,6 +19,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
+from voken.batching import Batcher
 from voken.collection.store import Collection
 from voken.config import MAX_TEXT_CHARACTERS, SearchConfig
 from voken.decoding.beam import Beams, beam_search_from_state
@@ -73,8 +74,8 @@ class SearchModel(Protocol):
 def load_model(folder: Path, *, device: str = "cpu", threads: int = 0, once: bool = False) -> SearchModel:
     """A saved model, to search with: on a CPU its engine where it has one, which needs no torch; else in torch.
 
-    `threads` 0: as many as there are cores; `once`: for a process that asks one query. Raises `ArtifactError` where there
-    is no model, or where only torch could search it and torch is not installed.
+    `threads` 0: as many as there are cores; `once`: for a process that asks one query. Raises `ArtifactError` where
+    there is no model, or where only torch could search it and torch is not installed.
     """
     from voken.inference.compiled import CompiledModel, is_compiled
 
@@ -114,6 +115,7 @@ class Searcher:
         self.search_config = search
         self._weight = _weight(search, model.search, collection)
         self._widen = widen
+        self._batcher: Batcher[str, list[Hit]] = Batcher(self._answer, max_batch=_QUERIES_AT_ONCE)
 
     @classmethod
     def open(cls, collection: Path, model: SearchModel | None = None, search: SearchConfig | None = None) -> Self:
@@ -128,23 +130,34 @@ class Searcher:
         """For each text at most `k` hits, by falling score; pictures of equal score in the collection's order.
 
         Fewer than k come where the collection holds fewer. Raises `ConfigError` for a `k` under 1 and for a text
-        without any character to read; what follows the first 2,000 characters of a text is not read.
+        without any character to read; what follows the first 2,000 characters of a text is not read. Any number of
+        threads may search at once: their texts go through the model together.
         """
+        return self._batcher.call(*self._asked(texts, k))
+
+    async def asearch(self, texts: Sequence[str], k: int) -> list[list[Hit]]:
+        """`search`, without blocking the event loop."""
+        return await self._batcher.acall(*self._asked(texts, k))
+
+    def close(self) -> None:
+        """Answer what was asked and take nothing more: from now on a search raises `BusyError`."""
+        self._batcher.close()
+
+    def _asked(self, texts: Sequence[str], k: int) -> tuple[list[str], tuple[int, int]]:
+        """Texts fit to read, and what only queries of one batch share: k and beams."""
         if k < 1:
             raise ConfigError(f"k: {k} pictures a query; ask for 1 or more.")
         if self.search_config.beams < 1:
             raise ConfigError(f"search.beams: {self.search_config.beams}; at least 1 is needed.")
-        queries = [_readable(text, place) for place, text in enumerate(texts)]
-        trie = self.collection.trie
         wanted = max(self.search_config.beams, k) if self._widen else self.search_config.beams
-        beams = min(wanted, trie.sequences)
-        step = min(_QUERIES_AT_ONCE, max(1, _LOGITS_AT_ONCE // (beams * trie.codebook_size)))
-        hits: list[list[Hit]] = []
-        for start in range(0, len(queries), step):
-            hits.extend(self._answer(queries[start : start + step], k, beams))
-        return hits
+        beams = min(wanted, self.collection.trie.sequences)
+        return [_readable(text, place) for place, text in enumerate(texts)], (k, beams)
 
-    def _answer(self, texts: list[str], k: int, beams: int) -> list[list[Hit]]:
+    def _answer(self, key: tuple[int, int], texts: list[str]) -> list[list[Hit]]:
+        k, beams = key
+        step = max(1, _LOGITS_AT_ONCE // (beams * self.collection.trie.codebook_size))
+        if len(texts) > step:
+            return self._answer(key, texts[:step]) + self._answer(key, texts[step:])
         generator = self.model.generator
         state = generator.prefill(texts)
         found = beam_search_from_state(generator, state, self.collection.trie, beams)

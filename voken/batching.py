@@ -1,0 +1,242 @@
+"""Many callers of one function, served together without knowing of each other.
+
+    batcher = Batcher(lambda k, texts: searcher.answer(texts, k))       # a result a text, in their order
+    (hits,) = batcher.call(["two dogs"], key=10)                        # from any thread
+    (hits,) = await batcher.acall(["two dogs"], key=10)                 # from any event loop
+    future = batcher.submit("two dogs", key=10)                         # a concurrent.futures.Future
+    batcher.close()                                                     # or: with Batcher(...) as batcher
+
+Nobody waits for company, unless `max_wait` says so: what comes while a batch runs is the next batch, so that batches
+grow with the load by themselves. A caller that finds nothing running and nothing waiting runs its items in its own
+thread. All else is done by one thread, started when it is first needed and gone after a second without work. Measured
+for a lone caller (two cores, a function that does nothing): 2 µs more than the bare call, and 40 µs through the thread.
+
+This file does not know what it batches.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Generic, Self, TypeVar
+
+from voken.errors import BusyError, ConfigError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_IDLE_SECONDS = 1.0
+"""How long the thread waits for work before it ends: an idle batcher holds no thread and can be freed."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Waiting(Generic[Item, Result]):
+    item: Item
+    future: Future[Result]
+    arrived: float
+
+
+class Batcher(Generic[Item, Result]):
+    """Calls `run(key, items)` with items that were asked for one by one. Any thread may use it.
+
+    `run` answers a result an item, in their order; two threads never call it at once. Items of one `key` share a batch
+    of at most `max_batch`. The batch that runs next is that of the item that waits longest, the oldest items first.
+    Where `run` raises for a joint batch, its items are tried alone, so that only those it then raises for fail.
+
+    `max_wait` is how many seconds the oldest item waits for company while its batch is not full. `max_queue` is how
+    many items may wait, besides those that run; None: no bound. One call of more than that is taken where none waits.
+    Raises `ConfigError` for impossible ones.
+
+    `run`, and callbacks added to a future, must not wait for this batcher: the thread that would answer is theirs.
+    A forked child starts with an empty queue and its own thread; futures from before are the parent's only. When the
+    interpreter ends, what nobody waits for is dropped; `close` finishes it.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Any, list[Item]], Sequence[Result]],
+        *,
+        max_batch: int = 32,
+        max_wait: float = 0.0,
+        max_queue: int | None = None,
+    ) -> None:
+        if max_batch < 1 or (max_queue is not None and max_queue < 1):
+            raise ConfigError(f"max_batch {max_batch} and max_queue {max_queue} must be 1 or more.")
+        if not 0 <= max_wait <= threading.TIMEOUT_MAX:
+            raise ConfigError(f"max_wait {max_wait}: give seconds, 0 or more.")
+        self._run, self._max_batch, self._max_wait, self._max_queue = run, max_batch, max_wait, max_queue
+        self._closed = False
+        self._start_empty()
+        _ALL.add(self)
+
+    def _start_empty(self) -> None:
+        self._changed = threading.Condition()
+        """Guards everything below; notified when work comes, a batch ends, or the batcher closes."""
+        self._lines: dict[Hashable, deque[_Waiting[Item, Result]]] = {}
+        """What waits, by key, oldest first. No line is empty."""
+        self._running = False
+        self._has_thread = False
+
+    def submit(self, item: Item, key: Hashable = None) -> Future[Result]:
+        """Queue `item` and return at once. `cancel` on the future takes it back while it waits.
+
+        Raises `BusyError` where the queue is full, and once closed.
+        """
+        with self._changed:
+            return self._accept([item], key)[0]
+
+    def call(self, items: Sequence[Item], key: Hashable = None) -> list[Result]:
+        """Results of `items`, in joint batches with those of other callers that have the same `key`.
+
+        Raises what `run` raises for the first item that fails, and `BusyError` as `submit` does: all or none wait.
+        """
+        with self._changed:
+            alone = not (self._running or self._lines or self._closed or self._max_wait)
+            if alone:
+                self._running = True
+            else:
+                futures = self._accept(items, key)
+        if not alone:
+            try:
+                return [future.result() for future in futures]
+            finally:
+                for future in futures:  # where one failed, or Ctrl-C ended the waiting
+                    future.cancel()
+        try:
+            results: list[Result] = []
+            for start in range(0, len(items), self._max_batch):
+                results.extend(self._results(key, list(items[start : start + self._max_batch])))
+            return results
+        finally:
+            with self._changed:
+                self._running = False
+                if self._lines or self._closed:  # else there is nobody to wake
+                    self._changed.notify_all()
+
+    async def acall(self, items: Sequence[Item], key: Hashable = None) -> list[Result]:
+        """As `call`, without blocking the event loop. The items of a cancelled call are dropped, or run for nobody."""
+        import asyncio  # here: it takes longer to import than the rest, and a command line has no use for it
+
+        with self._changed:
+            futures = self._accept(items, key)
+        return list(await asyncio.gather(*map(asyncio.wrap_future, futures)))
+
+    def close(self) -> None:
+        """Take nothing more, and return when everything accepted has been answered. Again is fine."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not (self._running or self._lines))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    # _accept, _drop_cancelled and _next_batch need self._changed held
+
+    def _accept(self, items: Sequence[Item], key: Hashable) -> list[Future[Result]]:
+        if self._closed:
+            raise BusyError("This search is closed and takes no more queries. Ask where it is open again.")
+        if self._max_queue is not None and self._lines and self._waiting() + len(items) > self._max_queue:
+            self._drop_cancelled()
+            if self._lines and self._waiting() + len(items) > self._max_queue:
+                raise BusyError(f"{self._waiting()} queries wait, and {self._max_queue} may. Ask again in a moment.")
+        if not items:
+            return []
+        if not self._has_thread:
+            threading.Thread(target=self._work, name="voken-batcher", daemon=True).start()
+            self._has_thread = True
+        waiting = [_Waiting[Item, Result](item, Future(), time.perf_counter()) for item in items]
+        self._lines.setdefault(key, deque()).extend(waiting)
+        self._changed.notify_all()
+        return [one.future for one in waiting]
+
+    def _waiting(self) -> int:
+        return sum(map(len, self._lines.values()))
+
+    def _drop_cancelled(self) -> None:
+        left = {key: deque(one for one in line if not one.future.cancelled()) for key, line in self._lines.items()}
+        self._lines = {key: line for key, line in left.items() if line}
+
+    def _next_batch(self) -> tuple[Hashable, list[_Waiting[Item, Result]]]:
+        """Wait for the next batch and mark it as running; an empty one when the thread should end."""
+        idle = False
+        while True:
+            if self._running:  # a caller its own items
+                self._changed.wait()
+            elif not self._lines:
+                if idle or self._closed:
+                    self._has_thread = False
+                    self._changed.notify_all()  # to who closes, where all that waited was cancelled
+                    return None, []
+                idle = not self._changed.wait(_IDLE_SECONDS)
+            else:
+                key = min(self._lines, key=lambda key: self._lines[key][0].arrived)
+                line = self._lines[key]
+                patience = line[0].arrived + self._max_wait - time.perf_counter()
+                if patience > 0 and len(line) < self._max_batch and not self._closed:
+                    self._changed.wait(patience)
+                    continue
+                batch: list[_Waiting[Item, Result]] = []
+                while line and len(batch) < self._max_batch:
+                    one = line.popleft()
+                    if one.future.set_running_or_notify_cancel():
+                        batch.append(one)
+                if not line:
+                    del self._lines[key]
+                if batch:
+                    self._running = True
+                    return key, batch
+
+    def _work(self) -> None:
+        """The thread: batch after batch until nothing comes for a while."""
+        while True:
+            with self._changed:
+                key, batch = self._next_batch()
+            if not batch:
+                return
+            self._answer(key, batch)
+            del batch  # what was answered is the callers' alone while this thread waits
+            with self._changed:
+                self._running = False
+                self._changed.notify_all()
+
+    def _answer(self, key: Hashable, batch: list[_Waiting[Item, Result]]) -> None:
+        try:
+            results = self._results(key, [one.item for one in batch])
+        except BaseException as error:  # also SystemExit: it is the caller's, and nobody may wait for ever
+            if len(batch) == 1:
+                batch[0].future.set_exception(error)
+                return
+        else:
+            for one, result in zip(batch, results, strict=True):
+                one.future.set_result(result)
+            return
+        for one in batch:
+            self._answer(key, [one])
+
+    def _results(self, key: Hashable, items: list[Item]) -> Sequence[Result]:
+        results = self._run(key, items)
+        if len(results) != len(items):
+            raise RuntimeError(f"{self._run!r} answered {len(results)} results for {len(items)} items.")
+        return results
+
+
+_ALL: weakref.WeakSet[Batcher[Any, Any]] = weakref.WeakSet()
+
+
+def _start_empty_after_fork() -> None:
+    for batcher in list(_ALL):
+        batcher._start_empty()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_empty_after_fork)
