@@ -4,6 +4,8 @@
     python benchmarks/quality.py emoji --json quality-emoji.json
     python benchmarks/quality.py icons --test-concepts 1000 --validation-concepts 500 --json quality-icons.json
 
+With --engines float32 int8, the read-outs are measured with the saved engines too, beside torch.
+
 A seed draws the split (by concept family) and everything random in training. Test pictures with a near-duplicate
 in train (dHash within --distance bits) are dropped; the pool is one picture of each test concept. Every model is
 kept in --work, so that an interrupted run goes on where it was.
@@ -12,8 +14,10 @@ kept in --work, so that an interrupted run goes on where it was.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -25,6 +29,7 @@ from voken.encoders.cache import VectorCache
 from voken.evaluation.benchmark import TWO_TOWER, benchmark
 from voken.evaluation.tables import results_table
 from voken.fit import fit
+from voken.inference.compiled import CompiledModel
 from voken.model import Model
 
 
@@ -39,6 +44,7 @@ def main() -> None:
     parser.add_argument("--validation-concepts", type=int, default=200)
     parser.add_argument("--distance", type=int, default=2)
     parser.add_argument("--queries", type=int, default=None, help="ask so many, drawn by the seed (default: all)")
+    parser.add_argument("--engines", nargs="*", default=[], choices=["float32", "int8"])
     parser.add_argument("--work", type=Path, default=Path("runs/quality"))
     parser.add_argument("--json", type=Path, default=None)
     arguments = parser.parse_args()
@@ -58,9 +64,30 @@ def main() -> None:
                 model, dataset, seed=seed, limit=arguments.queries, cache=cache, reference=name == arguments.presets[0]
             )
             rows += [row.to_dict() for row in found.rows]
+            for precision in arguments.engines:
+                rows += [
+                    row.to_dict()
+                    for row in benchmark(
+                        model,
+                        dataset,
+                        seed=seed,
+                        limit=arguments.queries,
+                        cache=cache,
+                        reference=False,
+                        searched=engine(model, folder, precision),
+                    ).rows
+                ]
             print(f"\nseed {seed}, {name}", results_table(rows, base=TWO_TOWER), sep="\n", flush=True)
             if arguments.json:
                 write_json(arguments.json, {"rows": rows})
+
+
+def engine(model: Model, folder: Path, precision: Literal["float32", "int8"]) -> CompiledModel:
+    """The model's engine in a precision, beside the model."""
+    there = folder.with_name(f"{folder.name}-{precision}")
+    search = dataclasses.replace(model.search, precision=precision)
+    dataclasses.replace(model, search=search).save(there, replace=True)
+    return CompiledModel.load(there)
 
 
 def split(dataset: Dataset, seed: int, arguments: argparse.Namespace) -> Dataset:

@@ -16,9 +16,10 @@ from voken.data.skipped import Skipped
 from voken.encoders.cache import VectorCache
 from voken.errors import EmptyDataError
 from voken.evaluation.protocol import Conditions, Evaluation, Pool, Query, SearchSystem, evaluate, pool_of, queries_of
+from voken.inference.compiled import CompiledModel
 from voken.model import Model
 from voken.progress import Progress, no_progress
-from voken.search import Searcher
+from voken.search import Searcher, SearchModel
 from voken.shapes import Float
 from voken.systems.two_tower import TwoTower
 
@@ -52,6 +53,7 @@ def benchmark(
     beams: int | None = None,
     cutoffs: Sequence[int] = (1, 5, 10),
     reference: bool = True,
+    searched: SearchModel | None = None,
     cache: VectorCache | None = None,
     progress: Progress = no_progress,
 ) -> Benchmark:
@@ -59,7 +61,8 @@ def benchmark(
 
     `one_per_concept` and `distinct` are those of `pool_of` and `queries_of`; `seed` draws the pool, and `limit`
     queries where there are more (None: all are asked); `beams` None keeps the model's own number;
-    `reference=False` leaves out the systems that are not the model's own read-outs.
+    `reference=False` leaves out the systems that are not the model's own read-outs; `searched` is what these search
+    with where it is not `model` itself, as its engine in some precision.
     Raises `EmptyDataError` without pictures or captions in the split.
     """
     side = dataset.split(split)
@@ -86,11 +89,15 @@ def benchmark(
         for name, system in named:
             row = dataclasses.replace(conditions, system=name, bytes_per_picture=system.bytes_per_picture)
             systems.append((system, row))
+    if isinstance(searched, CompiledModel):
+        conditions = dataclasses.replace(
+            conditions, system=f"{conditions.system}, engine {searched.generator.precision}"
+        )
     for readout in READOUTS:
         settings = dataclasses.replace(search, readout=readout)
         size = ceiling.bytes_per_picture + (2.0 * vectors.shape[1] if readout == "vector" else 0.0)
         row = dataclasses.replace(conditions, readout=readout, beams=settings.beams, bytes_per_picture=size)
-        systems.append((Searcher(model, collection, settings, widen=False), row))
+        systems.append((Searcher(searched or model, collection, settings, widen=False), row))
     rows = [
         evaluate(system, queries, pool, conditions=row, cutoffs=cutoffs, k=max(50, *cutoffs), progress=progress)
         for system, row in systems
