@@ -196,5 +196,5 @@ class Graph:
         model = helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="voken")
         weights.unlink(missing_ok=True)
         onnx.save_model(model, str(path), save_as_external_data=True, location=weights.name, size_threshold=4096)
-        weights.touch()
-        weights.chmod(path.stat().st_mode)  # the library keeps them from other users
+        if weights.exists():  # small ones stay in the graph
+            weights.chmod(path.stat().st_mode)  # the library keeps them from other users
