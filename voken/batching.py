@@ -22,11 +22,12 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from voken.errors import BusyError, ConfigError
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -35,11 +36,13 @@ _IDLE_SECONDS = 1.0
 """How long the thread waits for work before it ends: an idle batcher holds no thread and can be freed."""
 
 
-@dataclass(frozen=True, eq=False)
 class _Waiting(Generic[Item, Result]):
-    item: Item
-    future: Future[Result]
-    arrived: float
+    __slots__ = ("arrived", "future", "item")
+
+    def __init__(self, item: Item, future: Future[Result], arrived: float) -> None:
+        self.item = item
+        self.future = future
+        self.arrived = arrived
 
 
 class Batcher(Generic[Item, Result]):
@@ -121,7 +124,7 @@ class Batcher(Generic[Item, Result]):
 
     async def acall(self, items: Sequence[Item], key: Hashable = None) -> list[Result]:
         """As `call`, without blocking the event loop. The items of a cancelled call are dropped, or run for nobody."""
-        import asyncio  # here: it takes longer to import than the rest, and a command line has no use for it
+        import asyncio  # here: dear to import, and a command line that asks once has no use for it
 
         with self._changed:
             futures = self._accept(items, key)
@@ -143,6 +146,8 @@ class Batcher(Generic[Item, Result]):
     # _accept, _drop_cancelled and _next_batch need self._changed held
 
     def _accept(self, items: Sequence[Item], key: Hashable) -> list[Future[Result]]:
+        from concurrent.futures import Future  # here, as asyncio above: it brings logging
+
         if self._closed:
             raise BusyError("This search is closed and takes no more queries. Ask where it is open again.")
         if self._max_queue is not None and self._lines and self._waiting() + len(items) > self._max_queue:
