@@ -57,13 +57,13 @@ def session_options(threads: int = 0, *, once: bool = False) -> onnxruntime.Sess
     """For graphs that share the process's threads; the first call sets how many (0: as many as it may use).
 
     Sessions with threads of their own would spin against each other. `once`: for a process that asks one query, where
-    laying the weights out for the processor takes longer than it saves.
+    laying the weights out for the processor takes longer than it saves, and a second thread costs more than it does.
     """
     import onnxruntime
 
     global _threads
     if _threads is None:
-        _threads = threads or len(os.sched_getaffinity(0))
+        _threads = threads or (1 if once else len(os.sched_getaffinity(0)))
         onnxruntime.set_global_thread_pool_sizes(_threads, 1)
     options = onnxruntime.SessionOptions()
     options.use_per_session_threads = False
