@@ -251,3 +251,28 @@ wrong = {{"torch", "transformers", "onnx"}} & sys.modules.keys()
 assert not wrong, wrong
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("family", ["t5", "llama"])
+def test_looking_ahead_changes_nothing(tmp_path, family):
+    """One pass for what is left where that is little; the same sequences and scores either way."""
+    generator = make_t5(tmp_path) if family == "t5" else make_llama(tmp_path)
+    engine = exported(generator, tmp_path / "engine")
+    steps, trees = [], []
+    step, step_tree = engine.step, engine.step_tree
+    engine.step = lambda *given: steps.append(1) or step(*given)
+    engine.step_tree = lambda *given: trees.append(given[1].shape[1]) or step_tree(*given)
+    taken = set()
+    for images in (1, 3, 12, 25, 200):
+        vokens = np.random.default_rng(images).integers(0, generator.codebook_size, (images, generator.levels))
+        trie = VokenTrie.from_vokens(vokens, generator.codebook_size)
+        for beams in (1, 2, 5, trie.sequences):
+            steps.clear()
+            trees.clear()
+            expected, found = (beam_search(model, trie, TEXTS[:1], beams) for model in (generator, engine))
+            assert (found.leaf == expected.leaf).all()
+            np.testing.assert_allclose(found.log_prob, expected.log_prob, atol=2e-4)
+            taken.add((len(steps), len(trees)))
+            beam_search(engine, trie, TEXTS[:2], beams)
+            assert len(trees) <= 1  # of one query only
+    assert taken == {(generator.levels - 2, 1), (generator.levels, 0)}

@@ -23,6 +23,7 @@ import numpy as np
 
 from voken.decoding.interface import StepModel
 from voken.decoding.kept import IMPOSSIBLE, Kept
+from voken.decoding.look_ahead import look_ahead
 from voken.decoding.numpy_trie import NumpyTrie
 from voken.decoding.trie import VokenTrie
 from voken.errors import ConfigError
@@ -116,8 +117,13 @@ def _search(model: StepModel, state: Any, trie: VokenTrie, beams: int, logit_tem
     backend = NumpyTrie(trie) if model.device is None else trie.to_torch(model.device)
     log_probs = bool(getattr(model, "log_probs", False))
     kept = backend.root(len(logits))
+    ahead = None
     for level in range(trie.levels):
-        if level:
+        if level and ahead is None:
+            ahead = look_ahead(model, state, trie, kept, level)
+        if ahead is not None:
+            logits = ahead.at(level, kept)
+        elif level:
             logits, state = model.step(state, kept.path[:, :, -1], kept.parents)
         kept = backend.expand(level, kept, logits, beams, temperature=logit_temperature, log_probs=log_probs)
     return backend.fetched(kept)

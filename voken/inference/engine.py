@@ -163,17 +163,54 @@ class Engine:
         own = np.where(np.eye(beams, dtype=bool), 0, _UNSEEN)
         distance = np.concatenate([distance, np.broadcast_to(own, (queries, beams, beams))], axis=2)
         level = prefix.shape[2]
+        position = np.repeat(state.lengths[:, None] + level - 1, beams, axis=1)
+        last = level + 1 == self._levels
+        inputs = {"vokens": vokens, "distance": distance, "prefix": prefix, "position": position}
+        log_probs, grown = self._run_step(state, level, inputs, last)
+        return log_probs, replace(state, grown=grown, distance=distance, prefix=prefix)
+
+    @property
+    def reads_trees(self) -> bool:
+        """Whether there is `step_tree`: one graph writes all levels."""
+        return len(set(self._steps)) == 1 and self.family != "lite"
+
+    def step_tree(
+        self,
+        state: EngineState,
+        vokens: Int[np.ndarray, "1 nodes"],
+        parents: Int[np.ndarray, "1 beams"],
+        extended: Int[np.ndarray, " others"],
+    ) -> Float32[np.ndarray, "1 nodes N"]:
+        """`step` for the beams of one query and for nodes below them, whose vokens are known, in one pass.
+
+        The first of `vokens` are the beams', as many as `parents`, which are as in `step`. Each of the others extends
+        the node (the beams come first) whose place `extended` says; it stands behind that one.
+        """
+        beams, nodes = parents.shape[1], vokens.shape[1]
+        seen = state.distance.shape[2]
+        distance = np.full((1, nodes, seen + nodes), _UNSEEN, dtype=np.int64)
+        depth = np.full((1, nodes), state.level, dtype=np.int64)
+        distance[0, :beams, :seen] = state.distance[0][parents[0]] + 1
+        for node, above in enumerate(extended, start=beams):
+            distance[0, node] = distance[0, above] + 1
+            depth[0, node] = depth[0, above] + 1
+            distance[0, node, seen + above] = 1
+        own = np.arange(nodes)
+        distance[0, own, seen + own] = 0
+        inputs = {"vokens": vokens, "distance": distance, "position": state.lengths[:, None] + depth}
+        return self._run_step(state, state.level + 1, inputs, last=True)[0]
+
+    def _run_step(
+        self, state: EngineState, level: int, arrays: dict[str, np.ndarray], last: bool
+    ) -> tuple[Float32[np.ndarray, "queries beams N"], dict[str, Any]]:
         graph = self._graph(self._steps[level - self._levels])
-        inputs = dict(state.shared)
-        inputs |= {"vokens": value(vokens), "distance": value(distance), "prefix": value(prefix)}
-        inputs["position"] = value(np.repeat(state.lengths[:, None] + level - 1, beams, axis=1))
+        inputs = state.shared | {name: value(array) for name, array in arrays.items()}
         for name in graph.past:
             past = state.grown.get(name.removeprefix("past_"))
-            inputs[name] = graph.no_past(name, queries) if past is None else past
-        # what the last level would leave behind is read by nobody
-        results = graph.run(inputs, ["log_probs"] if level + 1 == self._levels else None)
-        log_probs = results.pop("log_probs").numpy()
-        return log_probs, replace(state, grown=results, distance=distance, prefix=prefix)
+            inputs[name] = graph.no_past(name, len(state.lengths)) if past is None else past
+        # what the last step would leave behind is read by nobody
+        results = graph.run(inputs, ["log_probs"] if last else None)
+        return results.pop("log_probs").numpy(), results
 
     def query_vectors(self, texts: Sequence[str], state: EngineState | None = None) -> Float32[np.ndarray, "texts dim"]:
         """Unit vectors of queries in the pictures' space, as `voken.model.Model.query_vectors`.
