@@ -9,6 +9,11 @@ vocabulary of 32,128 + N, so that its parameters are as many as the sentence enc
 `lite` together, within a few per cent; both counts are printed. The T5 texts are cut by MiniLM's word pieces, so that
 both read the same number of tokens; the naive form's are cut beforehand, ours while training.
 
+Rows of L_dis (Eq. 8-10) train on nothing else: each query's beams are searched without dropout, among the training
+sequences only, and the positive is ranked among them. The naive form searches with transformers' `generate`, whose
+`prefix_allowed_tokens_fn` is a trie of dicts, and scores a list with one pass of the model, the encoder's output
+repeated for each sequence. They are compared with the naive form of L_dis, the other rows with that of L_gen.
+
 Every row of every round runs in a process of its own (the allocator's options belong to a process), rows
 interleaved; medians over rounds. Rates are by the wall and by the process's own CPU time: on a machine shared with
 others, with `--threads 1`, the second is the one to trust. Warm-up steps are not counted, nor is reading the texts
@@ -43,7 +48,9 @@ from jaxtyping import Float32, Int32
 PICTURES = 1024
 CAPTIONS = 2
 T5_WORDS = 32_128
+BEAMS = 10
 NAIVE = "naive"
+NAIVE_LISTS = "naive, L_dis"
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,8 @@ class Row:
     keep_freed_memory: bool = True
     autocast: bool = True
     remember_texts: bool = True
+    ranks_lists: bool = False
+    """L_dis alone, instead of L_gen."""
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -99,9 +108,12 @@ ROWS = {
     "lite, sentence encoder tuned": Row("lite", remember_texts=False, settings={"tune_encoder": True}),
     "lite": Row("lite"),
     "lite, soft targets, query vector, memory": Row("lite", settings=_SOFT),
-    "lite, the same, L_dis": Row(
-        "lite", settings=_SOFT | {"epochs": 0, "discrimination": "staged", "discrimination_epochs": 1}
-    ),
+    NAIVE_LISTS: Row("naive", keep_freed_memory=False, autocast=False, ranks_lists=True),
+    "naive, L_dis + freed memory kept": Row("naive", autocast=False, ranks_lists=True),
+    "naive, L_dis + both": Row("naive", ranks_lists=True),
+    "t5, L_dis": Row("t5", ranks_lists=True),
+    "lite, L_dis": Row("lite", ranks_lists=True),
+    "lite, soft targets, query vector, memory, L_dis": Row("lite", ranks_lists=True, settings=_SOFT),
 }
 
 
@@ -203,8 +215,52 @@ def _naive(row: Row, workload: Workload, texts: Sequence[str]) -> Measured:
             disable_tqdm=True,
             dataloader_pin_memory=False,
         )
-        Trainer(model=model, args=arguments, train_dataset=examples, data_collator=collate, callbacks=[Stamp()]).train()
+        kind = _list_trainer(vokens) if row.ranks_lists else Trainer
+        kind(model=model, args=arguments, train_dataset=examples, data_collator=collate, callbacks=[Stamp()]).train()
     return _measured(clock, workload, model, 0.0, 0)
+
+
+def _list_trainer(vokens: Int32[np.ndarray, "pictures M"]) -> Any:
+    """transformers' Trainer with L_dis for its loss, as a user of the library would write it."""
+    import torch
+    from transformers import Trainer
+
+    children: dict[tuple[int, ...], list[int]] = {}
+    for sequence in (T5_WORDS + np.unique(vokens, axis=0)).tolist():
+        for level, voken in enumerate(sequence):
+            allowed = children.setdefault(tuple(sequence[:level]), [])
+            if voken not in allowed[-1:]:  # sequences are sorted
+                allowed.append(voken)
+    levels = vokens.shape[1]
+
+    class ListTrainer(Trainer):
+        def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], *_: Any, **__: Any) -> torch.Tensor:
+            query = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+            positive = inputs["labels"][:, None, :levels]
+            model.eval()
+            found = model.generate(  # without gradients and with its cache, as is its default
+                **query,
+                num_beams=BEAMS,
+                num_return_sequences=BEAMS,
+                max_new_tokens=levels,
+                prefix_allowed_tokens_fn=lambda _, written: children[tuple(written[1:].tolist())],
+            )
+            model.train()
+            negatives = found[:, 1:].view(len(positive), BEAMS, levels)[:, :-1]
+            lists = torch.cat([positive, negatives], 1).flatten(0, 1)
+            with self.accelerator.autocast():
+                hidden = model.encoder(**query).last_hidden_state.repeat_interleave(BEAMS, 0)
+                logits = model(
+                    encoder_outputs=(hidden,),
+                    attention_mask=query["attention_mask"].repeat_interleave(BEAMS, 0),
+                    decoder_input_ids=torch.nn.functional.pad(lists[:, :-1], (1, 0)),
+                ).logits
+            scores = logits.float().log_softmax(-1).gather(-1, lists[..., None]).sum((1, 2)).view(-1, BEAMS)
+            again = (negatives == positive).all(-1)
+            scores = torch.cat([scores[:, :1], scores[:, 1:].masked_fill(again, -torch.inf)], 1)
+            return -scores.log_softmax(1)[:, 0].mean()
+
+    return ListTrainer
 
 
 def _ours(row: Row, workload: Workload, texts: Sequence[str]) -> Measured:
@@ -224,9 +280,10 @@ def _ours(row: Row, workload: Workload, texts: Sequence[str]) -> Measured:
         patience=0,
         epochs=epochs,
     )
+    if row.ranks_lists:
+        lists: dict[str, Any] = {"epochs": 0, "discrimination": "staged", "discrimination_epochs": epochs}
+        config = dataclasses.replace(config, discrimination_beams=BEAMS, **lists)
     config = dataclasses.replace(config, **row.settings)
-    if config.discrimination == "staged":
-        config = dataclasses.replace(config, discrimination_epochs=epochs)
     model, read_seconds, frozen = _lite(row, workload, config, texts) if row.family == "lite" else _t5(workload)
     soft = None
     if config.targets == "soft":
@@ -369,12 +426,12 @@ def _in_its_own_process(name: str, arguments: list[str]) -> Measured:
 
 
 def table(rounds: dict[str, list[Measured]], epochs: int) -> str:
-    """Markdown, a line a row, medians over rounds, ratios to the naive form."""
+    """Markdown, a line a row, medians over rounds, ratios to the naive form of the same loss."""
     heads = ["", "parameters", "trained", "pairs/s", "least … most", "× naive"]
     heads += ["pairs/CPU s", "× naive", f"the same, reading in, {epochs} epochs", "× naive", "peak memory"]
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
-    naive = rounds.get(NAIVE, [])
     for name, found in rounds.items():
+        naive = _naive_of(name, rounds)
         speeds = [one.pairs_per_second for one in found]
         lines.append(
             [
@@ -392,6 +449,10 @@ def table(rounds: dict[str, list[Measured]], epochs: int) -> str:
             ]
         )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _naive_of(name: str, rounds: dict[str, list[Measured]]) -> list[Measured]:
+    return rounds.get(NAIVE_LISTS if ROWS[name].ranks_lists else NAIVE, [])
 
 
 def _with_reading(found: list[Measured], epochs: int) -> float:
@@ -419,9 +480,10 @@ def _median(found: list[Measured], value: Callable[[Measured], float]) -> float:
 def _report(rounds: dict[str, list[Measured]], workload: Workload) -> dict[str, Any]:
     from voken.evaluation.machine import Machine
 
-    naive = rounds.get(NAIVE, [])
-    rows = {
-        name: {
+    rows = {}
+    for name, found in rounds.items():
+        naive = _naive_of(name, rounds)
+        rows[name] = {
             "pairs_per_second": _median(found, _wall),
             "times_naive": _median(found, _wall) / _median(naive, _wall) if naive else None,
             "pairs_per_cpu_second": _median(found, _cpu),
@@ -429,8 +491,6 @@ def _report(rounds: dict[str, list[Measured]], workload: Workload) -> dict[str, 
             "cpu_with_reading": _with_reading(found, workload.epochs),
             "rounds": [dataclasses.asdict(one) for one in found],
         }
-        for name, found in rounds.items()
-    }
     return {
         "benchmark": "training_step",
         "workload": dataclasses.asdict(workload) | {"pictures": PICTURES, "captions": CAPTIONS},

@@ -195,6 +195,28 @@ def test_padding_does_not_matter(tmp_path):
         np.testing.assert_allclose(alone.log_prob[0], together.log_prob[query], atol=1e-5)
 
 
+def test_a_plain_model_leaves_this_one_as_it_was(tmp_path):
+    model = make_model(tmp_path, "t5")
+    words = model.config.vocab_size
+    assert len(model.to_transformers().lm_head.weight) == len(model.to_transformers().lm_head.weight) == words + SIZE
+    assert model.config.vocab_size == words
+    model.save(tmp_path / "saved")
+    assert T5StepModel.load(tmp_path / "saved").config.vocab_size == words
+
+
+def test_many_queries_are_read_as_one_is(tmp_path):
+    """More than are read in one part, lengths mixed."""
+    model = make_model(tmp_path, "t5")
+    texts = [" ".join(np.random.default_rng(row).choice(WORDS[3:], 1 + row * 7 % 11)) for row in range(40)]
+    together = model.prefill(texts)
+    for row, text in enumerate(texts):
+        alone = model.prefill([text])
+        length = int(together.mask[row].sum())
+        assert length == alone.mask.shape[3]
+        for found, expected in zip(together.cross_values, alone.cross_values, strict=True):
+            torch.testing.assert_close(found[row, :, :length], expected[0], atol=1e-5, rtol=1e-4)
+
+
 def test_queries_are_read_once_and_shared_by_their_beams(tmp_path):
     model, trie = make_model(tmp_path, "t5"), make_trie()
     calls = []

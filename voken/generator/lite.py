@@ -199,10 +199,12 @@ class LiteGenerator(nn.Module):
         hidden = self.dropout(hidden + self.place[level_of])
         for number, layer in enumerate(self._layers()):
             hidden = layer.teacher_forced(hidden, sees, state.cross[number], state.mask)
-        summed = [torch.zeros(queries, 1, self.entries.shape[2], device=self.device)]
-        if self.config.query_vector:
-            summed.extend(self.entries[level[:-1], read].cumsum(2).unbind(2))
-        
+        nothing = torch.zeros(queries, 1, self.entries.shape[2], device=self.device)
+        summed = [nothing, *self.entries[level[:-1], read].cumsum(2).unbind(2)]
+        logits = [
+            self._logits(part, at, state.aim[:, None], summed[at])
+            for at, part in enumerate(by_level(self.norm(hidden), sequences))
+        ]
         return torch.stack([part.expand(-1, sequences, -1) for part in logits], 2)
 
     def parameter_groups(self) -> list[dict[str, Any]]:

@@ -9,8 +9,9 @@ first vokens of all sequences, then the second ones. The last voken is never rea
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from voken.shapes import Bool, Float, Int
 
 
 def flat_positions(

@@ -11,6 +11,7 @@ d_model^-0.5 (Raffel et al. 2020; transformers' `scale_decoder_outputs`).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from voken.artifact import storage_errors
 from voken.errors import ConfigError, CorruptArtifactError, VokenError
 from voken.generator.checkpoint import opening
 from voken.generator.header import read_header, write_header
-from voken.generator.queries import Queries, QueryReader
+from voken.generator.queries import QueryReader, TokenizedQueries
 from voken.generator.shared_start import by_level, flat_positions, levels_and_sight
 from voken.generator.vocabulary import VokenVocabulary, rms
 from voken.shapes import Bool, Float, Int
@@ -261,7 +262,7 @@ class T5StepModel(nn.Module):
         if not self.vocabulary.shared:
             raise ConfigError("A model with one codebook a level has no equal with one vocabulary.")
         words = self.encoder.embed_tokens.weight
-        model = _untrained(self.config).to(words.dtype)
+        model = _untrained(copy.deepcopy(self.config)).to(words.dtype)
         weights = {f"encoder.{name}": weight for name, weight in self.encoder.state_dict().items()}
         weights |= {f"decoder.{name}": weight for name, weight in self.decoder.state_dict().items()}
         model.load_state_dict(weights, strict=False)
@@ -275,7 +276,7 @@ class T5StepModel(nn.Module):
         model.config.vocab_size = len(table.weight)
         return model.to(self.device).train(self.training)
 
-    def _read(self, queries: Queries) -> Float[Tensor, "queries length width"]:
+    def _read(self, queries: TokenizedQueries) -> Float[Tensor, "queries length width"]:
         """The encoder's output; on a CPU in parts of like length, which saves most of the work on padding."""
         length = queries.mask.sum(dim=1)
         order = length.argsort()
@@ -300,7 +301,7 @@ class T5StepModel(nn.Module):
         self,
         embedded: Float[Tensor, "queries sequences new width"],
         state: T5State,
-        bias: Float[Tensor, "1 heads new past+new"] | None = None,
+        bias: Float[Tensor, "1 heads new seen"] | None = None,
     ) -> tuple[Float[Tensor, "queries sequences new width"], T5State]:
         """Run `new` further positions of every sequence through the decoder.
 
@@ -309,9 +310,7 @@ class T5StepModel(nn.Module):
         queries, sequences, new, _ = embedded.shape
         past = state.past
         if bias is None:
-            bias = self._own_attention().compute_bias(
-                new, past + new, device=embedded.device, past_seen_tokens=past
-            )
+            bias = self._own_attention().compute_bias(new, past + new, device=embedded.device, past_seen_tokens=past)
             future = torch.ones(new, past + new, dtype=torch.bool, device=embedded.device).triu(past + 1)
             bias = bias.masked_fill(future, -torch.inf)
         rate = self.config.dropout_rate if self.training else 0.0

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
 from torch import Tensor, nn
 
 from voken.config import GeneratorConfig
@@ -35,6 +34,7 @@ from voken.generator.losses import (
 )
 from voken.generator.pairs import SoftTargets, ValidationQueries, VokenPairs
 from voken.progress import Progress, no_progress
+from voken.shapes import Int
 
 _VALIDATION_BEAMS = 10
 _TEACHER_TEMPERATURE = 0.05
@@ -108,7 +108,7 @@ def validation_recall(model: Generator, validation: ValidationQueries, beams: in
     for start in range(0, len(validation.texts), 64):
         found.append(beam_search(model, trie, validation.texts[start : start + 64], beams))
     leaf = np.concatenate([part.leaf for part in found])
-    sizes = np.where(leaf >= 0, np.diff(trie.row_starts)[leaf.clip(0)], 0)
+    sizes = np.where(leaf >= 0, np.bincount(leaf_of_image)[leaf.clip(0)], 0)
     right = np.zeros((len(leaf), trie.sequences), np.int32)
     np.add.at(right, (validation.relevant[:, 0], leaf_of_image[validation.relevant[:, 1]]), 1)
     held = np.where(leaf >= 0, np.take_along_axis(right, leaf.clip(0), 1), 0)
@@ -158,7 +158,7 @@ class _Trainer:
         if place is None and number:
             self._module().load_state_dict(self.best, strict=False)
         optimizer = torch.optim.AdamW(
-            self.model.parameter_groups(), lr=stage.learning_rate, weight_decay=self.config.weight_decay
+            self.model.parameter_groups(), lr=stage.learning_rate, weight_decay=self.config.weight_decay, fused=True
         )
         if place is not None and self.folder:
             training_state.load_optimizer(self.folder, optimizer)

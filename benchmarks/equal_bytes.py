@@ -1,0 +1,214 @@
+"""Recall at equal bytes a picture: our vokens beside faiss's quantizers, on the same vectors.
+
+At each of --levels M, a tokenizer of M levels with 256 entries each (a byte a level, a codebook a level, the default
+preset's mixtures, k-means and no gradient) stands beside faiss's product quantizer (PQ), the same behind a learned
+rotation (OPQ) and residual quantizer (RQ), of M bytes too, trained on the same train-split pictures. Codes are
+compared with the query's exact vector (asymmetric search) by inner product; "unit length" compares by cosine, as
+ours does, with the vectors that the codes rebuild.
+
+Like for like is the row "quantized ceiling": ours, every picture compared, with the encoder's own vector of the
+text. The rows "generate" and "+ voken rerank" are the whole system (100 beams), which also reads the query with a
+trained generator and its caption memory. The pool, the queries and the recall are those of quality.py.
+
+Bytes of the codes are M for all. What a collection really takes beside (where each node's children start, picture
+numbers, ids) is in "size"; the codebooks, 256 KB a level for ours and 256 KB in all for PQ (dim 256), belong to no
+picture. With --large the pool is also that data set: its queries are the test captions whose concept stands in it.
+
+    python benchmarks/equal_bytes.py emoji --json equal-bytes-emoji.json
+    python benchmarks/equal_bytes.py icons --test-concepts 1000 --validation-concepts 500 --json equal-bytes-icons.json
+
+Models are kept in --work, so that an interrupted run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from quality import split, tell
+from scaling import READOUTS, concept_queries
+
+from voken.artifact import is_artifact, write_json
+from voken.collection.picture_vectors import picture_vectors
+from voken.collection.store import Collection
+from voken.config import SearchConfig, preset
+from voken.data.captions import Dataset, read_dataset
+from voken.encoders.cache import VectorCache
+from voken.evaluation.benchmark import CEILING, TWO_TOWER
+from voken.evaluation.machine import Machine
+from voken.evaluation.protocol import Conditions, SearchSystem, evaluate, pool_of
+from voken.evaluation.tables import results_table
+from voken.fit import fit
+from voken.hit import Hit
+from voken.model import Model
+from voken.search import Searcher
+from voken.shapes import Float32
+from voken.systems.two_tower import TextEncoder, TwoTower
+
+KINDS = ("PQ", "OPQ", "RQ")
+RQ_BEAMS = 16
+"""How many encodings faiss's residual quantizer follows at once; its own default is 5."""
+
+
+@dataclass(frozen=True)
+class FaissCodes:
+    """Pictures as codes of a faiss index, searched asymmetrically by inner product."""
+
+    encoder: TextEncoder
+    image_ids: Sequence[str]
+    index: Any
+
+    def search(self, texts: list[str], k: int) -> list[list[Hit]]:
+        """As `voken.evaluation.protocol.SearchSystem`."""
+        queries = np.ascontiguousarray(self.encoder.encode_texts(texts), dtype=np.float32)
+        scores, rows = self.index.search(queries, min(k, len(self.image_ids)))
+        return [
+            [Hit(self.image_ids[row], "", score, ()) for row, score in zip(found, value, strict=True)]
+            for found, value in zip(rows.tolist(), scores.tolist(), strict=True)
+        ]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run every seed and size, print the tables, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("--levels", type=int, nargs="+", default=[8, 16, 32], help="bytes a picture")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--set", dest="settings", nargs="*", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--beams", type=int, default=100)
+    parser.add_argument("--large", type=Path, help="a data set whose pictures are a second pool")
+    parser.add_argument("--test-concepts", type=int, default=400)
+    parser.add_argument("--validation-concepts", type=int, default=200)
+    parser.add_argument("--distance", type=int, default=2)
+    parser.add_argument("--queries", type=int, default=None, help="ask so many of a pool, drawn by the seed")
+    parser.add_argument("--threads", type=int, default=0, help="of torch and faiss; 0: as many as there are cores")
+    parser.add_argument("--work", type=Path, default=Path("runs/equal-bytes"))
+    parser.add_argument("--cache", type=Path, help="vectors of pictures (default: in --work)")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--quick", action="store_true", help="one seed, 2 bytes, 5 beams")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.seeds, options.levels, options.beams = [0], [2], 5
+    use_threads(options.threads)
+    cache = VectorCache(options.cache or options.work / "vectors")
+    rows: list[dict[str, Any]] = []
+    for seed in options.seeds:
+        dataset = split(read_dataset(options.dataset), seed, options)
+        for levels in options.levels:
+            model = trained(dataset, levels, seed, cache, options)
+            found = compared(model, dataset, test_pool(dataset, seed), cache, seed, options)
+            if options.large:
+                found += compared(model, dataset, read_dataset(options.large), cache, seed, options)
+            rows += found
+            print(f"\nseed {seed}, {levels} bytes", results_table(found, base=TWO_TOWER), sep="\n", flush=True)
+            if options.json:
+                write_json(options.json, report(rows, options))
+
+
+def use_threads(threads: int) -> None:
+    """Of torch and faiss."""
+    if threads:
+        import faiss
+        import torch
+
+        torch.set_num_threads(threads)
+        faiss.omp_set_num_threads(threads)
+
+
+def trained(dataset: Dataset, levels: int, seed: int, cache: VectorCache, options: argparse.Namespace) -> Model:
+    """The default preset with M levels of 256 entries, from --work where it is there already."""
+    sizes = {"seed": str(seed), "tokenizer.codebook_size": "256", "tokenizer.levels": str(levels)}
+    config = preset("default").override(sizes | dict(item.split("=", 1) for item in options.settings))
+    folder = options.work / f"{dataset.name}-{levels}-{seed}"
+    return Model.load(folder) if is_artifact(folder) else fit(dataset, folder, config, cache=cache, progress=tell)
+
+
+def test_pool(dataset: Dataset, seed: int) -> Dataset:
+    """One picture of each test concept, as quality.py draws it."""
+    test = dataset.split("test")
+    members = set(pool_of(test, one_per_concept=True, seed=seed).image_ids)
+    return Dataset(f"{dataset.name} test", test.root, tuple(one for one in test.images if one.image_id in members))
+
+
+def compared(
+    model: Model, dataset: Dataset, pool: Dataset, cache: VectorCache, seed: int, options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Every system over the pictures of `pool`; queries are the test captions of `dataset`."""
+    encoded = picture_vectors(model.encoder, [image.path for image in pool.images], cache=cache, progress=tell)
+    vectors, kept = encoded.vectors, tuple(pool.images[row] for row in encoded.kept)
+    collection = Collection.of_vectors(dataclasses.replace(pool, images=kept), vectors, model, keep_vectors=False)
+    ids, levels = tuple(collection.ids), model.tokenizer.levels
+    queries = concept_queries(dataset.split("test"), pool, ids, limit=options.queries, seed=seed)
+    train = [image.path for image in dataset.split("train").images if image.captions]
+    train_vectors = picture_vectors(model.encoder, train, cache=cache, progress=tell).vectors
+    systems: dict[tuple[str, Any], SearchSystem] = {
+        (TWO_TOWER, ""): TwoTower(model.encoder, ids, vectors),
+        (CEILING, ""): TwoTower.quantized(model.encoder, ids, vectors, model.tokenizer),
+    }
+    for kind in KINDS:
+        index = coded(kind, levels, train_vectors, vectors)
+        systems[f"faiss {kind}", ""] = FaissCodes(model.encoder, ids, index)
+        systems[f"faiss {kind}, unit length", ""] = TwoTower(model.encoder, ids, unit(index, len(vectors)))
+    for readout in READOUTS:
+        search = SearchConfig(options.beams, readout, model.search.voken_weight)
+        systems[f"voken {model.config.name}", readout] = Searcher(model, collection, search, widen=False)
+    rows = []
+    for (name, readout), system in systems.items():
+        conditions = Conditions(
+            system=name,
+            dataset=pool.name,
+            pool=f"{levels} bytes",
+            readout=readout,
+            seed=seed,
+            beams=options.beams if readout else None,
+            bytes_per_picture=4.0 * vectors.shape[1] if name == TWO_TOWER else levels,
+        )
+        found = evaluate(system, queries, ids, conditions=conditions).to_dict()
+        rows.append(found | {"levels": levels, "size": dataclasses.asdict(collection.size)})
+    return rows
+
+
+def coded(
+    kind: str, levels: int, train: Float32[np.ndarray, "train dim"], vectors: Float32[np.ndarray, "pictures dim"]
+) -> Any:
+    """A faiss index of `levels` bytes a picture, trained on `train`, that holds `vectors`."""
+    import faiss
+
+    dim, product = vectors.shape[1], faiss.METRIC_INNER_PRODUCT
+    if kind == "RQ":
+        index: Any = faiss.IndexResidualQuantizer(dim, levels, 8, product)
+        index.rq.max_beam_size = RQ_BEAMS
+    else:
+        index = faiss.IndexPQ(dim, levels, 8, product)
+    if kind == "OPQ":
+        index = faiss.IndexPreTransform(faiss.OPQMatrix(dim, levels), index)
+    index.train(np.ascontiguousarray(train))
+    index.add(np.ascontiguousarray(vectors))
+    return index
+
+
+def unit(index: Any, pictures: int) -> Float32[np.ndarray, "pictures dim"]:
+    """The vectors that an index's codes rebuild, at length 1."""
+    rebuilt: np.ndarray = index.reconstruct_n(0, pictures)
+    rebuilt /= np.maximum(np.linalg.norm(rebuilt, axis=1, keepdims=True), 1e-12)
+    return rebuilt
+
+
+def report(rows: list[dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
+    """Every figure, for `--json`."""
+    said = ("levels", "seeds", "settings", "beams", "test_concepts", "validation_concepts", "distance", "queries")
+    return {
+        "benchmark": "equal_bytes",
+        "machine": dataclasses.asdict(Machine.here()),
+        "workload": {name: getattr(options, name) for name in said} | {"dataset": options.dataset.name},
+        "rows": rows,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,571 @@
+"""Does the speed of a search hang on the size of the set? Ours beside a two-tower, sets that grow and a real one.
+
+Whole queries everywhere: from a text to the ids of the first ten pictures, through `voken.search.Searcher`. Opponents
+are a two-tower with the same text encoder, run by ONNX Runtime in the same precision, and a search over its vectors.
+All rows stay loaded in one process with --threads threads and are asked in turn; a row's number is the median over
+rounds, and a ratio between two sizes the median of the ratios within a round. Everything was asked once before.
+
+Growing sets (--sizes; figure 4 of the paper). Sequences are drawn as in index_size.py: "uniform" crowds no prefix,
+"Zipf" many. Ours searches them with each of --models, and with a T5 of the small shape whose weights are random.
+The two-tower has random unit vectors, up to --largest-flat of them.
+
+A real set (--collection; --pictures is its data set, which knows the concepts). Queries are the captions of the test
+split of --queries whose concept stands in the collection, --asked of them drawn by the seed; any picture of the concept
+is a right answer. Recall is expected over ties. Opponents search the collection's stored vectors, as float32:
+
+  flat        exact: faiss on one core, a shard a core, the same over float16 (what the collection stores), and numpy
+  HNSW        faiss (M 32, efConstruction 200), ef 8 … 512
+  IVF-PQ      4 √n lists, 64 bytes a picture, nprobe 1 … 128
+  nothing     reading the text alone: no search over this encoder's vectors can be faster
+
+"At equal recall" compares two fronts (for each recall the fastest setting that reaches it) at the greatest R@10 that
+both reach, with the logarithm of queries/s taken as linear in recall between neighbours on a front; one of the two
+always stands at its own best point there. Below its lowest recall a front keeps its greatest speed.
+
+    python benchmarks/scaling.py --models icons-float32.model icons-int8.model --json out.json
+    python benchmarks/scaling.py --models icons-float32.model icons-int8.model --sizes --collection icons.voken \\
+        --pictures icons-all --queries icons --work runs/scaling --json out.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from decoding import Workload, make_generator, query_texts
+from index_size import DRAWS, drawn
+
+from voken.artifact import write_json
+from voken.collection.number_column import NumberColumn
+from voken.collection.store import Collection
+from voken.config import SearchConfig
+from voken.data.captions import Dataset, read_dataset
+from voken.decoding.trie import VokenTrie
+from voken.evaluation.machine import Machine
+from voken.evaluation.metrics import first_relevant, ranked_matrices, recall_at
+from voken.evaluation.protocol import Pool, Query, queries_of
+from voken.inference.compiled import CompiledModel
+from voken.inference.engine import Engine
+from voken.inference.text_encoder import TextEncoder
+from voken.search import Searcher
+from voken.shapes import Float32
+
+SIZES = [1_000, 10_000, 100_000, 1_000_000, 10_000_000]
+K = 10
+BEAMS = 20
+READOUTS: tuple[Literal["generate", "voken"], ...] = ("generate", "voken")
+SWEPT_BEAMS = (1, 2, 5, 10, 20, 50, 100)
+SWEPT_EF = (8, 16, 32, 64, 128, 256, 512)
+SWEPT_PROBES = (1, 2, 4, 8, 16, 32, 64, 128)
+CUTOFFS = (1, 5, 10)
+SETTLE_SECONDS = 0.05
+"""Between two rows: threads of the last one may still be spinning."""
+EXACT = ("flat", "flat, a shard a core", "flat, float16, a shard a core", "flat, numpy")
+
+Answer = list[tuple[str, float]]
+Search = Callable[[list[str]], list[Answer]]
+"""Texts to the ids and scores of their first K pictures, all texts in one batch."""
+Find = Callable[[np.ndarray], tuple[Any, Any]]
+"""Vectors (queries, dim) to the scores and rows of their K neighbours."""
+
+
+@dataclass(frozen=True)
+class GrowingRow:
+    """One system over one kind of set."""
+
+    system: str
+    precision: str
+    draw: str
+    seconds: dict[int, dict[int, list[float]]]
+    """By batch, then by size: seconds a query in each round."""
+
+    def speed(self, batch: int, size: int) -> float:
+        """Queries a second."""
+        return 1 / statistics.median(self.seconds[batch][size])
+
+    def kept(self, batch: int) -> float:
+        """Queries a second over the largest set to those over the smallest, within a round."""
+        smallest, largest = (self.seconds[batch][pick(self.seconds[batch])] for pick in (min, max))
+        return statistics.median(few / many for few, many in zip(smallest, largest, strict=True))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One system over the real set."""
+
+    system: str
+    precision: str
+    setting: int | None
+    """Beams, ef or nprobe."""
+    search: Search
+    deep: Search
+    """The same, further than K. Ours has ties that reach past the first K pictures, and recall counts them."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """What one setting reached."""
+
+    system: str
+    precision: str
+    setting: int | None
+    recall: dict[int, float]
+    seconds: list[float]
+    """A query, in each round."""
+
+    @property
+    def speed(self) -> float:
+        """Queries a second."""
+        return 1 / statistics.median(self.seconds)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print the tables, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=Path, nargs="+", required=True, help="lite models, one a precision")
+    parser.add_argument("--sizes", type=int, nargs="*", default=SIZES, help="none: leave the growing sets out")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 32], help="of the growing sets")
+    parser.add_argument("--largest-flat", type=int, default=1_000_000)
+    parser.add_argument("--t5", default="small", help="shape in decoding.py")
+    parser.add_argument("--collection", type=Path, help="what `voken index` made with one of the models")
+    parser.add_argument("--pictures", type=Path, help="the data set that was indexed")
+    parser.add_argument("--queries", type=Path, help="the data set whose test captions are asked")
+    parser.add_argument("--asked", type=int, default=1000)
+    parser.add_argument("--timed", type=int, default=40, help="queries timed a row and round, at batch 1")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, default=Path("runs/scaling"), help="keeps the opponents' indexes")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--quick", action="store_true", help="tiny sets and a tiny T5, one round")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.sizes, options.batches, options.t5 = [200, 1000], [1, 4], "tiny"
+        options.rounds, options.timed = 1, 2
+    models = [CompiledModel.load(folder, threads=options.threads) for folder in options.models]
+    report: dict[str, Any] = {"benchmark": "scaling", "machine": dataclasses.asdict(Machine.here())}
+    settings = ("sizes", "batches", "largest_flat", "t5", "asked", "timed", "rounds", "threads", "seed")
+    report["workload"] = {name: getattr(options, name) for name in settings} | {"beams": BEAMS, "k": K}
+    with tempfile.TemporaryDirectory() as name:
+        encoders = text_encoders(options.models, models, Path(name), options.threads)
+        if options.sizes:
+            rows = growing_sets(models, encoders, options)
+            print(growing_table(rows))
+            report["growing"] = [dataclasses.asdict(row) | {"kept": kept_of(row)} for row in rows]
+        if options.collection:
+            points, said = real_set(models, encoders, options)
+            print(points_table(points), figures_table(figures(points)), sep="\n\n")
+            report["real"] = said | {"points": [dataclasses.asdict(point) | {"speed": point.speed} for point in points]}
+            report["figures"] = figures(points)
+    if options.json:
+        write_json(options.json, report)
+
+
+def text_encoders(
+    folders: Sequence[Path], models: Sequence[CompiledModel], place: Path, threads: int
+) -> dict[str, TextEncoder]:
+    """By precision: the text side of the encoder that the models were trained over, as the opponents' own engine."""
+    from voken.encoders import load_encoder
+    from voken.encoders.two_tower import TwoTowerEncoder
+    from voken.inference.export import export_text_encoder
+
+    made = {}
+    for folder, model in zip(folders, models, strict=True):
+        precision: Any = model.generator.precision
+        encoder = load_encoder(folder / "encoder")
+        assert isinstance(encoder, TwoTowerEncoder)
+        export_text_encoder(encoder, place / f"texts-{precision}", precision=precision)
+        made[precision] = TextEncoder.load(place / f"texts-{precision}", threads=threads)
+    return made
+
+
+def growing_sets(
+    models: Sequence[CompiledModel], encoders: dict[str, TextEncoder], options: argparse.Namespace
+) -> list[GrowingRow]:
+    """Every system over every size, sizes asked one right after another."""
+    levels, entries = models[0].generator.levels, models[0].generator.codebook_size
+    searches: dict[tuple[str, str, str], dict[int, Search]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        ours = {("ours, lite", model.generator.precision): model for model in models}
+        ours |= random_t5(options, levels, entries, list(encoders), Path(folder))
+        for draw in DRAWS:
+            for size in options.sizes:
+                random = np.random.default_rng([options.seed, size])
+                trie = VokenTrie.from_vokens(drawn(draw, (size, levels), entries, random), entries)
+                for (system, precision), model in ours.items():
+                    search = over_sequences(model, trie, size)
+                    searches.setdefault((system, precision, draw), {})[size] = search
+                tell(f"{draw} {size:,}")
+        dim = next(iter(encoders.values())).encode_texts(["a"]).shape[1]
+        for size in [size for size in options.sizes if size <= options.largest_flat]:
+            vectors = np.random.default_rng([options.seed, size]).standard_normal((size, dim), dtype=np.float32)
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+            for name, find in exact_searches(vectors, options.threads).items():
+                for precision, encoder in encoders.items():
+                    search = partial(two_tower, encoder, find, NumberColumn(size))
+                    searches.setdefault((f"two-tower, {name}", precision, ""), {})[size] = search
+            tell(f"vectors {size:,}")
+        return timed_in_turn(searches, options.batches, options.rounds)
+
+
+def random_t5(
+    options: argparse.Namespace, levels: int, entries: int, precisions: Sequence[str], folder: Path
+) -> dict[tuple[str, str], CompiledModel]:
+    """Engines of one T5 with random weights."""
+    from voken.inference.export import export_generator
+
+    workload = Workload(options.t5, levels, entries, 0, BEAMS, options.threads, ())
+    generator = make_generator(workload)
+    made = {}
+    for precision in precisions:
+        export_generator(generator, folder / precision, precision=precision)  # type: ignore[arg-type]
+        engine = Engine.load(folder / precision, threads=options.threads)
+        engine.warm_up()
+        made[f"ours, T5-{options.t5}", precision] = CompiledModel(engine, engine, SearchConfig(), "random")
+    return made
+
+
+def over_sequences(model: CompiledModel, trie: VokenTrie, pictures: int) -> Search:
+    """Ours over synthetic sequences: ids are the pictures' numbers, and the rank is the log-probability's."""
+    ids = NumberColumn(pictures)
+    collection = Collection(ids, Path(), ids, trie, None, model.fingerprint)
+    return partial(ours_search, Searcher(model, collection, SearchConfig(beams=BEAMS), widen=False))
+
+
+def ours_search(searcher: Searcher, texts: list[str], k: int = K) -> list[Answer]:
+    """See `Search`."""
+    return [[(hit.image_id, hit.score) for hit in hits] for hits in searcher.search(texts, k)]
+
+
+def two_tower(encoder: TextEncoder, find: Find, ids: Sequence[str], texts: list[str]) -> list[Answer]:
+    """See `Search`."""
+    scores, rows = find(encoder.encode_texts(texts))
+    return [
+        [(ids[row], score) for row, score in zip(found, value, strict=True) if row >= 0]
+        for found, value in zip(rows.tolist(), scores.tolist(), strict=True)
+    ]
+
+
+def exact_searches(vectors: Float32[np.ndarray, "pictures dim"], threads: int) -> dict[str, Find]:
+    """By the names of `EXACT`."""
+    import faiss
+
+    faiss.omp_set_num_threads(1)  # shards have threads of their own; one query is one thread's work
+    half, product = faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
+
+    def flat() -> Any:
+        return faiss.IndexFlatIP(vectors.shape[1])
+
+    def float16() -> Any:
+        return faiss.IndexScalarQuantizer(vectors.shape[1], half, product)
+
+    found: dict[str, Find] = {
+        "flat": sharded(flat, vectors, 1),
+        "flat, a shard a core": sharded(flat, vectors, threads),
+        "flat, float16, a shard a core": sharded(float16, vectors, threads),
+        "flat, numpy": partial(by_numpy, vectors),
+    }
+    assert tuple(found) == EXACT
+    return found
+
+
+def sharded(make: Callable[[], Any], vectors: Float32[np.ndarray, "pictures dim"], shards: int) -> Find:
+    """An exact faiss index in `shards` parts, searched at once."""
+    import faiss
+
+    parts = []
+    for rows in np.array_split(vectors, shards):
+        part = make()
+        part.train(rows)
+        part.add(rows)
+        parts.append(part)
+    index: Any = faiss.IndexShards(vectors.shape[1], True, True)  # type: ignore[call-arg]
+    for part in parts:
+        index.add_shard(part)
+
+    def find(queries: Float32[np.ndarray, "queries dim"], parts: list[Any] = parts) -> tuple[Any, Any]:  # keeps parts
+        found: tuple[Any, Any] = index.search(queries, K)
+        return found
+
+    return find
+
+
+def by_numpy(
+    vectors: Float32[np.ndarray, "pictures dim"], queries: Float32[np.ndarray, "queries dim"]
+) -> tuple[Any, Any]:
+    """One product, on numpy's own threads."""
+    scores = (vectors @ queries[0])[None] if len(queries) == 1 else queries @ vectors.T
+    best = np.argpartition(scores, -K, axis=1)[:, -K:]
+    values = np.take_along_axis(scores, best, 1)
+    order = np.argsort(-values, axis=1)
+    return np.take_along_axis(values, order, 1), np.take_along_axis(best, order, 1)
+
+
+def timed_in_turn(
+    searches: dict[tuple[str, str, str], dict[int, Search]], batches: Sequence[int], rounds: int
+) -> list[GrowingRow]:
+    """Rounds of the same texts, as many as the greatest batch holds; the first round is thrown away."""
+    texts = query_texts(max(batches))
+    rows = [
+        GrowingRow(*name, {batch: {size: [] for size in sizes} for batch in batches})
+        for name, sizes in searches.items()
+    ]
+    for number in range(-1, rounds):
+        for row, sizes in zip(rows, searches.values(), strict=True):
+            for batch, times in row.seconds.items():
+                # the first to be asked pays for what the row before left behind: every size is the first in its turn
+                order = [*sizes, *sizes][number % len(sizes) :][: len(sizes)]
+                for size in order:
+                    found = seconds_a_query(sizes[size], texts, batch)
+                    if number >= 0:
+                        times[size].append(found)
+        tell(f"growing sets, round {number + 1} of {rounds}")
+    return rows
+
+
+def seconds_a_query(search: Search, texts: list[str], batch: int) -> float:
+    """All `texts`, so many at once."""
+    time.sleep(SETTLE_SECONDS)
+    begin = time.perf_counter()
+    for start in range(0, len(texts), batch):
+        search(texts[start : start + batch])
+    return (time.perf_counter() - begin) / len(texts)
+
+
+def real_set(
+    models: Sequence[CompiledModel], encoders: dict[str, TextEncoder], options: argparse.Namespace
+) -> tuple[list[Point], dict[str, Any]]:
+    """Recall of every setting over all queries, then speed at batch 1 over a part of them, in turn."""
+    collection = Collection.open(options.collection)
+    asked, pictures = read_dataset(options.queries).split("test"), read_dataset(options.pictures)
+    queries = concept_queries(asked, pictures, collection.ids, limit=options.asked, seed=options.seed)
+    texts = [query.text for query in queries]
+    settings = [*our_settings(models, collection), *two_tower_settings(encoders, collection, options)]
+    points = []
+    for setting in settings:
+        answers = [answer for text in texts for answer in setting.deep([text])]
+        points.append(Point(setting.system, setting.precision, setting.setting, recall_of(answers, queries), []))
+        tell(f"{setting.system} {setting.precision} {setting.setting or ''}: R@10 {points[-1].recall[10]:.3f}")
+    for number in range(options.rounds):
+        part = [texts[(number * options.timed + place) % len(texts)] for place in range(options.timed)]
+        for setting, point in zip(settings, points, strict=True):
+            point.seconds.append(seconds_a_query(setting.search, part, 1))
+        tell(f"real set, round {number + 1} of {options.rounds}")
+    said = {"collection": options.collection.name, "pictures": len(collection), "queries": len(queries)}
+    return points, said | {"bytes": dataclasses.asdict(collection.size)}
+
+
+def concept_queries(
+    asked: Dataset, pictures: Dataset, pool: Sequence[str], *, limit: int | None, seed: int
+) -> tuple[Query, ...]:
+    """Captions of `asked`, of concepts that stand among the pictures whose ids are `pool`; these are right answers."""
+    members = set(pool)
+    there = [image for image in pictures.images if image.image_id in members]
+    concepts = {image.concept for image in there}
+    askers = [
+        dataclasses.replace(image, image_id=f"asked: {image.image_id}")
+        for image in asked.images
+        if image.concept in concepts
+    ]
+    silent = [dataclasses.replace(image, captions=()) for image in there]
+    both = Dataset(asked.name, asked.root, (*askers, *silent))
+    queries = queries_of(both, Pool(tuple(image.image_id for image in silent)))
+    if limit is None or len(queries) <= limit:
+        return queries
+    drawn_rows = np.random.default_rng(seed).choice(len(queries), limit, replace=False)
+    return tuple(queries[row] for row in np.sort(drawn_rows))
+
+
+def our_settings(models: Sequence[CompiledModel], collection: Collection) -> list[Setting]:
+    """Both read-outs that need no vectors, at every number of beams."""
+    found = []
+    for model in models:
+        for readout in READOUTS:
+            for beams in SWEPT_BEAMS:
+                search = SearchConfig(beams, readout, model.search.voken_weight)
+                ours = partial(ours_search, Searcher(model, collection, search, widen=False))
+                found.append(
+                    Setting(f"ours, {readout}", model.generator.precision, beams, ours, partial(ours, k=10 * K))
+                )
+    return found
+
+
+def two_tower_settings(
+    encoders: dict[str, TextEncoder], collection: Collection, options: argparse.Namespace
+) -> list[Setting]:
+    """Opponents over the stored vectors."""
+    assert collection.vectors is not None
+    vectors = np.ascontiguousarray(collection.vectors, dtype=np.float32)
+    finds: list[tuple[str, int | None, Find]] = [
+        (name, None, find) for name, find in exact_searches(vectors, options.threads).items()
+    ]
+    options.work.mkdir(parents=True, exist_ok=True)
+    finds += [("HNSW, faiss", ef, find) for ef, find in faiss_hnsw(vectors, options).items()]
+    finds += [("IVF-PQ", probes, find) for probes, find in faiss_ivf_pq(vectors, options).items()]
+    nothing = np.full((1, K), -1)
+    finds.append(("nothing", None, lambda queries: (nothing, nothing)))
+    settings = []
+    for precision, encoder in encoders.items():
+        for name, setting, find in finds:
+            search = partial(two_tower, encoder, find, collection.ids)
+            settings.append(Setting(name, precision, setting, search, search))
+    return settings
+
+
+def faiss_hnsw(vectors: Float32[np.ndarray, "pictures dim"], options: argparse.Namespace) -> dict[int, Find]:
+    """By ef."""
+    import faiss
+
+    def make() -> Any:
+        index = faiss.IndexHNSWFlat(vectors.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = 200
+        return index
+
+    parameters: Any = faiss.SearchParametersHNSW  # type: ignore[attr-defined]
+    index = faiss_index("hnsw", make, vectors, options)
+    return {ef: partial(index.search, k=K, params=parameters(efSearch=ef)) for ef in SWEPT_EF}
+
+
+def faiss_ivf_pq(vectors: Float32[np.ndarray, "pictures dim"], options: argparse.Namespace) -> dict[int, Find]:
+    """By nprobe. Without polysemous codes ("np"): they take minutes to learn, and this search does not use them."""
+    import faiss
+
+    lists = int(4 * len(vectors) ** 0.5)
+    codes = math.gcd(64, vectors.shape[1])
+    factory = partial(faiss.index_factory, vectors.shape[1], f"IVF{lists},PQ{codes}np", faiss.METRIC_INNER_PRODUCT)
+    parameters: Any = faiss.SearchParametersIVF
+    index = faiss_index("ivfpq", factory, vectors, options)
+    return {probes: partial(index.search, k=K, params=parameters(nprobe=min(probes, lists))) for probes in SWEPT_PROBES}
+
+
+def faiss_index(
+    name: str, make: Callable[[], Any], vectors: Float32[np.ndarray, "pictures dim"], options: argparse.Namespace
+) -> Any:
+    """Built on all threads, or read where an earlier run built it."""
+    import faiss
+
+    path = options.work / f"{options.collection.name}-{name}.faiss"
+    if not path.exists():
+        faiss.omp_set_num_threads(options.threads)
+        begin = time.perf_counter()
+        index = make()
+        index.train(vectors)
+        index.add(vectors)
+        faiss.write_index(index, str(path))
+        tell(f"{name} built in {time.perf_counter() - begin:.0f} s")
+    faiss.omp_set_num_threads(1)
+    index = faiss.read_index(str(path))
+    if index.ntotal != len(vectors):
+        raise SystemExit(f"{path}: was made of another collection. Remove it.")
+    return index
+
+
+def recall_of(answers: Sequence[Answer], queries: Sequence[Query]) -> dict[int, float]:
+    """By cutoff."""
+    found = first_relevant(*ranked_matrices(answers, [query.relevant for query in queries]))
+    return {cutoff: float(recall_at(found, cutoff).mean()) for cutoff in CUTOFFS}
+
+
+def front(points: Sequence[Point]) -> list[tuple[float, float]]:
+    """(R@10, queries/s) of the settings that no other beats in both, by rising recall and falling speed."""
+    kept: list[tuple[float, float]] = []
+    for point in sorted(points, key=lambda point: (-point.recall[K], -point.speed)):
+        if not kept or point.speed > kept[-1][1]:
+            kept.append((point.recall[K], point.speed))
+    return kept[::-1]
+
+
+def speed_at(line: Sequence[tuple[float, float]], recall: float) -> float:
+    """Queries/s of a front at a recall that it reaches; see the module."""
+    recalls, speeds = zip(*line, strict=True)
+    return float(np.exp(np.interp(recall, recalls, np.log(speeds))))
+
+
+def figures(points: Sequence[Point]) -> list[dict[str, Any]]:
+    """What was to be shown, in each precision."""
+    said = []
+    for precision in dict.fromkeys(point.precision for point in points):
+        row = [point for point in points if point.precision == precision]
+        fastest = max((point for point in row if point.system in EXACT), key=lambda point: point.speed)
+        ours = [point for point in row if point.system.startswith("ours")]
+        for point in ours:
+            if point.setting == BEAMS:
+                times = point.speed / fastest.speed
+                said.append({"figure": f"{point.system}, {BEAMS} beams, to {fastest.system}", "times": times})
+                said[-1] |= {"precision": precision, "recall": point.recall[K], "their_recall": fastest.recall[K]}
+        for opponent in ("HNSW", "IVF-PQ", ""):
+            theirs = [point for point in row if not point.system.startswith("ours") and point.system != "nothing"]
+            theirs = [point for point in theirs if point.system.startswith(opponent)]
+            ours_front, their_front = front(ours), front(theirs)
+            equal = min(ours_front[-1][0], their_front[-1][0])
+            times = speed_at(ours_front, equal) / speed_at(their_front, equal)
+            name = f"ours to {opponent or 'the best two-tower'} at equal recall"
+            said.append(
+                {"figure": name, "times": times, "precision": precision, "recall": equal, "their_recall": equal}
+            )
+    return said
+
+
+def kept_of(row: GrowingRow) -> dict[int, float]:
+    """By batch."""
+    return {batch: row.kept(batch) for batch in row.seconds}
+
+
+def growing_table(rows: Sequence[GrowingRow]) -> str:
+    """Markdown, a line a system and batch: queries a second by size."""
+    sizes = sorted({size for row in rows for times in row.seconds.values() for size in times})
+    heads = ["", "precision", "sequences", "batch", *(f"{size:,}" for size in sizes), "largest / smallest"]
+    lines = [heads, ["---", "---", "---", *["---:"] * (len(heads) - 3)]]
+    for row in rows:
+        for batch, times in row.seconds.items():
+            speeds = [f"{row.speed(batch, size):,.1f}" if size in times else "" for size in sizes]
+            lines.append([row.system, row.precision, row.draw, str(batch), *speeds, f"{row.kept(batch):.3f}"])
+    return markdown(lines)
+
+
+def points_table(points: Sequence[Point]) -> str:
+    """Markdown, a line a setting."""
+    heads = ["", "precision", "beams, ef, nprobe", *(f"R@{cutoff}" for cutoff in CUTOFFS), "queries/s", "least … most"]
+    lines = [heads, ["---", "---", *["---:"] * (len(heads) - 2)]]
+    for point in points:
+        speeds = [1 / seconds for seconds in point.seconds]
+        recalls = [f"{100 * point.recall[cutoff]:.1f}" for cutoff in CUTOFFS]
+        spread = f"{min(speeds):,.0f} … {max(speeds):,.0f}"
+        setting = "" if point.setting is None else str(point.setting)
+        lines.append([point.system, point.precision, setting, *recalls, f"{point.speed:,.0f}", spread])
+    return markdown(lines)
+
+
+def figures_table(found: Sequence[dict[str, Any]]) -> str:
+    """Markdown, a line a figure."""
+    lines = [["", "precision", "times as fast", "R@10, ours", "R@10, theirs"], ["---", "---", "---:", "---:", "---:"]]
+    for one in found:
+        recalls = [f"{100 * one[name]:.1f}" for name in ("recall", "their_recall")]
+        lines.append([one["figure"], one["precision"], f"{one['times']:.2f}", *recalls])
+    return markdown(lines)
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """Rows of a table."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def tell(what: str) -> None:
+    """To whoever waits."""
+    print(what, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

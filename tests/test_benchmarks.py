@@ -1,0 +1,171 @@
+"""The benchmarks of scaling and of equal bytes run, and say what independent answers say; their plots are drawn."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from voken.collection.store import Collection
+from voken.config import preset
+from voken.data.captions import CaptionedImage, Dataset, read_dataset
+from voken.fit import fit
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+SETTINGS = {
+    "encoder.image_size": "32",
+    "encoder.epochs": "1",
+    "encoder.hidden": "16",
+    "encoder.dim": "16",
+    "generator.width": "16",
+    "generator.heads": "2",
+}
+NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+
+
+@pytest.fixture(scope="module")
+def benchmarks():
+    """Modules of the folder, which import each other by name."""
+    sys.path.insert(0, str(FOLDER))
+    yield importlib.import_module
+    sys.path.remove(str(FOLDER))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A hundred concepts, four pictures each: enough for faiss, whose byte needs 256 pictures to train on."""
+    folder = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    lines = []
+    for number in range(100):
+        words = f"{NUMBERS[number // 10]} {NUMBERS[number % 10]}"
+        split = "test" if number < 10 else "validation" if number < 15 else "train"
+        for hand in range(4):
+            name = f"{number}-{hand}.png"
+            Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / name)
+            captions = [f"picture {words}", f"{words}, seen by hand {hand}"]
+            lines.append({"file_name": name, "captions": captions, "split": split, "concept": words})
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(pictures, tmp_path_factory):
+    """A model and its collection, saved."""
+    folder = tmp_path_factory.mktemp("made")
+    config = preset("demo").override(SETTINGS | {"tokenizer.codebook_size": "16", "tokenizer.levels": "2"})
+    model = fit(read_dataset(pictures), folder / "model", config)
+    Collection.create(folder / "collection", read_dataset(pictures), model, model_folder=folder / "model")
+    return folder
+
+
+def test_scaling(benchmarks, pictures, made, tmp_path, capsys):
+    out = tmp_path / "scaling.json"
+    arguments = ["--quick", "--threads", "1", "--models", made / "model", "--collection", made / "collection"]
+    arguments += ["--pictures", pictures, "--queries", pictures, "--asked", "6", "--work", tmp_path, "--json", out]
+    benchmarks("scaling").main(list(map(str, arguments)))
+    report = json.loads(out.read_text())
+    assert {row["system"] for row in report["growing"]} >= {"ours, lite", "ours, T5-tiny", "two-tower, flat"}
+    assert all(row["seconds"]["1"].keys() == {"200", "1000"} for row in report["growing"])
+    points = report["real"]["points"]
+    exact = [point["recall"] for point in points if point["system"] in benchmarks("scaling").EXACT]
+    assert len(exact) == 4
+    assert all(recall == pytest.approx(exact[0]) for recall in exact)
+    # 512 is more than there are pictures: nothing is missed
+    assert [p["recall"] for p in points if p["system"].startswith("HNSW") and p["setting"] == 512] == [exact[0]] * 2
+    assert next(point["recall"]["10"] for point in points if point["system"] == "nothing") == 0
+    assert "ours to HNSW at equal recall" in capsys.readouterr().out
+    draw(benchmarks, out, tmp_path, {"scaling-growing-1", "scaling-growing-4", "scaling-recall-float32"})
+
+
+def test_equal_bytes(benchmarks, pictures, tmp_path):
+    out = tmp_path / "bytes.json"
+    arguments = ["--quick", pictures, "--test-concepts", "10", "--validation-concepts", "5", "--queries", "8"]
+    arguments += ["--distance", "0", "--threads", "1", "--work", tmp_path / "work", "--json", out]
+    arguments += ["--set", *(f"{name}={value}" for name, value in SETTINGS.items())]
+    benchmarks("equal_bytes").main(list(map(str, arguments)))
+    rows = json.loads(out.read_text())["rows"]
+    assert len(rows) == 10
+    assert {row["bytes_per_picture"] for row in rows} == {2, 64}
+    assert len({row["query_count"] for row in rows}) == 1
+    draw(benchmarks, out, tmp_path, {f"bytes-{pictures.name}-test"})
+
+
+@pytest.mark.parametrize("kind", ["PQ", "OPQ", "RQ"])
+def test_codes_are_searched_by_inner_product_with_what_they_rebuild(benchmarks, kind):
+    equal_bytes = benchmarks("equal_bytes")
+    vectors = np.random.default_rng(0).standard_normal((400, 16)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    index = equal_bytes.coded(kind, 2, vectors[:300], vectors)
+    assert index.sa_code_size() == 2
+    rebuilt = index.reconstruct_n(0, 400)
+    assert 0 < np.square(rebuilt - vectors).sum(1).mean() < 1
+    scores, rows = index.search(vectors[:5], 400)
+    expected = np.take_along_axis(vectors[:5] @ rebuilt.T, rows, 1)
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(equal_bytes.unit(index, 400), axis=1), 1, atol=1e-5)
+
+
+def test_queries_are_of_concepts_that_are_there(benchmarks):
+    def images(*rows):
+        return Dataset("d", Path(), tuple(CaptionedImage(i, Path(i), c, concept=k) for i, c, k in rows))
+
+    asked = images(("a", ("a dog", "pet"), "dog"), ("b", ("A  Dog",), "hound"), ("c", ("a cat",), "cat"))
+    there = images(
+        ("a", ("not asked",), "dog"), ("x", (), "dog"), ("y", (), "hound"), ("z", (), "cat"), ("w", (), "sky")
+    )
+    queries = benchmarks("scaling").concept_queries(asked, there, ["a", "x", "y"], limit=None, seed=0)
+    assert {query.text: query.relevant for query in queries} == {"a dog": {"a", "x", "y"}, "pet": {"a", "x"}}
+
+
+def test_fronts_are_compared_between_their_points(benchmarks):
+    scaling = benchmarks("scaling")
+
+    def points(system, *pairs):
+        return [scaling.Point(system, "float32", 20, {10: recall}, [1 / speed]) for recall, speed in pairs]
+
+    ours = points("ours, generate", (0.2, 400.0), (0.4, 100.0), (0.3, 50.0))
+    theirs = points("HNSW, faiss", (0.1, 90.0), (0.3, 80.0)) + points("flat", (0.3, 20.0))
+    assert scaling.front(ours) == [(0.2, 400.0), (0.4, 100.0)]
+    # at 0.3, half way between ours: the geometric mean of 400 and 100
+    found = {one["figure"]: one["times"] for one in scaling.figures([*ours, *theirs, *points("IVF-PQ", (0.1, 10.0))])}
+    assert found["ours to HNSW at equal recall"] == pytest.approx(200 / 80)
+    assert found["ours to IVF-PQ at equal recall"] == pytest.approx(400 / 10)
+    assert found["ours to the best two-tower at equal recall"] == pytest.approx(200 / 80)
+    row = scaling.GrowingRow("ours", "float32", "", {1: {10: [1.0, 2.0, 4.0], 1000: [2.0, 2.0, 5.0]}})
+    assert row.kept(1) == pytest.approx(0.8)
+
+
+def test_plots_of_the_other_benchmarks(benchmarks, tmp_path):
+    machine = {"cpu": "a processor", "cores": 2, "threads": 1, "numpy": "2"}
+    size = dict.fromkeys(("trie_levels", "picture_numbers", "ids", "paths"), 30)
+    reports = {
+        "index_size": {"rows": [{"pictures": 10, "draw": "Zipf", "size": size, "opened": [{"open_seconds": 0.1}]}]},
+        "decoding": {
+            "shapes": {"tiny": {"workload": {"beams": 5}, "rows": {"ours": {"seconds_a_query": {"1": [0.1, 0.2]}}}}}
+        },
+        "training_step": {"rows": {"lite": {"times_naive": 5.0, "cpu_times_naive": 4.0}}},
+        "cold_start": {"rows": {"voken search": {"seconds": 0.5, "cpu_seconds": 0.4}}},
+    }
+    expected = {"bytes", "opening"}, {"tiny"}, {"times"}, {"seconds"}
+    for (name, report), names in zip(reports.items(), expected, strict=True):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps({"benchmark": name, "machine": machine} | report), encoding="utf-8")
+        draw(benchmarks, path, tmp_path / name, {f"{name}-{plot}" for plot in names})
+
+
+def draw(benchmarks, report, folder, names):
+    """Draw it twice: the plots named are there, say the machine, and do not change."""
+    plots = benchmarks("plots")
+    drawn = []
+    for _ in range(2):
+        plots.main([str(report), "--out", str(folder / "plots")])
+        drawn.append({path.stem: path.read_text() for path in (folder / "plots").glob("*.svg")})
+    assert drawn[0].keys() == names
+    assert drawn[0] == drawn[1]
+    assert all("Measured on" in svg for svg in drawn[0].values())
