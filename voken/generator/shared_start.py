@@ -40,4 +40,5 @@ def by_level(
 ) -> tuple[Float[Tensor, "queries _ width"], ...]:
     """The positions of each level: one of the first, then `sequences` each."""
     written = (flat.shape[1] - 1) // sequences
-    return flat.split([1] + [sequences] * written, dim=1)
+    parts: tuple[Tensor, ...] = flat.split([1] + [sequences] * written, dim=1)
+    return parts
