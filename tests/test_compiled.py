@@ -157,9 +157,9 @@ def test_other_weights_are_another_model(saved, tmp_path):
 def test_damage_and_newer_formats_are_named(saved, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(saved / "model", model)
-    with open(model / "engine" / "step_1.weights", "ab") as file:
+    with open(model / "engine" / "prefill.weights", "ab") as file:
         file.write(b"x")
-    with pytest.raises(CorruptArtifactError, match=r"step_1\.weights"):
+    with pytest.raises(CorruptArtifactError, match=r"prefill\.weights"):
         CompiledModel.load(model)
     manifest = json.loads((model / "manifest.json").read_text())
     (model / "manifest.json").write_text(json.dumps(manifest | {"version": 99}))
