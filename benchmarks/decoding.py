@@ -31,7 +31,6 @@ are within 1e-4 and a sequence that one side lacks ties with the last.
 from __future__ import annotations
 
 import argparse
-import copy
 import dataclasses
 import gc
 import json
@@ -227,7 +226,7 @@ class Transformers(Row):
 
         _use_torch_threads(workload.threads)
         generator = T5StepModel.load(folder / "generator")
-        self.model = as_transformers(generator)
+        self.model = generator.to_transformers().eval()
         self.first_voken = 0 if self.vokens_only else T5_WORDS
         start = generator.config.decoder_start_token_id
         if self.vokens_only:
@@ -290,7 +289,7 @@ class CTranslate2(Row):
 
         if self._files(folder).exists():
             return
-        model = as_transformers(generator)
+        model = generator.to_transformers().eval()
         words = _word_texts(generator.reader.tokenizer)
         vokens = [_voken_text(voken) for voken in range(generator.codebook_size)]
         start, end, unknown = words[0], words[1], words[2]
@@ -543,17 +542,8 @@ def children_of_prefixes(sequences: Integer[np.ndarray, "sequences M"], first_wo
     return children
 
 
-def as_transformers(generator: Any) -> Any:
-    """`to_transformers`, whose larger vocabulary size must not stay in the generator's own configuration."""
-    words = generator.config.vocab_size
-    model = generator.to_transformers().eval()
-    model.config = copy.deepcopy(model.config)
-    generator.config.vocab_size = words
-    return model
-
-
 def cut_to_vokens(model: Any, generator: Any, *, marks: int) -> None:
-    """Leave the decoder of `as_transformers(generator)` its vokens, and behind them `marks` that are never written.
+    """Leave the decoder of `generator.to_transformers()` its vokens, and behind them `marks` that are never written.
 
     All marks are read as the start token is.
     """

@@ -36,8 +36,7 @@ def prefill_graph(generator: LiteGenerator, encoder: TwoTowerEncoder, precision:
     if generator.config.query_vector:
         own = graph.linear(vector, matrix(generator.vector_in), array(generator.vector_in.bias), exact=True)
         memory = graph.op("Concat", graph.op("Unsqueeze", own, graph.ints(1)), memory, axis=1)
-        one = graph.op("Slice", mask, graph.ints(0), graph.ints(1), graph.ints(1))
-        mask = graph.op("Concat", one, mask, axis=1)
+        mask = _with_vector(graph, mask)
     scale, shift = (graph.constant(array(part)) for part in (generator.read_norm.weight, generator.read_norm.bias))
     memory = graph.op("LayerNormalization", memory, scale, shift, axis=-1, epsilon=_EPSILON)
     rows = graph.reshape(memory, -1, generator.config.width)
@@ -79,8 +78,7 @@ def step_graph(generator: LiteGenerator, precision: Precision, level: int) -> Gr
     layers = _Layers(generator, graph)
     mask = graph.input("mask", "int32", ["queries", "length"])
     if generator.config.query_vector:
-        one = graph.op("Slice", mask, graph.ints(0), graph.ints(1), graph.ints(1))
-        mask = graph.op("Concat", one, mask, axis=1)
+        mask = _with_vector(graph, mask)
     rows = array(generator.voken_in[level - 1] + generator.place[level])
     hidden = graph.op("Gather", graph.constant(rows), graph.reshape(tree.vokens, -1))
     graph.rows_of(hidden)
@@ -108,6 +106,12 @@ def step_graph(generator: LiteGenerator, precision: Precision, level: int) -> Gr
     log_probs = layers.log_probs(hidden, level, aim, summed, tree.queries)
     graph.output("log_probs", log_probs, ["queries", "beams", generator.codebook_size])
     return graph
+
+
+def _with_vector(graph: Graph, mask: str) -> str:
+    """The mask of what is attended to: the query's vector, which every text has, then its tokens."""
+    first = graph.op("Slice", mask, graph.ints(0), graph.ints(1), graph.ints(1))
+    return graph.op("Concat", first, mask, axis=1)
 
 
 class _Layers:
