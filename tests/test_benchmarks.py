@@ -67,7 +67,7 @@ def made(pictures, tmp_path_factory):
 def test_scaling(benchmarks, pictures, made, tmp_path, capsys):
     out = tmp_path / "scaling.json"
     arguments = ["--quick", "--threads", "1", "--models", made / "model", "--collection", made / "collection"]
-    arguments += ["--pictures", pictures, "--queries", pictures, "--asked", "6", "--work", tmp_path, "--json", out]
+    arguments += ["--pictures", pictures, "--queries", pictures, "--asked", "16", "--work", tmp_path, "--json", out]
     benchmarks("scaling").main(list(map(str, arguments)))
     report = json.loads(out.read_text())
     assert {row["system"] for row in report["growing"]} >= {"ours, lite", "ours, T5-tiny", "two-tower, flat"}
@@ -76,8 +76,9 @@ def test_scaling(benchmarks, pictures, made, tmp_path, capsys):
     exact = [point["recall"] for point in points if point["system"] in benchmarks("scaling").EXACT]
     assert len(exact) == 4
     assert all(recall == pytest.approx(exact[0]) for recall in exact)
+    assert exact[0]["10"] > 0
     # 512 is more than there are pictures: nothing is missed
-    assert [p["recall"] for p in points if p["system"].startswith("HNSW") and p["setting"] == 512] == [exact[0]] * 2
+    assert [p["recall"] for p in points if p["system"].startswith("HNSW") and p["setting"] == 512] == [exact[0]]
     assert next(point["recall"]["10"] for point in points if point["system"] == "nothing") == 0
     assert "ours to HNSW at equal recall" in capsys.readouterr().out
     draw(benchmarks, out, tmp_path, {"scaling-growing-1", "scaling-growing-4", "scaling-recall-float32"})
