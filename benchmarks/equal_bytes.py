@@ -34,11 +34,11 @@ from quality import split, tell
 from scaling import READOUTS, concept_queries
 
 from voken.artifact import is_artifact, write_json
-from voken.collection.picture_vectors import picture_vectors
 from voken.collection.store import Collection
 from voken.config import SearchConfig, preset
 from voken.data.captions import Dataset, read_dataset
 from voken.encoders.cache import VectorCache
+from voken.encoders.picture_vectors import picture_vectors
 from voken.evaluation.benchmark import CEILING, TWO_TOWER
 from voken.evaluation.machine import Machine
 from voken.evaluation.protocol import Conditions, SearchSystem, evaluate, pool_of

@@ -14,8 +14,10 @@ from PIL import Image
 from voken.config import RunConfig, preset
 from voken.data.captions import read_dataset
 from voken.encoders.cache import VectorCache
+from voken.encoders.picture_vectors import picture_vectors
 from voken.errors import ConfigError, CorruptArtifactError, EmptyDataError, ResumeError, SplitLeakError, StorageError
-from voken.fit import caption_memory, fit, side_of
+from voken.evaluation.benchmark import benchmark
+from voken.fit import caption_memory, fit, prepare, side_of
 from voken.model import Model
 
 COLOURS = {"red": (230, 30, 30), "green": (30, 200, 40), "blue": (30, 60, 230), "yellow": (240, 220, 40)}
@@ -131,6 +133,7 @@ torch.set_num_threads(1)
 from voken.config import RunConfig
 from voken.data.captions import read_dataset
 from voken.encoders.cache import VectorCache
+from voken.encoders.picture_vectors import picture_vectors
 from voken.fit import fit
 import json
 def kill(what, done, total):
@@ -230,6 +233,34 @@ def test_a_text_in_training_does_not_see_its_own_concept(model, pictures):
     expected = own + generator.config.memory_weight * torch.nn.functional.normalize(generator.memory_pictures[-1:])
     torch.testing.assert_close(alone, expected, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(seen, alone)
+
+
+def test_the_pool_trains_only_where_that_is_asked_for(pictures, model, cache, tmp_path):
+    dataset = read_dataset(pictures)
+    assert model.config.protocol == "inductive"
+    prepared = prepare(dataset, TINY, tmp_path / "inductive", cache=cache)
+    assert len(prepared.train.images) == 16
+    seen = prepare(dataset, TINY.override({"protocol": "transductive"}), tmp_path / "transductive", cache=cache)
+    pool = picture_vectors(seen.encoder, [image.path for image in dataset.split("test").images], cache=cache).vectors
+    np.testing.assert_allclose(seen.train.images, np.concatenate([prepared.train.images, pool]), atol=1e-6)
+    # captions are those of training pictures, the nearest first; not one is the pool's own
+    assert seen.train.captions == prepared.train.captions
+    added = seen.train.pairs[len(prepared.train.pairs) :]
+    best = np.argsort(-(pool @ seen.train.texts.T), axis=1)[:, :5]
+    assert [set(added[added[:, 0] == 16 + row, 1]) for row in range(len(pool))] == [set(row) for row in best]
+    assert len(set(seen.train.concepts[16:])) == len(pool)
+    assert not set(seen.train.concepts[16:]) & set(seen.train.concepts[:16])
+
+
+def test_a_transductive_model_says_so_beside_every_number(pictures, cache, tmp_path):
+    config = TINY.override({"protocol": "transductive", "encoder.epochs": "1"})
+    model = fit(read_dataset(pictures), tmp_path / "model", config, cache=cache)
+    assert model.validation["pictures"]["train"] == 20
+    rows = benchmark(Model.load(tmp_path / "model"), read_dataset(pictures), cache=cache).rows
+    assert {row.conditions.protocol for row in rows} == {"transductive"}
+    without = dataclasses.replace(read_dataset(pictures), images=read_dataset(pictures).split("train").images)
+    with pytest.raises(EmptyDataError, match="no picture in split 'test'"):
+        fit(without, tmp_path / "other", config, cache=cache)
 
 
 @pytest.mark.parametrize("name", ["default", "paper", "paper-lite", "demo"])

@@ -515,8 +515,8 @@ def report(
     How each level's codebook is used, how many pictures share a sequence, what is lost in rebuilding, and, with
     captions, the recall that a search over the vokens could reach.
     """
-    from voken.collection.picture_vectors import picture_vectors
     from voken.data.captions import read_dataset
+    from voken.encoders.picture_vectors import picture_vectors
     from voken.errors import EmptyDataError
     from voken.fit import side_of
     from voken.image_tokenizer.report import report as measure

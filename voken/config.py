@@ -157,6 +157,8 @@ class RunConfig:
 
     name: str = "paper"
     seed: int = 0
+    protocol: Literal["inductive", "transductive"] = "inductive"
+    """Transductive: both stages also train on the test pictures, with captions made for them (docs/protocol.md)."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)

@@ -12,7 +12,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from voken.encoders import Encoder, load_encoder
 from voken.encoders.builtin import PictureFeatures, SentenceEncoder
 from voken.encoders.cache import VectorCache
 from voken.encoders.clip import HubEncoder
+from voken.encoders.picture_vectors import picture_vectors
 from voken.encoders.text_reader import RememberedTexts
 from voken.encoders.two_tower import PairedFeatures, TwoTowerEncoder, train_two_tower
 from voken.errors import ConfigError, EmptyDataError, ResumeError
@@ -69,32 +70,63 @@ def fit(
     `SplitLeakError` if a concept is on two sides, `ResumeError` if an interrupted run was another one.
     """
     keep_freed_memory()
-    out, place = Path(out), torch.device(device or "cpu")
+    out = Path(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError(f"{out}: already exists. Remove it or choose another folder.")
     work = _open_work_folder(out, dataset, config)
+    prepared = prepare(dataset, config, work, cache=cache, device=device, progress=progress)
+    model = fit_stages(prepared, config, work, progress=progress).save(out)
+    shutil.rmtree(work, ignore_errors=True)
+    return model
+
+
+def prepare(
+    dataset: Dataset,
+    config: RunConfig,
+    work: Path,
+    *,
+    cache: VectorCache | None = None,
+    device: str | torch.device | None = None,
+    progress: Progress = no_progress,
+) -> Prepared:
+    """The encoder, trained if it is the built-in one, and both sides of the split as vectors; see `fit`.
+
+    The encoder is kept in `work`, where the same call finds it again. Only `config.encoder`, `config.seed` and
+    `config.protocol` count.
+    """
+    place = torch.device(device or "cpu")
     train, validation, skipped = _sides(dataset, config.seed)
     vectors = VectorCache(work / "vectors") if cache is None else cache
-    encoder, found = _fit_encoder(train, validation, config, work, vectors, place, progress)
-    skipped += found.skipped
-    train_side, validation_side = found.train, found.validation
-    tokenizer, tokenizer_said = _fit_tokenizer(train_side, validation_side, config, work, place, progress)
-    generator, generator_said = _fit_generator(
-        encoder, tokenizer, train_side, validation_side, config, work, place, progress
-    )
+    prepared = _fit_encoder(train, validation, config, work, vectors, place, progress)
+    prepared = replace(prepared, device=place, skipped=(*skipped, *prepared.skipped))
+    if config.protocol == "transductive":
+        pool = dataset.split("test")
+        paths = [image.path for image in pool.images]
+        read = picture_vectors(prepared.encoder, paths, cache=vectors, progress=progress)
+        prepared = replace(with_made_captions(prepared, read.vectors), skipped=(*prepared.skipped, *read.skipped))
+    return prepared
+
+
+def fit_stages(prepared: Prepared, config: RunConfig, work: Path, *, progress: Progress = no_progress) -> Model:
+    """Both stages and the rerank weights, on pictures and captions that are vectors already; the model is not saved.
+
+    What is done is kept in `work`, where the same call goes on from it.
+    """
+    keep_freed_memory()
+    encoder, train, validation = prepared.encoder, prepared.train, prepared.validation
+    tokenizer, tokenizer_said = _fit_tokenizer(train, validation, config, work, prepared.device, progress)
+    generator, generator_said = _fit_generator(prepared, tokenizer, config, work, progress)
     model = Model(config, encoder, tokenizer, generator, config.search, {})
-    search, search_said = choose_weights(model, validation_side)
-    quality = report(tokenizer, validation_side.images, validation_side.texts, validation_side.pairs[:, ::-1].copy())
+    search, search_said = choose_weights(model, validation)
+    quality = report(tokenizer, validation.images, validation.texts, validation.pairs[:, ::-1].copy())
     said = {
         "tokenizer": tokenizer_said | {"report": asdict(quality)},
         "generator": generator_said,
         "search": search_said,
-        "pictures": {"train": len(train_side.images), "validation": len(validation_side.images)},
-        "skipped": [asdict(item) for item in skipped],
+        "pictures": {"train": len(train.images), "validation": len(validation.images)},
+        "skipped": [asdict(item) for item in prepared.skipped],
     }
-    model = replace(model, search=search, validation=said).save(out)
-    shutil.rmtree(work, ignore_errors=True)
-    return model
+    return replace(model, search=search, validation=said)
 
 
 @dataclass(frozen=True)
@@ -114,10 +146,41 @@ class Side:
 
 
 @dataclass(frozen=True)
-class _Sides:
+class Prepared:
+    """What the two stages start from."""
+
+    encoder: Encoder
     train: Side
     validation: Side
-    skipped: list[Skipped]
+    skipped: tuple[Skipped, ...] = ()
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    _readers: dict[int, RememberedTexts | None] = field(default_factory=dict, repr=False)
+
+    def remembered(self, max_tokens: int) -> RememberedTexts | None:
+        """Token states of all training captions, if they fit: the frozen reader reads each text once for all runs."""
+        if max_tokens not in self._readers:
+            self._readers[max_tokens] = _remembered(self.encoder, self.train, max_tokens)
+        return self._readers[max_tokens]
+
+
+def with_made_captions(prepared: Prepared, pool: Float[np.ndarray, "pool dim"], *, each: int = 5) -> Prepared:
+    """The transductive protocol: train also on the pictures `pool`, with the training captions nearest to each.
+
+    Each of these pictures is a concept of its own; the encoder is not trained again. The official code makes
+    captions with a captioner instead (see `voken.systems.blip`).
+    """
+    train = prepared.train
+    used = np.unique(train.pairs[:, 1])
+    similarity = pool @ train.texts[used].T
+    nearest = used[np.argsort(-similarity, axis=1, kind="stable")[:, :each]]
+    rows = len(train.images) + np.repeat(np.arange(len(pool)), nearest.shape[1])
+    made = replace(
+        train,
+        images=np.concatenate([train.images, pool]),
+        pairs=np.concatenate([train.pairs, np.stack([rows, nearest.reshape(-1)], 1)]),
+        concepts=np.concatenate([train.concepts, train.concepts.max() + 1 + np.arange(len(pool))]),
+    )
+    return replace(prepared, train=made)
 
 
 def side_of(
@@ -240,14 +303,14 @@ def _fit_encoder(
     cache: VectorCache,
     device: torch.device,
     progress: Progress,
-) -> tuple[Encoder, _Sides]:
+) -> Prepared:
     if config.encoder.family != "builtin":
         encoder: Encoder = HubEncoder.from_pretrained(config.encoder.checkpoint, config.encoder.family, device=device)
         read = [
             _read(side, encoder.encode_images, encoder.fingerprint, cache, progress) for side in (train, validation)
         ]
         sides = [side_of(images, vectors, encoder.encode_texts) for images, vectors, _ in read]
-        return encoder, _Sides(sides[0], sides[1], [*read[0][2], *read[1][2]])
+        return Prepared(encoder, sides[0], sides[1], (*read[0][2], *read[1][2]))
     pictures, sentences = PictureFeatures(config.encoder.image_size, device=device), SentenceEncoder(device=device)
     read = [_read(side, pictures.encode, pictures.fingerprint, cache, progress) for side in (train, validation)]
     sides = [side_of(images, features, sentences.encode) for images, features, _ in read]
@@ -269,7 +332,7 @@ def _fit_encoder(
         replace(side, images=loaded.project_images(side.images), texts=loaded.project_texts(side.texts))
         for side in sides
     ]
-    return loaded, _Sides(sides[0], sides[1], [*read[0][2], *read[1][2]])
+    return Prepared(loaded, sides[0], sides[1], (*read[0][2], *read[1][2]))
 
 
 def _read(
@@ -301,22 +364,15 @@ def _fit_tokenizer(
 
 
 def _fit_generator(
-    encoder: Encoder,
-    tokenizer: ImageTokenizer,
-    train: Side,
-    validation: Side,
-    config: RunConfig,
-    work: Path,
-    device: torch.device,
-    progress: Progress,
+    prepared: Prepared, tokenizer: ImageTokenizer, config: RunConfig, work: Path, progress: Progress
 ) -> tuple[Generator, dict[str, Any]]:
-    settings = config.generator
+    settings, train = config.generator, prepared.train
     vokens = tokenizer.encode(train.images)
     rebuilt = tokenizer.decode(vokens)
     torch.manual_seed(config.seed)
-    generator = make_generator(encoder, tokenizer, train, config)
+    generator = make_generator(prepared, tokenizer, config)
     if isinstance(generator, torch.nn.Module):
-        generator.to(device)
+        generator.to(prepared.device)
 
     def soft(vectors: Float[np.ndarray, "rows dim"]) -> SoftTargets:
         return SoftTargets(*tokenizer.soft_targets(vectors, temperature=settings.soft_temperature, keep=_SOFT_ENTRIES))
@@ -334,7 +390,7 @@ def _fit_generator(
     history = train_generator(
         generator,
         pairs,
-        validation_queries(validation, tokenizer, config.seed),
+        validation_queries(prepared.validation, tokenizer, config.seed),
         settings,
         seed=config.seed,
         checkpoints=work / "generator",
@@ -345,8 +401,9 @@ def _fit_generator(
     return generator, asdict(history)
 
 
-def make_generator(encoder: Encoder, tokenizer: ImageTokenizer, train: Side, config: RunConfig) -> Generator:
+def make_generator(prepared: Prepared, tokenizer: ImageTokenizer, config: RunConfig) -> Generator:
     """An untrained generator of the family that the settings name, with the codebook copied in."""
+    train = prepared.train
     settings, shared = config.generator, config.tokenizer.shared_codebook
     if settings.family == "t5":
         return T5StepModel.from_pretrained(
@@ -368,8 +425,8 @@ def make_generator(encoder: Encoder, tokenizer: ImageTokenizer, train: Side, con
             max_query_tokens=settings.max_query_tokens,
             lora=Lora(rank=settings.lora_rank),
         )
-    generator = LiteGenerator(text_reader(encoder), tokenizer.codebooks, settings)
-    generator.begin_training(_remembered(encoder, train, settings.max_query_tokens))
+    generator = LiteGenerator(text_reader(prepared.encoder), tokenizer.codebooks, settings)
+    generator.begin_training(prepared.remembered(settings.max_query_tokens))
     if settings.memory_weight:
         with torch.inference_mode():
             summed = tokenizer.quantize(torch.from_numpy(train.images).to(tokenizer.books.device)).entries.sum(1)

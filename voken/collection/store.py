@@ -168,8 +168,8 @@ class Collection:
         Raises `EmptyDataError` where no picture can be used, `ArtifactError` where `folder` is taken (`replace`
         allows an older collection), `StorageError` where the disk refuses; then nothing is left behind.
         """
-        from voken.collection.picture_vectors import picture_vectors
         from voken.data.captions import Dataset
+        from voken.encoders.picture_vectors import picture_vectors
 
         folder = Path(folder)
         if artifact.is_artifact(folder):

@@ -97,7 +97,7 @@ class HubEncoder:
         """Width of a token state (see `voken.encoders.text_reader`)."""
         return int(self._model.config.text_config.hidden_size)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # what inference mode leaves cannot go into a loss
     def read_texts(self, texts: Sequence[str], *, max_tokens: int) -> TextStates:
         """Token states of the text tower's last layer, and unit vectors, read once for both."""
         tokens = self._tokens(list(texts), min(max_tokens, self._max_tokens))

@@ -268,7 +268,7 @@ class TwoTowerEncoder:
         """A copy of the sentence encoder, to be trained by whoever asks; this encoder stays as it is."""
         return copy.deepcopy(self.sentences)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # what inference mode leaves cannot go into a loss
     def read_texts(self, texts: Sequence[str], *, max_tokens: int) -> TextStates:
         """Token states and unit vectors of texts, read once for both."""
         ids, mask = self.sentences.tokenize(texts, max_tokens)

@@ -9,11 +9,11 @@ from typing import Literal
 
 import numpy as np
 
-from voken.collection.picture_vectors import picture_vectors
 from voken.collection.store import Collection
 from voken.data.captions import Dataset
 from voken.data.skipped import Skipped
 from voken.encoders.cache import VectorCache
+from voken.encoders.picture_vectors import picture_vectors
 from voken.errors import EmptyDataError
 from voken.evaluation.protocol import Conditions, Evaluation, Pool, Query, SearchSystem, evaluate, pool_of, queries_of
 from voken.inference.compiled import CompiledModel
@@ -76,6 +76,7 @@ def benchmark(
         system=f"voken {model.config.name}",
         dataset=f"{dataset.name} {split}",
         pool=_pool_in_words(one_per_concept, distinct),
+        protocol=model.config.protocol,
         seed=model.config.seed,
         config=model.config.to_dict(),
     )

@@ -10,8 +10,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from voken.encoders import Encoder
 from voken.encoders.cache import EncodedFiles, VectorCache
+from voken.encoders.interface import Encoder
 from voken.progress import Progress, no_progress
 
 
