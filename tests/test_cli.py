@@ -154,6 +154,18 @@ def test_eval_writes_figures_that_trec_files_agree_with(data, work, model):
         for query, relevant in qrels.items():  # a file shows one order of a tie, the figure is the mean over all
             assert expected[query] == float(answers[query][0][0] in relevant) or 0 < expected[query] < 1
         assert np.mean(list(expected.values())) == pytest.approx(row["recall"]["1"])
+    saved = work / "figures" / "eval.json"
+    said = json.loads(run("compare", saved, saved, "--row", "vector", "--row-b", "generate", "--json").stdout)
+    (row,) = said["rows"]
+    assert row["queries"] == 8
+    assert [one["first"] for one in row["cutoffs"]] == pytest.approx(list(rows[-1]["recall"].values()))
+    assert [one["second"] for one in row["cutoffs"]] == pytest.approx(list(rows[-3]["recall"].values()))
+    table = run("compare", saved, saved)
+    assert table.exit_code == 0
+    assert table.stdout.count("**A: ") == len(rows)
+    unclear = run("compare", saved, saved, "--row", "best")
+    assert unclear.exit_code == 1
+    assert "Rows of A: 'two-tower, exact'" in unclear.stderr
     every = run(*arguments, "--json", work / "all.json", "--all-pictures", "--beams", 2, "--limit", 5)
     assert every.exit_code == 0
     rows = json.loads((work / "all.json").read_text())["rows"]
@@ -228,7 +240,7 @@ def test_data_refuses_what_there_is_not(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["data"], ["fit"], ["index"], ["search"], ["eval"], ["tokenizer", "report"], ["demo"]]
+    "command", [[], ["data"], ["fit"], ["index"], ["search"], ["eval"], ["compare"], ["tokenizer", "report"], ["demo"]]
 )
 def test_help_has_an_example(command):
     result = run(*command, "--help")

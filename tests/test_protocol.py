@@ -233,6 +233,9 @@ def test_the_record_is_json_and_says_under_what_it_was_made():
     assert record["machine"] == json.loads(json.dumps(vars(Machine.here())))
     assert record["machine"]["cores"] >= 1
     assert record["machine"]["torch"]
+    groups = record["per_query"].pop("group")
+    assert len(groups) == 4
+    assert len(set(groups)) == 1  # one right answer to them all
     assert record["per_query"] == {"query_id": ["q0", "q1", "q2", "q3"], "recall": {"1": [1.0, 1.0, 0.0, 0.0]}}
     assert "per_query" not in result.to_dict()
 

@@ -498,6 +498,38 @@ def evaluate(
     _tell_skipped(found.skipped, verbose)
 
 
+@app.command(epilog="Example: voken compare emoji.json other.json --row vector")
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="What `voken eval --json A --per-query` wrote.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another, of the same queries and pool; or A again.")],
+    row: Annotated[
+        str | None,
+        typer.Option(
+            "--row", help="Compare this row only: a read-out, a system, or both. (default: each with its like)"
+        ),
+    ] = None,
+    row_b: Annotated[str | None, typer.Option("--row-b", help="The row of B, where it is not that of --row.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Resamples of the bootstrap.")] = 10_000,
+    confidence: Annotated[float, typer.Option(help="Share of resamples within the interval.")] = 0.95,
+    seed: Annotated[int, typer.Option(help="Draws the resamples.")] = 0,
+    as_json: _Json = False,
+) -> None:
+    """Say whether A is better than B, or was lucky: paired bootstrap and t-test over the queries.
+
+    Queries with the same right answers are drawn together. docs/protocol.md says more.
+    """
+    from voken.evaluation.comparison import compare_rows, comparison_table, pair_rows, read_rows
+
+    pairs, alone = pair_rows(read_rows(first), read_rows(second), row=row, row_b=row_b)
+    found = [compare_rows(*pair, samples=samples, confidence=confidence, seed=seed) for pair in pairs]
+    if as_json:
+        _print_json({"a": str(first), "b": str(second), "rows": [one.to_dict() for one in found], "left_out": alone})
+        return
+    typer.echo(comparison_table(found))
+    if alone:
+        typer.echo(f"In one of the files only, left out: {'; '.join(alone)}.", err=True)
+
+
 @tokenizer_app.command(epilog="Example: voken tokenizer report --model emoji.model --data emoji")
 def report(
     model: _Model,

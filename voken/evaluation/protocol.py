@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -187,7 +187,10 @@ class Evaluation:
     sequence_recall_per_query: dict[int, Float[np.ndarray, " queries"]] | None = field(repr=False)
 
     def to_dict(self, *, per_query: bool = False) -> dict[str, Any]:
-        """Everything a table needs, JSON-ready; cutoffs become text keys. `per_query` adds the single results."""
+        """Everything a table needs, JSON-ready; cutoffs become text keys.
+
+        `per_query` adds the single results, and for each query a `group`: equal where the right answers are.
+        """
         values: dict[str, Any] = {
             **dataclasses.asdict(self.conditions),
             "cutoffs": list(self.cutoffs),
@@ -203,6 +206,7 @@ class Evaluation:
         if per_query:
             values["per_query"] = {
                 "query_id": [query.query_id for query in self.queries],
+                "group": [_digest(sorted(query.relevant)) for query in self.queries],
                 "recall": {str(k): result.tolist() for k, result in self.recall_per_query.items()},
             }
         return values
@@ -342,7 +346,11 @@ def _distinct(images: Dataset, pictures: Mapping[str, set[str]]) -> tuple[Query,
 
 
 def _query_id(*parts: str) -> str:
-    return "q" + blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    return f"q{_digest(parts)}"
+
+
+def _digest(parts: Iterable[str]) -> str:
+    return blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def _lot(seed: int, image_id: str) -> bytes:
