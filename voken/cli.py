@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from voken.encoders.cache import VectorCache
     from voken.image_tokenizer.report import TokenizerReport
 
-_RESUMING = {"data", "fit", "index", "demo"}
+_RESUMING = {"data", "fit", "index", "demo", "reproduce"}
 _SKIPPED_SHOWN = 3
 
 
@@ -572,6 +572,54 @@ def report(
         return
     _print_report(found)
     _tell_skipped(encoded.skipped, verbose)
+
+
+@app.command(epilog="Example: voken reproduce table1 --track emoji --data emoji --out runs")
+def reproduce(
+    what: Annotated[list[str], typer.Argument(metavar="TABLE...", help="table1 to table7, or all.")],
+    track: Annotated[
+        str,
+        typer.Option("--track", help="emoji, icons, flickr30k or coco5k: protocol and settings.", show_default=False),
+    ],
+    dataset: Annotated[Path, typer.Option("--data", "-d", help="The data set.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of tables, runs and what is kept.")] = Path("runs"),
+    seeds: Annotated[list[int] | None, typer.Option("--seed", help="May be given again. (default: 0, 1, 2)")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One seed, a sixth of the concepts, small settings: to see it work.")
+    ] = False,
+    transductive: Annotated[
+        bool, typer.Option("--transductive", help="Train on captions made for the pool too, in a column of its own.")
+    ] = False,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting over the track's.")
+    ] = None,
+    images: _Images = None,
+    cache: _Cache = None,
+    threads: _Threads = 0,
+) -> None:
+    """Measure the paper's tables on a data set: what the paper says, and beside it what this machine finds.
+
+    Everything finished is kept: stopped at any time, the same command goes on, and another table finds what it shares.
+    """
+    from voken.reproduction.run import Request, reproduce
+
+    _use_threads(threads)
+    request = Request(
+        what=tuple(what),
+        track=track,
+        data=dataset,
+        out=out,
+        images=images,
+        seeds=tuple(seeds) if seeds else (0,) if quick else (0, 1, 2),
+        quick=quick,
+        transductive=transductive,
+        settings=tuple(_assignments(settings or []).items()),
+        cache=cache,
+    )
+    with progress_bars() as progress:
+        written = reproduce(request, tell=lambda line: typer.secho(line, err=True), progress=progress)
+    for text in written.values():
+        typer.echo(text + "\n")
 
 
 @app.command(epilog="Example: voken demo --out demo")

@@ -390,7 +390,7 @@ def _fit_generator(
     history = train_generator(
         generator,
         pairs,
-        validation_queries(prepared.validation, tokenizer, config.seed),
+        validation_queries(prepared.validation, tokenizer.encode(prepared.validation.images), config.seed),
         settings,
         seed=config.seed,
         checkpoints=work / "generator",
@@ -435,12 +435,12 @@ def make_generator(prepared: Prepared, tokenizer: ImageTokenizer, config: RunCon
     return generator
 
 
-def validation_queries(validation: Side, tokenizer: ImageTokenizer, seed: int) -> ValidationQueries:
+def validation_queries(validation: Side, vokens: Int[np.ndarray, "images M"], seed: int) -> ValidationQueries:
     """At most a thousand captions of the validation pictures, drawn by `seed`, as queries over those pictures."""
     asked = _drawn_queries(validation, seed)
     kept = validation.pairs[np.isin(validation.pairs[:, 1], asked)]
     relevant = np.stack([np.searchsorted(asked, kept[:, 1]), kept[:, 0]], 1)
-    return ValidationQueries([validation.captions[row] for row in asked], tokenizer.encode(validation.images), relevant)
+    return ValidationQueries([validation.captions[row] for row in asked], vokens, relevant)
 
 
 def _drawn_queries(validation: Side, seed: int) -> Int[np.ndarray, " captions"]:

@@ -1,0 +1,98 @@
+"""One data set, one seed: what all systems share, so that only the systems differ.
+
+The split, the pool and the queries; the encoder, trained once on the train side; every vector.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from voken.config import RunConfig
+from voken.data.captions import CaptionedImage, Dataset
+from voken.encoders.cache import VectorCache
+from voken.encoders.picture_vectors import picture_vectors
+from voken.evaluation.protocol import Pool, Query, pool_of, queries_of
+from voken.fit import Prepared, prepare, with_made_captions
+from voken.progress import Progress, no_progress
+from voken.reproduction.tracks import Track
+from voken.shapes import Float
+
+
+@dataclass(frozen=True)
+class Arena:
+    """Nothing is computed before it is asked for; the encoder and the vectors are kept in `folder` and `cache`."""
+
+    track: Track
+    dataset: Dataset
+    config: RunConfig
+    """Settings of our system, which the encoder's are part of."""
+    folder: Path
+    cache: VectorCache
+    progress: Progress = no_progress
+
+    @property
+    def seed(self) -> int:
+        """Of the split, the pool and all training."""
+        return self.config.seed
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        """Inductive: nothing of the pool is in it."""
+        config = dataclasses.replace(self.config, protocol="inductive")
+        return prepare(self.dataset, config, self.folder / "encoder.work", cache=self.cache, progress=self.progress)
+
+    @cached_property
+    def transductive(self) -> Prepared:
+        """The same encoder; the train side also holds the pool's pictures, with captions made for them."""
+        return with_made_captions(self.prepared, self.vectors)
+
+    def prepared_for(self, protocol: str) -> Prepared:
+        """By the name of a protocol."""
+        return self.transductive if protocol == "transductive" else self.prepared
+
+    @cached_property
+    def _members(self) -> tuple[list[CaptionedImage], Float[np.ndarray, "pool dim"]]:
+        test = self.dataset.split("test")
+        one_each = self.track.test_concepts is not None
+        drawn = set(pool_of(test, one_per_concept=one_each, seed=self.seed).image_ids)
+        images = [image for image in test.images if image.image_id in drawn]
+        read = picture_vectors(
+            self.prepared.encoder, [image.path for image in images], cache=self.cache, progress=self.progress
+        )
+        return [images[row] for row in read.kept], read.vectors
+
+    @property
+    def images(self) -> list[CaptionedImage]:
+        """The pool's pictures that can be read."""
+        return self._members[0]
+
+    @property
+    def vectors(self) -> Float[np.ndarray, "pool dim"]:
+        """Of the pool."""
+        return self._members[1]
+
+    @property
+    def pool(self) -> Pool:
+        """Without sequences: these are a system's own."""
+        return Pool(tuple(image.image_id for image in self.images))
+
+    @property
+    def pool_in_words(self) -> str:
+        """As `Conditions.pool` wants it."""
+        words = "one picture per concept" if self.track.test_concepts is not None else "all pictures"
+        return words if self.track.distinct else f"{words}, every caption a query"
+
+    @cached_property
+    def queries(self) -> tuple[Query, ...]:
+        """At most as many as the track says."""
+        found = queries_of(self.dataset.split("test"), self.pool, distinct=self.track.distinct)
+        limit = self.track.queries
+        if limit is None or len(found) <= limit:
+            return found
+        kept = np.random.default_rng(self.seed).choice(len(found), limit, replace=False)
+        return tuple(found[row] for row in np.sort(kept))

@@ -1,0 +1,169 @@
+"""One cell: a builder with its settings on one track, seed and protocol. Computed once, kept, found again.
+
+CELL/
+  cell.json          what it is, complete settings included; its hash is part of the folder's name
+  evaluations.json   a row a contestant, single queries' results included, and what it cost; written last
+  qrels.txt, *.run.txt   the same for TREC tools
+  cases.json         some queries, what was answered first, and the sequences of both
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from voken import artifact
+from voken.evaluation.machine import Machine
+from voken.evaluation.protocol import Conditions, Evaluation, evaluate
+from voken.evaluation.trec import write_qrels, write_run
+from voken.reproduction.arena import Arena
+from voken.reproduction.contestants import BUILDERS, Order, our_config
+
+FORMAT = 1
+"""Raised whenever a builder changes what it measures, so that no old cell is taken for a new one."""
+_CASES = 40
+
+
+@dataclass(frozen=True)
+class Cell:
+    """`builder` is a name of `BUILDERS`, `settings` are dotted settings over the track's."""
+
+    builder: str
+    settings: Mapping[str, str] = field(default_factory=dict)
+    protocol: Literal["inductive", "transductive"] = "inductive"
+
+    def key(self, arena: Arena, *, quick: bool) -> dict[str, Any]:
+        """Everything that its figures depend on, but for the code: JSON-ready."""
+        order = Order(self.builder, _plain(self.settings), self.protocol, Path(), quick)
+        pictures = json.dumps([[image.image_id, image.split, *image.captions] for image in arena.dataset.images])
+        return {
+            "format": FORMAT,
+            "builder": self.builder,
+            "settings": dict(sorted(self.settings.items())),
+            "protocol": self.protocol,
+            "quick": quick,
+            "track": arena.track.name,
+            "queries": arena.track.queries,
+            "seed": arena.seed,
+            "config": our_config(arena, order).to_dict(),
+            "dataset": hashlib.sha256(pictures.encode()).hexdigest(),
+        }
+
+
+def run_cell(cell: Cell, arena: Arena, *, quick: bool) -> list[dict[str, Any]]:
+    """The rows of a cell, as `Evaluation.to_dict(per_query=True)`: those kept, or measured now.
+
+    An interrupted cell goes on where its training stopped. What training leaves is removed when the rows are there.
+    """
+    key = cell.key(arena, quick=quick)
+    folder = arena.folder / _folder_name(cell, key)
+    path = folder / "evaluations.json"
+    if path.exists():
+        rows: list[dict[str, Any]] = artifact.read_json(path)["rows"]
+        return rows
+    work = folder / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    artifact.write_json(folder / "cell.json", key)
+    begin, processor = time.perf_counter(), time.process_time()
+    rows = []
+    order = Order(cell.builder, cell.settings, cell.protocol, work, quick)
+    for contestant in BUILDERS[cell.builder](arena, order):
+        pool = arena.pool if contestant.vokens is None else arena.pool.with_vokens(contestant.vokens)
+        found = evaluate(
+            contestant.system,
+            arena.queries,
+            pool,
+            conditions=Conditions(
+                system=contestant.name,
+                dataset=f"{arena.track.name} test",
+                pool=arena.pool_in_words,
+                protocol=cell.protocol,
+                readout=contestant.readout,
+                seed=arena.seed,
+                beams=contestant.beams,
+                bytes_per_picture=contestant.bytes_per_picture,
+                config=key["config"],
+            ),
+            progress=arena.progress,
+        )
+        rows.append(found.to_dict(per_query=True))
+        _write_trec(folder, found)
+        if contestant.readout in ("", "generate"):
+            artifact.write_json(folder / "cases.json", {"cases": _cases(found, arena)})
+    cost = {
+        "seconds": time.perf_counter() - begin,
+        "processor_seconds": time.process_time() - processor,
+        "peak_megabytes_of_the_process": _peak_megabytes(),
+        "machine": dataclasses.asdict(Machine.here()),
+        "voken": version("voken-search"),
+    }
+    artifact.write_json(path, {"rows": rows, "cost": cost})
+    shutil.rmtree(work, ignore_errors=True)
+    return rows
+
+
+def cost_of(cell: Cell, arena: Arena, *, quick: bool) -> dict[str, Any]:
+    """What a finished cell took."""
+    folder = arena.folder / _folder_name(cell, cell.key(arena, quick=quick))
+    found: dict[str, Any] = artifact.read_json(folder / "evaluations.json")["cost"]
+    return found
+
+
+def cases_of(cell: Cell, arena: Arena, *, quick: bool) -> list[dict[str, Any]]:
+    """Queries and first answers of a finished cell."""
+    folder = arena.folder / _folder_name(cell, cell.key(arena, quick=quick))
+    found: list[dict[str, Any]] = artifact.read_json(folder / "cases.json")["cases"]
+    return found
+
+
+def _cases(found: Evaluation, arena: Arena) -> list[dict[str, Any]]:
+    """The first queries by id, which is a hash: as good as drawn at random, and nobody's choice."""
+    paths = {image.image_id: str(image.path) for image in arena.images}
+    order = sorted(range(len(found.queries)), key=lambda row: found.queries[row].query_id)[:_CASES]
+    return [
+        {
+            "text": found.queries[row].text,
+            "relevant": [{"id": name, "path": paths[name]} for name in sorted(found.queries[row].relevant)],
+            "answers": [
+                {"id": hit.image_id, "path": paths[hit.image_id], "score": hit.score, "vokens": list(hit.vokens)}
+                for hit in found.answers[row][:5]
+            ],
+        }
+        for row in order
+    ]
+
+
+def _write_trec(folder: Path, found: Evaluation) -> None:
+    said = found.conditions
+    words = (said.system, said.readout, str(said.beams or ""))
+    name = re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")
+    write_qrels(folder / "qrels.txt", found.queries)
+    write_run(folder / f"{name}.run.txt", found.queries, found.answers, tag=name)
+
+
+def _folder_name(cell: Cell, key: dict[str, Any]) -> str:
+    said = " ".join([cell.builder, *(f"{name} {value}" for name, value in sorted(cell.settings.items()))])
+    words = re.sub(r"[^a-z0-9.]+", "-", said.lower())[:60].strip("-")
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:10]
+    return f"{words}-{cell.protocol}-{digest}"
+
+
+def _plain(settings: Mapping[str, str]) -> dict[str, str]:
+    """Those that are settings of a run; a builder's own have no dot."""
+    return {name: value for name, value in settings.items() if "." in name}
+
+
+def _peak_megabytes() -> float:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

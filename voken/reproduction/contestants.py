@@ -1,0 +1,237 @@
+"""How each system of the paper is built in an `Arena`: trained on its train side, with its pool as the pictures.
+
+A builder yields contestants, one a row of a table. It neither asks queries nor knows which table it is for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from voken.collection.store import Collection
+from voken.config import RunConfig
+from voken.data.captions import Dataset
+from voken.data.splits import one_per_concept
+from voken.decoding.trie import VokenTrie
+from voken.encoders.two_tower import TwoTowerEncoder
+from voken.errors import ConfigError
+from voken.evaluation.protocol import SearchSystem
+from voken.fit import Prepared, Side, fit_stages
+from voken.model import Model, text_reader
+from voken.reproduction.arena import Arena
+from voken.search import Searcher, load_model
+from voken.shapes import Float, Int
+from voken.systems.generative import GenerativeSystem
+from voken.systems.grace import SCHEMES, Scheme, grace_settings, train_grace
+from voken.systems.two_tower import TwoTower
+
+BEAM_SWEEP = (1, 5, 10, 20, 30, 40, 50)
+"""Table 7."""
+Readout = Literal["", "generate", "voken", "vector"]
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A system over the pool, and what must stand beside its figures."""
+
+    name: str
+    system: SearchSystem
+    readout: Readout = ""
+    beams: int | None = None
+    bytes_per_picture: float | None = None
+    vokens: Int[np.ndarray, "pool M"] | None = None
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to build: a builder's name, dotted settings over the track's, the protocol, and where to work."""
+
+    builder: str
+    settings: Mapping[str, str]
+    protocol: Literal["inductive", "transductive"]
+    work: Path
+    quick: bool = False
+
+
+Builder = Callable[[Arena, Order], Iterator[Contestant]]
+
+
+def our_config(arena: Arena, order: Order) -> RunConfig:
+    """The track's settings with the order's over them."""
+    config = arena.config.override(dict(order.settings))
+    return dataclasses.replace(config, protocol=order.protocol)
+
+
+def ours(arena: Arena, order: Order, name: str = "AVG") -> Iterator[Contestant]:
+    """Our system in its three read-outs (section 3 of the paper with the settings of `our_config`)."""
+    model, collection, vokens = _fitted(arena, order)
+    loaded = load_model(order.work / "model")
+    searches = [dataclasses.replace(model.search, readout=readout) for readout in ("generate", "voken", "vector")]
+    beams = model.search.beams
+    for search in searches:
+        stored = _voken_bytes(model) + (2.0 * arena.vectors.shape[1] if search.readout == "vector" else 0.0)
+        found = Searcher(loaded, collection, search, widen=False)
+        yield Contestant(name, found, search.readout, beams, stored, vokens)
+
+
+def beams(arena: Arena, order: Order) -> Iterator[Contestant]:
+    """Our system, log-probability alone, at the beams of Table 7."""
+    model, collection, vokens = _fitted(arena, order)
+    loaded = load_model(order.work / "model")
+    for count in BEAM_SWEEP:
+        search = dataclasses.replace(model.search, readout="generate", beams=count)
+        found = Searcher(loaded, collection, search, widen=False)
+        yield Contestant("AVG", found, "generate", count, _voken_bytes(model), vokens)
+
+
+def irgen(arena: Arena, order: Order) -> Iterator[Contestant]:
+    """IRGen (Zhang et al. 2023) as the paper adapts it: pictures quantized by themselves, texts as queries.
+
+    No caption touches the tokenizer; the decoder attends to the text's tokens, its voken rows start at random, its
+    targets are the sequences themselves, and nothing ranks lists.
+    """
+    alone = {
+        "tokenizer.mixture": "0",
+        "tokenizer.alignment": "none",
+        "generator.query_vector": "false",
+        "generator.query_noise": "0",
+        "generator.memory_weight": "0",
+        "generator.copy_voken_embeddings": "false",
+        "generator.targets": "one-hot",
+        "generator.discrimination": "none",
+        "generator.layers": "2",
+        "generator.epochs": "6" if order.quick else "16",
+        "generator.patience": "3",
+        "generator.learning_rate": "0.001",
+    }
+    order = dataclasses.replace(order, settings=alone | dict(order.settings))
+    yield next(ours(arena, order, "IRGen"))
+
+
+def grace(arena: Arena, order: Order) -> Iterator[Contestant]:
+    """GRACE (Li et al. 2024) with the identifiers that the setting "scheme" names; see `voken.systems.grace`."""
+    settings = dict(order.settings)
+    scheme = settings.pop("scheme")
+    if scheme not in SCHEMES:
+        raise ConfigError(f"scheme: {scheme!r} is not one of {', '.join(SCHEMES)}.")
+    chosen: Scheme = scheme
+    changes: dict[str, Any] = {"epochs": 3} if order.quick else {}
+    generator, identifiers, _ = train_grace(
+        arena.prepared_for(order.protocol),
+        arena.vectors,
+        chosen,
+        grace_settings(**changes),
+        seed=arena.seed,
+        in_train=order.protocol == "transductive",
+        checkpoints=order.work / "generator",
+        progress=arena.progress,
+    )
+    count = our_config(arena, dataclasses.replace(order, settings=settings)).search.beams
+    trie = VokenTrie.from_vokens(identifiers.sequences, identifiers.codebook_size)
+    system = GenerativeSystem(generator, trie, arena.pool.image_ids, beams=count)
+    size = identifiers.sequences.shape[1] * np.log2(max(identifiers.codebook_size, 2)) / 8
+    name = f"GRACE ({scheme} id)"
+    yield Contestant(name, system, "", min(count, trie.sequences), float(size), identifiers.sequences)
+
+
+def two_tower(arena: Arena, order: Order) -> Iterator[Contestant]:
+    """The encoder's vectors, every picture compared."""
+    exact = TwoTower(arena.prepared.encoder, arena.pool.image_ids, arena.vectors)
+    yield Contestant("two-tower, exact", exact, bytes_per_picture=exact.bytes_per_picture)
+
+
+def approximate(arena: Arena, order: Order) -> Iterator[Contestant]:
+    """The same vectors in faiss's indexes; compressed ones at about the bytes of our sequences."""
+    from voken.systems.faiss_tower import FaissTower
+
+    encoder, ids, vectors = arena.prepared.encoder, arena.pool.image_ids, arena.vectors
+    train = arena.prepared.train.images
+    lists = max(1, int(len(ids) ** 0.5))
+    made = {
+        "two-tower, faiss flat": lambda: FaissTower.flat(encoder, ids, vectors),
+        "two-tower, faiss HNSW": lambda: FaissTower.hnsw(encoder, ids, vectors),
+        "two-tower, faiss IVF-PQ": lambda: FaissTower.ivf_pq(
+            encoder, ids, vectors, train, lists=lists, bytes_per_picture=8, probes=lists
+        ),
+        "two-tower, faiss PQ": lambda: FaissTower.pq(encoder, ids, vectors, train, bytes_per_picture=8),
+        "two-tower, faiss OPQ": lambda: FaissTower.opq(encoder, ids, vectors, train, bytes_per_picture=8),
+    }
+    for name, make in made.items():
+        system = make()
+        yield Contestant(name, system, bytes_per_picture=system.bytes_per_picture)
+
+
+def one_tower(arena: Arena, order: Order) -> Iterator[Contestant]:
+    """A cross-encoder trained on the same pairs: alone, over the two-tower's first hits, and over ours."""
+    from voken.systems.cross_encoder import CrossEncoderConfig, CrossEncoderScorer, MatchingPairs, train_cross_encoder
+    from voken.systems.one_tower import OneTower, Reranked
+
+    prepared, ids = arena.prepared, arena.pool.image_ids
+    encoder = prepared.encoder
+    validation = one_per_concept(arena.dataset.split("validation"), arena.seed)  # as `prepare` draws it
+
+    def pairs(images: Dataset, side: Side) -> MatchingPairs:
+        features = _features(arena, images, side.images)
+        return MatchingPairs(features, side.images, side.texts, side.captions, side.pairs, side.concepts.tolist())
+
+    config = CrossEncoderConfig(epochs=2) if order.quick else CrossEncoderConfig()
+    trained = train_cross_encoder(
+        prepared.remembered(config.max_tokens) or text_reader(encoder),
+        pairs(arena.dataset.split("train"), prepared.train),
+        config,
+        seed=arena.seed,
+        validation=pairs(validation, prepared.validation),
+        progress=arena.progress,
+    )
+    pool = Dataset(arena.dataset.name, arena.dataset.root, tuple(arena.images))
+    scorer = CrossEncoderScorer(
+        trained.model, text_reader(encoder), _features(arena, pool, arena.vectors), arena.vectors
+    )
+    alone = OneTower(scorer, ids)
+    yield Contestant("one-tower, cross-encoder", alone, bytes_per_picture=alone.bytes_per_picture)
+    reranked = Reranked(TwoTower(encoder, ids, arena.vectors), scorer, ids, depth=50)
+    yield Contestant("two-tower + cross-encoder", reranked, bytes_per_picture=scorer.bytes_per_picture)
+
+
+def _features(arena: Arena, images: Dataset, vectors: Float[np.ndarray, "images dim"]) -> Float[np.ndarray, "images F"]:
+    """What the built-in encoder reads of pictures before its head; other encoders' vectors."""
+    encoder = arena.prepared.encoder
+    if not isinstance(encoder, TwoTowerEncoder):
+        return vectors
+    paths = [image.path for image in images.images]
+    fingerprint = encoder.pictures.fingerprint
+    return arena.cache.encode_files(paths, encoder.features_of_images, fingerprint, progress=arena.progress).vectors
+
+
+def _fitted(arena: Arena, order: Order) -> tuple[Model, Collection, Int[np.ndarray, "pool M"]]:
+    """A trained model, saved in the work folder, and the pool as its collection."""
+    prepared: Prepared = arena.prepared_for(order.protocol)
+    folder = order.work / "model"
+    if folder.exists():
+        model = Model.load(folder)
+    else:
+        model = fit_stages(prepared, our_config(arena, order), order.work, progress=arena.progress).save(folder)
+    pool = Dataset(arena.dataset.name, arena.dataset.root, tuple(arena.images))
+    collection = Collection.of_vectors(pool, arena.vectors, model)
+    return model, collection, np.asarray(collection.vokens)
+
+
+def _voken_bytes(model: Model) -> float:
+    levels, entries = model.tokenizer.codebooks.shape[:2]
+    return float(levels * np.ceil(np.log2(max(entries, 2))) / 8)
+
+
+BUILDERS: dict[str, Builder] = {
+    "ours": ours,
+    "beams": beams,
+    "irgen": irgen,
+    "grace": grace,
+    "two-tower": two_tower,
+    "approximate": approximate,
+    "one-tower": one_tower,
+}

@@ -1,0 +1,118 @@
+"""`voken reproduce`: the tables and figures of the paper, on one track, from one command that can be stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from voken import artifact
+from voken.encoders.cache import VectorCache
+from voken.errors import ConfigError, MissingExtraError
+from voken.progress import Progress, no_progress
+from voken.reproduction.arena import Arena
+from voken.reproduction.cells import Cell, cost_of, run_cell
+from voken.reproduction.contestants import BUILDERS
+from voken.reproduction.tables import TABLES, Record, as_json, as_markdown, cell_name, filled
+from voken.reproduction.tracks import track
+
+QUICK_TABLES = ("table1", "table3", "table7")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to reproduce. `what` are names of tables, or "all"."""
+
+    what: tuple[str, ...]
+    track: str
+    data: Path
+    out: Path
+    images: Path | None = None
+    seeds: tuple[int, ...] = (0, 1, 2)
+    quick: bool = False
+    """A sixth of the concepts, small settings, and of "all" three tables only: for a look, and for CI."""
+    transductive: bool = False
+    """Also the second protocol, in its own column."""
+    settings: tuple[tuple[str, str], ...] = ()
+    """Dotted settings over the track's."""
+    cache: Path | None = None
+
+
+def reproduce(
+    request: Request, *, tell: Callable[[str], None] = lambda line: None, progress: Progress = no_progress
+) -> dict[str, str]:
+    """Measure what is not measured yet, and write `OUT/TRACK/tableN.md` and `.json`. Returns the Markdown by table.
+
+    Every cell is kept in `OUT/TRACK/seed-S/`: the same call goes on where it was stopped, and another table finds
+    what it shares. What cannot be built here (weights that are not at hand, a missing extra) has no row, and is told.
+    Raises `ConfigError` for a table or track that there is not.
+    """
+    names = _names(request)
+    chosen = track(request.track)
+    folder = request.out / request.track
+    cells: list[Cell] = []
+    for name in names:
+        cells += [
+            cell
+            for cell in TABLES[name].cells()
+            if cell not in cells and (request.transductive or cell.protocol == "inductive")
+        ]
+    results: dict[str, dict[int, list[Record]]] = {}
+    costs: list[dict[str, Any]] = []
+    absent: dict[str, str] = {}
+    for seed in request.seeds:
+        config = chosen.config(seed, quick=request.quick).override(dict(request.settings))
+        arena = Arena(
+            chosen,
+            chosen.read(request.data, request.images, seed, quick=request.quick),
+            config,
+            folder / f"seed-{seed}{'-quick' if request.quick else ''}",
+            VectorCache(request.cache or request.out / "vectors"),
+            progress,
+        )
+        for number, cell in enumerate(cells, start=1):
+            said = " ".join([cell.builder, *cell.settings.values()])
+            if said in absent or cell.builder not in BUILDERS:
+                continue
+            tell(f"seed {seed}, {number} of {len(cells)}: {said}, {cell.protocol}")
+            try:
+                rows = run_cell(cell, arena, quick=request.quick)
+            except (ConfigError, MissingExtraError) as error:
+                absent[said] = str(error)
+                tell(f"left out: {said}: {error}")
+                continue
+            results.setdefault(cell_name(cell), {})[seed] = rows
+            costs.append(
+                {"cell": said, "seed": seed, "protocol": cell.protocol} | cost_of(cell, arena, quick=request.quick)
+            )
+            _write(names, results, folder, request.track)
+    written = _write(names, results, folder, request.track)
+    asked = {name: str(value) if isinstance(value, Path) else value for name, value in vars(request).items()}
+    artifact.write_json(folder / "run.json", {"request": asked, "costs": costs, "left out": absent})
+    return written
+
+
+def _names(request: Request) -> tuple[str, ...]:
+    if "all" in request.what:
+        return QUICK_TABLES if request.quick else tuple(TABLES)
+    for name in request.what:
+        if name not in TABLES:
+            raise ConfigError(f"{name!r}: no such table. There are: {', '.join(TABLES)}, all.")
+    return tuple(dict.fromkeys(request.what))
+
+
+def _write(
+    names: Sequence[str], results: dict[str, dict[int, list[Record]]], folder: Path, track_name: str
+) -> dict[str, str]:
+    """After every cell, so that a run of hours can be watched."""
+    written = {}
+    for name in names:
+        measured = filled(TABLES[name], results)
+        if not measured:
+            continue
+        text = as_markdown(TABLES[name], measured, track_name)
+        (folder / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+        artifact.write_json(folder / f"{name}.json", as_json(TABLES[name], measured, track_name))
+        written[name] = text
+    return written

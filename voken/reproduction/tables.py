@@ -1,0 +1,403 @@
+"""The paper's tables: which cells fill which row, and what the paper says there.
+
+Paper figures are R@1, R@5, R@10 in percent on Flickr30K (or MS-COCO 5K), at 40 beams in Table 1 and 10 in Tables 3
+to 6; docs/protocol.md says how to read them. They stand in columns of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from voken.errors import ConfigError
+from voken.evaluation.comparison import Row, compare_rows
+from voken.evaluation.protocol import spread
+from voken.reproduction.cells import Cell
+
+Record = dict[str, Any]
+Figures = tuple[float | None, float | None, float | None]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row: the cell that measures it, which of the cell's contestants it is, and the paper's figures by track."""
+
+    label: str
+    cell: Cell
+    system: str = ""
+    """"": the cell's first contestant."""
+    readout: str | None = None
+    beams: int | None = None
+    paper: dict[str, Figures] = field(default_factory=dict)
+    both: bool = False
+    """Measured under the transductive protocol too."""
+
+    def picked(self, rows: Iterable[Record]) -> Record | None:
+        """The row's record among those of its cell."""
+        for row in rows:
+            if (
+                (not self.system or row["system"] == self.system)
+                and (self.readout is None or row["readout"] == self.readout)
+                and (self.beams is None or row["beams"] == self.beams)
+            ):
+                return row
+        return None
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of the paper."""
+
+    name: str
+    title: str
+    lines: tuple[Line, ...]
+    note: str = ""
+
+    def cells(self) -> list[Cell]:
+        """Without repeats, in order."""
+        found: list[Cell] = []
+        for line in self.lines:
+            wanted = [line.cell]
+            if line.both:
+                wanted.append(Cell(line.cell.builder, line.cell.settings, "transductive"))
+            found += [cell for cell in wanted if cell not in found]
+        return found
+
+
+OURS = Cell("ours")
+_FLICKR, _COCO = "flickr30k", "coco5k"
+
+
+def _ablation(**settings: str) -> Cell:
+    return Cell("ours", {name.replace("__", "."): value for name, value in settings.items()})
+
+
+def _grace(scheme: str, flickr: Figures | None, coco: Figures | None) -> Line:
+    paper = {name: figures for name, figures in ((_FLICKR, flickr), (_COCO, coco)) if figures}
+    return Line(f"GRACE ({scheme} id)", Cell("grace", {"scheme": scheme}), paper=paper, both=True)
+
+
+_OUR_PAPER: dict[str, Figures] = {_FLICKR: (62.8, 85.4, 91.2), _COCO: (31.3, 58.0, 66.5)}
+_TEN_BEAMS: Figures = (62.3, 83.5, 86.6)
+_SIZES: dict[int, Figures] = {
+    256: (60.8, 82.0, 84.8),
+    512: (61.1, 82.8, 86.1),
+    1024: _TEN_BEAMS,
+    2048: (61.2, 83.0, 86.0),
+}
+_LEVELS: dict[int, Figures] = {
+    2: (45.7, 73.1, 80.6),
+    4: _TEN_BEAMS,
+    6: (63.2, 84.0, 86.7),
+    8: (62.1, 82.6, 85.2),
+    10: (64.1, 84.2, 87.1),
+}
+_BEAMS: dict[int, Figures] = {
+    1: (44.2, None, None),
+    5: (60.6, 78.1, None),
+    10: _TEN_BEAMS,
+    20: (62.7, 85.1, 90.2),
+    30: (62.7, 85.5, 91.1),
+    40: (62.8, 85.4, 91.2),
+    50: (62.8, 85.4, 91.1),
+}
+
+TABLES: dict[str, Table] = {
+    table.name: table
+    for table in (
+        Table(
+            "table1",
+            "Table 1. Generative systems",
+            (
+                _grace("numeric", (22.5, 28.9, 29.4), (0.03, 0.14, 0.28)),
+                _grace("string", (30.5, 39.0, 40.4), (0.12, 0.37, 0.88)),
+                _grace("semantic", (22.9, 34.9, 37.4), (13.3, 30.4, 35.9)),
+                _grace("structured", (37.4, 59.5, 66.2), (16.7, 39.2, 50.3)),
+                _grace("atomic", None, None),
+                Line(
+                    "IRGen",
+                    Cell("irgen"),
+                    paper={_FLICKR: (49.0, 68.9, 72.5), _COCO: (29.6, 50.7, 56.3)},
+                    both=True,
+                ),
+                Line("GENIUS-style", Cell("genius"), both=True),
+                Line("AVG, generate", OURS, readout="generate", paper=_OUR_PAPER, both=True),
+                Line("AVG, + voken rerank", OURS, readout="voken", both=True),
+                Line("AVG, + vector rerank", OURS, readout="vector", both=True),
+            ),
+            "The atomic identifier is no generative one (section 4.1 of the paper); the paper gives no figures for it.",
+        ),
+        Table(
+            "table2",
+            "Table 2. Three paradigms",
+            (
+                Line("one-tower (paper: BLIP)", Cell("one-tower"), paper={_FLICKR: (87.6, 97.7, 99.0)}),
+                Line("two-tower, first 50 reranked by it", Cell("one-tower"), system="two-tower + cross-encoder"),
+                Line("two-tower, exact (paper: CLIP)", Cell("two-tower"), paper={_FLICKR: (58.4, 81.5, 88.1)}),
+                *(
+                    Line(f"two-tower, faiss {kind}", Cell("approximate"), system=f"two-tower, faiss {kind}")
+                    for kind in ("flat", "HNSW", "IVF-PQ", "PQ", "OPQ")
+                ),
+                Line("AVG, generate", OURS, readout="generate", paper={_FLICKR: (62.8, 85.4, 91.2)}),
+                Line("AVG, + voken rerank", OURS, readout="voken"),
+                Line("AVG, + vector rerank", OURS, readout="vector"),
+            ),
+            "The paper's CLIP row is CLIP's image-to-text row of MS-COCO; zero-shot, CLIP has 68.7 / 90.6 / 95.2 on "
+            "Flickr30K.",
+        ),
+        Table(
+            "table3",
+            "Table 3. Ablations",
+            (
+                Line("AVG", OURS, readout="generate", paper={_FLICKR: _TEN_BEAMS}),
+                Line(
+                    "without cross-modal alignment",
+                    _ablation(tokenizer__mixture="0", tokenizer__alignment="none"),
+                    readout="generate",
+                    paper={_FLICKR: (56.8, 76.5, 79.2)},
+                ),
+                Line(
+                    "without voken embeddings",
+                    _ablation(generator__copy_voken_embeddings="false"),
+                    readout="generate",
+                    paper={_FLICKR: (62.4, 82.7, 85.8)},
+                ),
+                Line(
+                    "without discriminative loss",
+                    _ablation(generator__discrimination="none"),
+                    readout="generate",
+                    paper={_FLICKR: (60.1, 81.9, 85.0)},
+                ),
+                Line(
+                    "without caption memory (ours alone has it)",
+                    _ablation(generator__memory_weight="0"),
+                    readout="generate",
+                ),
+                Line(
+                    "without query vector and memory (ours alone has them)",
+                    _ablation(
+                        generator__memory_weight="0", generator__query_vector="false", generator__query_noise="0"
+                    ),
+                    readout="generate",
+                ),
+            ),
+            "Alignment is the mixture codebook in the default preset, and L_align in the paper's.",
+        ),
+        Table(
+            "table4",
+            "Table 4. Codebook size N",
+            tuple(
+                Line(
+                    f"N = {size:,}",
+                    _ablation(tokenizer__codebook_size=str(size)),
+                    readout="generate",
+                    paper={_FLICKR: paper},
+                )
+                for size, paper in _SIZES.items()
+            ),
+        ),
+        Table(
+            "table5",
+            "Table 5. Voken length M",
+            tuple(
+                Line(
+                    f"M = {levels}",
+                    _ablation(tokenizer__levels=str(levels)),
+                    readout="generate",
+                    paper={_FLICKR: paper},
+                )
+                for levels, paper in _LEVELS.items()
+            ),
+        ),
+        Table(
+            "table6",
+            "Table 6. Backbones",
+            (
+                Line("lite (frozen MiniLM, 1 layer)", OURS, readout="generate"),
+                Line("lite, 4 layers", _ablation(generator__layers="4"), readout="generate"),
+                Line("T5-base", Cell("backbone", {"name": "t5-base"}), paper={_FLICKR: _TEN_BEAMS}),
+                Line("T5-large", Cell("backbone", {"name": "t5-large"}), paper={_FLICKR: (64.0, 84.5, 87.6)}),
+                Line("T5-XL", Cell("backbone", {"name": "t5-3b"}), paper={_FLICKR: (64.6, 84.9, 88.0)}),
+                Line("LLaMA-7b, LoRA", Cell("backbone", {"name": "llama-7b"}), paper={_FLICKR: (54.8, 80.8, 85.9)}),
+                Line("SmolLM2-135M, LoRA", Cell("backbone", {"name": "smollm2-135m"})),
+            ),
+            "A backbone whose weights are not at hand (--checkpoints) has no row.",
+        ),
+        Table(
+            "table7",
+            "Table 7. Beams",
+            tuple(
+                Line(f"{count} beam{'s' if count > 1 else ''}", Cell("beams"), beams=count, paper={_FLICKR: paper})
+                for count, paper in _BEAMS.items()
+            ),
+        ),
+    )
+}
+
+
+def table(name: str) -> Table:
+    """Raises `ConfigError` naming the tables there are."""
+    if name not in TABLES:
+        raise ConfigError(f"{name!r}: no such table. There are: {', '.join(TABLES)}.")
+    return TABLES[name]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A line with its records: one a seed, inductive and transductive apart."""
+
+    line: Line
+    inductive: tuple[Record, ...]
+    transductive: tuple[Record, ...] = ()
+
+
+def filled(table: Table, results: dict[str, dict[int, list[Record]]]) -> list[Measured]:
+    """The lines that were measured. `results` holds the rows of each cell (by `cell_name`) and seed."""
+    found = []
+    for line in table.lines:
+        inductive = _picked(line, results.get(cell_name(line.cell), {}))
+        other = Cell(line.cell.builder, line.cell.settings, "transductive")
+        transductive = _picked(line, results.get(cell_name(other), {})) if line.both else ()
+        if inductive or transductive:
+            found.append(Measured(line, inductive, transductive))
+    return found
+
+
+def cell_name(cell: Cell) -> str:
+    """The same for equal cells."""
+    return f"{cell.builder} {sorted(cell.settings.items())} {cell.protocol}"
+
+
+def _picked(line: Line, by_seed: dict[int, list[Record]]) -> tuple[Record, ...]:
+    picked = (line.picked(rows) for _, rows in sorted(by_seed.items()))
+    return tuple(row for row in picked if row is not None)
+
+
+def as_json(table: Table, measured: Sequence[Measured], track: str) -> dict[str, Any]:
+    """Every figure of a table, without single queries' results."""
+    return {
+        "table": table.name,
+        "title": table.title,
+        "track": track,
+        "note": table.note,
+        "lines": [
+            {
+                "label": one.line.label,
+                "the paper says": {name: list(figures) for name, figures in one.line.paper.items()},
+                "inductive": [_without_queries(record) for record in one.inductive],
+                "transductive": [_without_queries(record) for record in one.transductive],
+                "against the last generate row": _against(one, reference(measured)),
+            }
+            for one in measured
+        ],
+    }
+
+
+def as_markdown(table: Table, measured: Sequence[Measured], track: str) -> str:
+    """A line a row: what the paper says, and beside it what was measured, never mixed."""
+    papers = [name for name in (_FLICKR, _COCO) if any(name in one.line.paper for one in measured)]
+    other = any(one.transductive for one in measured)
+    compared = reference(measured)
+    heads = [
+        "",
+        *(f"the paper says: {name} R@1 / 5 / 10" for name in papers),
+        "**measured**, inductive R@1",
+        "R@5",
+        "R@10",
+    ]
+    heads += ["difference to AVG at R@10 (p)"] if compared else []
+    heads += ["sequence-level R@1 / 5 / 10", "collisions"]
+    heads += ["transductive R@1 / 5 / 10"] if other else []
+    heads += ["beams", "bytes/picture", "queries/s"]
+    lines = [f"**{table.title}** — {track}", "", _cells(heads), _cells(["---", *["---:"] * (len(heads) - 1)])]
+    for one in measured:
+        cells = [one.line.label, *(_paper(one.line.paper.get(name)) for name in papers)]
+        cells += _recalls(one.inductive) or ["–"] * 3
+        if compared:
+            cells.append(_difference(_against(one, compared)))
+        cells += _sequence_level(one.inductive)
+        if other:
+            cells.append(" / ".join(_recalls(one.transductive)) or "–")
+        cells += _costs(one.inductive or one.transductive)
+        lines.append(_cells(cells))
+    return "\n".join([*lines, "", *([table.note, ""] if table.note else []), _footer(measured)])
+
+
+def reference(measured: Sequence[Measured]) -> Measured | None:
+    """What the others are compared with: our system, log-probability alone."""
+    ours = [one for one in measured if one.line.cell == OURS and one.line.readout == "generate"]
+    return ours[-1] if ours and ours[-1].inductive else None
+
+
+def _against(one: Measured, other: Measured | None) -> dict[str, Any] | None:
+    """`one` less `other`, over the seeds of both; None where it is the same row, or there are none."""
+    if other is None or one is other:
+        return None
+    mine, theirs = ({record["seed"]: record for record in row.inductive} for row in (one, other))
+    shared = mine.keys() & theirs.keys()
+    if not shared:
+        return None
+    rows = [Row(name, {seed: records[seed] for seed in shared}) for name, records in (("", mine), (" ", theirs))]
+    return compare_rows(*rows).to_dict()
+
+
+def _difference(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "–"
+    last = found["cutoffs"][-1]
+    return f"{100 * (last['first'] - last['second']):+.1f} ({last['bootstrap']['p_value']:.2g})"
+
+
+def _recalls(records: Sequence[Record]) -> list[str]:
+    if not records:
+        return []
+    found = spread(records)
+    beams = records[0]["beams"]
+    return [
+        # a search of so few beams has no hit at that rank (section 4.6.4)
+        "–" if beams is not None and beams < k else _percent(found.mean[f"recall@{k}"], found.std[f"recall@{k}"])
+        for k in records[0]["cutoffs"]
+    ]
+
+
+def _sequence_level(records: Sequence[Record]) -> list[str]:
+    if not records or records[0]["sequence_recall"] is None:
+        return ["–", "–"]
+    found = spread(records).mean
+    recalls = " / ".join(f"{100 * found[f'sequence_recall@{k}']:.1f}" for k in records[0]["cutoffs"])
+    return [recalls, f"{100 * found['collision_rate']:.1f} %"]
+
+
+def _costs(records: Sequence[Record]) -> list[str]:
+    last = records[-1]
+    beams = "–" if last["beams"] is None else str(last["beams"])
+    stored = "–" if last["bytes_per_picture"] is None else f"{last['bytes_per_picture']:,.4g}"
+    speed = spread(records).mean["queries_per_second"]
+    return [beams, stored, f"{speed:,.3g}" if speed < 1000 else f"{speed:,.0f}"]
+
+
+def _paper(figures: Figures | None) -> str:
+    return "–" if figures is None else " / ".join("–" if value is None else f"{value:g}" for value in figures)
+
+
+def _percent(mean: float, deviation: float | None) -> str:
+    return f"{100 * mean:.1f}" + (f" ± {100 * deviation:.1f}" if deviation is not None else "")
+
+
+def _cells(values: Sequence[str]) -> str:
+    return "| " + " | ".join(value.replace("|", "\\|") for value in values) + " |"
+
+
+def _footer(measured: Sequence[Measured]) -> str:
+    records = [record for one in measured for record in (*one.inductive, *one.transductive)]
+    pools = sorted({record["pool_size"] for record in records})
+    asked = sorted({record["query_count"] for record in records})
+    seeds = ", ".join(map(str, sorted({record["seed"] for record in records})))
+    machines = sorted({f"{record['machine']['cpu']}, {record['machine']['cores']} cores" for record in records})
+    sizes, counts = (" to ".join(f"{value:,}" for value in sorted({all_[0], all_[-1]})) for all_ in (pools, asked))
+    return f"Pool {sizes} pictures, {counts} queries a seed; seeds {seeds}; {'; '.join(machines)}."
+
+
+def _without_queries(record: Record) -> Record:
+    return {name: value for name, value in record.items() if name != "per_query"}
