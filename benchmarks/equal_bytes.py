@@ -81,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", dest="settings", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--beams", type=int, default=100)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="RQ takes long at 32 bytes")
     parser.add_argument("--large", type=Path, help="a data set whose pictures are a second pool")
     parser.add_argument("--test-concepts", type=int, default=400)
     parser.add_argument("--validation-concepts", type=int, default=200)
@@ -150,7 +151,7 @@ def compared(
         (TWO_TOWER, ""): TwoTower(model.encoder, ids, vectors),
         (CEILING, ""): TwoTower.quantized(model.encoder, ids, vectors, model.tokenizer),
     }
-    for kind in KINDS:
+    for kind in options.kinds:
         index = coded(kind, levels, train_vectors, vectors)
         systems[f"faiss {kind}", ""] = FaissCodes(model.encoder, ids, index)
         systems[f"faiss {kind}, unit length", ""] = TwoTower(model.encoder, ids, unit(index, len(vectors)))
@@ -201,7 +202,7 @@ def unit(index: Any, pictures: int) -> Float32[np.ndarray, "pictures dim"]:
 
 def report(rows: list[dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
     """Every figure, for `--json`."""
-    said = ("levels", "seeds", "settings", "beams", "test_concepts", "validation_concepts", "distance", "queries")
+    said = ("levels", "seeds", "settings", "beams", "kinds", "test_concepts", "validation_concepts", "distance", "queries")
     return {
         "benchmark": "equal_bytes",
         "machine": dataclasses.asdict(Machine.here()),

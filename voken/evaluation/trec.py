@@ -38,7 +38,7 @@ def write_run(path: Path, queries: Sequence[Query], answers: Sequence[Sequence[H
     lines = []
     for query, hits in zip(queries, answers, strict=True):
         query_id = encode_id(query.query_id)
-        scores = _falling([hit.score for hit in hits], query.query_id)
+        scores = falling_scores([hit.score for hit in hits], query.query_id)
         for rank, (hit, score) in enumerate(zip(hits, scores, strict=True), start=1):
             lines.append(f"{query_id} Q0 {encode_id(hit.image_id)} {rank} {score:.9g} {name}\n")
     _write(path, lines)
@@ -98,8 +98,11 @@ def decode_id(word: str) -> str:
     return unquote(word, errors="surrogatepass")
 
 
-def _falling(scores: Sequence[float], query_id: str) -> Sequence[np.float32]:
-    """The scores as 32-bit floats that fall strictly."""
+def falling_scores(scores: Sequence[float], query_id: str) -> list[np.float32]:
+    """Ranked scores as 32-bit floats that fall strictly, as above. `query_id` is for the message.
+
+    Raises `DataError` for a score that is not finite.
+    """
     falling: list[np.float32] = []
     for score in scores:
         if not np.isfinite(score):
