@@ -1,54 +1,119 @@
-"""Any generator over any sequences ranks pictures as brute force over all leaves does."""
+"""Search with any generator: against brute force over all leaves, with shared sequences and with few beams."""
+
+from __future__ import annotations
+
+import itertools
 
 import numpy as np
 import pytest
-from tiny_model import PrefixGenerator
+from test_beam import PrefixModel
 
+from voken.config import MAX_TEXT_CHARACTERS
 from voken.decoding.trie import VokenTrie
 from voken.errors import ConfigError, DataError
+from voken.evaluation.protocol import SearchSystem
+from voken.systems import generative
 from voken.systems.generative import GenerativeSystem
 
-SEQUENCES = np.array([[0, 1, 2], [3, 1, 0], [0, 1, 2], [2, 2, 2], [0, 0, 3], [3, 1, 1]], np.int32)
-IDS = list("abcdef")
+SIZE, LEVELS, PICTURES = 4, 3, 40
+TEXTS = ["a red cat", "dog", "two birds"]
+IDS = [f"picture {row}" for row in range(PICTURES)]
 
 
-def system(beams=20, ids=IDS):
-    return GenerativeSystem(PrefixGenerator(4, 3), VokenTrie.from_vokens(SEQUENCES, 4), ids, beams=beams)
+def make_sequences() -> np.ndarray:
+    """Drawn with repetition: of 40 pictures some share a sequence."""
+    every = np.array(list(itertools.product(range(SIZE), repeat=LEVELS)))
+    return every[np.random.default_rng(1).integers(len(every), size=PICTURES)]
 
 
-def log_prob(text, sequence):
-    total = 0.0
-    for level, voken in enumerate(sequence):
-        logits = PrefixGenerator(4, 3).logits(text, sequence[:level]).astype(np.float64)
-        total += logits[voken] - np.log(np.exp(logits).sum())
-    return total
+def make_system(sequences: np.ndarray | None = None, *, beams: int = 200, **options) -> GenerativeSystem:
+    sequences = make_sequences() if sequences is None else sequences
+    trie = VokenTrie.from_vokens(sequences, SIZE)
+    return GenerativeSystem(PrefixModel(SIZE, LEVELS), trie, IDS[: len(sequences)], beams=beams, **options)
 
 
-def test_ranking_is_that_of_every_sequence_scored():
-    texts = ["a dog", "two cats", "nothing at all"]
-    for text, hits in zip(texts, system().search(texts, 10), strict=True):
-        scores = {name: log_prob(text, tuple(row)) for name, row in zip(IDS, SEQUENCES.tolist(), strict=True)}
-        expected = sorted(IDS, key=lambda name: (-round(scores[name], 4), name))
-        assert [hit.image_id for hit in hits] == expected
-        np.testing.assert_allclose([hit.score for hit in hits], [scores[name] for name in expected], atol=1e-4)
-        assert all(hit.vokens == tuple(SEQUENCES[IDS.index(hit.image_id)]) for hit in hits)
-        shared = [hit for hit in hits if hit.image_id in "ac"]
-        assert shared[0].score == shared[1].score
+def test_it_is_a_search_system():
+    assert isinstance(make_system(), SearchSystem)
 
 
-def test_few_beams_give_few_hits_and_k_cuts():
-    (hits,) = system(beams=1).search(["a dog"], 10)
-    assert len({hit.vokens for hit in hits}) == 1
-    assert [len(hits) for hits in system().search(["x", "y"], 2)] == [2, 2]
-    assert system().search([], 3) == []
+def test_the_ranking_is_that_of_brute_force_over_all_leaves():
+    sequences = make_sequences()
+    assert len(np.unique(sequences, axis=0)) < PICTURES
+    model = PrefixModel(SIZE, LEVELS)
+    for text, hits in zip(TEXTS, make_system().search(TEXTS, PICTURES), strict=True):
+        scores = np.array([model.log_prob(text, tuple(sequence)) for sequence in sequences.tolist()])
+        order = np.argsort(-scores, kind="stable")  # equal sequences have equal sums, and so the pool's order
+        assert [hit.image_id for hit in hits] == [IDS[row] for row in order]
+        np.testing.assert_allclose([hit.score for hit in hits], scores[order], rtol=1e-5)
+        assert [hit.vokens for hit in hits] == [tuple(sequence) for sequence in sequences[order].tolist()]
 
 
-def test_what_cannot_be_asked_is_said():
+def test_pictures_of_one_sequence_tie_in_the_pools_order():
+    system = make_system(np.array([[1, 2, 3], [0, 0, 0], [1, 2, 3], [1, 2, 3]]))
+    for hits in system.search(TEXTS, 10):
+        assert len(hits) == 4
+        shared = [hit for hit in hits if hit.vokens == (1, 2, 3)]
+        assert [hit.image_id for hit in shared] == [IDS[0], IDS[2], IDS[3]]
+        assert len({hit.score for hit in shared}) == 1
+
+
+def test_k_cuts_within_a_shared_sequence():
+    system = make_system(np.array([[1, 2, 3]] * 5))
+    assert [hit.image_id for hit in system.search(["dog"], 2)[0]] == IDS[:2]
+
+
+def test_few_beams_give_few_hits():
+    """Three beams find three sequences: their pictures and no others come, however many are asked for."""
+    sequences = np.array([[first, second, 0] for first in range(SIZE) for second in range(SIZE)])
+    system = make_system(sequences, beams=3)
+    assert [len(hits) for hits in system.search(TEXTS, 10)] == [3, 3, 3]
+    assert [len(hits) for hits in system.search(TEXTS, 2)] == [2, 2, 2]
+
+
+def test_k_does_not_widen_the_beams():
+    """The first hits are the same whatever k is."""
+    system = make_system(beams=4)
+    for few, many in zip(system.search(TEXTS, 2), system.search(TEXTS, 40), strict=True):
+        assert many[:2] == few
+
+
+def test_texts_in_blocks_are_answered_as_alone(monkeypatch):
+    whole = make_system().search(TEXTS, 5)
+    monkeypatch.setattr(generative, "_LOGITS_AT_ONCE", 1)
+    for one, together in zip(make_system().search(TEXTS, 5), whole, strict=True):
+        assert [hit.image_id for hit in one] == [hit.image_id for hit in together]
+
+
+def test_paths_come_with_the_hits():
+    system = make_system(np.array([[1, 2, 3], [0, 0, 0]]), paths=["one.png", "two.png"])
+    assert {(hit.image_id, hit.path) for hit in system.search(["dog"], 2)[0]} == {
+        (IDS[0], "one.png"),
+        (IDS[1], "two.png"),
+    }
+
+
+def test_long_and_padded_texts_are_cut():
+    long = "a" * (MAX_TEXT_CHARACTERS + 50)
+    found, cut = make_system().search([f"  {long} ", long[:MAX_TEXT_CHARACTERS]], 5)
+    assert [hit.image_id for hit in found] == [hit.image_id for hit in cut]
+
+
+def test_nothing_asked_is_nothing_found():
+    assert make_system().search([], 5) == []
+
+
+def test_what_cannot_be_asked_is_refused():
     with pytest.raises(ConfigError, match="k: 0"):
-        system().search(["x"], 0)
+        make_system().search(["dog"], 0)
     with pytest.raises(ConfigError, match="empty"):
-        system().search(["x", "  "], 1)
-    with pytest.raises(ConfigError, match="beams"):
-        system(beams=0)
-    with pytest.raises(DataError, match="5 picture ids for 6 sequences"):
-        system(ids=IDS[:5])
+        make_system().search(["dog", " \t"], 5)
+    with pytest.raises(ConfigError, match="beams: 0"):
+        make_system(beams=0)
+
+
+def test_ids_and_sequences_must_match():
+    trie = VokenTrie.from_vokens(make_sequences(), SIZE)
+    with pytest.raises(DataError, match="39 picture ids for 40 sequences"):
+        GenerativeSystem(PrefixModel(SIZE, LEVELS), trie, IDS[:39], beams=5)
+    with pytest.raises(DataError, match="one a picture"):
+        GenerativeSystem(PrefixModel(SIZE, LEVELS), trie, IDS, beams=5, paths=["a.png"])
