@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm, linear, normalize, scaled_dot_product_attention
+from torch.nn.functional import linear, normalize
 
 from voken.artifact import read_json, write_json
 from voken.config import GeneratorConfig, from_dict
@@ -35,6 +35,7 @@ from voken.encoders.builtin import SentenceEncoder
 from voken.encoders.text_reader import TextReader
 from voken.encoders.two_tower import TwoTowerEncoder
 from voken.errors import ConfigError
+from voken.generator.decoder_layer import DecoderLayer
 from voken.generator.shared_start import by_level, flat_positions, levels_and_sight
 from voken.shapes import Bool, Float, Int
 
@@ -91,7 +92,7 @@ class LiteGenerator(nn.Module):
         self.start = nn.Parameter(torch.randn(width) * 0.02)
         self.place = nn.Parameter(torch.randn(levels, width) * 0.02)
         self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(_Layer(width, config.heads, config.dropout) for _ in range(config.layers))
+        self.layers = nn.ModuleList(DecoderLayer(width, config.heads, config.dropout) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
         rows = _copied_rows(self.entries, width) if config.copy_voken_embeddings else _random_rows(self.entries, width)
         self.voken_in = nn.Parameter(rows.clone())
@@ -236,9 +237,9 @@ class LiteGenerator(nn.Module):
         generator.load_state_dict(weights)
         return generator.eval()
 
-    def _layers(self) -> Iterator[_Layer]:
+    def _layers(self) -> Iterator[DecoderLayer]:
         for layer in self.layers:
-            assert isinstance(layer, _Layer)
+            assert isinstance(layer, DecoderLayer)
             yield layer
 
     def _aim(self, texts: Sequence[str], vectors: Float[Tensor, "queries dim"]) -> Float[Tensor, "queries e"]:
@@ -272,72 +273,6 @@ class LiteGenerator(nn.Module):
             wanted = self.similarity[level] * aim - self.repetition[level] * summed
             logits = logits + linear(wanted, self.entries[level])
         return logits
-
-
-class _Layer(nn.Module):
-    """Self-attention over the levels, cross-attention to the query, feed-forward; norms before each."""
-
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.drop = dropout
-        self.norms = nn.Parameter(torch.ones(3, width))
-        self.self_in = nn.Linear(width, 3 * width)
-        self.self_out = nn.Linear(width, width)
-        self.cross_query = nn.Linear(width, width)
-        self.cross_in = nn.Linear(width, 2 * width)
-        self.cross_out = nn.Linear(width, width)
-        self.up = nn.Linear(width, 4 * width)
-        self.down = nn.Linear(4 * width, width)
-        self.dropout = nn.Dropout(dropout)
-
-    def cross_keys(self, memory: Float[Tensor, "queries tokens width"]) -> tuple[Tensor, Tensor]:
-        keys, values = self._split(self.cross_in(memory)).chunk(2, 1)
-        return keys, values
-
-    def step(
-        self,
-        hidden: Float[Tensor, "queries beams width"],
-        past: tuple[Tensor, Tensor] | None,
-        cross: tuple[Tensor, Tensor],
-        mask: Tensor,
-    ) -> tuple[Float[Tensor, "queries beams width"], tuple[Tensor, Tensor]]:
-        queries, beams, width = hidden.shape
-        joint = self.self_in(self._norm(hidden, 0)).view(queries, beams, 3, self.heads, 1, width // self.heads)
-        query, keys, values = joint.unbind(2)
-        if past is not None:
-            keys, values = torch.cat([past[0], keys], 3), torch.cat([past[1], values], 3)
-        seen = scaled_dot_product_attention(query, keys, values).reshape(queries, beams, width)
-        hidden = hidden + self.self_out(seen)
-        return self._cross_and_feed(hidden, cross, mask), (keys, values)
-
-    def teacher_forced(
-        self,
-        hidden: Float[Tensor, "queries positions width"],
-        sees: Bool[Tensor, "positions positions"],
-        cross: tuple[Tensor, Tensor],
-        mask: Tensor,
-    ) -> Float[Tensor, "queries positions width"]:
-        queries, positions, _ = hidden.shape
-        joint = self.self_in(self._norm(hidden, 0)).view(queries, positions, 3, self.heads, -1)
-        query, keys, values = joint.transpose(1, 3).unbind(2)
-        seen = scaled_dot_product_attention(query, keys, values, attn_mask=sees)
-        hidden = hidden + self.dropout(self.self_out(seen.transpose(1, 2).reshape(hidden.shape)))
-        return self._cross_and_feed(hidden, cross, mask)
-
-    def _cross_and_feed(self, hidden: Tensor, cross: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
-        query = self._split(self.cross_query(self._norm(hidden, 1)))
-        seen = scaled_dot_product_attention(query, *cross, attn_mask=mask).transpose(1, 2).flatten(2)
-        hidden = hidden + self.dropout(self.cross_out(seen))
-        fed: Tensor = self.dropout(self.down(nn.functional.gelu(self.up(self._norm(hidden, 2)))))
-        return hidden + fed
-
-    def _norm(self, hidden: Tensor, which: int) -> Tensor:
-        return layer_norm(hidden, hidden.shape[-1:], self.norms[which].to(hidden.dtype))
-
-    def _split(self, hidden: Float[Tensor, "queries positions width"]) -> Tensor:
-        queries, positions, _ = hidden.shape
-        return hidden.view(queries, positions, -1, self.norms.shape[1] // self.heads).transpose(1, 2)
 
 
 def _tunable(reader: TextReader) -> SentenceEncoder:
