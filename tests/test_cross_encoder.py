@@ -116,8 +116,9 @@ def test_shuffled_captions_teach_nothing():
     run = train_cross_encoder(Reader(), train, CONFIG, seed=0)
     test = toy(3)
     _, one, reranked = systems(run.model, test)
-    assert share_first(one.search(NAMES, 1), test) < 0.25
-    assert share_first(reranked.search(NAMES, 1), test) < 0.45  # 1 / 6 by the colour
+    # 1 / 6 know the colour by the two-tower and guess the thing
+    assert share_first(one.search(NAMES, 1), test) < 0.3
+    assert share_first(reranked.search(NAMES, 1), test) < 0.3
 
 
 def test_untrained_it_ranks_as_the_two_tower():

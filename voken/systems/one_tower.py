@@ -82,7 +82,8 @@ class Reranked:
     are the scorer's; a hit behind them gets its own system's score, moved by one number for all, so that the first
     of them lies 1 below the last reranked hit. What was tied behind `depth` stays tied.
 
-    `image_ids` are the pool's, in the order of the scorer's rows.
+    `image_ids` are the pool's, in the order of the scorer's rows. `bytes_per_picture` is the sum of what system and
+    scorer say, None where one of them does not.
 
     Raises `ConfigError` for `depth` under 1, `EmptyDataError` without pictures, `DataError` where an id stands twice.
     """
