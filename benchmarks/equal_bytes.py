@@ -25,7 +25,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,33 +43,13 @@ from voken.evaluation.machine import Machine
 from voken.evaluation.protocol import Conditions, SearchSystem, evaluate, pool_of
 from voken.evaluation.tables import results_table
 from voken.fit import fit
-from voken.hit import Hit
 from voken.model import Model
 from voken.search import Searcher
 from voken.shapes import Float32
-from voken.systems.two_tower import TextEncoder, TwoTower
+from voken.systems.faiss_tower import FaissTower
+from voken.systems.two_tower import TwoTower
 
-KINDS = ("PQ", "OPQ", "RQ")
-RQ_BEAMS = 16
-"""How many encodings faiss's residual quantizer follows at once; its own default is 5."""
-
-
-@dataclass(frozen=True)
-class FaissCodes:
-    """Pictures as codes of a faiss index, searched asymmetrically by inner product."""
-
-    encoder: TextEncoder
-    image_ids: Sequence[str]
-    index: Any
-
-    def search(self, texts: list[str], k: int) -> list[list[Hit]]:
-        """As `voken.evaluation.protocol.SearchSystem`."""
-        queries = np.ascontiguousarray(self.encoder.encode_texts(texts), dtype=np.float32)
-        scores, rows = self.index.search(queries, min(k, len(self.image_ids)))
-        return [
-            [Hit(self.image_ids[row], "", score, ()) for row, score in zip(found, value, strict=True)]
-            for found, value in zip(rows.tolist(), scores.tolist(), strict=True)
-        ]
+KINDS = {"PQ": FaissTower.pq, "OPQ": FaissTower.opq, "RQ": FaissTower.rq}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -152,9 +131,9 @@ def compared(
         (CEILING, ""): TwoTower.quantized(model.encoder, ids, vectors, model.tokenizer),
     }
     for kind in options.kinds:
-        index = coded(kind, levels, train_vectors, vectors)
-        systems[f"faiss {kind}", ""] = FaissCodes(model.encoder, ids, index)
-        systems[f"faiss {kind}, unit length", ""] = TwoTower(model.encoder, ids, unit(index, len(vectors)))
+        coded = KINDS[kind](model.encoder, ids, vectors, train_vectors, bytes=levels)
+        systems[f"faiss {kind}", ""] = coded
+        systems[f"faiss {kind}, unit length", ""] = TwoTower(model.encoder, ids, unit(coded.rebuilt()))
     for readout in READOUTS:
         search = SearchConfig(options.beams, readout, model.search.voken_weight)
         systems[f"voken {model.config.name}", readout] = Searcher(model, collection, search, widen=False)
@@ -174,35 +153,25 @@ def compared(
     return rows
 
 
-def coded(
-    kind: str, levels: int, train: Float32[np.ndarray, "train dim"], vectors: Float32[np.ndarray, "pictures dim"]
-) -> Any:
-    """A faiss index of `levels` bytes a picture, trained on `train`, that holds `vectors`."""
-    import faiss
-
-    dim, product = vectors.shape[1], faiss.METRIC_INNER_PRODUCT
-    if kind == "RQ":
-        index: Any = faiss.IndexResidualQuantizer(dim, levels, 8, product)
-        index.rq.max_beam_size = RQ_BEAMS
-    else:
-        index = faiss.IndexPQ(dim, levels, 8, product)
-    if kind == "OPQ":
-        index = faiss.IndexPreTransform(faiss.OPQMatrix(dim, levels), index)
-    index.train(np.ascontiguousarray(train))
-    index.add(np.ascontiguousarray(vectors))
-    return index
-
-
-def unit(index: Any, pictures: int) -> Float32[np.ndarray, "pictures dim"]:
-    """The vectors that an index's codes rebuild, at length 1."""
-    rebuilt: np.ndarray = index.reconstruct_n(0, pictures)
-    rebuilt /= np.maximum(np.linalg.norm(rebuilt, axis=1, keepdims=True), 1e-12)
-    return rebuilt
+def unit(vectors: Float32[np.ndarray, "pictures dim"]) -> Float32[np.ndarray, "pictures dim"]:
+    """At length 1."""
+    scaled: np.ndarray = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return scaled
 
 
 def report(rows: list[dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
     """Every figure, for `--json`."""
-    said = ("levels", "seeds", "settings", "beams", "kinds", "test_concepts", "validation_concepts", "distance", "queries")
+    said = (
+        "levels",
+        "seeds",
+        "settings",
+        "beams",
+        "kinds",
+        "test_concepts",
+        "validation_concepts",
+        "distance",
+        "queries",
+    )
     return {
         "benchmark": "equal_bytes",
         "machine": dataclasses.asdict(Machine.here()),

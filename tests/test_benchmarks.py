@@ -97,21 +97,6 @@ def test_equal_bytes(benchmarks, pictures, tmp_path):
     draw(benchmarks, out, tmp_path, {f"bytes-{pictures.name}-test"})
 
 
-@pytest.mark.parametrize("kind", ["PQ", "OPQ", "RQ"])
-def test_codes_are_searched_by_inner_product_with_what_they_rebuild(benchmarks, kind):
-    equal_bytes = benchmarks("equal_bytes")
-    vectors = np.random.default_rng(0).standard_normal((400, 16)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    index = equal_bytes.coded(kind, 2, vectors[:300], vectors)
-    assert index.sa_code_size() == 2
-    rebuilt = index.reconstruct_n(0, 400)
-    assert 0 < np.square(rebuilt - vectors).sum(1).mean() < 1
-    scores, rows = index.search(vectors[:5], 400)
-    expected = np.take_along_axis(vectors[:5] @ rebuilt.T, rows, 1)
-    np.testing.assert_allclose(scores, expected, atol=1e-5)
-    np.testing.assert_allclose(np.linalg.norm(equal_bytes.unit(index, 400), axis=1), 1, atol=1e-5)
-
-
 def test_queries_are_of_concepts_that_are_there(benchmarks):
     def images(*rows):
         return Dataset("d", Path(), tuple(CaptionedImage(i, Path(i), c, concept=k) for i, c, k in rows))

@@ -16,7 +16,7 @@ import numpy as np
 
 from voken.errors import ConfigError, DataError, EmptyDataError
 from voken.hit import Hit
-from voken.shapes import Float, Int
+from voken.shapes import Float, Float32, Int
 
 _BLOCK = 2**23
 """Scores held at once: 32 MiB of float32."""
@@ -70,19 +70,7 @@ class TwoTower:
         vokens: Int[np.ndarray, "pictures M"] | None = None,
         bytes_per_picture: float | None = None,
     ) -> None:
-        if not len(image_ids):
-            raise EmptyDataError("There is no picture to search.")
-        if vectors.ndim != 2 or not vectors.shape[1]:
-            raise DataError(f"Picture vectors must be a (pictures, dim) array, not one of shape {vectors.shape}.")
-        for what, rows in (("vectors", vectors), ("paths", paths), ("rows of vokens", vokens)):
-            if rows is not None and len(rows) != len(image_ids):
-                raise DataError(f"{len(image_ids)} picture ids and {len(rows)} {what}: there must be one a picture.")
-        if len(set(image_ids)) != len(image_ids):
-            raise DataError("A picture id stands twice. Give every picture its own id.")
-        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-        if not np.isfinite(vectors).all():
-            bad = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
-            raise DataError(f"The vector of picture {image_ids[bad]!r} is not finite. Encode it again.")
+        vectors = checked_pictures(image_ids, vectors, paths=paths, vokens=vokens)
         self._encoder = encoder
         self._image_ids = tuple(image_ids)
         self._paths = ("",) * len(image_ids) if paths is None else tuple(map(str, paths))
@@ -128,15 +116,7 @@ class TwoTower:
             raise ConfigError(f"k: {k} pictures a query; ask for 1 or more.")
         if not texts:
             return []
-        queries = np.ascontiguousarray(self._encoder.encode_texts(texts), dtype=np.float32)
-        if queries.shape != (len(texts), self._rows.shape[1]):
-            raise DataError(
-                f"The encoder gave vectors of shape {queries.shape} for {len(texts)} texts; the pictures' are "
-                f"{self._rows.shape[1]} wide. Use the encoder that the pictures were encoded with."
-            )
-        if not np.isfinite(queries).all():
-            bad = int(np.flatnonzero(~np.isfinite(queries).all(axis=1))[0])
-            raise DataError(f"The encoder gave a vector that is not finite for the text {texts[bad]!r}.")
+        queries = read_queries(self._encoder, texts, self._rows.shape[1])
         step = max(1, _BLOCK // len(self._rows))
         hits: list[list[Hit]] = []
         for start in range(0, len(queries), step):
@@ -158,6 +138,48 @@ class TwoTower:
             Hit(self._image_ids[picture], self._paths[picture], value, self._vokens[picture])
             for picture, value in zip(pictures[best].tolist(), values[best].tolist(), strict=True)
         ]
+
+
+def checked_pictures(
+    image_ids: Sequence[str],
+    vectors: Float[np.ndarray, "pictures dim"],
+    *,
+    paths: Sequence[str] | None = None,
+    vokens: Int[np.ndarray, "pictures M"] | None = None,
+) -> Float32[np.ndarray, "pictures dim"]:
+    """The vectors as contiguous float32, a row a picture.
+
+    Raises `EmptyDataError` without pictures, `DataError` where lengths differ, an id stands twice, or a vector is
+    not finite.
+    """
+    if not len(image_ids):
+        raise EmptyDataError("There is no picture to search.")
+    if vectors.ndim != 2 or not vectors.shape[1]:
+        raise DataError(f"Picture vectors must be a (pictures, dim) array, not one of shape {vectors.shape}.")
+    for what, rows in (("vectors", vectors), ("paths", paths), ("rows of vokens", vokens)):
+        if rows is not None and len(rows) != len(image_ids):
+            raise DataError(f"{len(image_ids)} picture ids and {len(rows)} {what}: there must be one a picture.")
+    if len(set(image_ids)) != len(image_ids):
+        raise DataError("A picture id stands twice. Give every picture its own id.")
+    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    if not np.isfinite(vectors).all():
+        bad = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+        raise DataError(f"The vector of picture {image_ids[bad]!r} is not finite. Encode it again.")
+    return vectors
+
+
+def read_queries(encoder: TextEncoder, texts: Sequence[str], dim: int) -> Float32[np.ndarray, "texts dim"]:
+    """The texts' vectors as contiguous float32. Raises `DataError` where they are not `dim` wide, or not finite."""
+    queries = np.ascontiguousarray(encoder.encode_texts(texts), dtype=np.float32)
+    if queries.shape != (len(texts), dim):
+        raise DataError(
+            f"The encoder gave vectors of shape {queries.shape} for {len(texts)} texts; the pictures' are "
+            f"{dim} wide. Use the encoder that the pictures were encoded with."
+        )
+    if not np.isfinite(queries).all():
+        bad = int(np.flatnonzero(~np.isfinite(queries).all(axis=1))[0])
+        raise DataError(f"The encoder gave a vector that is not finite for the text {texts[bad]!r}.")
+    return queries
 
 
 def _distinct_rows(
