@@ -590,6 +590,9 @@ def reproduce(
     transductive: Annotated[
         bool, typer.Option("--transductive", help="Train on captions made for the pool too, in a column of its own.")
     ] = False,
+    checkpoints: Annotated[
+        str, typer.Option("--checkpoints", help="Folder of the weights of t5-base, llama-7b …, or: hub.")
+    ] = "",
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting over the track's.")
     ] = None,
@@ -615,6 +618,7 @@ def reproduce(
         transductive=transductive,
         settings=tuple(_assignments(settings or []).items()),
         cache=cache,
+        checkpoints=checkpoints,
     )
     with progress_bars() as progress:
         written = reproduce(request, tell=lambda line: typer.secho(line, err=True), progress=progress)

@@ -90,7 +90,7 @@ class GeneratorConfig:
 
     family: Literal["t5", "llama", "lite"] = "t5"
     checkpoint: str = ""
-    """Hub name or folder for t5 and llama; lite reads with the built-in sentence encoder."""
+    """Hub name or folder for t5 and llama, or a .gguf file for llama; lite reads with the built-in sentence encoder."""
     max_query_tokens: int = 64
     width: int = 256
     layers: int = 2

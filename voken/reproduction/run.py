@@ -12,7 +12,7 @@ from voken.encoders.cache import VectorCache
 from voken.errors import ConfigError, MissingExtraError
 from voken.progress import Progress, no_progress
 from voken.reproduction.arena import Arena
-from voken.reproduction.cells import Cell, cost_of, run_cell
+from voken.reproduction.cells import Cell, cost_of, folder_of, run_cell
 from voken.reproduction.contestants import BUILDERS
 from voken.reproduction.tables import TABLES, Record, as_json, as_markdown, cell_name, filled
 from voken.reproduction.tracks import track
@@ -37,6 +37,8 @@ class Request:
     settings: tuple[tuple[str, str], ...] = ()
     """Dotted settings over the track's."""
     cache: Path | None = None
+    checkpoints: str = ""
+    """Folder of the backbones' weights, or "hub" where it can be reached."""
 
 
 def reproduce(
@@ -77,15 +79,15 @@ def reproduce(
                 continue
             tell(f"seed {seed}, {number} of {len(cells)}: {said}, {cell.protocol}")
             try:
-                rows = run_cell(cell, arena, quick=request.quick)
+                rows = run_cell(cell, arena, quick=request.quick, checkpoints=request.checkpoints)
             except (ConfigError, MissingExtraError) as error:
                 absent[said] = str(error)
                 tell(f"left out: {said}: {error}")
                 continue
             results.setdefault(cell_name(cell), {})[seed] = rows
-            costs.append(
-                {"cell": said, "seed": seed, "protocol": cell.protocol} | cost_of(cell, arena, quick=request.quick)
-            )
+            kept = folder_of(cell, arena, quick=request.quick)
+            which = {"cell": said, "seed": seed, "protocol": cell.protocol, "folder": str(kept.relative_to(folder))}
+            costs.append(which | cost_of(cell, arena, quick=request.quick))
             _write(names, results, folder, request.track)
     written = _write(names, results, folder, request.track)
     asked = {name: str(value) if isinstance(value, Path) else value for name, value in vars(request).items()}

@@ -23,8 +23,8 @@ class Track:
     """Dotted settings over the preset's."""
     test_concepts: int | None = None
     validation_concepts: int = 200
-    distance: int = 2
-    """Test pictures with a train picture's dHash within so many bits are dropped."""
+    distance: int | None = 2
+    """Test pictures with a train picture's dHash within so many bits are dropped; None: no picture is."""
     queries: int | None = 1000
     """Drawn by the seed where there are more; None: all are asked."""
     distinct: bool = True
@@ -54,7 +54,7 @@ class Track:
             wanted, validation = wanted // 6, validation // 6
         # a tenth more than wanted: some are dropped as near-duplicates
         drawn = resplit(dataset, seed=seed, test_concepts=wanted + wanted // 10, validation_concepts=validation)
-        clean, _ = drop_near_duplicates(drawn, distance=self.distance)
+        clean = drawn if self.distance is None else drop_near_duplicates(drawn, distance=self.distance)[0]
         concepts = sorted(clean.split("test").concepts)
         kept = {concepts[row] for row in np.random.default_rng(seed).permutation(len(concepts))[:wanted]}
         images_kept = tuple(image for image in clean.images if image.split != "test" or image.concept in kept)
