@@ -14,7 +14,6 @@ from voken.config import preset
 from voken.data.captions import CaptionedImage, Dataset, write_dataset
 from voken.demo.page import (
     Page,
-    Picture,
     ShownEpoch,
     ShownGroup,
     ShownHit,
@@ -22,13 +21,13 @@ from voken.demo.page import (
     ShownQuery,
     ShownRow,
     render,
-    thumbnail,
     write_page,
 )
 from voken.demo.pairs import find_pairs
 from voken.demo.queries import demo_queries
 from voken.demo.run import run
 from voken.errors import ConfigError
+from voken.html import Picture, thumbnail
 from voken.image_tokenizer.report import LevelUsage
 
 VOID = {"meta", "img", "br", "circle", "polyline"}

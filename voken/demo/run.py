@@ -18,7 +18,6 @@ from voken.data.captions import CaptionedImage, Dataset
 from voken.data.sources import emoji
 from voken.demo.page import (
     Page,
-    Picture,
     ShownEpoch,
     ShownGroup,
     ShownHit,
@@ -34,6 +33,7 @@ from voken.errors import ConfigError
 from voken.evaluation.benchmark import Benchmark, benchmark
 from voken.evaluation.protocol import Evaluation
 from voken.fit import fit
+from voken.html import Picture
 from voken.image_tokenizer.report import report
 from voken.model import Model
 from voken.progress import Progress, no_progress
