@@ -6,9 +6,9 @@ to 6; docs/protocol.md says how to read them. They stand in columns of their own
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from voken.errors import ConfigError
 from voken.evaluation.comparison import Row, compare_rows
@@ -294,34 +294,70 @@ def as_json(table: Table, measured: Sequence[Measured], track: str) -> dict[str,
     }
 
 
+Group = Literal["", "the paper says", "inductive", "transductive", "cost"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table as text, a cell a line. `group` says whose figures these are."""
+
+    group: Group
+    head: str
+    cells: tuple[str, ...]
+
+
+def columns(saved: Mapping[str, Any]) -> tuple[Column, ...]:
+    """The columns of a table as `as_json` gives it: what every rendering of it shows.
+
+    A column that would be empty is left out: of a data set the paper says nothing about, of a protocol not measured.
+    """
+    lines = saved["lines"]
+    papers = [name for name in (_FLICKR, _COCO) if any(name in line["the paper says"] for line in lines)]
+    compared = any(line["against the last generate row"] for line in lines)
+    other = any(line["transductive"] for line in lines)
+    heads: list[tuple[Group, str]] = [("", ""), *(("the paper says", f"{name} R@1 / 5 / 10") for name in papers)]
+    heads += [("inductive", "R@1"), ("inductive", "R@5"), ("inductive", "R@10")]
+    heads += [("inductive", "difference to AVG at R@10 (p)")] if compared else []
+    heads += [("inductive", "sequence-level R@1 / 5 / 10"), ("inductive", "collisions")]
+    heads += [("transductive", "R@1 / 5 / 10")] if other else []
+    heads += [("cost", "beams"), ("cost", "bytes/picture"), ("cost", "queries/s")]
+    rows = []
+    for line in lines:
+        cells = [str(line["label"]), *(_paper(line["the paper says"].get(name)) for name in papers)]
+        cells += _recalls(line["inductive"]) or ["–"] * 3
+        cells += [_difference(line["against the last generate row"])] if compared else []
+        cells += _sequence_level(line["inductive"])
+        cells += [" / ".join(_recalls(line["transductive"])) or "–"] if other else []
+        rows.append(cells + _costs(line["inductive"] or line["transductive"]))
+    return tuple(Column(group, head, tuple(row[place] for row in rows)) for place, (group, head) in enumerate(heads))
+
+
+def footer(saved: Mapping[str, Any]) -> str:
+    """Pool, queries, seeds and machine of a table as `as_json` gives it."""
+    records = [record for line in saved["lines"] for record in (*line["inductive"], *line["transductive"])]
+    pools = sorted({record["pool_size"] for record in records})
+    asked = sorted({record["query_count"] for record in records})
+    seeds = ", ".join(map(str, sorted({record["seed"] for record in records})))
+    machines = sorted({f"{record['machine']['cpu']}, {record['machine']['cores']} cores" for record in records})
+    sizes, counts = (" to ".join(f"{value:,}" for value in sorted({all_[0], all_[-1]})) for all_ in (pools, asked))
+    return f"Pool {sizes} pictures, {counts} queries a seed; seeds {seeds}; {'; '.join(machines)}."
+
+
 def as_markdown(table: Table, measured: Sequence[Measured], track: str) -> str:
     """A line a row: what the paper says, and beside it what was measured, never mixed."""
-    papers = [name for name in (_FLICKR, _COCO) if any(name in one.line.paper for one in measured)]
-    other = any(one.transductive for one in measured)
-    compared = reference(measured)
-    heads = [
-        "",
-        *(f"the paper says: {name} R@1 / 5 / 10" for name in papers),
-        "**measured**, inductive R@1",
-        "R@5",
-        "R@10",
-    ]
-    heads += ["difference to AVG at R@10 (p)"] if compared else []
-    heads += ["sequence-level R@1 / 5 / 10", "collisions"]
-    heads += ["transductive R@1 / 5 / 10"] if other else []
-    heads += ["beams", "bytes/picture", "queries/s"]
+    saved = as_json(table, measured, track)
+    shown = columns(saved)
+    heads, before = [], ""
+    for column in shown:
+        # once where the paper's columns end; the transductive ones must never pass for the others
+        said = {"the paper says": "the paper says: ", "transductive": "transductive "}.get(column.group, "")
+        if column.group == "inductive" != before:
+            said = "**measured**, inductive "
+        heads.append(said + column.head)
+        before = column.group
     lines = [f"**{table.title}** — {track}", "", _cells(heads), _cells(["---", *["---:"] * (len(heads) - 1)])]
-    for one in measured:
-        cells = [one.line.label, *(_paper(one.line.paper.get(name)) for name in papers)]
-        cells += _recalls(one.inductive) or ["–"] * 3
-        if compared:
-            cells.append(_difference(_against(one, compared)))
-        cells += _sequence_level(one.inductive)
-        if other:
-            cells.append(" / ".join(_recalls(one.transductive)) or "–")
-        cells += _costs(one.inductive or one.transductive)
-        lines.append(_cells(cells))
-    return "\n".join([*lines, "", *([table.note, ""] if table.note else []), _footer(measured)])
+    lines += map(_cells, zip(*(column.cells for column in shown), strict=True))
+    return "\n".join([*lines, "", *([table.note, ""] if table.note else []), footer(saved)])
 
 
 def reference(measured: Sequence[Measured]) -> Measured | None:
@@ -377,7 +413,7 @@ def _costs(records: Sequence[Record]) -> list[str]:
     return [beams, stored, f"{speed:,.3g}" if speed < 1000 else f"{speed:,.0f}"]
 
 
-def _paper(figures: Figures | None) -> str:
+def _paper(figures: Sequence[float | None] | None) -> str:
     return "–" if figures is None else " / ".join("–" if value is None else f"{value:g}" for value in figures)
 
 
@@ -387,16 +423,6 @@ def _percent(mean: float, deviation: float | None) -> str:
 
 def _cells(values: Sequence[str]) -> str:
     return "| " + " | ".join(value.replace("|", "\\|") for value in values) + " |"
-
-
-def _footer(measured: Sequence[Measured]) -> str:
-    records = [record for one in measured for record in (*one.inductive, *one.transductive)]
-    pools = sorted({record["pool_size"] for record in records})
-    asked = sorted({record["query_count"] for record in records})
-    seeds = ", ".join(map(str, sorted({record["seed"] for record in records})))
-    machines = sorted({f"{record['machine']['cpu']}, {record['machine']['cores']} cores" for record in records})
-    sizes, counts = (" to ".join(f"{value:,}" for value in sorted({all_[0], all_[-1]})) for all_ in (pools, asked))
-    return f"Pool {sizes} pictures, {counts} queries a seed; seeds {seeds}; {'; '.join(machines)}."
 
 
 def _without_queries(record: Record) -> Record:
