@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,7 @@ def reproduce(
             try:
                 rows = run_cell(cell, arena, quick=request.quick, checkpoints=request.checkpoints)
             except (ConfigError, MissingExtraError) as error:
+                shutil.rmtree(folder_of(cell, arena, quick=request.quick), ignore_errors=True)
                 absent[said] = str(error)
                 tell(f"left out: {said}: {error}")
                 continue

@@ -135,7 +135,7 @@ def grace_settings(**changes: int | float) -> GeneratorConfig:
         copy_voken_embeddings=False,
         logit_temperature=1.0,
         discrimination="none",
-        epochs=10,
+        epochs=6,
         patience=3,
         learning_rate=1e-3,
     )

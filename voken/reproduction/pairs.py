@@ -1,0 +1,76 @@
+"""Pairs of a pool's pictures by how much of their voken sequences they share, chosen by nobody (Figure 5)."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from voken.shapes import Bool, Int
+
+_CONSIDERED = 2000
+_READ = 2000
+_WORD = re.compile(r"\w+")
+
+
+@dataclass(frozen=True)
+class PairGroup:
+    """All pairs that share as much, and the few of them to show."""
+
+    shared: int
+    """Vokens that both begin with."""
+    total: int
+    shown: tuple[tuple[int, int], ...]
+    """By row. Pictures come by the hash of their ids, and none twice."""
+    overlap: float | None
+    """Words that the captions of both hold, as a share of those that either holds; the mean over (a sample of) all
+    pairs of the group, shown or not. None without pairs."""
+
+
+def pairs_by_vokens(
+    ids: Sequence[str], captions: Sequence[Sequence[str]], vokens: Int[np.ndarray, "pictures M"], *, count: int = 4
+) -> tuple[PairGroup, ...]:
+    """Four groups: no voken alike at any level; the first alike and not the second; all but the last; all.
+
+    Groups that are one and the same where M is 1 or 2 stand once. Of a large pool the first 2,000 pictures by the hash
+    of their ids are compared. Which pairs are shown depends on ids and vokens alone, not on the pictures or captions.
+    """
+    order = sorted(range(len(ids)), key=lambda row: hashlib.sha256(ids[row].encode()).hexdigest())[:_CONSIDERED]
+    found = vokens[order]
+    size, levels = len(order), vokens.shape[1]
+    alike = np.zeros((size, size), dtype=np.int16)
+    shared = np.zeros((size, size), dtype=np.int16)
+    beginning = np.ones((size, size), dtype=bool)
+    for level in range(levels):
+        equal = found[:, level, None] == found[None, :, level]
+        alike += equal
+        beginning &= equal
+        shared += beginning
+    words = [frozenset(_WORD.findall(" ".join(captions[row]).casefold())) for row in order]
+
+    def group(length: int, members: Bool[np.ndarray, "pictures pictures"]) -> PairGroup:
+        # column before row: the pair whose later picture comes first by the hash
+        later, earlier = np.nonzero(np.tril(members, -1))
+        taken: set[int] = set()
+        shown: list[tuple[int, int]] = []
+        for one, other in zip(earlier.tolist(), later.tolist(), strict=True):
+            if len(shown) == count:
+                break
+            if one not in taken and other not in taken:
+                taken |= {one, other}
+                shown.append((order[one], order[other]))
+        read = np.arange(len(later))
+        if len(read) > _READ:
+            read = np.random.default_rng(0).choice(len(later), _READ, replace=False)
+        overlaps = [_overlap(words[earlier[place]], words[later[place]]) for place in read.tolist()]
+        return PairGroup(length, len(later), tuple(shown), float(np.mean(overlaps)) if overlaps else None)
+
+    lengths = sorted({1, levels - 1, levels} - {0})
+    return (group(0, alike == 0), *(group(length, shared == length) for length in lengths))
+
+
+def _overlap(one: frozenset[str], other: frozenset[str]) -> float:
+    return len(one & other) / max(len(one | other), 1)
