@@ -83,6 +83,11 @@ def ours(arena: Arena, order: Order, name: str = "AVG") -> Iterator[Contestant]:
         yield Contestant(name, found, search.readout, beams, stored, vokens)
 
 
+def variant(arena: Arena, order: Order) -> Iterator[Contestant]:
+    """Our system with other settings, log-probability alone: what ablations and sweeps compare."""
+    yield next(ours(arena, order))
+
+
 def beams(arena: Arena, order: Order) -> Iterator[Contestant]:
     """Our system, log-probability alone, at the beams of Table 7."""
     model, collection, vokens = _fitted(arena, order)
@@ -150,12 +155,12 @@ def genius(arena: Arena, order: Order) -> Iterator[Contestant]:
     prepared = arena.prepared_for(order.protocol)
     train, validation = prepared.train, prepared.validation
     few: dict[str, Any] = {"epochs": 5} if order.quick else {}
-    levels: dict[str, Any] = {"levels": min(4, arena.config.tokenizer.levels)}
-    levels |= {"codebook_size": min(256, arena.config.tokenizer.codebook_size)}
+    same = arena.config.tokenizer
+    shape = {"levels": same.levels, "codebook_size": same.codebook_size}
     tokenizer, _ = train_tokenizer(
         train.paired(),
         validation.paired(),
-        genius_tokenizer(**(few | levels)),
+        genius_tokenizer(**(few | shape)),
         seed=arena.seed,
         device=prepared.device,
         progress=arena.progress,
@@ -324,6 +329,7 @@ def _sequence_bytes(levels: int, entries: int) -> float:
 
 BUILDERS: dict[str, Builder] = {
     "ours": ours,
+    "variant": variant,
     "beams": beams,
     "irgen": irgen,
     "genius": genius,
