@@ -14,7 +14,7 @@ from voken.cli import app
 from voken.data.captions import Dataset, read_dataset
 from voken.errors import ConfigError
 from voken.evaluation.trec import read_qrels, read_run
-from voken.reproduction import cells, contestants, tracks
+from voken.reproduction import cells, contestants, figure4, tracks
 from voken.reproduction.run import Request, reproduce
 from voken.reproduction.tables import TABLES, Cell, Line, Table, as_markdown, filled
 from voken.reproduction.tracks import Track, track
@@ -192,6 +192,18 @@ def test_few_beams_have_no_recall_past_them(pictures, out):
     written = reproduce(request(pictures, out, "table7"))
     row = next(line for line in written["table7"].splitlines() if line.startswith("| 5 beams"))
     assert [cell.strip() for cell in row.split("|")][5] == "–"
+
+
+def test_speed_against_size_is_measured_once(pictures, out, monkeypatch):
+    monkeypatch.setattr(figure4, "SIZES", (50, 200))
+    monkeypatch.setattr(figure4, "BEAMS", 4)
+    written = reproduce(request(pictures, out, "figure4"))
+    assert "| AVG, generate |" in written["figure4"]
+    found = json.loads((out / "tiny" / "figure4.json").read_text())
+    assert found["sizes"] == [50, 200]
+    assert all(speed > 0 for row in found["queries_per_second"].values() for speed in row.values())
+    monkeypatch.setattr(figure4, "measure", None)
+    assert reproduce(request(pictures, out, "figure4")) == written
 
 
 def test_unknown_names_are_said():

@@ -576,7 +576,7 @@ def report(
 
 @app.command(epilog="Example: voken reproduce table1 --track emoji --data emoji --out runs")
 def reproduce(
-    what: Annotated[list[str], typer.Argument(metavar="TABLE...", help="table1 to table7, or all.")],
+    what: Annotated[list[str], typer.Argument(metavar="WHAT...", help="table1 to table7, figure4, or all.")],
     track: Annotated[
         str,
         typer.Option("--track", help="emoji, icons, flickr30k or coco5k: protocol and settings.", show_default=False),

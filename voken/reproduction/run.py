@@ -12,18 +12,20 @@ from voken import artifact
 from voken.encoders.cache import VectorCache
 from voken.errors import ConfigError, MissingExtraError
 from voken.progress import Progress, no_progress
+from voken.reproduction import figure4
 from voken.reproduction.arena import Arena
 from voken.reproduction.cells import Cell, cost_of, folder_of, run_cell
 from voken.reproduction.contestants import BUILDERS
 from voken.reproduction.tables import TABLES, Record, as_json, as_markdown, cell_name, filled
 from voken.reproduction.tracks import track
 
+FIGURE = "figure4"
 QUICK_TABLES = ("table1", "table3", "table7")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to reproduce. `what` are names of tables, or "all"."""
+    """What to reproduce. `what` are names of tables, "figure4", or "all"; Figure 5 is part of the page."""
 
     what: tuple[str, ...]
     track: str
@@ -32,7 +34,7 @@ class Request:
     images: Path | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
     quick: bool = False
-    """A sixth of the concepts, small settings, and of "all" three tables only: for a look, and for CI."""
+    """A sixth of the concepts, small settings, and of "all" three tables and Figure 4 only: for a look, and for CI."""
     transductive: bool = False
     """Also the second protocol, in its own column."""
     settings: tuple[tuple[str, str], ...] = ()
@@ -58,12 +60,13 @@ def reproduce(
     for name in names:
         cells += [
             cell
-            for cell in TABLES[name].cells()
+            for cell in (TABLES[name].cells() if name in TABLES else ())
             if cell not in cells and (request.transductive or cell.protocol == "inductive")
         ]
     results: dict[str, dict[int, list[Record]]] = {}
     costs: list[dict[str, Any]] = []
     absent: dict[str, str] = {}
+    arenas: list[Arena] = []
     for seed in request.seeds:
         config = chosen.config(seed, quick=request.quick).override(dict(request.settings))
         arena = Arena(
@@ -74,6 +77,7 @@ def reproduce(
             VectorCache(request.cache or request.out / "vectors"),
             progress,
         )
+        arenas.append(arena)
         for number, cell in enumerate(cells, start=1):
             said = " ".join([cell.builder, *cell.settings.values()])
             if said in absent or cell.builder not in BUILDERS:
@@ -92,6 +96,8 @@ def reproduce(
             costs.append(which | cost_of(cell, arena, quick=request.quick))
             _write(names, results, folder, request.track)
     written = _write(names, results, folder, request.track)
+    if FIGURE in names:
+        written[FIGURE] = _figure(arenas[0], folder, quick=request.quick, tell=tell)
     asked = {name: str(value) if isinstance(value, Path) else value for name, value in vars(request).items()}
     artifact.write_json(folder / "run.json", {"request": asked, "costs": costs, "left out": absent})
     return written
@@ -99,11 +105,25 @@ def reproduce(
 
 def _names(request: Request) -> tuple[str, ...]:
     if "all" in request.what:
-        return QUICK_TABLES if request.quick else tuple(TABLES)
+        return (*(QUICK_TABLES if request.quick else TABLES), FIGURE)
     for name in request.what:
-        if name not in TABLES:
-            raise ConfigError(f"{name!r}: no such table. There are: {', '.join(TABLES)}, all.")
+        if name not in TABLES and name != FIGURE:
+            raise ConfigError(f"{name!r}: no such table. There are: {', '.join(TABLES)}, {FIGURE}, all.")
     return tuple(dict.fromkeys(request.what))
+
+
+def _figure(arena: Arena, folder: Path, *, quick: bool, tell: Callable[[str], None]) -> str:
+    """Measured once: what is there is found again."""
+    path = folder / f"{FIGURE}.json"
+    if not path.exists():
+        tell("queries a second against the size of the pool")
+        work = arena.folder / f"{FIGURE}.work"
+        work.mkdir(parents=True, exist_ok=True)
+        artifact.write_json(path, figure4.measure(arena, work, quick=quick))
+        shutil.rmtree(work, ignore_errors=True)
+    text = figure4.as_markdown(artifact.read_json(path))
+    (folder / f"{FIGURE}.md").write_text(text + "\n", encoding="utf-8")
+    return text
 
 
 def _write(
@@ -112,6 +132,8 @@ def _write(
     """After every cell, so that a run of hours can be watched."""
     written = {}
     for name in names:
+        if name not in TABLES:
+            continue
         measured = filled(TABLES[name], results)
         if not measured:
             continue

@@ -1,0 +1,117 @@
+"""Figure 4 of the paper: queries a second against the size of the pool.
+
+Speed does not depend on what vectors and sequences say, so these are random, and any pool size can be had; the
+encoder and the generator's shapes are the track's. Texts are the track's queries, one at a time. Systems take turns.
+
+GRACE has no line: its identifiers on our generator (see `voken.systems.grace`) are as fast as our vokens of the same
+length. In the paper it is slower for its larger language model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from voken.collection.number_column import NumberColumn
+from voken.collection.store import Collection
+from voken.decoding.trie import VokenTrie
+from voken.evaluation.machine import Machine
+from voken.fit import make_generator
+from voken.image_tokenizer.train import train_tokenizer
+from voken.model import Model
+from voken.reproduction.arena import Arena
+from voken.search import Searcher, load_model
+
+SIZES = (1_000, 10_000, 100_000, 370_000)
+QUICK_SIZES = (1_000, 10_000)
+BEAMS = 20
+_TEXTS = 12
+_TOP = 10
+
+Search = Callable[[list[str]], object]
+
+
+def measure(arena: Arena, work: Path, *, quick: bool, rounds: int = 5) -> dict[str, Any]:
+    """Queries a second of our system and of the exact two-tower, by pool size: medians over `rounds`."""
+    sizes = QUICK_SIZES if quick else SIZES
+    texts = [query.text for query in arena.queries[:_TEXTS]]
+    searches = {size: _searches(arena, work, size) for size in sizes}
+    seconds: dict[str, dict[int, list[float]]] = {}
+    for number in range(-1, rounds):  # the first round pays for what loads lazily
+        for size, systems in searches.items():
+            for name, search in systems.items():
+                begin = time.perf_counter()
+                for text in texts:
+                    search([text])
+                if number >= 0:
+                    taken = (time.perf_counter() - begin) / len(texts)
+                    seconds.setdefault(name, {}).setdefault(size, []).append(taken)
+        arena.progress("figure 4", number + 2, rounds + 1)
+    return {
+        "figure": "figure4",
+        "title": "Figure 4. Queries a second against the size of the pool",
+        "track": arena.track.name,
+        "beams": BEAMS,
+        "sizes": list(sizes),
+        "queries_per_second": {
+            name: {str(size): 1 / statistics.median(times) for size, times in found.items()}
+            for name, found in seconds.items()
+        },
+        "machine": dataclasses.asdict(Machine.here()),
+    }
+
+
+def as_markdown(found: dict[str, Any]) -> str:
+    """A line a system, a column a size."""
+    sizes: Sequence[int] = found["sizes"]
+    lines = [f"**{found['title']}** — {found['track']}, one query at a time, {found['beams']} beams", ""]
+    lines.append("| | " + " | ".join(f"{size:,}" for size in sizes) + " | largest / smallest |")
+    lines.append("| --- |" + " ---: |" * (len(sizes) + 1))
+    for name, speeds in found["queries_per_second"].items():
+        values = [speeds[str(size)] for size in sizes]
+        cells = [f"{value:,.1f}" for value in values] + [f"{values[-1] / values[0]:.2f}"]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    machine = found["machine"]
+    return "\n".join([*lines, "", f"Random vectors and sequences; {machine['cpu']}, {machine['cores']} cores."])
+
+
+def _searches(arena: Arena, work: Path, size: int) -> dict[str, Search]:
+    from voken.systems.faiss_tower import FaissTower
+
+    random = np.random.default_rng(arena.seed)
+    encoder = arena.prepared.encoder
+    model = load_model(_model(arena, work))
+    levels, entries = arena.config.tokenizer.levels, arena.config.tokenizer.codebook_size
+    trie = VokenTrie.from_vokens(random.integers(0, entries, (size, levels), dtype=np.int32), entries)
+    ids = NumberColumn(size)
+    collection = Collection(ids, Path(), ids, trie, None, model.fingerprint)
+    settings = dataclasses.replace(model.search, beams=BEAMS, readout="generate")
+    ours = Searcher(model, collection, settings, widen=False)
+    vectors = random.standard_normal((size, arena.vectors.shape[1]), dtype=np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    exact = FaissTower.flat(encoder, [str(row) for row in range(size)], vectors)
+    return {
+        "AVG, generate": lambda texts: ours.search(texts, _TOP),
+        "two-tower, exact": lambda texts: exact.search(texts, _TOP),
+    }
+
+
+def _model(arena: Arena, work: Path) -> Path:
+    """Our system with its real codebooks and an untrained generator, whose speed is that of a trained one."""
+    folder = work / "model"
+    if not folder.exists():
+        prepared, config = arena.prepared, arena.config
+        short = dataclasses.replace(config.tokenizer, epochs=0)
+        tokenizer, _ = train_tokenizer(
+            prepared.train.paired(), prepared.validation.paired(), short, seed=arena.seed, progress=arena.progress
+        )
+        generator = make_generator(prepared, tokenizer, config)
+        search = dataclasses.replace(config.search, voken_weight=0.0, vector_weight=0.0)
+        Model(config, prepared.encoder, tokenizer, generator, search, {}).save(folder)
+    return folder
