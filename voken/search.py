@@ -151,7 +151,7 @@ class Searcher:
             raise ConfigError(f"search.beams: {self.search_config.beams}; at least 1 is needed.")
         wanted = max(self.search_config.beams, k) if self._widen else self.search_config.beams
         beams = min(wanted, self.collection.trie.sequences)
-        return [_readable(text, place) for place, text in enumerate(texts)], (k, beams)
+        return [readable_text(text, place) for place, text in enumerate(texts)], (k, beams)
 
     def _answer(self, key: tuple[int, int], texts: list[str]) -> list[list[Hit]]:
         k, beams = key
@@ -229,7 +229,8 @@ def _weight(search: SearchConfig, chosen: SearchConfig, collection: Collection) 
     return float(weight)
 
 
-def _readable(text: str, place: int) -> str:
+def readable_text(text: str, place: int) -> str:
+    """What is read of the query at `place` (from 0). Raises `ConfigError` where nothing is left of it."""
     # a lone surrogate, which a terminal may pass on, breaks every tokenizer
     cut = text.strip()[:MAX_TEXT_CHARACTERS].rstrip().encode("utf-8", "replace").decode("utf-8")
     if not cut:

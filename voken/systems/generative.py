@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from voken.config import MAX_TEXT_CHARACTERS
 from voken.decoding.beam import beam_search
 from voken.decoding.interface import StepModel
 from voken.decoding.trie import VokenTrie
 from voken.errors import ConfigError, DataError
 from voken.hit import Hit
+from voken.search import readable_text
 
 _LOGITS_AT_ONCE = 1 << 24
 
@@ -50,9 +50,7 @@ class GenerativeSystem:
         """For each text at most `k` pictures, best first. Raises `ConfigError` for a `k` under 1 and an empty text."""
         if k < 1:
             raise ConfigError(f"k: {k} pictures a query; ask for 1 or more.")
-        if any(not text.strip() for text in texts):
-            raise ConfigError("A query is empty. Say in a few words what the picture shows.")
-        read = [text.strip()[:MAX_TEXT_CHARACTERS] for text in texts]
+        read = [readable_text(text, place) for place, text in enumerate(texts)]
         step = max(1, _LOGITS_AT_ONCE // (self._beams * self._trie.codebook_size))
         hits: list[list[Hit]] = []
         for start in range(0, len(read), step):
