@@ -17,7 +17,7 @@ from voken.encoders.cache import VectorCache
 from voken.encoders.picture_vectors import picture_vectors
 from voken.errors import ConfigError, CorruptArtifactError, EmptyDataError, ResumeError, SplitLeakError, StorageError
 from voken.evaluation.benchmark import benchmark
-from voken.fit import caption_memory, fit, prepare, side_of
+from voken.fit import caption_memory, fit, prepare, side_of, with_made_captions
 from voken.model import Model
 
 COLOURS = {"red": (230, 30, 30), "green": (30, 200, 40), "blue": (30, 60, 230), "yellow": (240, 220, 40)}
@@ -250,6 +250,22 @@ def test_the_pool_trains_only_where_that_is_asked_for(pictures, model, cache, tm
     assert [set(added[added[:, 0] == 16 + row, 1]) for row in range(len(pool))] == [set(row) for row in best]
     assert len(set(seen.train.concepts[16:])) == len(pool)
     assert not set(seen.train.concepts[16:]) & set(seen.train.concepts[:16])
+
+
+def test_a_captioners_captions_are_added_beside_those_there(pictures, cache, tmp_path):
+    prepared = prepare(read_dataset(pictures), TINY, tmp_path / "work", cache=cache)
+    known = prepared.train.captions[3]
+    vectors = prepared.train.images[:2]
+    made = with_made_captions(prepared, vectors, [["a new thing", known, "a new thing"], ["another"]])
+    train = made.train
+    assert list(train.captions) == [*prepared.train.captions, "a new thing", "another"]
+    count = len(prepared.train.captions)
+    added = train.pairs[len(prepared.train.pairs) :].tolist()
+    assert added == [[16, count], [16, 3], [17, count + 1]]
+    expected = prepared.encoder.encode_texts(["a new thing", "another"])
+    np.testing.assert_allclose(train.texts[count:], expected, atol=1e-6)
+    assert len(train.images) == 18
+    assert len(prepared.train.captions) == count
 
 
 def test_a_transductive_model_says_so_beside_every_number(pictures, cache, tmp_path):

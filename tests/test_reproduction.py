@@ -188,6 +188,23 @@ def test_a_backbone_at_hand_has_its_row(pictures, out, tmp_path):
     assert "| T5-base | 62.3 / 83.5 / 86.6 |" in written["table6"]
 
 
+def test_blip_has_its_rows_and_captions_the_pool_where_it_is_at_hand(pictures, out, tmp_path):
+    from test_blip import save
+    from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval
+
+    (tmp_path / "blip").mkdir()
+    (tmp_path / "writer").mkdir()
+    save(BlipForImageTextRetrieval, tmp_path / "blip")
+    save(BlipForConditionalGeneration, tmp_path / "writer")
+    written = reproduce(request(pictures, out, "table2", checkpoints=str(tmp_path)))
+    assert "| one-tower, BLIP | 87.6 / 97.7 / 99 |" in written["table2"]
+    assert "two-tower, first 50 reranked by BLIP" in written["table2"]
+    reproduce(request(pictures, out, "table1", transductive=True, captioner=str(tmp_path / "writer")))
+    seed = out / "tiny" / "seed-0"
+    cells = [json.loads(path.read_text()) for path in seed.glob("ours-transductive-*/cell.json")]
+    assert sorted(cell["captioner"] for cell in cells) == ["", str(tmp_path / "writer")]
+
+
 def test_few_beams_have_no_recall_past_them(pictures, out):
     written = reproduce(request(pictures, out, "table7"))
     row = next(line for line in written["table7"].splitlines() if line.startswith("| 5 beams"))

@@ -590,6 +590,9 @@ def reproduce(
     transductive: Annotated[
         bool, typer.Option("--transductive", help="Train on captions made for the pool too, in a column of its own.")
     ] = False,
+    captioner: Annotated[
+        str, typer.Option("--captioner", help="BLIP weights that caption the pool. (default: nearest captions)")
+    ] = "",
     checkpoints: Annotated[
         str, typer.Option("--checkpoints", help="Folder of the weights of t5-base, llama-7b …, or: hub.")
     ] = "",
@@ -619,6 +622,7 @@ def reproduce(
         settings=tuple(_assignments(settings or []).items()),
         cache=cache,
         checkpoints=checkpoints,
+        captioner=captioner,
     )
     with progress_bars() as progress:
         written = reproduce(request, tell=lambda line: typer.secho(line, err=True), progress=progress)

@@ -163,24 +163,44 @@ class Prepared:
         return self._readers[max_tokens]
 
 
-def with_made_captions(prepared: Prepared, pool: Float[np.ndarray, "pool dim"], *, each: int = 5) -> Prepared:
-    """The transductive protocol: train also on the pictures `pool`, with the training captions nearest to each.
+def with_made_captions(
+    prepared: Prepared,
+    pool: Float[np.ndarray, "pool dim"],
+    captions: Sequence[Sequence[str]] | None = None,
+    *,
+    each: int = 5,
+) -> Prepared:
+    """The transductive protocol: train also on the pictures `pool`, with captions made for them.
 
-    Each of these pictures is a concept of its own; the encoder is not trained again. The official code makes
-    captions with a captioner instead (see `voken.systems.blip`).
+    `captions` are a captioner's, some a picture (see `voken.systems.blip`), as in the official code; None takes the
+    `each` training captions nearest to each picture. Each of these pictures is a concept of its own; the encoder is
+    not trained again.
     """
     train = prepared.train
-    used = np.unique(train.pairs[:, 1])
-    similarity = pool @ train.texts[used].T
-    nearest = used[np.argsort(-similarity, axis=1, kind="stable")[:, :each]]
-    rows = len(train.images) + np.repeat(np.arange(len(pool)), nearest.shape[1])
-    made = replace(
-        train,
+    if captions is None:
+        used = np.unique(train.pairs[:, 1])
+        similarity = pool @ train.texts[used].T
+        nearest = used[np.argsort(-similarity, axis=1, kind="stable")[:, :each]]
+        added = [(row, caption) for row, found in enumerate(nearest.tolist()) for caption in found]
+        texts, words = train.texts, list(train.captions)
+    else:
+        number = {caption: row for row, caption in enumerate(train.captions)}
+        for caption in (caption for own in captions for caption in own):
+            number.setdefault(caption, len(number))
+        added = [(row, number[caption]) for row, own in enumerate(captions) for caption in dict.fromkeys(own)]
+        words = list(number)
+        new = words[len(train.captions) :]
+        texts = np.concatenate([train.texts, prepared.encoder.encode_texts(new)]) if new else train.texts
+    pairs = np.array(added, np.int64).reshape(-1, 2)
+    pairs[:, 0] += len(train.images)
+    made = Side(
         images=np.concatenate([train.images, pool]),
-        pairs=np.concatenate([train.pairs, np.stack([rows, nearest.reshape(-1)], 1)]),
+        texts=texts,
+        captions=words,
+        pairs=np.concatenate([train.pairs, pairs]),
         concepts=np.concatenate([train.concepts, train.concepts.max() + 1 + np.arange(len(pool))]),
     )
-    return replace(prepared, train=made)
+    return replace(prepared, train=made, _readers={})
 
 
 def side_of(

@@ -14,6 +14,7 @@ import numpy as np
 
 from voken.config import RunConfig
 from voken.data.captions import CaptionedImage, Dataset
+from voken.data.images import open_image
 from voken.encoders.cache import VectorCache
 from voken.encoders.picture_vectors import picture_vectors
 from voken.evaluation.protocol import Pool, Query, pool_of, queries_of
@@ -34,6 +35,8 @@ class Arena:
     folder: Path
     cache: VectorCache
     progress: Progress = no_progress
+    captioner: str = ""
+    """BLIP weights that caption the pool in the transductive protocol; "": the nearest training captions do."""
 
     @property
     def seed(self) -> int:
@@ -49,7 +52,14 @@ class Arena:
     @cached_property
     def transductive(self) -> Prepared:
         """The same encoder; the train side also holds the pool's pictures, with captions made for them."""
-        return with_made_captions(self.prepared, self.vectors)
+        if not self.captioner:
+            return with_made_captions(self.prepared, self.vectors)
+        from voken.systems.blip import BlipCaptioner
+
+        pictures = [open_image(image.path) for image in self.images]
+        captioner = BlipCaptioner.from_pretrained(self.captioner)
+        made = captioner.caption(pictures, captions_each=5, seed=self.seed, progress=self.progress)
+        return with_made_captions(self.prepared, self.vectors, made)
 
     def prepared_for(self, protocol: str) -> Prepared:
         """By the name of a protocol."""

@@ -51,7 +51,8 @@ class Cell:
         """Everything that its figures depend on, but for the code: JSON-ready."""
         order = Order(self.builder, _plain(self.settings), self.protocol, Path(), quick)
         pictures = json.dumps([[image.image_id, image.split, *image.captions] for image in arena.dataset.images])
-        return {
+        made = {"captioner": arena.captioner} if self.protocol == "transductive" else {}
+        return made | {
             "format": FORMAT,
             "builder": self.builder,
             "settings": dict(sorted(self.settings.items())),

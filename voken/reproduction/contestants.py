@@ -295,6 +295,23 @@ def one_tower(arena: Arena, order: Order) -> Iterator[Contestant]:
     yield Contestant("two-tower + cross-encoder", reranked, bytes_per_picture=scorer.bytes_per_picture)
 
 
+def blip(arena: Arena, order: Order) -> Iterator[Contestant]:
+    """The paper's own one-tower row: BLIP's match head, zero-shot, alone and over the two-tower's first hits.
+
+    Raises `ConfigError` where the weights are not at hand.
+    """
+    from voken.systems.blip import BlipScorer
+    from voken.systems.one_tower import OneTower, Reranked
+
+    ids = arena.pool.image_ids
+    weights = _weights_of("blip", "Salesforce/blip-itm-large-flickr", order.checkpoints)
+    scorer = BlipScorer.from_pretrained(weights).bind([image.path for image in arena.images])
+    scorer.encode(progress=arena.progress)
+    yield Contestant("one-tower, BLIP", OneTower(scorer, ids))
+    two_tower = TwoTower(arena.prepared.encoder, ids, arena.vectors)
+    yield Contestant("two-tower + BLIP", Reranked(two_tower, scorer, ids, depth=50))
+
+
 def _features(arena: Arena, images: Dataset, vectors: Float[np.ndarray, "images dim"]) -> Float[np.ndarray, "images F"]:
     """What the built-in encoder reads of pictures before its head; other encoders' vectors."""
     encoder = arena.prepared.encoder
@@ -338,4 +355,5 @@ BUILDERS: dict[str, Builder] = {
     "two-tower": two_tower,
     "approximate": approximate,
     "one-tower": one_tower,
+    "blip": blip,
 }

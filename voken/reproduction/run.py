@@ -40,6 +40,8 @@ class Request:
     settings: tuple[tuple[str, str], ...] = ()
     """Dotted settings over the track's."""
     cache: Path | None = None
+    captioner: str = ""
+    """BLIP weights that caption the pool, with `transductive`; "": the nearest training captions."""
     checkpoints: str = ""
     """Folder of the backbones' weights, or "hub" where it can be reached."""
 
@@ -76,6 +78,7 @@ def reproduce(
             folder / f"seed-{seed}{'-quick' if request.quick else ''}",
             VectorCache(request.cache or request.out / "vectors"),
             progress,
+            request.captioner,
         )
         arenas.append(arena)
         for number, cell in enumerate(cells, start=1):
