@@ -188,7 +188,7 @@ def test_a_backbone_at_hand_has_its_row(pictures, out, tmp_path):
     assert "| T5-base | 62.3 / 83.5 / 86.6 |" in written["table6"]
 
 
-def test_blip_has_its_rows_and_captions_the_pool_where_it_is_at_hand(pictures, out, tmp_path):
+def test_blip_has_its_rows_and_captions_the_pool_where_it_is_at_hand(pictures, out, tmp_path, monkeypatch):
     from test_blip import save
     from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval
 
@@ -199,10 +199,12 @@ def test_blip_has_its_rows_and_captions_the_pool_where_it_is_at_hand(pictures, o
     written = reproduce(request(pictures, out, "table2", checkpoints=str(tmp_path)))
     assert "| one-tower, BLIP | 87.6 / 97.7 / 99 |" in written["table2"]
     assert "two-tower, first 50 reranked by BLIP" in written["table2"]
+    ours = tuple(line for line in TABLES["table1"].lines if line.label == "AVG, generate")
+    monkeypatch.setitem(TABLES, "table1", dataclasses.replace(TABLES["table1"], lines=ours))
     reproduce(request(pictures, out, "table1", transductive=True, captioner=str(tmp_path / "writer")))
     seed = out / "tiny" / "seed-0"
     cells = [json.loads(path.read_text()) for path in seed.glob("ours-transductive-*/cell.json")]
-    assert sorted(cell["captioner"] for cell in cells) == ["", str(tmp_path / "writer")]
+    assert str(tmp_path / "writer") in [cell["captioner"] for cell in cells]
 
 
 def test_few_beams_have_no_recall_past_them(pictures, out):
