@@ -102,6 +102,10 @@ def test_tables_say_what_was_measured_beside_what_the_paper_says(pictures, out):
     assert row["recall"]["5"] == pytest.approx(hits)
     assert row["recall"]["5"] > 0.6
     assert not list(folder.parent.rglob("work"))
+    assert told[-1] == f"page: {out / 'tiny' / 'index.html'}"
+    page = (out / "tiny" / "index.html").read_text(encoding="utf-8")
+    for section in ("about", "table1", "table2", "trade-offs", "vokens", "cases"):
+        assert f'id="{section}"' in page
     # faiss's codes want 256 pictures to train on: said, and no row made up
     assert any("left out: approximate" in line and "256" in line for line in told)
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from html import escape
 
 STYLE = """
-.panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(300px,100%),1fr));gap:14px;margin:10px 0 20px}
+.panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(340px,100%),1fr));gap:14px;margin:10px 0 20px}
 .panels figure{max-width:none}
-.chart text{font-size:12px;fill:var(--ink)}
+.chart text{font-size:12px;fill:var(--ink);paint-order:stroke;stroke:var(--card);stroke-width:3px}
 .chart .tick{fill:var(--soft)}
 .chart .end{text-anchor:end}.chart .middle{text-anchor:middle}
 .chart line{stroke:var(--line);stroke-width:1}
@@ -23,7 +23,7 @@ STYLE = """
 .chart .ring{fill:var(--card);stroke:var(--soft);stroke-width:1.8}
 .chart .ours{fill:var(--accent)}
 .roomy{overflow-x:auto}.roomy svg{min-width:600px}
-figure.broad{max-width:none;margin:10px 0}
+figure.broad{max-width:940px;margin:10px 0}
 .bars{list-style:none;margin:8px 0 0;padding:0;display:grid;gap:9px}
 .bars li{display:grid;grid-template-columns:1fr auto;gap:1px 10px;font-size:.9rem}
 .bars b{font-weight:600;font-variant-numeric:tabular-nums}
@@ -56,12 +56,12 @@ class Mark:
 
 def bars(title: str, values: Sequence[tuple[str, float, float | None]], *, paper: bool = False) -> str:
     """Bars from zero: (label, value in %, standard deviation or None)."""
-    top = _ceiling([value + (spread or 0) for _, value, spread in values])
+    top = _ceiling([value for _, value, _ in values])
     rows = []
     for label, value, spread in values:
         whisker = ""
         if spread is not None:
-            left, right = max(value - spread, 0), value + spread
+            left, right = max(value - spread, 0), min(value + spread, top)
             whisker = (
                 f'<span class="spread" style="left:{100 * left / top:.2f}%;width:{100 * (right - left) / top:.2f}%">'
                 "</span>"
@@ -78,21 +78,24 @@ def bars(title: str, values: Sequence[tuple[str, float, float | None]], *, paper
 def lines(
     title: str, x_title: str, series: Mapping[str, Sequence[Point]], *, log: bool = False, paper: bool = False
 ) -> str:
-    """A line a name, its name beside its end; the places on the x axis are those of the points. `y` in %."""
+    """A line a name, its name beside its end; the places on the x axis are those of the points, whole numbers. Nothing
+    without points.
+    """
     points = [point for line in series.values() for point in line]
     if not points:
         return ""
     places = sorted({point.x for point in points})
-    across = _Axis(places[0], places[-1], 34, 296, log=log)
-    up = _Axis(0, _ceiling([point.y + (point.spread or 0) for point in points]), 178, 12)
-    drawn = [_grid(up, 34, 296)]
+    across = _Axis(places[0], places[-1], 42, 304, log=log)
+    up = _Axis(0, _ceiling([point.y for point in points]), 178, 12)
+    drawn = [_grid(up, 42, 304)]
     last = -math.inf
     for place in places:
         at = across.at(place)
-        if at - last > 26:  # narrower, the numbers would run into each other
-            drawn.append(f'<text class="tick middle" x="{at:.1f}" y="195">{place:g}</text>')
+        shown = f"{place:,.0f}"
+        if at - last > 7 * len(shown) + 4:  # nearer, the numbers would run into each other
+            drawn.append(f'<text class="tick middle" x="{at:.1f}" y="195">{shown}</text>')
             last = at
-    drawn.append(f'<text class="tick middle" x="165" y="214">{escape(x_title)}</text>')
+    drawn.append(f'<text class="tick middle" x="173" y="214">{escape(x_title)}</text>')
     ends: list[tuple[float, str]] = []
     for number, (name, line) in enumerate(series.items()):
         if not line:
@@ -102,17 +105,20 @@ def lines(
         drawn += [_spread(across.at(point.x), point, up) for point in line]
         drawn += [f'<circle cx="{across.at(point.x):.1f}" cy="{up.at(point.y):.1f}" r="3"/>' for point in line]
         ends.append((up.at(line[-1].y), name))
-    drop = -math.inf
-    for height, name in sorted(ends):
-        drop = max(height, drop + 13)
-        drawn.append(f'<text x="304" y="{drop + 4:.1f}">{escape(name)}</text>')
+    heights: list[float] = []
+    for height, _ in sorted(ends):
+        heights.append(max(height, heights[-1] + 13) if heights else height)
+    rise = max(heights[-1] - 172, 0)  # the lowest name stays above the numbers of the x axis
+    for height, (_, name) in zip(heights, sorted(ends), strict=True):
+        drawn.append(f'<text x="312" y="{height - rise + 4:.1f}">{escape(name)}</text>')
+    width = 318 + 7.6 * max(map(len, series))
     said = "; ".join(
-        f"{name}: " + ", ".join(f"{point.y:.1f} at {point.x:g}" for point in line) for name, line in series.items()
+        f"{name}: " + ", ".join(f"{point.y:.1f} at {point.x:,.0f}" for point in line) for name, line in series.items()
     )
     label = escape(f"{title}. {x_title}. {said}", quote=True)
     return (
-        f'{_opening(paper)}<figcaption>{escape(title)}</figcaption><svg class="chart" viewBox="0 0 346 222" role="img" '
-        f'aria-label="{label}">{"".join(drawn)}</svg></figure>'
+        f'{_opening(paper)}<figcaption>{escape(title)}</figcaption><svg class="chart" role="img" '
+        f'viewBox="0 0 {width:.0f} 222" aria-label="{label}">{"".join(drawn)}</svg></figure>'
     )
 
 
@@ -122,7 +128,7 @@ def scatter(title: str, x_title: str, marks: Sequence[Mark]) -> str:
         return ""
     low, high = min(mark.point.x for mark in marks), max(mark.point.x for mark in marks)
     across = _Axis(low / 1.6, high * 1.6, 40, 740, log=True)
-    up = _Axis(0, _ceiling([mark.point.y + (mark.point.spread or 0) for mark in marks]), 370, 14)
+    up = _Axis(0, _ceiling([mark.point.y for mark in marks]), 370, 14)
     drawn = [_grid(up, 40, 740)]
     for tick in _log_ticks(low / 1.6, high * 1.6):
         at = across.at(tick)
@@ -137,7 +143,7 @@ def scatter(title: str, x_title: str, marks: Sequence[Mark]) -> str:
         dots.append(f'<circle class="{"ours" if mark.ours else "ring"}" cx="{x:.1f}" cy="{y:.1f}" r="5"/>')
         left, middle, far = _place(mark.label, x, y, taken)
         if far:
-            end = left if left > x else min(x, left + _width(mark.label))
+            end = left if left > x else left + _width(mark.label)
             dots.insert(0, f'<line class="lead-line" x1="{x:.1f}" y1="{y:.1f}" x2="{end:.1f}" y2="{middle:.1f}"/>')
         texts.append(f'<text x="{left:.1f}" y="{middle + 4:.1f}">{escape(mark.label)}</text>')
     said = "; ".join(f"{mark.label}: {mark.point.y:.1f} % at {mark.point.x:,.3g}" for mark in marks)
@@ -167,9 +173,10 @@ def _opening(paper: bool) -> str:
 
 
 def _ceiling(values: Sequence[float]) -> float:
-    """A round number that no value passes, 100 at most."""
+    """A round number that no value passes."""
     top = max([*values, 1.0])
-    return next((step for step in (2, 5, 10, 20, 40, 60, 80, 100) if step >= top), 100.0)
+    power = 10.0 ** math.floor(math.log10(top))
+    return next(step * power for step in (1, 2, 4, 6, 8, 10) if step * power >= top)
 
 
 def _grid(up: _Axis, left: float, right: float) -> str:
@@ -179,7 +186,7 @@ def _grid(up: _Axis, left: float, right: float) -> str:
         value = up.high * part / 4
         at = up.at(value)
         drawn.append(f'<line x1="{left}" y1="{at:.1f}" x2="{right}" y2="{at:.1f}"/>')
-        drawn.append(f'<text class="tick end" x="{left - 5}" y="{at + 4:.1f}">{value:g}</text>')
+        drawn.append(f'<text class="tick end" x="{left - 5}" y="{at + 4:.1f}">{value:,g}</text>')
     return "".join(drawn)
 
 
@@ -191,7 +198,7 @@ def _spread(x: float, point: Point, up: _Axis) -> str:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    steps = (1, 2, 5) if high / low < 300 else (1,)
+    steps = (1, 2, 5) if high / low < 1e4 else (1,)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     return [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
 
@@ -205,8 +212,9 @@ def _place(label: str, x: float, y: float, taken: list[tuple[float, float, float
     is far enough off to need a line. The place is taken from then on.
     """
     width = _width(label)
-    rises = [0, -13, 13, -26, 26, -39, 39, -52, 52, -65, 65, -78, 78, -91, 91]
-    places = [(start, y + rise, abs(rise) > 13) for rise in rises for start in (x + 9, x - 9 - width)]
+    rises = sorted((13 * step for step in range(-12, 13)), key=abs)
+    starts = (x + 9, x - 9 - width, x + 24, x - 24 - width)
+    places = [(start, y + rise, abs(rise) > 13 or start in starts[2:]) for rise in rises for start in starts]
     inside = [place for place in places if place[0] >= 42 and place[0] + width <= 758 and 12 <= place[1] <= 364]
 
     def free(place: tuple[float, float, bool]) -> bool:

@@ -33,10 +33,11 @@ class PairGroup:
 def pairs_by_vokens(
     ids: Sequence[str], captions: Sequence[Sequence[str]], vokens: Int[np.ndarray, "pictures M"], *, count: int = 4
 ) -> tuple[PairGroup, ...]:
-    """Four groups: no voken alike at any level; the first alike and not the second; all but the last; all.
+    """Groups: no voken alike at any level; the first alike and not the second; the longest beginning that two different
+    sequences share, all but the last voken where there is such a pair; all.
 
-    Groups that are one and the same where M is 1 or 2 stand once. Of a large pool the first 2,000 pictures by the hash
-    of their ids are compared. Which pairs are shown depends on ids and vokens alone, not on the pictures or captions.
+    Groups that are one and the same stand once. Of a large pool the first 2,000 pictures by the hash of their ids are
+    compared. Which pairs are shown depends on ids and vokens alone, not on the pictures or captions.
     """
     order = sorted(range(len(ids)), key=lambda row: hashlib.sha256(ids[row].encode()).hexdigest())[:_CONSIDERED]
     found = vokens[order]
@@ -68,7 +69,8 @@ def pairs_by_vokens(
         overlaps = [_overlap(words[earlier[place]], words[later[place]]) for place in read.tolist()]
         return PairGroup(length, len(later), tuple(shown), float(np.mean(overlaps)) if overlaps else None)
 
-    lengths = sorted({1, levels - 1, levels} - {0})
+    longest = int(shared[shared < levels].max(initial=0))
+    lengths = sorted({1, longest, levels} - {0})
     return (group(0, alike == 0), *(group(length, shared == length) for length in lengths))
 
 

@@ -16,6 +16,7 @@ from voken.reproduction import figure4
 from voken.reproduction.arena import Arena
 from voken.reproduction.cells import Cell, cost_of, folder_of, run_cell
 from voken.reproduction.contestants import BUILDERS
+from voken.reproduction.page import write_report
 from voken.reproduction.tables import TABLES, Record, as_json, as_markdown, cell_name, filled
 from voken.reproduction.tracks import track
 
@@ -49,7 +50,8 @@ class Request:
 def reproduce(
     request: Request, *, tell: Callable[[str], None] = lambda line: None, progress: Progress = no_progress
 ) -> dict[str, str]:
-    """Measure what is not measured yet, and write `OUT/TRACK/tableN.md` and `.json`. Returns the Markdown by table.
+    """Measure what is not measured yet, and write `OUT/TRACK/tableN.md` and `.json`, and at the end all of them as
+    the page `OUT/TRACK/index.html`, which is told. Returns the Markdown by table.
 
     Every cell is kept in `OUT/TRACK/seed-S/`: the same call goes on where it was stopped, and another table finds
     what it shares. What cannot be built here (weights that are not at hand, a missing extra) has no row, and is told.
@@ -102,7 +104,10 @@ def reproduce(
     if FIGURE in names:
         written[FIGURE] = _figure(arenas[0], folder, quick=request.quick, tell=tell)
     asked = {name: str(value) if isinstance(value, Path) else value for name, value in vars(request).items()}
-    artifact.write_json(folder / "run.json", {"request": asked, "costs": costs, "left out": absent})
+    run = {"request": asked, "written": list(written), "costs": costs, "left out": absent}
+    artifact.write_json(folder / "run.json", run)
+    if written:
+        tell(f"page: {write_report(folder)}")
     return written
 
 

@@ -385,16 +385,19 @@ def _difference(found: dict[str, Any] | None) -> str:
     return f"{100 * (last['first'] - last['second']):+.1f} ({last['bootstrap']['p_value']:.2g})"
 
 
-def _recalls(records: Sequence[Record]) -> list[str]:
-    if not records:
-        return []
+def recall_of(records: Sequence[Record], k: int) -> tuple[float, float | None] | None:
+    """R@`k` between 0 and 1 over seeds: mean and standard deviation. None where nothing was measured, or where there
+    are fewer beams than `k`, and so no hit at that rank (section 4.6.4).
+    """
+    if not records or (records[0]["beams"] is not None and records[0]["beams"] < k):
+        return None
     found = spread(records)
-    beams = records[0]["beams"]
-    return [
-        # a search of so few beams has no hit at that rank (section 4.6.4)
-        "–" if beams is not None and beams < k else _percent(found.mean[f"recall@{k}"], found.std[f"recall@{k}"])
-        for k in records[0]["cutoffs"]
-    ]
+    return found.mean[f"recall@{k}"], found.std[f"recall@{k}"]
+
+
+def _recalls(records: Sequence[Record]) -> list[str]:
+    found = [recall_of(records, k) for k in records[0]["cutoffs"]] if records else []
+    return ["–" if one is None else _percent(*one) for one in found]
 
 
 def _sequence_level(records: Sequence[Record]) -> list[str]:
