@@ -19,12 +19,10 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from voken.artifact import is_artifact, write_json
 from voken.config import preset
 from voken.data.captions import Dataset, read_dataset
-from voken.data.splits import drop_near_duplicates, resplit
+from voken.data.splits import resplit_clean
 from voken.encoders.cache import VectorCache
 from voken.evaluation.benchmark import TWO_TOWER, benchmark
 from voken.evaluation.tables import results_table
@@ -91,17 +89,17 @@ def engine(model: Model, folder: Path, precision: Literal["float32", "int8"]) ->
 
 
 def split(dataset: Dataset, seed: int, arguments: argparse.Namespace) -> Dataset:
-    """Draw the split with a tenth more test concepts than asked for, drop near-duplicates, keep so many."""
-    wanted = arguments.test_concepts
-    drawn = resplit(
-        dataset, seed=seed, test_concepts=wanted + wanted // 10, validation_concepts=arguments.validation_concepts
+    """Draw the split, drop near-duplicates, and say how many."""
+    clean, dropped = resplit_clean(
+        dataset,
+        seed=seed,
+        test_concepts=arguments.test_concepts,
+        validation_concepts=arguments.validation_concepts,
+        distance=arguments.distance,
     )
-    clean, dropped = drop_near_duplicates(drawn, distance=arguments.distance)
-    concepts = sorted(clean.split("test").concepts)
-    kept = {concepts[row] for row in np.random.default_rng(seed).permutation(len(concepts))[:wanted]}
-    images = tuple(image for image in clean.images if image.split != "test" or image.concept in kept)
-    print(f"seed {seed}: {len(dropped)} near-duplicates dropped, {len(kept)} test concepts", flush=True)
-    return Dataset(clean.name, clean.root, images)
+    concepts = len(clean.split("test").concepts)
+    print(f"seed {seed}: {len(dropped)} near-duplicates dropped, {concepts} test concepts", flush=True)
+    return clean
 
 
 def tell(what: str, done: int, total: int) -> None:

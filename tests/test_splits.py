@@ -70,6 +70,16 @@ def test_resplit_refuses_what_cannot_be():
         resplit(dataset([1] * 4), seed=0, test_concepts=-1, validation_concepts=1)
 
 
+def test_resplit_clean_leaves_the_count_asked_for():
+    source = dataset([1] * 100)
+    found, dropped = resplit_clean(source, seed=3, test_concepts=20, validation_concepts=10, distance=None)
+    assert dropped == []
+    assert len(found.split("test").concepts) == 20
+    assert len(found.split("train").concepts) == 68  # two more were drawn for the test, and are in no split
+    again, _ = resplit_clean(source, seed=3, test_concepts=20, validation_concepts=10, distance=None)
+    assert again.images == found.images
+
+
 def test_split_by_concept_in_fractions_or_with_a_pool():
     source = dataset([1] * 100)
     found = split_by_concept(source, seed=0)

@@ -124,6 +124,23 @@ def dhash(image: Image.Image) -> int:
     return int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "big")
 
 
+def resplit_clean(
+    dataset: Dataset, *, seed: int, test_concepts: int, validation_concepts: int, distance: int | None
+) -> tuple[Dataset, list[Skipped]]:
+    """`resplit` with `test_concepts` left, if there are so many, after `drop_near_duplicates` (`distance` None: without).
+
+    A tenth more are drawn at first, as some are dropped. Returns what was dropped too.
+    """
+    drawn = resplit(
+        dataset, seed=seed, test_concepts=test_concepts + test_concepts // 10, validation_concepts=validation_concepts
+    )
+    clean, dropped = (drawn, []) if distance is None else drop_near_duplicates(drawn, distance=distance)
+    concepts = sorted(clean.split("test").concepts)
+    kept = {concepts[row] for row in np.random.default_rng(seed).permutation(len(concepts))[:test_concepts]}
+    images = tuple(image for image in clean.images if image.split != "test" or image.concept in kept)
+    return Dataset(clean.name, clean.root, images), dropped
+
+
 def drop_near_duplicates(
     dataset: Dataset, *, distance: int, workers: int = 2, progress: Progress = no_progress
 ) -> tuple[Dataset, list[Skipped]]:

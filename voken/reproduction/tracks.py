@@ -9,7 +9,7 @@ import numpy as np
 
 from voken.config import RunConfig, preset
 from voken.data.captions import Dataset, read_dataset
-from voken.data.splits import drop_near_duplicates, resplit
+from voken.data.splits import resplit_clean
 from voken.errors import ConfigError
 
 
@@ -52,13 +52,10 @@ class Track:
             pictures = tuple(image for image in dataset.images if image.concept in kept)
             dataset = Dataset(dataset.name, dataset.root, pictures)
             wanted, validation = wanted // 6, validation // 6
-        # a tenth more than wanted: some are dropped as near-duplicates
-        drawn = resplit(dataset, seed=seed, test_concepts=wanted + wanted // 10, validation_concepts=validation)
-        clean = drawn if self.distance is None else drop_near_duplicates(drawn, distance=self.distance)[0]
-        concepts = sorted(clean.split("test").concepts)
-        kept = {concepts[row] for row in np.random.default_rng(seed).permutation(len(concepts))[:wanted]}
-        images_kept = tuple(image for image in clean.images if image.split != "test" or image.concept in kept)
-        return Dataset(clean.name, clean.root, images_kept)
+        clean, _ = resplit_clean(
+            dataset, seed=seed, test_concepts=wanted, validation_concepts=validation, distance=self.distance
+        )
+        return clean
 
 
 _QUICK = {
