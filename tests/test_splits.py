@@ -14,6 +14,7 @@ from voken.data.splits import (
     drop_near_duplicates,
     one_per_concept,
     resplit,
+    resplit_clean,
     split_by_concept,
 )
 from voken.errors import ConfigError, EmptyDataError, SplitLeakError

@@ -127,7 +127,7 @@ def dhash(image: Image.Image) -> int:
 def resplit_clean(
     dataset: Dataset, *, seed: int, test_concepts: int, validation_concepts: int, distance: int | None
 ) -> tuple[Dataset, list[Skipped]]:
-    """`resplit` with `test_concepts` left, if there are so many, after `drop_near_duplicates` (`distance` None: without).
+    """`resplit`, then `drop_near_duplicates` (`distance` None: not), with `test_concepts` left if there are so many.
 
     A tenth more are drawn at first, as some are dropped. Returns what was dropped too.
     """
