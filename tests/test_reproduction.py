@@ -264,7 +264,7 @@ def test_a_difference_is_paired_and_signed():
     }
     text = as_markdown(table, filled(table, results), "emoji")
     weak = next(line for line in text.splitlines() if line.startswith("| weak"))
-    assert "-50.0 (0" in weak
+    assert "-50.0 (< 0.001)" in weak
     assert "25.0 ± 0.0" in weak
 
 
