@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -67,6 +68,14 @@ def reproduce(
             for cell in (TABLES[name].cells() if name in TABLES else ())
             if cell not in cells and (request.transductive or cell.protocol == "inductive")
         ]
+    # a cell is told by the first row it fills
+    labels = {
+        cell_name(dataclasses.replace(line.cell, protocol=protocol)): line.label
+        for name in reversed(names)
+        if name in TABLES
+        for line in reversed(TABLES[name].lines)
+        for protocol in ("inductive", "transductive")
+    }
     results: dict[str, dict[int, list[Record]]] = {}
     costs: list[dict[str, Any]] = []
     absent: dict[str, str] = {}
@@ -87,7 +96,7 @@ def reproduce(
             said = " ".join([cell.builder, *cell.settings.values()])
             if said in absent or cell.builder not in BUILDERS:
                 continue
-            tell(f"seed {seed}, {number} of {len(cells)}: {said}, {cell.protocol}")
+            tell(f"seed {seed}, {number} of {len(cells)}: {labels[cell_name(cell)]}, {cell.protocol}")
             try:
                 rows = run_cell(cell, arena, quick=request.quick, checkpoints=request.checkpoints)
             except (ConfigError, MissingExtraError) as error:
