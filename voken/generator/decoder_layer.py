@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, scaled_dot_product_attention
 
 from voken.shapes import Bool, Float
+
+
+def decay_groups(decoder: nn.Module) -> list[dict[str, Any]]:
+    """The weights of a decoder of these layers for an optimizer; norms, biases, embeddings and scales do not decay."""
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, weight in decoder.named_parameters():
+        decays = weight.ndim == 2 and not name.endswith(("bias", "norms", "place"))
+        (matrices if decays else others).append(weight)
+    return [
+        {"name": "matrices", "params": matrices},
+        {"name": "rows, norms, biases", "params": others, "weight_decay": 0.0},
+    ]
 
 
 class DecoderLayer(nn.Module):

@@ -35,7 +35,7 @@ from voken.encoders.builtin import SentenceEncoder
 from voken.encoders.text_reader import TextReader
 from voken.encoders.two_tower import TwoTowerEncoder
 from voken.errors import ConfigError
-from voken.generator.decoder_layer import DecoderLayer
+from voken.generator.decoder_layer import DecoderLayer, decay_groups
 from voken.generator.shared_start import by_level, flat_positions, levels_and_sight
 from voken.shapes import Bool, Float, Int
 
@@ -210,12 +210,7 @@ class LiteGenerator(nn.Module):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Matrices decay; norms, biases, embeddings and scales do not."""
-        matrices = [weight for name, weight in self.named_parameters() if _decays(name, weight)]
-        others = [weight for name, weight in self.named_parameters() if not _decays(name, weight)]
-        return [
-            {"name": "matrices", "params": matrices},
-            {"name": "rows, norms, biases", "params": others, "weight_decay": 0.0},
-        ]
+        return decay_groups(self)
 
     def save(self, folder: Path) -> None:
         """Write `config.json` and `model.safetensors` into an existing folder."""
@@ -299,10 +294,6 @@ def _random_rows(entries: Float[Tensor, "M N e"], width: int) -> Float[Tensor, "
 
 _RMS = 0.05
 _SIMILARITY = 10.0
-
-
-def _decays(name: str, weight: Tensor) -> bool:
-    return weight.ndim == 2 and not name.endswith(("bias", "norms", "place"))
 
 
 def _plain(config: GeneratorConfig) -> dict[str, Any]:

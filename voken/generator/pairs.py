@@ -37,9 +37,15 @@ class VokenPairs:
 
     def draw(self, random: np.random.Generator) -> Int[np.ndarray, "rows 2"]:
         """One row for each picture that has a text, with one of its texts, in random order."""
-        shuffled = self.pairs[random.permutation(len(self.pairs))]
-        _, first = np.unique(shuffled[:, 0], return_index=True)
-        return shuffled[first][random.permutation(len(first))]
+        return one_text_each(self.pairs, random)
+
+
+def one_text_each(pairs: Int[np.ndarray, "pairs 2"], random: np.random.Generator) -> Int[np.ndarray, "rows 2"]:
+    """Of rows (picture, text) one for each picture, drawn, in random order."""
+    shuffled = pairs[random.permutation(len(pairs))]
+    _, first = np.unique(shuffled[:, 0], return_index=True)
+    rows: np.ndarray = shuffled[first][random.permutation(len(first))]
+    return rows
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ The split, the pool and the queries; the encoder, trained once on the train side
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +44,12 @@ class Arena:
     def seed(self) -> int:
         """Of the split, the pool and all training."""
         return self.config.seed
+
+    @cached_property
+    def dataset_hash(self) -> str:
+        """Hexadecimal; of the pictures' ids, splits and captions."""
+        pictures = json.dumps([[image.image_id, image.split, *image.captions] for image in self.dataset.images])
+        return hashlib.sha256(pictures.encode()).hexdigest()
 
     @cached_property
     def prepared(self) -> Prepared:

@@ -30,7 +30,7 @@ from voken.search import Searcher, load_model
 from voken.shapes import Float, Int
 from voken.systems.generative import GenerativeSystem
 from voken.systems.grace import SCHEMES, Scheme, grace_settings, train_grace
-from voken.systems.two_tower import TwoTower
+from voken.systems.two_tower import TwoTower, sequence_bytes
 
 BEAM_SWEEP = (1, 5, 10, 20, 30, 40, 50)
 """Table 7."""
@@ -61,6 +61,13 @@ class Order:
     checkpoints: str = ""
     """Folder of backbones' weights, or "hub"."""
 
+
+TOKENS_ALONE = {
+    "generator.query_vector": "false",
+    "generator.query_noise": "0",
+    "generator.memory_weight": "0",
+}
+"""Settings of a `lite` generator that has neither the query's vector nor the caption memory, as the paper's."""
 
 Builder = Callable[[Arena, Order], Iterator[Contestant]]
 
@@ -107,9 +114,7 @@ def irgen(arena: Arena, order: Order) -> Iterator[Contestant]:
     alone = {
         "tokenizer.mixture": "0",
         "tokenizer.alignment": "none",
-        "generator.query_vector": "false",
-        "generator.query_noise": "0",
-        "generator.memory_weight": "0",
+        **TOKENS_ALONE,
         "generator.copy_voken_embeddings": "false",
         "generator.targets": "one-hot",
         "generator.discrimination": "none",
@@ -143,7 +148,7 @@ def grace(arena: Arena, order: Order) -> Iterator[Contestant]:
     count = our_config(arena, dataclasses.replace(order, settings=settings)).search.beams
     trie = VokenTrie.from_vokens(identifiers.sequences, identifiers.codebook_size)
     system = GenerativeSystem(generator, trie, arena.pool.image_ids, beams=count)
-    size = _sequence_bytes(identifiers.sequences.shape[1], identifiers.codebook_size)
+    size = sequence_bytes(identifiers.sequences.shape[1], identifiers.codebook_size)
     yield Contestant(f"GRACE ({scheme} id)", system, "", min(count, trie.sequences), size, identifiers.sequences)
 
 
@@ -180,7 +185,7 @@ def genius(arena: Arena, order: Order) -> Iterator[Contestant]:
     trie = VokenTrie.from_vokens(sequences, tokenizer.codebook_size)
     system = GenerativeSystem(generator, trie, arena.pool.image_ids, beams=arena.config.search.beams)
     beams = min(arena.config.search.beams, trie.sequences)
-    size = _sequence_bytes(tokenizer.levels, tokenizer.codebook_size)
+    size = sequence_bytes(tokenizer.levels, tokenizer.codebook_size)
     yield Contestant("GENIUS-style", system, "", beams, size, sequences)
 
 
@@ -196,9 +201,7 @@ def backbone(arena: Arena, order: Order) -> Iterator[Contestant]:
     paper = {
         "generator.family": family,
         "generator.checkpoint": _weights_of(name, hub_name, order.checkpoints),
-        "generator.query_vector": "false",
-        "generator.query_noise": "0",
-        "generator.memory_weight": "0",
+        **TOKENS_ALONE,
         "generator.targets": "one-hot",
         "generator.logit_temperature": "0.5",
         "generator.learning_rate": "0.001",
@@ -336,12 +339,7 @@ def _fitted(arena: Arena, order: Order) -> tuple[Model, Collection, Int[np.ndarr
 
 
 def _voken_bytes(model: Model) -> float:
-    return _sequence_bytes(model.tokenizer.levels, model.tokenizer.codebook_size)
-
-
-def _sequence_bytes(levels: int, entries: int) -> float:
-    """M values of log2 N bits, rounded up; docs/speed.md says what a collection takes beside."""
-    return levels * math.ceil(math.log2(max(entries, 2))) / 8
+    return sequence_bytes(model.tokenizer.levels, model.tokenizer.codebook_size)
 
 
 BUILDERS: dict[str, Builder] = {

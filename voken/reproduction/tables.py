@@ -7,13 +7,14 @@ to 6; docs/protocol.md says how to read them. They stand in columns of their own
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from voken.errors import ConfigError
 from voken.evaluation.comparison import Row, compare_rows
 from voken.evaluation.protocol import spread
 from voken.reproduction.cells import Cell
+from voken.reproduction.contestants import TOKENS_ALONE
 
 Record = dict[str, Any]
 Figures = tuple[float | None, float | None, float | None]
@@ -32,6 +33,11 @@ class Line:
     paper: dict[str, Figures] = field(default_factory=dict)
     both: bool = False
     """Measured under the transductive protocol too."""
+
+    @property
+    def transductive(self) -> Cell:
+        """The same cell under the other protocol."""
+        return replace(self.cell, protocol="transductive")
 
     def picked(self, rows: Iterable[Record]) -> Record | None:
         """The row's record among those of its cell."""
@@ -60,7 +66,7 @@ class Table:
         for line in self.lines:
             wanted = [line.cell]
             if line.both:
-                wanted.append(Cell(line.cell.builder, line.cell.settings, "transductive"))
+                wanted.append(line.transductive)
             found += [cell for cell in wanted if cell not in found]
         return found
 
@@ -69,8 +75,14 @@ OURS = Cell("ours")
 _FLICKR, _COCO = "flickr30k", "coco5k"
 
 
-def _ablation(**settings: str) -> Cell:
-    return Cell("variant", {name.replace("__", "."): value for name, value in settings.items()})
+def _variant(*settings: Mapping[str, str]) -> Cell:
+    """Our system with these settings; later ones win."""
+    return Cell("variant", {name: value for each in settings for name, value in each.items()})
+
+
+_UNALIGNED = {"tokenizer.mixture": "0", "tokenizer.alignment": "none"}
+_RANDOM_ROWS = {"generator.copy_voken_embeddings": "false"}
+_NO_LISTS = {"generator.discrimination": "none"}
 
 
 def _grace(scheme: str, flickr: Figures | None, coco: Figures | None) -> Line:
@@ -78,23 +90,20 @@ def _grace(scheme: str, flickr: Figures | None, coco: Figures | None) -> Line:
     return Line(f"GRACE ({scheme} id)", Cell("grace", {"scheme": scheme}), paper=paper, both=True)
 
 
-_PLAIN = {
-    "generator__query_vector": "false",
-    "generator__query_noise": "0",
-    "generator__memory_weight": "0",
-    "generator__targets": "one-hot",
-    "generator__layers": "2",
-    "generator__epochs": "12",
-    "generator__patience": "3",
-    "generator__learning_rate": "0.001",
-    "generator__discrimination": "staged",
-    "generator__discrimination_epochs": "2",
+_PLAIN = TOKENS_ALONE | {
+    "generator.targets": "one-hot",
+    "generator.layers": "2",
+    "generator.epochs": "12",
+    "generator.patience": "3",
+    "generator.learning_rate": "0.001",
+    "generator.discrimination": "staged",
+    "generator.discrimination_epochs": "2",
 }
 """The generator as the paper has it: trained by L_gen, then L_dis, from tokens alone."""
 
 
-def _plain(label: str, **settings: str) -> Line:
-    return Line(f"plain generator{label}", _ablation(**(_PLAIN | settings)), readout="generate")
+def _plain(label: str, settings: Mapping[str, str]) -> Line:
+    return Line(f"plain generator{label}", _variant(_PLAIN, settings), readout="generate")
 
 
 _OUR_PAPER: dict[str, Figures] = {_FLICKR: (62.8, 85.4, 91.2), _COCO: (31.3, 58.0, 66.5)}
@@ -178,38 +187,36 @@ TABLES: dict[str, Table] = {
                 Line("AVG", OURS, readout="generate", paper={_FLICKR: _TEN_BEAMS}),
                 Line(
                     "without cross-modal alignment",
-                    _ablation(tokenizer__mixture="0", tokenizer__alignment="none"),
+                    _variant(_UNALIGNED),
                     readout="generate",
                     paper={_FLICKR: (56.8, 76.5, 79.2)},
                 ),
                 Line(
                     "without voken embeddings",
-                    _ablation(generator__copy_voken_embeddings="false"),
+                    _variant(_RANDOM_ROWS),
                     readout="generate",
                     paper={_FLICKR: (62.4, 82.7, 85.8)},
                 ),
                 Line(
                     "without discriminative loss",
-                    _ablation(generator__discrimination="none"),
+                    _variant(_NO_LISTS),
                     readout="generate",
                     paper={_FLICKR: (60.1, 81.9, 85.0)},
                 ),
                 Line(
                     "without caption memory (ours alone has it)",
-                    _ablation(generator__memory_weight="0"),
+                    _variant({"generator.memory_weight": "0"}),
                     readout="generate",
                 ),
                 Line(
                     "without query vector and memory (ours alone has them)",
-                    _ablation(
-                        generator__memory_weight="0", generator__query_vector="false", generator__query_noise="0"
-                    ),
+                    _variant(TOKENS_ALONE),
                     readout="generate",
                 ),
-                _plain(" (L_gen one-hot, no query vector, no memory)"),
-                _plain(", without cross-modal alignment", tokenizer__mixture="0", tokenizer__alignment="none"),
-                _plain(", without voken embeddings", generator__copy_voken_embeddings="false"),
-                _plain(", without discriminative loss", generator__discrimination="none"),
+                _plain(" (L_gen one-hot, no query vector, no memory)", {}),
+                _plain(", without cross-modal alignment", _UNALIGNED),
+                _plain(", without voken embeddings", _RANDOM_ROWS),
+                _plain(", without discriminative loss", _NO_LISTS),
             ),
             "Alignment is the mixture codebook in the default preset, and L_align in the paper's. The default preset "
             "starts as quantized search for the query's vector and trains one epoch of L_dis; the plain generator "
@@ -221,7 +228,7 @@ TABLES: dict[str, Table] = {
             tuple(
                 Line(
                     f"N = {size:,}",
-                    _ablation(tokenizer__codebook_size=str(size)),
+                    _variant({"tokenizer.codebook_size": str(size)}),
                     readout="generate",
                     paper={_FLICKR: paper},
                 )
@@ -234,7 +241,7 @@ TABLES: dict[str, Table] = {
             tuple(
                 Line(
                     f"M = {levels}",
-                    _ablation(tokenizer__levels=str(levels)),
+                    _variant({"tokenizer.levels": str(levels)}),
                     readout="generate",
                     paper={_FLICKR: paper},
                 )
@@ -246,7 +253,7 @@ TABLES: dict[str, Table] = {
             "Table 6. Backbones",
             (
                 Line("lite (frozen MiniLM, 1 layer)", OURS, readout="generate"),
-                Line("lite, 4 layers", _ablation(generator__layers="4"), readout="generate"),
+                Line("lite, 4 layers", _variant({"generator.layers": "4"}), readout="generate"),
                 Line("T5-base", Cell("backbone", {"name": "t5-base"}), paper={_FLICKR: _TEN_BEAMS}),
                 Line("T5-large", Cell("backbone", {"name": "t5-large"}), paper={_FLICKR: (64.0, 84.5, 87.6)}),
                 Line("T5-XL", Cell("backbone", {"name": "t5-3b"}), paper={_FLICKR: (64.6, 84.9, 88.0)}),
@@ -288,8 +295,7 @@ def filled(table: Table, results: dict[str, dict[int, list[Record]]]) -> list[Me
     found = []
     for line in table.lines:
         inductive = _picked(line, results.get(cell_name(line.cell), {}))
-        other = Cell(line.cell.builder, line.cell.settings, "transductive")
-        transductive = _picked(line, results.get(cell_name(other), {})) if line.both else ()
+        transductive = _picked(line, results.get(cell_name(line.transductive), {})) if line.both else ()
         if inductive or transductive:
             found.append(Measured(line, inductive, transductive))
     return found

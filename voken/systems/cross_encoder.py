@@ -29,6 +29,7 @@ from voken import artifact
 from voken.config import from_dict
 from voken.encoders.text_reader import TextReader
 from voken.errors import ConfigError, CorruptArtifactError, DataError, EmptyDataError
+from voken.generator.pairs import one_text_each
 from voken.progress import Progress, no_progress
 from voken.shapes import Bool, Float, Int
 
@@ -406,17 +407,10 @@ class _Training:
         model.load_state_dict(kept)
         return CrossEncoderRun(model.eval(), tuple(history), best)
 
-    def _draw(self) -> Int[np.ndarray, "rows 2"]:
-        """One row for each picture that has a caption, with one of its captions, in random order."""
-        shuffled = self.train.pairs[self.random.permutation(len(self.train.pairs))]
-        _, first = np.unique(shuffled[:, 0], return_index=True)
-        rows: np.ndarray = shuffled[self.random.permutation(first)]
-        return rows
-
     def _batches(self, count: int) -> list[Int[np.ndarray, "rows 2"]]:
         """An epoch's rows in batches of captions of like length, so that little is spent on padding."""
         batches: list[np.ndarray] = []
-        for rows in np.array_split(self._draw(), math.ceil(count / _SORTED_TOGETHER)):
+        for rows in np.array_split(one_text_each(self.train.pairs, self.random), math.ceil(count / _SORTED_TOGETHER)):
             ordered = rows[np.argsort(self.lengths[rows[:, 1]], kind="stable")]
             batches += np.array_split(ordered, math.ceil(len(rows) / self.config.batch_size))
         return [batches[row] for row in self.random.permutation(len(batches))]

@@ -29,7 +29,7 @@ from voken.artifact import read_json, write_json
 from voken.config import GeneratorConfig, TokenizerConfig, from_dict
 from voken.errors import ConfigError
 from voken.fit import Side, validation_queries
-from voken.generator.decoder_layer import DecoderLayer
+from voken.generator.decoder_layer import DecoderLayer, decay_groups
 from voken.generator.pairs import VokenPairs
 from voken.generator.shared_start import by_level, flat_positions, levels_and_sight
 from voken.generator.train import GeneratorHistory, train_generator
@@ -265,15 +265,7 @@ class GeniusGenerator(nn.Module):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Matrices decay; norms, biases and embeddings do not."""
-        matrices: list[nn.Parameter] = []
-        others: list[nn.Parameter] = []
-        for name, weight in self.named_parameters():
-            decays = weight.ndim == 2 and not name.endswith(("bias", "norms", "place"))
-            (matrices if decays else others).append(weight)
-        return [
-            {"name": "matrices", "params": matrices},
-            {"name": "rows, norms, biases", "params": others, "weight_decay": 0.0},
-        ]
+        return decay_groups(self)
 
     def save(self, folder: Path) -> None:
         """Write `config.json` and `model.safetensors` into an existing folder."""

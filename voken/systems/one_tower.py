@@ -14,9 +14,10 @@ from typing import Protocol
 
 import numpy as np
 
-from voken.errors import ConfigError, DataError, EmptyDataError
+from voken.errors import ConfigError, DataError
 from voken.hit import Hit
 from voken.shapes import Float, Int
+from voken.systems.two_tower import check_ids
 
 
 class PairScorer(Protocol):
@@ -52,7 +53,7 @@ class OneTower:
         paths: Sequence[str] | None = None,
         bytes_per_picture: float | None = None,
     ) -> None:
-        _check_ids(image_ids)
+        check_ids(image_ids)
         if paths is not None and len(paths) != len(image_ids):
             raise DataError(f"{len(image_ids)} picture ids and {len(paths)} paths: there must be one a picture.")
         self._scorer = scorer
@@ -91,7 +92,7 @@ class Reranked:
     def __init__(self, system: SearchSystem, scorer: PairScorer, image_ids: Sequence[str], *, depth: int) -> None:
         if depth < 1:
             raise ConfigError(f"depth: {depth} hits to rerank; rerank 1 or more.")
-        _check_ids(image_ids)
+        check_ids(image_ids)
         self._system = system
         self._scorer = scorer
         self._row = {name: row for row, name in enumerate(image_ids)}
@@ -137,13 +138,6 @@ def _scores(scorer: PairScorer, text: str, rows: Int[np.ndarray, " pictures"]) -
         bad = int(rows[np.flatnonzero(~np.isfinite(scores))[0]])
         raise DataError(f"The scorer gave a score that is not finite for {text!r} and the picture at row {bad}.")
     return scores
-
-
-def _check_ids(image_ids: Sequence[str]) -> None:
-    if not len(image_ids):
-        raise EmptyDataError("There is no picture to search.")
-    if len(set(image_ids)) != len(image_ids):
-        raise DataError("A picture id stands twice. Give every picture its own id.")
 
 
 def _bytes_of(holder: object) -> float | None:

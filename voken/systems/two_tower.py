@@ -104,7 +104,7 @@ class TwoTower:
             rebuilt[which.reshape(-1)],
             paths=paths,
             vokens=vokens,
-            bytes_per_picture=levels * math.ceil(math.log2(max(entries, 2))) / 8,
+            bytes_per_picture=sequence_bytes(levels, entries),
         )
 
     def search(self, texts: list[str], k: int) -> list[list[Hit]]:
@@ -140,6 +140,19 @@ class TwoTower:
         ]
 
 
+def sequence_bytes(levels: int, entries: int) -> float:
+    """M values of log2 N bits, rounded up; docs/speed.md says what a collection takes beside."""
+    return levels * math.ceil(math.log2(max(entries, 2))) / 8
+
+
+def check_ids(image_ids: Sequence[str]) -> None:
+    """Raises `EmptyDataError` without pictures, `DataError` where an id stands twice."""
+    if not len(image_ids):
+        raise EmptyDataError("There is no picture to search.")
+    if len(set(image_ids)) != len(image_ids):
+        raise DataError("A picture id stands twice. Give every picture its own id.")
+
+
 def checked_pictures(
     image_ids: Sequence[str],
     vectors: Float[np.ndarray, "pictures dim"],
@@ -152,15 +165,12 @@ def checked_pictures(
     Raises `EmptyDataError` without pictures, `DataError` where lengths differ, an id stands twice, or a vector is
     not finite.
     """
-    if not len(image_ids):
-        raise EmptyDataError("There is no picture to search.")
+    check_ids(image_ids)
     if vectors.ndim != 2 or not vectors.shape[1]:
         raise DataError(f"Picture vectors must be a (pictures, dim) array, not one of shape {vectors.shape}.")
     for what, rows in (("vectors", vectors), ("paths", paths), ("rows of vokens", vokens)):
         if rows is not None and len(rows) != len(image_ids):
             raise DataError(f"{len(image_ids)} picture ids and {len(rows)} {what}: there must be one a picture.")
-    if len(set(image_ids)) != len(image_ids):
-        raise DataError("A picture id stands twice. Give every picture its own id.")
     vectors = np.ascontiguousarray(vectors, dtype=np.float32)
     if not np.isfinite(vectors).all():
         bad = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
