@@ -12,7 +12,7 @@ from voken.errors import DataError
 from voken.reproduction.charts import Mark, Point, bars, lines, scatter
 from voken.reproduction.page import write_report
 from voken.reproduction.pairs import pairs_by_vokens
-from voken.reproduction.tables import Measured, as_json, as_markdown, columns, table
+from voken.reproduction.tables import TABLES, Measured, as_json, as_markdown, columns
 
 EVIL = '<script>alert("x")</script> & "quotes"'
 MACHINE = {"cpu": "Some <CPU>", "cores": 2, "threads": 1, "python": "3.11", "torch": "2.13", "numpy": "2.4"}
@@ -44,7 +44,7 @@ def write_table(folder, name, rows, note=""):
     write(
         folder,
         f"{name}.json",
-        {"table": name, "title": table(name).title, "track": "tiny", "note": note, "lines": rows},
+        {"table": name, "title": TABLES[name].title, "track": "tiny", "note": note, "lines": rows},
     )
 
 
@@ -300,10 +300,10 @@ def test_a_table_of_an_earlier_run_is_said_to_be_and_drawn_nowhere(folder):
 
 def test_both_renderings_show_the_same_cells(folder):
     saved = json.loads((folder / "table1.json").read_text())
-    known = {one.label: one for one in table("table1").lines}
+    known = {one.label: one for one in TABLES["table1"].lines}
     measured = [Measured(known["GRACE (structured id)"], tuple(saved["lines"][0]["inductive"]))]
-    text = as_markdown(table("table1"), measured, "tiny")
-    for column in columns(as_json(table("table1"), measured, "tiny")):
+    text = as_markdown(TABLES["table1"], measured, "tiny")
+    for column in columns(as_json(TABLES["table1"], measured, "tiny")):
         assert f"| {column.cells[0]} |" in text
         assert column.head in text
 

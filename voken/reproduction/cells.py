@@ -34,7 +34,7 @@ from voken.reproduction.arena import Arena
 from voken.reproduction.contestants import BUILDERS, Order, our_config
 from voken.shapes import Int
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever a builder changes what it measures, so that no old cell is taken for a new one."""
 _CASES = 40
 
@@ -65,11 +65,19 @@ class Cell:
         }
 
 
+def _told_once(cell: Cell, arena: Arena) -> Cell:
+    """A variant that changes none of the track's settings is ours."""
+    if cell.builder == "variant" and arena.config.override(dict(cell.settings)) == arena.config:
+        return dataclasses.replace(cell, builder="ours", settings={})
+    return cell
+
+
 def run_cell(cell: Cell, arena: Arena, *, quick: bool, checkpoints: str = "") -> list[dict[str, Any]]:
     """The rows of a cell, as `Evaluation.to_dict(per_query=True)`: those kept, or measured now.
 
     An interrupted cell goes on where its training stopped. What training leaves is removed when the rows are there.
     """
+    cell = _told_once(cell, arena)
     key = cell.key(arena, quick=quick)
     folder = arena.folder / _folder_name(cell, key)
     path = folder / "evaluations.json"
@@ -103,7 +111,7 @@ def run_cell(cell: Cell, arena: Arena, *, quick: bool, checkpoints: str = "") ->
         )
         rows.append(found.to_dict(per_query=True))
         _write_trec(folder, found)
-        if contestant.readout in ("", "generate"):
+        if len(rows) == 1:  # of the cell's first contestant: for ours, log-probability alone
             artifact.write_json(folder / "cases.json", {"cases": _cases(found, arena)})
             if contestant.vokens is not None:
                 artifact.write_json(folder / "sequences.json", {"pictures": _sequences(contestant.vokens, arena)})
@@ -127,6 +135,7 @@ def cost_of(cell: Cell, arena: Arena, *, quick: bool) -> dict[str, Any]:
 
 def folder_of(cell: Cell, arena: Arena, *, quick: bool) -> Path:
     """Where a cell is kept."""
+    cell = _told_once(cell, arena)
     return arena.folder / _folder_name(cell, cell.key(arena, quick=quick))
 
 

@@ -79,7 +79,9 @@ def our_config(arena: Arena, order: Order) -> RunConfig:
 
 
 def ours(arena: Arena, order: Order, name: str = "AVG") -> Iterator[Contestant]:
-    """Our system in its three read-outs (section 3 of the paper with the settings of `our_config`)."""
+    """Our system in its three read-outs (section 3 of the paper with the settings of `our_config`), then
+    log-probability alone at the beams of Table 7.
+    """
     model, collection, vokens = _fitted(arena, order)
     loaded = load_model(order.work / "model")
     searches = [dataclasses.replace(model.search, readout=readout) for readout in ("generate", "voken", "vector")]
@@ -88,21 +90,15 @@ def ours(arena: Arena, order: Order, name: str = "AVG") -> Iterator[Contestant]:
         stored = _voken_bytes(model) + (2.0 * arena.vectors.shape[1] if search.readout == "vector" else 0.0)
         found = Searcher(loaded, collection, search, widen=False)
         yield Contestant(name, found, search.readout, beams, stored, vokens)
+    for count in BEAM_SWEEP:
+        if count != beams:
+            found = Searcher(loaded, collection, dataclasses.replace(searches[0], beams=count), widen=False)
+            yield Contestant(name, found, "generate", count, _voken_bytes(model), vokens)
 
 
 def variant(arena: Arena, order: Order) -> Iterator[Contestant]:
     """Our system with other settings, log-probability alone: what ablations and sweeps compare."""
     yield next(ours(arena, order))
-
-
-def beams(arena: Arena, order: Order) -> Iterator[Contestant]:
-    """Our system, log-probability alone, at the beams of Table 7."""
-    model, collection, vokens = _fitted(arena, order)
-    loaded = load_model(order.work / "model")
-    for count in BEAM_SWEEP:
-        search = dataclasses.replace(model.search, readout="generate", beams=count)
-        found = Searcher(loaded, collection, search, widen=False)
-        yield Contestant("AVG", found, "generate", count, _voken_bytes(model), vokens)
 
 
 def irgen(arena: Arena, order: Order) -> Iterator[Contestant]:
@@ -345,7 +341,6 @@ def _voken_bytes(model: Model) -> float:
 BUILDERS: dict[str, Builder] = {
     "ours": ours,
     "variant": variant,
-    "beams": beams,
     "irgen": irgen,
     "genius": genius,
     "backbone": backbone,

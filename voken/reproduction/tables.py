@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from voken.errors import ConfigError
 from voken.evaluation.comparison import Row, compare_rows
 from voken.evaluation.protocol import spread
 from voken.reproduction.cells import Cell
@@ -266,19 +265,18 @@ TABLES: dict[str, Table] = {
             "table7",
             "Table 7. Beams",
             tuple(
-                Line(f"{count} beam{'s' if count > 1 else ''}", Cell("beams"), beams=count, paper={_FLICKR: paper})
+                Line(
+                    f"{count} beam{'s' if count > 1 else ''}",
+                    OURS,
+                    readout="generate",
+                    beams=count,
+                    paper={_FLICKR: paper},
+                )
                 for count, paper in _BEAMS.items()
             ),
         ),
     )
 }
-
-
-def table(name: str) -> Table:
-    """Raises `ConfigError` naming the tables there are."""
-    if name not in TABLES:
-        raise ConfigError(f"{name!r}: no such table. There are: {', '.join(TABLES)}.")
-    return TABLES[name]
 
 
 @dataclass(frozen=True)
