@@ -33,7 +33,7 @@ from quality import split, tell
 from scaling import READOUTS, concept_queries
 
 from voken.artifact import is_artifact, write_json
-from voken.collection.store import Collection
+from voken.collection.snapshot import Snapshot
 from voken.config import SearchConfig, preset
 from voken.data.captions import Dataset, read_dataset
 from voken.encoders.cache import VectorCache
@@ -121,7 +121,7 @@ def compared(
     """Every system over the pictures of `pool`; queries are the test captions of `dataset`."""
     encoded = picture_vectors(model.encoder, [image.path for image in pool.images], cache=cache, progress=tell)
     vectors, kept = encoded.vectors, tuple(pool.images[row] for row in encoded.kept)
-    collection = Collection.of_vectors(dataclasses.replace(pool, images=kept), vectors, model, keep_vectors=False)
+    collection = Snapshot.of_vectors(dataclasses.replace(pool, images=kept), vectors, model, keep_vectors=False)
     ids, levels = tuple(collection.ids), model.tokenizer.levels
     queries = concept_queries(dataset.split("test"), pool, ids, limit=options.queries, seed=seed)
     train = [image.path for image in dataset.split("train").images if image.captions]

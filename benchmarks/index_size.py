@@ -28,11 +28,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Float32, Int32
 
 SIZES = [1_000, 10_000, 100_000, 1_000_000, 10_000_000]
 DRAWS: tuple[Literal["uniform", "Zipf"], ...] = ("uniform", "Zipf")
 LOOKED_UP = 10
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """What a collection wants to know of one."""
+
+    levels: int
+    codebook_size: int
+    codebooks: Float32[np.ndarray, "M N e"]
 
 
 @dataclass(frozen=True)
@@ -108,23 +117,27 @@ def drawn(
 
 def synthetic(draw: str, vokens: Int32[np.ndarray, "pictures levels"], codebook_size: int, rounds: int) -> Row:
     """Build, save in a temporary folder, open."""
+    from voken.collection.base import Base
     from voken.collection.number_column import NumberColumn
-    from voken.collection.store import Collection
+    from voken.collection.store import Store
 
     seconds, trie = built(vokens, codebook_size, rounds)
     with tempfile.TemporaryDirectory(prefix="voken-") as folder:
         ids = NumberColumn(len(vokens))
-        made = Collection(ids, Path(folder), ids, trie, None, model_fingerprint="none")
-        made.save(Path(folder) / "collection")
+        where = Path(folder) / "collection"
+        codebooks = np.zeros((1, codebook_size, 1), np.float32).repeat(trie.levels, 0)
+        tokenizer = Tokenizer(trie.levels, codebook_size, codebooks)
+        Store.create(where, root=where, fingerprint="none", tokenizer=tokenizer, base=Base(ids, ids, trie))
+        made = Store.open(where).snapshot()
         opened = [open_elsewhere(Path(folder) / "collection") for _ in range(rounds)]
     return Row(len(vokens), draw, trie.sequences, seconds, dataclasses.asdict(made.size), opened)
 
 
 def saved(folder: Path, rounds: int) -> Row:
     """The same of a collection that is there."""
-    from voken.collection.store import Collection
+    from voken.collection.store import Store
 
-    collection = Collection.open(folder)
+    collection = Store.open(folder).snapshot()
     seconds, trie = built(collection.vokens, collection.trie.codebook_size, rounds)
     opened = [open_elsewhere(folder) for _ in range(rounds)]
     return Row(len(collection), folder.name, trie.sequences, seconds, dataclasses.asdict(collection.size), opened)
@@ -155,10 +168,10 @@ def open_elsewhere(folder: Path) -> Opened:
 def open_here(folder: Path) -> Opened:
     """Open in this process, which has imported nothing of voken so far."""
     begin = time.perf_counter()
-    from voken.collection.store import Collection
+    from voken.collection.store import Store
 
     imported, imported_megabytes = time.perf_counter(), resident_megabytes()
-    collection = Collection.open(folder)
+    collection = Store.open(folder).snapshot()
     opened, opened_megabytes = time.perf_counter(), resident_megabytes()
     leaves = np.random.default_rng(0).integers(0, collection.trie.sequences, LOOKED_UP)
     collection.trie.leaf_vokens(leaves)

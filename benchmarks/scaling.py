@@ -48,8 +48,10 @@ from decoding import Workload, make_generator, query_texts
 from index_size import DRAWS, drawn
 
 from voken.artifact import write_json
+from voken.collection.base import Base
 from voken.collection.number_column import NumberColumn
-from voken.collection.store import Collection
+from voken.collection.snapshot import Origin, Snapshot
+from voken.collection.store import Store
 from voken.config import SearchConfig
 from voken.data.captions import Dataset, read_dataset
 from voken.decoding.trie import VokenTrie
@@ -240,7 +242,7 @@ def random_t5(
 def over_sequences(model: CompiledModel, trie: VokenTrie, pictures: int) -> Search:
     """Ours over synthetic sequences: ids are the pictures' numbers, and the rank is the log-probability's."""
     ids = NumberColumn(pictures)
-    collection = Collection(ids, Path(), ids, trie, None, model.fingerprint)
+    collection = Snapshot(Base(ids, ids, trie), Origin(Path(), model.fingerprint))
     return partial(ours_search, Searcher(model, collection, SearchConfig(beams=BEAMS), widen=False))
 
 
@@ -348,7 +350,7 @@ def real_set(
     models: Sequence[CompiledModel], encoders: dict[str, TextEncoder], options: argparse.Namespace
 ) -> tuple[list[Point], dict[str, Any]]:
     """Recall of every setting over all queries, then speed at batch 1 over a part of them, in turn."""
-    collection = Collection.open(options.collection)
+    collection = Store.open(options.collection).snapshot()
     asked, pictures = read_dataset(options.queries).split("test"), read_dataset(options.pictures)
     queries = concept_queries(asked, pictures, collection.ids, limit=options.asked, seed=options.seed)
     texts = [query.text for query in queries]
@@ -388,7 +390,7 @@ def concept_queries(
     return tuple(queries[row] for row in np.sort(drawn_rows))
 
 
-def our_settings(models: Sequence[CompiledModel], collection: Collection) -> list[Setting]:
+def our_settings(models: Sequence[CompiledModel], collection: Snapshot) -> list[Setting]:
     """Both read-outs that need no vectors, at every number of beams."""
     found = []
     for model in models:
@@ -403,7 +405,7 @@ def our_settings(models: Sequence[CompiledModel], collection: Collection) -> lis
 
 
 def two_tower_settings(
-    encoders: dict[str, TextEncoder], collection: Collection, options: argparse.Namespace
+    encoders: dict[str, TextEncoder], collection: Snapshot, options: argparse.Namespace
 ) -> list[Setting]:
     """Opponents over the stored vectors."""
     assert collection.vectors is not None

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from voken.collection.store import Collection
+from voken.collection.indexing import create_collection
 from voken.config import preset
 from voken.data.captions import CaptionedImage, Dataset, read_dataset
 from voken.fit import fit
@@ -60,7 +60,7 @@ def made(pictures, tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     config = preset("demo").override(SETTINGS | {"tokenizer.codebook_size": "16", "tokenizer.levels": "2"})
     model = fit(read_dataset(pictures), folder / "model", config)
-    Collection.create(folder / "collection", read_dataset(pictures), model, model_folder=folder / "model")
+    create_collection(folder / "collection", read_dataset(pictures), model, model_folder=folder / "model")
     return folder
 
 

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_model import COLOURS, ColourEncoder, paint, paint_many, tiny_model
 
-from voken.collection.store import Collection, _stands_twice
+from voken.collection.indexing import create_collection
+from voken.collection.snapshot import refuse_twice
+from voken.collection.store import Store
 from voken.collection.text_column import TextColumn
 from voken.data.captions import CaptionedImage, Dataset, read_dataset
 from voken.encoders.cache import VectorCache
@@ -29,8 +31,8 @@ from voken.errors import (
 def test_what_is_opened_is_what_was_made(tmp_path):
     files = paint_many(tmp_path / "in", 10)
     model = tiny_model()
-    made = Collection.create(tmp_path / "c", files, model)
-    again = Collection.open(tmp_path / "c", verify=True)
+    made = create_collection(tmp_path / "c", files, model)
+    again = Store.open(tmp_path / "c").snapshot(verify=True)
     vectors = model.encoder.encode_images([_image(path) for path in files])
     for collection in (made, again):
         assert list(collection.ids) == [path.name for path in files]
@@ -43,8 +45,9 @@ def test_what_is_opened_is_what_was_made(tmp_path):
         size = collection.size
         assert (size.paths, size.vectors) == (0, 10 * 3 * 2)  # the ids are the paths; float16
         assert collection.bytes_per_picture * 10 == size.trie_levels + size.picture_numbers + size.vectors
-        assert size.total == collection.bytes_per_picture * 10 + size.ids
-    on_disk = sum((tmp_path / "c" / name).stat().st_size for name in ("ids.zlib", "ids.blocks.npy"))
+        assert size.total == collection.bytes_per_picture * 10 + size.ids + size.files
+        assert size.files == 10 * 40
+    on_disk = sum((tmp_path / "c" / "base-000001" / name).stat().st_size for name in ("ids.zlib", "ids.blocks.npy"))
     assert again.size.ids == on_disk - 128  # the header of one .npy
     assert again.size == made.size
 
@@ -61,16 +64,16 @@ def test_a_data_set_keeps_its_ids_and_vectors_may_be_left_out(tmp_path):
     paint(tmp_path / "in" / "blue.png", COLOURS["blue"])
     rows = [{"file_name": "a/red.png", "text": "red"}, {"file_name": "blue.png", "text": "blue"}]
     (tmp_path / "in" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    collection = Collection.create(tmp_path / "c", read_dataset(tmp_path / "in"), tiny_model(), vectors=False)
+    collection = create_collection(tmp_path / "c", read_dataset(tmp_path / "in"), tiny_model(), vectors=False)
     assert list(collection.ids) == ["a/red.png", "blue.png"]
     assert collection.vectors is None
-    assert not (tmp_path / "c" / "vectors.npy").exists()
+    assert not list((tmp_path / "c").rglob("vectors.npy"))
 
 
 def test_pictures_outside_the_root_and_odd_names(tmp_path):
     inside, outside = paint(tmp_path / "in" / "ünï 例.png", (9, 9, 9)), paint(tmp_path / "out.png", (1, 200, 1))
     images = (CaptionedImage("one", inside), CaptionedImage("\ud800two", outside))
-    collection = Collection.create(tmp_path / "c", Dataset("d", tmp_path / "in", images), tiny_model())
+    collection = create_collection(tmp_path / "c", Dataset("d", tmp_path / "in", images), tiny_model())
     assert list(collection.ids) == ["one", "\ud800two"]
     assert collection.paths == [inside, outside]
 
@@ -80,9 +83,9 @@ def test_bad_pictures_are_left_out_and_listed(tmp_path):
     (tmp_path / "in" / "empty.jpg").write_bytes(b"")
     (tmp_path / "in" / "torn.png").write_bytes(good.read_bytes()[:40])
     files = [tmp_path / "in" / name for name in ("empty.jpg", "good.png", "missing.png", "torn.png")]
-    collection = Collection.create(tmp_path / "c", files, tiny_model())
+    collection = create_collection(tmp_path / "c", files, tiny_model())
     assert list(collection.ids) == ["good.png"]
-    assert [one.path for one in Collection.open(tmp_path / "c").skipped] == [str(files[i]) for i in (0, 2, 3)]
+    assert [one.path for one in Store.open(tmp_path / "c").snapshot().skipped] == [str(files[i]) for i in (0, 2, 3)]
     assert all(one.reason for one in collection.skipped)
 
 
@@ -91,23 +94,23 @@ def test_only_bad_pictures_are_no_collection(tmp_path):
     for file in files:
         file.write_bytes(b"not a picture")
     with pytest.raises(EmptyDataError, match=r"None of the 5 pictures .*a\.png: .*c\.png: .*and 2 more"):
-        Collection.create(tmp_path / "c", files, tiny_model())
+        create_collection(tmp_path / "c", files, tiny_model())
     assert not (tmp_path / "c").exists()
     with pytest.raises(EmptyDataError, match="no picture to index"):
-        Collection.create(tmp_path / "c", [], tiny_model())
+        create_collection(tmp_path / "c", [], tiny_model())
 
 
 def test_ids_that_stand_twice_are_refused(tmp_path):
     path = paint(tmp_path / "a.png", (1, 2, 3))
     twice = Dataset("d", tmp_path, (CaptionedImage("same", path), CaptionedImage("same", path)))
     with pytest.raises(DataError, match="'same' stands twice"):
-        Collection.create(tmp_path / "c", twice, tiny_model())
+        create_collection(tmp_path / "c", twice, tiny_model())
 
 
 def test_a_second_run_decodes_nothing_again(tmp_path):
     files = paint_many(tmp_path / "in", 6)
     cache = VectorCache(tmp_path / "cache")
-    Collection.create(tmp_path / "c", files, tiny_model(), cache=cache)
+    create_collection(tmp_path / "c", files, tiny_model(), cache=cache)
 
     class Idle(ColourEncoder):
         def encode_images(self, images):
@@ -115,57 +118,59 @@ def test_a_second_run_decodes_nothing_again(tmp_path):
 
     model = tiny_model()
     model = type(model)(Idle(), model.tokenizer, model.generator)
-    again = Collection.create(tmp_path / "d", files, model, cache=cache)
-    np.testing.assert_array_equal(again.vokens, Collection.open(tmp_path / "c").vokens)
+    again = create_collection(tmp_path / "d", files, model, cache=cache)
+    np.testing.assert_array_equal(again.vokens, Store.open(tmp_path / "c").snapshot().vokens)
 
 
 def test_a_folder_that_is_taken_is_left_alone(tmp_path):
     files = paint_many(tmp_path / "in", 4)
     with pytest.raises(ArtifactError, match="already exists"):
-        Collection.create(tmp_path / "in", files, tiny_model())
-    Collection.create(tmp_path / "c", files, tiny_model())
+        create_collection(tmp_path / "in", files, tiny_model())
+    create_collection(tmp_path / "c", files, tiny_model())
     with pytest.raises(ArtifactError, match="a saved collection is there already"):
-        Collection.create(tmp_path / "c", files[:2], tiny_model())
-    assert len(Collection.create(tmp_path / "c", files[:2], tiny_model(), replace=True)) == 2
-    assert len(Collection.open(tmp_path / "c")) == 2
+        create_collection(tmp_path / "c", files[:2], tiny_model())
+    assert len(create_collection(tmp_path / "c", files[:2], tiny_model(), replace=True)) == 2
+    assert len(Store.open(tmp_path / "c").snapshot()) == 2
 
 
 def test_damage_is_seen(tmp_path):
-    Collection.create(tmp_path / "c", paint_many(tmp_path / "in", 6), tiny_model())
-    for name in ("trie/vokens_1.npy", "trie/order.npy", "ids.zlib", "config.json", "vectors.npy"):
+    create_collection(tmp_path / "c", paint_many(tmp_path / "in", 6), tiny_model())
+    for part in ("trie/vokens_1.npy", "trie/order.npy", "ids.zlib", "base.json", "vectors.npy", "files.npy"):
+        name = f"base-000001/{part}"
         copy = tmp_path / "copy"
         shutil.copytree(tmp_path / "c", copy)
         content = bytearray((copy / name).read_bytes())
         content[-1] ^= 1
         (copy / name).write_bytes(content)
         with pytest.raises(CorruptArtifactError, match=name):
-            Collection.open(copy, verify=True)
+            Store.open(copy).snapshot(verify=True)
         (copy / name).write_bytes(content[:-3])
         with pytest.raises(CorruptArtifactError, match=name):
-            Collection.open(copy)
+            Store.open(copy).snapshot()
         shutil.rmtree(copy)
     with pytest.raises(ArtifactError, match="no saved collection"):
-        Collection.open(tmp_path)
+        Store.open(tmp_path).snapshot()
     manifest = json.loads((tmp_path / "c" / "manifest.json").read_text())
     for version, says in ((99, "Upgrade"), (1, "older voken. Index the pictures again")):
         (tmp_path / "c" / "manifest.json").write_text(json.dumps(manifest | {"version": version}))
         with pytest.raises(ArtifactVersionError, match=says):
-            Collection.open(tmp_path / "c")
+            Store.open(tmp_path / "c").snapshot()
 
 
 @pytest.mark.parametrize("limit", [200, 400])
 def test_a_full_disk_leaves_nothing_behind(tmp_path, limit):
     files = paint_many(tmp_path / "in", 40)
     cache = VectorCache(tmp_path / "cache")
-    Collection.create(tmp_path / "first", files, tiny_model(), cache=cache)
+    create_collection(tmp_path / "first", files, tiny_model(), cache=cache)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill(what, done, total):  # the cache is done with when it says so; no file may grow beyond the limit then
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        if what == "pictures to vectors" and done == total:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
 
     try:
-        with pytest.raises(StorageError, match=r"second.*untouched"):
-            Collection.create(tmp_path / "second", files, tiny_model(), cache=cache, progress=fill)
+        with pytest.raises(StorageError, match=r"second.*run the (same )?command again"):
+            create_collection(tmp_path / "second", files, tiny_model(), cache=cache, progress=fill)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "first", "in"]
@@ -173,15 +178,15 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, limit):
 
 def test_pictures_and_collection_may_move_together(tmp_path):
     files = paint_many(tmp_path / "old" / "in", 4)
-    Collection.create(tmp_path / "old" / "c", files, tiny_model(), model_folder=tmp_path / "old" / "model")
+    create_collection(tmp_path / "old" / "c", files, tiny_model(), model_folder=tmp_path / "old" / "model")
     (tmp_path / "old").rename(tmp_path / "new")
-    moved = Collection.open(tmp_path / "new" / "c")
+    moved = Store.open(tmp_path / "new" / "c").snapshot()
     assert moved.paths == [tmp_path / "new" / "in" / path.name for path in files]
     assert moved.model_folders[1].resolve() == tmp_path / "new" / "model"
 
 
 def test_another_model_is_refused(tmp_path):
-    collection = Collection.create(tmp_path / "c", paint_many(tmp_path / "in", 4), tiny_model())
+    collection = create_collection(tmp_path / "c", paint_many(tmp_path / "in", 4), tiny_model())
     collection.check_model(tiny_model())
     with pytest.raises(ArtifactError, match="made with another model"):
         collection.check_model(tiny_model(fingerprint="other"))
@@ -190,30 +195,31 @@ def test_another_model_is_refused(tmp_path):
 def test_ids_that_are_numbers_and_paths_that_are_not_ids(tmp_path):
     files = paint_many(tmp_path / "in", 6)
     images = tuple(CaptionedImage(str(place), path) for place, path in enumerate(files))
-    made = Collection.create(tmp_path / "c", Dataset("d", tmp_path / "in", images), tiny_model())
+    made = create_collection(tmp_path / "c", Dataset("d", tmp_path / "in", images), tiny_model())
     assert list(made.ids) == ["0", "1", "2", "3", "4", "5"]
     assert (made.ids[-1], made.ids[1:3]) == ("5", ["1", "2"])
     assert made.size.ids == 0
     assert made.size.paths > 0
     assert made.paths == files
-    assert not list((tmp_path / "c").glob("ids.*"))
+    assert not list((tmp_path / "c").rglob("ids.*"))
     with pytest.raises(IndexError):
         made.ids[6]
 
 
 def test_an_id_that_stands_twice_is_found_among_many():
     ids = [f"p{place}" for place in range(5000)]
-    assert _stands_twice(ids) is None
-    assert _stands_twice([]) is None
-    assert _stands_twice([*ids, "p77"]) == "p77"
+    refuse_twice(ids)
+    refuse_twice([])
+    with pytest.raises(DataError, match="'p77' stands twice"):
+        refuse_twice([*ids, "p77"])
 
 
 def test_opening_needs_no_pictures_no_model_and_no_torch(tmp_path):
     files = paint_many(tmp_path / "in", 6)
-    Collection.create(tmp_path / "c", files, tiny_model())
+    create_collection(tmp_path / "c", files, tiny_model())
     code = (
-        "import sys; from pathlib import Path; from voken.collection.store import Collection\n"
-        f"collection = Collection.open(Path({str(tmp_path / 'c')!r}))\n"
+        "import sys; from pathlib import Path; from voken.collection.store import Store\n"
+        f"collection = Store.open(Path({str(tmp_path / 'c')!r})).snapshot()\n"
         "print(collection.ids[5], collection.vokens.shape, {'torch', 'PIL', 'onnxruntime'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -18,7 +18,8 @@ import torch
 from typer.testing import CliRunner
 
 from voken.cli import app
-from voken.collection.store import Collection
+from voken.collection.snapshot import Snapshot
+from voken.collection.store import Store
 from voken.config import EncoderConfig, RunConfig, SearchConfig, TokenizerConfig
 from voken.data.captions import CaptionedImage, Dataset
 from voken.encoders.two_tower import TwoTowerEncoder, TwoTowerHead
@@ -55,18 +56,27 @@ def make_model(*, layers: tuple[int, ...] = (), precision="float32") -> Model:
     return Model(run, encoder, tokenizer, generator, search, {})
 
 
-def make_collection(model: Model) -> Collection:
+def make_collection(model: Model) -> Snapshot:
     vectors = np.random.default_rng(0).normal(size=(PICTURES, test_lite.DIM)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     images = tuple(CaptionedImage(f"p{row}", Path(f"/pictures/p{row}.png")) for row in range(PICTURES))
-    return Collection.of_vectors(Dataset("pictures", Path("/pictures"), images), vectors, model)
+    return Snapshot.of_vectors(Dataset("pictures", Path("/pictures"), images), vectors, model)
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compiled")
     model = make_model().save(folder / "model")
-    make_collection(model).save(folder / "collection", model_folder=folder / "model")
+    made = make_collection(model)
+    Store.create(
+        folder / "collection",
+        root=made.root,
+        fingerprint=model.fingerprint,
+        tokenizer=model.tokenizer,
+        vectors=model.tokenizer.dim,
+        model_folder=folder / "model",
+        base=made.base,
+    )
     return folder
 
 
@@ -90,7 +100,7 @@ def test_64_threads_and_an_event_loop_get_what_one_caller_gets(saved, tmp_path, 
     model = make_model(precision=precision).save(tmp_path / "model")
     compiled = CompiledModel.load(tmp_path / "model")
     assert model.fingerprint == compiled.fingerprint
-    searcher = Searcher(compiled, Collection.open(saved / "collection"))
+    searcher = Searcher(compiled, Store.open(saved / "collection").snapshot())
     words = ["a", "red", "cat", "two", "small", "birds", "on", "the", "hill", "under", "rain", "dog", "blue"]
     random = np.random.default_rng(0)
     asked = [(" ".join(random.choice(words, random.integers(1, 12))), int(random.integers(1, 3))) for _ in range(256)]
@@ -137,7 +147,7 @@ def test_another_precision_searches_the_same_collection(saved, tmp_path):
     after = CompiledModel.load(model)
     assert (before.generator.precision, after.generator.precision) == ("float32", "int8")
     assert after.fingerprint == before.fingerprint
-    collection = Collection.open(saved / "collection")
+    collection = Store.open(saved / "collection").snapshot()
     exact, rounded = (Searcher(one, collection).search(TEXTS, 20) for one in (before, after))
     shared = [
         {a.image_id for a in one} & {b.image_id for b in other} for one, other in zip(exact, rounded, strict=True)
@@ -151,7 +161,7 @@ def test_other_weights_are_another_model(saved, tmp_path):
     other = model.save(tmp_path / "model")
     assert other.fingerprint != CompiledModel.load(saved / "model").fingerprint
     with pytest.raises(ArtifactError, match="another model"):
-        Searcher(CompiledModel.load(tmp_path / "model"), Collection.open(saved / "collection"))
+        Searcher(CompiledModel.load(tmp_path / "model"), Store.open(saved / "collection").snapshot())
 
 
 def test_damage_and_newer_formats_are_named(saved, tmp_path):

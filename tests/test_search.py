@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny_model import paint, paint_many, tiny_model
 
-from voken.collection.store import Collection
+from voken.collection.indexing import create_collection
 from voken.config import SearchConfig
 from voken.errors import ArtifactError, ConfigError
 from voken.search import Searcher
@@ -17,7 +17,7 @@ WIDE = SearchConfig(beams=100, voken_weight=2.0, vector_weight=3.0)
 
 @pytest.fixture
 def collection(tmp_path):
-    return Collection.create(tmp_path / "c", paint_many(tmp_path / "in", 24), tiny_model(levels=3))
+    return create_collection(tmp_path / "c", paint_many(tmp_path / "in", 24), tiny_model(levels=3))
 
 
 def brute_force(model, collection, text, readout, voken_weight=2.0, vector_weight=3.0):
@@ -91,7 +91,7 @@ def test_more_than_there_is(collection):
 
 
 def test_one_picture(tmp_path):
-    one = Collection.create(tmp_path / "c", [paint(tmp_path / "a.png", (250, 0, 0))], tiny_model())
+    one = create_collection(tmp_path / "c", [paint(tmp_path / "a.png", (250, 0, 0))], tiny_model())
     (hits,) = Searcher(tiny_model(), one).search(["blue"], 3)
     assert [hit.image_id for hit in hits] == ["a.png"]
 
@@ -99,7 +99,7 @@ def test_one_picture(tmp_path):
 def test_the_default_readout_is_the_best_that_the_collection_allows(collection, tmp_path):
     model = tiny_model(levels=3)
     assert Searcher(model, collection).search_config.readout == "vector"
-    plain = Collection.create(tmp_path / "plain", paint_many(tmp_path / "in2", 4), model, vectors=False)
+    plain = create_collection(tmp_path / "plain", paint_many(tmp_path / "in2", 4), model, vectors=False)
     assert Searcher(model, plain).search_config.readout == "voken"
     with pytest.raises(ConfigError, match="stored vectors"):
         Searcher(model, plain, SearchConfig(readout="vector"))
@@ -139,7 +139,7 @@ def test_another_model_is_refused(collection):
 
 
 def test_open_says_which_model_is_missing(tmp_path):
-    Collection.create(tmp_path / "c", paint_many(tmp_path / "in", 4), tiny_model(), model_folder=tmp_path / "gone")
+    create_collection(tmp_path / "c", paint_many(tmp_path / "in", 4), tiny_model(), model_folder=tmp_path / "gone")
     with pytest.raises(ArtifactError, match=r"gone, which is not there\. Name the model's folder"):
         Searcher.open(tmp_path / "c")
     assert len(Searcher.open(tmp_path / "c", tiny_model()).search(["red"], 2)[0]) == 2

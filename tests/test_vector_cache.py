@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from voken.encoders import cache as cache_module
+from voken import database
 from voken.encoders.cache import FILE, VectorCache
 from voken.errors import ArtifactVersionError, ConfigError, CorruptArtifactError, StorageError
 
@@ -177,7 +177,7 @@ def test_a_full_disk_is_told_and_what_was_there_is_kept(cache, paths, monkeypatc
         return connection
 
     connect = sqlite3.connect
-    monkeypatch.setattr(cache_module.sqlite3, "connect", small_disk)
+    monkeypatch.setattr(database.sqlite3, "connect", small_disk)
     with pytest.raises(StorageError, match=r"vectors\.sqlite3.*full.*Free some space"):
         cache.put_many("one", [str(n) for n in range(50)], np.zeros((50, 500), np.float32))
     monkeypatch.undo()
@@ -186,7 +186,7 @@ def test_a_full_disk_is_told_and_what_was_there_is_kept(cache, paths, monkeypatc
 
 
 def test_a_locked_cache_is_told(cache, monkeypatch):
-    monkeypatch.setattr(cache_module, "_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(database, "WAIT_SECONDS", 0.01)
     holder = sqlite3.connect(cache.path, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     with pytest.raises(StorageError, match="another process"):

@@ -45,11 +45,14 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def writing(destination: Path, *, kind: str, version: int, replace: bool = False) -> Iterator[Path]:
+def writing(
+    destination: Path, *, kind: str, version: int, replace: bool = False, sealed: bool = True
+) -> Iterator[Path]:
     """Yield an empty folder to fill; on a clean exit it becomes `destination`, with its manifest.
 
     `replace` allows an older artifact to be there already; it is swapped out only when the new one is
-    complete. Anything else in the way raises `ArtifactError`. On any exception nothing is left behind.
+    complete. Anything else in the way raises `ArtifactError`. On any exception nothing is left behind. `sealed=False`
+    is for a folder whose files change later: its manifest lists none.
     """
     destination = Path(destination)
     if not _may_write(destination, replace):
@@ -62,7 +65,7 @@ def writing(destination: Path, *, kind: str, version: int, replace: bool = False
         try:
             partial.mkdir(parents=True)
             yield partial
-            _write_manifest(partial, kind=kind, version=version)
+            _write_manifest(partial, kind=kind, version=version, sealed=sealed)
             _swap(partial, destination)
         finally:
             if partial.exists():
@@ -151,13 +154,14 @@ def _read_manifest(folder: Path, kind: str) -> dict[str, Any]:
     return manifest
 
 
-def _write_manifest(folder: Path, *, kind: str, version: int) -> None:
+def _write_manifest(folder: Path, *, kind: str, version: int, sealed: bool) -> None:
     files = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
-            files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+            if sealed:
+                files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     write_json(folder / MANIFEST, {"kind": kind, "version": version, "files": files})
 
 
@@ -177,4 +181,15 @@ def _swap(partial: Path, destination: Path) -> None:
         if retired.exists():
             retired.replace(destination)
         raise
+    _sync_folder(destination.parent)
     shutil.rmtree(retired, ignore_errors=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in it outlast a power cut, where the system can."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -250,7 +250,7 @@ def index(
 
     Pictures that cannot be read are left out and counted. Stopped at any time, the same command goes on.
     """
-    from voken.collection.store import Collection
+    from voken.collection.indexing import create_collection
     from voken.data.captions import read_dataset
     from voken.evaluation.metrics import collision_rate
     from voken.model import Model
@@ -261,7 +261,7 @@ def index(
     _use_threads(threads)
     began = time.perf_counter()
     with progress_bars() as progress:
-        made = Collection.create(
+        made = create_collection(
             out,
             given,
             Model.load(model, device=device),
@@ -320,12 +320,12 @@ def search(
     """Find pictures by words."""
     import dataclasses
 
-    from voken.collection.store import Collection
+    from voken.collection.store import Store
     from voken.search import Searcher, load_model
 
     if readout not in (None, "generate", "voken", "vector"):
         raise ConfigError(f"--readout: {readout!r} is not generate, voken or vector.")
-    opened = Collection.open(collection)
+    opened = Store.open(collection).snapshot()
     loaded = load_model(opened.find_model() if model is None else model, device=device, threads=threads, once=True)
     searcher = Searcher(loaded, opened)
     changes: dict[str, Any] = {"readout": readout, "beams": beams}
@@ -362,12 +362,12 @@ def info(
 ) -> None:
     """Say what a collection or a model is, and where its bytes go."""
     from voken import artifact
-    from voken.collection.store import KIND, Collection
+    from voken.collection.store import KIND, Store
 
     if artifact.kind_of(folder) != KIND:
         _tell_model(folder, as_json)
         return
-    opened = Collection.open(folder)
+    opened = Store.open(folder).snapshot()
     trie, size = opened.trie, opened.size
     parts = {
         "trie": size.trie_levels,

@@ -20,3 +20,5 @@ class Hit:
     path: str
     score: float
     vokens: tuple[int, ...] = ()
+    confidence: float | None = None
+    """Calibrated probability that the hit is right (`voken.calibration`); None where the model is not calibrated."""

@@ -4,6 +4,9 @@
     for hit in searcher.search(["two dogs on a beach"], k=10)[0]:
         ...
 
+A search runs on one version of the collection from beginning to end. An opened collection is followed: what other
+processes add and remove is found by searches that begin a moment later.
+
 Three read-outs rank what the beams found (docs/protocol.md): "generate" by log p(Y|q) alone; "voken" adds
 weight × cosine of the query's vector with the one rebuilt from the vokens; "vector" adds weight × cosine with
 the picture's stored vector. Only the last can tell apart pictures that share a sequence; the other two give
@@ -13,18 +16,25 @@ them one score.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
 
 from voken.batching import Batcher
-from voken.collection.store import Collection
+from voken.collection.filters import Filter, matching_rows
+from voken.collection.snapshot import Snapshot
+from voken.collection.store import Store
 from voken.config import MAX_TEXT_CHARACTERS, SearchConfig
 from voken.decoding.beam import Beams, beam_search_from_state
 from voken.decoding.interface import StepModel
-from voken.errors import ArtifactError, ConfigError
+from voken.decoding.nearest import NearestSequences
+from voken.decoding.trie import VokenTrie
+from voken.errors import ArtifactError, ConfigError, DataError, StorageError
 from voken.hit import Hit
 from voken.shapes import Float, Int, Int64
 
@@ -33,6 +43,10 @@ __all__ = ["Hit", "SearchModel", "Searcher", "load_model"]
 _LOGITS_AT_ONCE = 1 << 24
 """queries × beams × N of one block of queries: 64 MB of float32."""
 _QUERIES_AT_ONCE = 64
+_LOOKED_EVERY = 0.2
+"""Seconds between looks at whether the collection has changed."""
+_FILTERS_KEPT = 8
+"""Tries of what filters let through, kept for the next search with the same filters."""
 
 
 class VectorBuilder(Protocol):
@@ -99,109 +113,278 @@ class Searcher:
 
     `search` says how; without it the model's own settings hold, with the best read-out that the collection
     allows ("vector" where vectors are stored, otherwise "voken"). Beams are as many as `search.beams`, and at least
-    k, so that k sequences can be answered; `widen=False` keeps to the number, as an evaluation must.
+    k, so that k sequences can be answered; `widen=False` keeps to the number, as an evaluation must. With `store` the
+    collection is followed as it changes. `max_queue` is how many queries may wait (see `voken.batching`).
 
     Raises `ArtifactError` where model and collection do not go together, `ConfigError` for impossible settings.
     """
 
     def __init__(
-        self, model: SearchModel, collection: Collection, search: SearchConfig | None = None, *, widen: bool = True
+        self,
+        model: SearchModel,
+        collection: Snapshot,
+        search: SearchConfig | None = None,
+        *,
+        widen: bool = True,
+        store: Store | None = None,
+        max_queue: int | None = None,
     ) -> None:
         collection.check_model(model)
         if search is None:
             search = dataclasses.replace(model.search, readout="voken" if collection.vectors is None else "vector")
         self.model = model
-        self.collection = collection
         self.search_config = search
         self._weight = _weight(search, model.search, collection)
         self._widen = widen
-        self._batcher: Batcher[str, list[Hit]] = Batcher(self._answer, max_batch=_QUERIES_AT_ONCE)
+        self._store = store
+        self._snapshot = collection
+        self._looked = time.monotonic()
+        self._looking = threading.Lock()
+        self._views: dict[tuple[Filter, ...], _View] = {(): _View(collection, collection.trie)}
+        self._batcher: Batcher[str, list[Hit]] = Batcher(self._answer, max_batch=_QUERIES_AT_ONCE, max_queue=max_queue)
 
     @classmethod
-    def open(cls, collection: Path, model: SearchModel | None = None, search: SearchConfig | None = None) -> Self:
+    def open(
+        cls,
+        collection: Path,
+        model: SearchModel | None = None,
+        search: SearchConfig | None = None,
+        *,
+        max_queue: int | None = None,
+    ) -> Self:
         """Open a saved collection, and the model it was made with where none is given.
 
         Raises `ArtifactError` where that model is no longer where it was.
         """
-        opened = Collection.open(collection)
-        return cls(load_model(opened.find_model()) if model is None else model, opened, search)
+        store = Store.open(collection)
+        opened = store.snapshot()
+        loaded = load_model(opened.find_model()) if model is None else model
+        return cls(loaded, opened, search, store=store, max_queue=max_queue)
 
-    def search(self, texts: Sequence[str], k: int) -> list[list[Hit]]:
+    @property
+    def collection(self) -> Snapshot:
+        """The version that a search that begins now would search."""
+        return self._now()
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether hits have a confidence."""
+        return False
+
+    def search(
+        self, texts: Sequence[str], k: int, where: Sequence[Filter] = (), threshold: float | None = None
+    ) -> list[list[Hit]]:
         """For each text at most `k` hits, by falling score; pictures of equal score in the collection's order.
 
-        Fewer than k come where the collection holds fewer. Raises `ConfigError` for a `k` under 1 and for a text
-        without any character to read; what follows the first 2,000 characters of a text is not read. Any number of
-        threads may search at once: their texts go through the model together.
+        Only pictures that all filters of `where` let through are searched: the answer is that of a collection of these
+        alone. Fewer than k come where it holds fewer, and with `threshold` where fewer have that confidence. Raises
+        `ConfigError` for a `k` under 1, for a text without any character to read, and for a threshold where the model
+        is not calibrated; what follows the first 2,000 characters of a text is not read. Any number of threads may
+        search at once: their texts go through the model together.
         """
-        return self._batcher.call(*self._asked(texts, k))
+        sure = self._sure(threshold)
+        return list(map(sure, self._batcher.call(*self._asked(texts, k, where))))
 
-    async def asearch(self, texts: Sequence[str], k: int) -> list[list[Hit]]:
+    async def asearch(
+        self, texts: Sequence[str], k: int, where: Sequence[Filter] = (), threshold: float | None = None
+    ) -> list[list[Hit]]:
         """`search`, without blocking the event loop."""
-        return await self._batcher.acall(*self._asked(texts, k))
+        sure = self._sure(threshold)
+        return list(map(sure, await self._batcher.acall(*self._asked(texts, k, where))))
+
+    def similar(self, image_id: str, k: int, where: Sequence[Filter] = ()) -> list[Hit]:
+        """At most `k` pictures like one of the collection, which is not among them. Neither torch nor text is needed.
+
+        Raises `DataError` where there is no such picture.
+        """
+        view = self._view(tuple(where))
+        row = view.snapshot.find(image_id)
+        if row is None:
+            raise DataError(f"{image_id}: no picture of the collection has that id.")
+        own = view.snapshot.sequence(row)[None]
+        vectors = view.snapshot.vectors
+        rebuilt = self.model.tokenizer.decode(own)
+        query = rebuilt if vectors is None else np.asarray(vectors[np.array([row])], dtype=np.float32)
+        found = self._near(view, None, own, query, k + 1)
+        return [hit for hit in found if hit.image_id != image_id][:k]
+
+    def like_vector(
+        self,
+        point: Float[np.ndarray, " e"],
+        vector: Float[np.ndarray, " dim"],
+        k: int,
+        where: Sequence[Filter] = (),
+    ) -> list[Hit]:
+        """At most `k` pictures near a picture's vector; `point` is what the tokenizer quantizes of it."""
+        return self._near(self._view(tuple(where)), point[None], None, vector[None], k)
 
     def close(self) -> None:
         """Answer what was asked and take nothing more: from now on a search raises `BusyError`."""
         self._batcher.close()
 
-    def _asked(self, texts: Sequence[str], k: int) -> tuple[list[str], tuple[int, int]]:
-        """Texts fit to read, and what only queries of one batch share: k and beams."""
+    def _sure(self, threshold: float | None) -> Callable[[list[Hit]], list[Hit]]:
+        """Keeps the hits that are sure enough."""
+        if threshold is None:
+            return lambda hits: hits
+        if not self.calibrated:
+            raise ConfigError(
+                "This model is not calibrated, so its hits have no confidence to compare with a threshold. Train it "
+                "again with a validation set of 50 queries or more."
+            )
+        if not 0 <= threshold <= 1:
+            raise ConfigError(f"threshold {threshold}: a confidence is between 0 and 1.")
+        return lambda hits: [hit for hit in hits if hit.confidence is not None and hit.confidence >= threshold]
+
+    def refresh(self) -> None:
+        """Look at once whether the collection has changed: who changed it wants to find it changed."""
+        self._looked = float("-inf")
+        self._now()
+
+    def _now(self) -> Snapshot:
+        """The version to search, looked for anew where the last look is some time ago."""
+        if self._store is None or time.monotonic() - self._looked < _LOOKED_EVERY:
+            return self._snapshot
+        with self._looking:
+            if time.monotonic() - self._looked >= _LOOKED_EVERY:
+                # where the disk does not answer, what is known is searched on
+                with suppress(StorageError):
+                    found = self._store.snapshot(self._snapshot)
+                    if found is not self._snapshot:
+                        found.check_model(self.model)
+                        self._views = {(): _View(found, found.trie)}
+                        self._snapshot = found
+                self._looked = time.monotonic()
+        return self._snapshot
+
+    def _view(self, where: tuple[Filter, ...]) -> _View:
+        snapshot = self._now()
+        views = self._views
+        view = views.get(where)
+        if view is None or view.snapshot is not snapshot:
+            view = _View.of(snapshot, where)
+            while len(views) > _FILTERS_KEPT:
+                views.pop(next((key for key in list(views) if key), ()), None)
+            views[where] = view
+        return view
+
+    def _asked(
+        self, texts: Sequence[str], k: int, where: Sequence[Filter]
+    ) -> tuple[list[str], tuple[int, int, tuple[Filter, ...]]]:
+        """Texts fit to read, and what only queries of one batch share: k, beams and filters."""
+        self._check(k)
+        beams = max(self.search_config.beams, k) if self._widen else self.search_config.beams
+        return [readable_text(text, place) for place, text in enumerate(texts)], (k, beams, tuple(where))
+
+    def _check(self, k: int) -> None:
         if k < 1:
             raise ConfigError(f"k: {k} pictures a query; ask for 1 or more.")
         if self.search_config.beams < 1:
             raise ConfigError(f"search.beams: {self.search_config.beams}; at least 1 is needed.")
-        wanted = max(self.search_config.beams, k) if self._widen else self.search_config.beams
-        beams = min(wanted, self.collection.trie.sequences)
-        return [readable_text(text, place) for place, text in enumerate(texts)], (k, beams)
 
-    def _answer(self, key: tuple[int, int], texts: list[str]) -> list[list[Hit]]:
-        k, beams = key
-        step = max(1, _LOGITS_AT_ONCE // (beams * self.collection.trie.codebook_size))
-        if len(texts) > step:
-            return self._answer(key, texts[:step]) + self._answer(key, texts[step:])
+    def _answer(self, key: tuple[int, int, tuple[Filter, ...]], texts: list[str]) -> list[list[Hit]]:
+        k, wanted, where = key
+        view = self._view(where)
+        beams = min(wanted, view.trie.sequences)
+        if not beams:
+            return [[] for _ in texts]
+        step = max(1, _LOGITS_AT_ONCE // (beams * view.trie.codebook_size))
+        return [
+            hits for at in range(0, len(texts), step) for hits in self._block(view, texts[at : at + step], k, beams)
+        ]
+
+    def _block(self, view: _View, texts: list[str], k: int, beams: int) -> list[list[Hit]]:
         generator = self.model.generator
         state = generator.prefill(texts)
-        found = beam_search_from_state(generator, state, self.collection.trie, beams)
+        found = beam_search_from_state(generator, state, view.trie, beams)
         readout = self.search_config.readout
         if readout == "generate":
-            return [self._hits(leaf, score, None, k) for leaf, score in _by_leaf(found, found.log_prob)]
+            return [view.hits(leaf, score, k) for leaf, score in _by_leaf(found, found.log_prob)]
         queries = self.model.query_vectors(texts, state)
         if readout == "voken":
-            scores = found.log_prob + self._weight * self._rebuilt_cosines(found, queries)
-            return [self._hits(leaf, score, None, k) for leaf, score in _by_leaf(found, scores)]
+            scores = found.log_prob + self._weight * self._rebuilt_cosines(view.trie, found, queries)
+            return [view.hits(leaf, score, k) for leaf, score in _by_leaf(found, scores)]
         return [
-            self._hits(leaf, score, query, k)
+            view.hits(leaf, score, k, query, self._weight)
             for (leaf, score), query in zip(_by_leaf(found, found.log_prob), queries, strict=True)
         ]
 
+    def _near(
+        self,
+        view: _View,
+        points: Float[np.ndarray, "1 e"] | None,
+        sequences: Int[np.ndarray, "1 M"] | None,
+        queries: Float[np.ndarray, "1 dim"],
+        k: int,
+    ) -> list[Hit]:
+        """By cosine alone, of what the beams find nearest to a point, or to what a sequence stands for."""
+        self._check(k)
+        if self._store is None:
+            raise ArtifactError("Pictures like a picture are found in a saved collection only. Save it, and open it.")
+        beams = min(max(self.search_config.beams, k), view.trie.sequences)
+        if not beams:
+            return []
+        walker = NearestSequences(self._store.codebooks())
+        if points is None and sequences is not None:
+            # a tokenizer without layers quantizes the vector itself, which says more than its sequence
+            same = queries.shape[1] == walker.codebooks.shape[2] and view.snapshot.vectors is not None
+            points = queries if same else walker.of_sequences(np.asarray(sequences, dtype=np.int64))
+        found = beam_search_from_state(walker, walker.prefill(points), view.trie, beams)
+        nothing = np.zeros_like(found.log_prob)
+        if view.snapshot.vectors is None:
+            ((leaf, score),) = _by_leaf(found, self._rebuilt_cosines(view.trie, found, queries))
+            return view.hits(leaf, score, k)
+        ((leaf, score),) = _by_leaf(found, nothing)
+        return view.hits(leaf, score, k, queries[0], 1.0)
+
     def _rebuilt_cosines(
-        self, found: Beams, queries: Float[np.ndarray, "queries dim"]
+        self, trie: VokenTrie, found: Beams, queries: Float[np.ndarray, "queries dim"]
     ) -> Float[np.ndarray, "queries beams"]:
         # each sequence is rebuilt once: a network may round one input differently at different places of a batch
         leaves, place = np.unique(found.leaf, return_inverse=True)
-        sequences = self.collection.trie.leaf_vokens(np.maximum(leaves, 0))
+        sequences = trie.leaf_vokens(np.maximum(leaves, 0))
         rebuilt = self.model.tokenizer.decode(sequences)[place.reshape(found.leaf.shape)]
         cosines: np.ndarray = np.einsum("qd,qbd->qb", queries, rebuilt)
         return cosines
 
-    def _hits(
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _View:
+    """What one search sees: a version, and the trie of its pictures that filters let through."""
+
+    snapshot: Snapshot
+    trie: VokenTrie
+
+    @classmethod
+    def of(cls, snapshot: Snapshot, where: tuple[Filter, ...]) -> Self:
+        """A filter is a smaller trie: the beams meet no picture that it keeps back."""
+        if not where:
+            return cls(snapshot, snapshot.trie)
+        rows = matching_rows(snapshot, where)
+        if not len(rows):
+            return cls(snapshot, VokenTrie.empty(snapshot.trie.levels, snapshot.trie.codebook_size))
+        vokens = snapshot.vokens[snapshot.rows.searchsorted(rows)]
+        return cls(snapshot, VokenTrie.from_vokens(vokens, snapshot.trie.codebook_size, rows))
+
+    def hits(
         self,
         leaves: Int64[np.ndarray, " leaves"],
         scores: Float[np.ndarray, " leaves"],
-        query: Float[np.ndarray, " dim"] | None,
         k: int,
+        query: Float[np.ndarray, " dim"] | None = None,
+        weight: float = 0.0,
     ) -> list[Hit]:
-        """The best `k` pictures of `leaves`; with `query`, reranked by their stored vectors."""
-        collection = self.collection
+        """The best `k` pictures of `leaves`; with `query`, reranked by weight × cosine with their stored vectors."""
+        snapshot = self.snapshot
         if not len(leaves):
             return []
-        rows, counts = collection.trie.rows_of(leaves)
+        rows, counts = self.trie.rows_of(leaves)
         score = np.repeat(np.asarray(scores, dtype=np.float64), counts)
-        if query is not None and collection.vectors is not None:
-            score = score + self._weight * (collection.vectors[rows].astype(np.float32) @ query)
+        if query is not None and snapshot.vectors is not None:
+            score = score + weight * (np.asarray(snapshot.vectors[rows]).astype(np.float32) @ query)
         best = np.lexsort((rows, -score))[:k]
-        vokens = collection.trie.leaf_vokens(np.repeat(leaves, counts)[best]).tolist()
+        vokens = self.trie.leaf_vokens(np.repeat(leaves, counts)[best]).tolist()
         return [
-            Hit(collection.ids[row], str(collection.path(row)), value, tuple(sequence))
+            Hit(snapshot.ids[row], str(snapshot.path(row)), value, tuple(sequence))
             for row, value, sequence in zip(rows[best].tolist(), score[best].tolist(), vokens, strict=True)
         ]
 
@@ -213,7 +396,7 @@ def _by_leaf(
     return [(leaf[leaf >= 0], score[leaf >= 0]) for leaf, score in zip(found.leaf, scores, strict=True)]
 
 
-def _weight(search: SearchConfig, chosen: SearchConfig, collection: Collection) -> float:
+def _weight(search: SearchConfig, chosen: SearchConfig, collection: Snapshot) -> float:
     if search.readout == "generate":
         return 0.0
     if search.readout == "vector" and collection.vectors is None:

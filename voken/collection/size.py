@@ -20,6 +20,9 @@ class CollectionSize:
     """0 where paths are the ids."""
     vectors: int
     """0 where they are not stored."""
+    files: int = 0
+    """Size, time and hash of each file: what tells whether it changed."""
+    metadata: int = 0
 
     @property
     def index(self) -> int:
@@ -29,4 +32,4 @@ class CollectionSize:
     @property
     def total(self) -> int:
         """All parts."""
-        return self.index + self.ids + self.paths
+        return self.index + self.ids + self.paths + self.files + self.metadata

@@ -1,356 +1,543 @@
-"""A collection: pictures made ready to be searched, as a folder that is complete or absent.
+"""A collection on disk: what was written out in one piece, and what was added and removed since.
 
-    config.json          counts, the model it was made with and where it lies, what was skipped
-    ids.* · paths.*      a text each picture (see `text_column`); paths are relative to the pictures' folder. No ids
-                         where they are 0, 1, 2 …, no paths where they are the ids
-    trie/                the voken sequences and who has them (see `voken.decoding.trie`)
-    vectors.npy          float16 (pictures, dim), only where a rerank by stored vectors is wanted
+    manifest.json        that this is a collection, and of which format
+    collection.sqlite3   where pictures and model lie, which base holds, what was added and removed since, what was
+                         skipped. The only file that changes: a commit here is what makes a change so
+    base-000001/         most pictures, as mapped arrays (see `voken.collection.base`); a compaction writes the next
+    codebooks.npy        of the tokenizer: what finds pictures like a picture without torch
+    pictures/            those that came without a file of the user's own, by upload
 
-Everything large is mapped into memory, so that opening reads nothing but `config.json` and file sizes. Opening
-imports nothing that reads pictures or runs a model.
+Any number of processes may read while one writes: a reader takes one version in one transaction and keeps it. Changes
+are transactions with SQLite's own durability: what `commit` returned from is there after a kill or a power cut, and a
+killed change left nothing. SQLite and not Lance or a log of our own: docs/method.md has the test.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import secrets
+import shutil
+import sqlite3
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
-from operator import eq
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
 from voken import artifact
-from voken.collection.number_column import NumberColumn
-from voken.collection.size import CollectionSize
-from voken.collection.text_column import TextColumn
+from voken.collection.base import FACTS, Base, mapped, write_base
+from voken.collection.snapshot import OWN, Added, Fingerprinted, Origin, Snapshot, refuse_twice
 from voken.data.skipped import Skipped
+from voken.database import connected
+from voken.decoding.merged_trie import places_of
 from voken.decoding.trie import VokenTrie
-from voken.errors import (
-    ArtifactError,
-    ArtifactVersionError,
-    CorruptArtifactError,
-    DataError,
-    EmptyDataError,
-    StorageError,
-)
-from voken.progress import Progress, no_progress
+from voken.errors import ArtifactError, ArtifactVersionError, ConfigError, CorruptArtifactError, StorageError
 from voken.shapes import Float16, Float32, Int32
 
-if TYPE_CHECKING:
-    from voken.data.captions import Dataset
-    from voken.encoders.cache import VectorCache
-    from voken.model import Model
+KIND, VERSION = "collection", 3
+FILE, CODEBOOKS, PICTURES = "collection.sqlite3", "codebooks.npy", "pictures"
+_DAMAGED = (
+    "the collection's changes cannot be read ({why}). Restore the folder from a copy, or index the pictures again"
+)
+_TABLES = """
+    CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE added (
+        row INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, name TEXT NOT NULL, vokens BLOB NOT NULL, vector BLOB,
+        size INTEGER NOT NULL, modified INTEGER NOT NULL, taken INTEGER NOT NULL, hash BLOB NOT NULL,
+        metadata TEXT NOT NULL);
+    CREATE TABLE removed (row INTEGER PRIMARY KEY, place INTEGER NOT NULL);
+    CREATE TABLE skipped (
+        path TEXT PRIMARY KEY, reason TEXT NOT NULL, size INTEGER NOT NULL, modified INTEGER NOT NULL) WITHOUT ROWID;
+"""
+_LEAST_COMPACTED = 4_096
+_COMPACTED_SHARE = 16
+"""A base is written anew when the changes are this part of it."""
 
-KIND, VERSION = "collection", 2
-_REASONS_SHOWN = 3
 
-
-class Fingerprinted(Protocol):
-    """What a collection knows a model by."""
+class Codebooks(Protocol):
+    """What a collection wants to know of its model's tokenizer."""
 
     @property
-    def fingerprint(self) -> str:
-        """Hexadecimal; equal for models that give pictures the same vokens."""
+    def levels(self) -> int:
+        """M."""
+        ...
+
+    @property
+    def codebook_size(self) -> int:
+        """N."""
+        ...
+
+    @property
+    def codebooks(self) -> Float32[np.ndarray, "M N e"]:
+        """The entries of every level."""
         ...
 
 
+@dataclass(frozen=True)
+class FileFacts:
+    """What tells whether a file is the one it was."""
+
+    size: int
+    modified: int
+    """Nanoseconds since 1970."""
+    taken: int = 0
+    """Seconds since 1970: when the picture was taken, as its camera says, or else the file's time."""
+    hash: bytes = bytes(16)
+    """BLAKE2b of the content, 128 bits."""
+
+
 @dataclass(frozen=True, eq=False)
-class Collection:
-    """Pictures with their voken sequences. Row i of every attribute is picture i.
+class Entry:
+    """A picture to be kept."""
 
-    Make one with `create` (on disk), `of_vectors` (in memory) or `open`.
-    """
+    image_id: str
+    name: str
+    """Its path, as `relative_name` says it."""
+    vokens: Int32[np.ndarray, " M"]
+    vector: Float16[np.ndarray, " dim"] | None
+    facts: FileFacts
+    metadata: str = ""
 
-    ids: TextColumn | NumberColumn
-    root: Path
-    """The folder that `names` start from."""
-    names: TextColumn | NumberColumn
-    """Paths of the pictures, relative to `root`; absolute where a picture lies elsewhere. `ids` itself where equal."""
-    trie: VokenTrie
-    vectors: Float16[np.ndarray, "pictures dim"] | None
-    """What a rerank by stored vectors needs; None where they were not kept."""
-    model_fingerprint: str
-    skipped: tuple[Skipped, ...] = field(default=(), repr=False)
-    """Pictures that could not be used, and why."""
-    folder: Path | None = None
-    """Where it is saved; None in memory."""
-    model_folders: tuple[Path, ...] = ()
-    """Where the model it was made with may lie."""
 
-    def __len__(self) -> int:
-        return len(self.ids)
+@dataclass(frozen=True)
+class Committed:
+    """What one change did, by id."""
 
-    def path(self, row: int) -> Path:
-        """Where the file of a picture lies."""
-        return self.root / self.names[row]
+    version: int
+    added: tuple[str, ...] = ()
+    updated: tuple[str, ...] = ()
+    """Were there and were replaced."""
+    removed: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+    """Were to be removed and were not there."""
 
-    @property
-    def paths(self) -> list[Path]:
-        """Where the files of all pictures lie."""
-        return [self.root / name for name in self.names]
 
-    @cached_property
-    def vokens(self) -> Int32[np.ndarray, "pictures M"]:
-        """The voken sequences of all pictures, unpacked from the trie when first asked for.
+@dataclass(frozen=True)
+class SkippedFile:
+    """A file that could not be used, and what tells whether it has changed since."""
 
-        Takes 4 · M bytes a picture in memory; the sequences of a few leaves come cheaper from `trie.leaf_vokens`.
-        """
-        return self.trie.image_vokens()
+    path: str
+    reason: str
+    size: int = -1
+    modified: int = -1
 
-    @property
-    def size(self) -> CollectionSize:
-        """Bytes by part."""
-        return CollectionSize(
-            pictures=len(self),
-            trie_levels=self.trie.nbytes - self.trie.row_nbytes,
-            picture_numbers=self.trie.row_nbytes,
-            ids=self.ids.nbytes,
-            paths=0 if self.names is self.ids else self.names.nbytes,
-            vectors=0 if self.vectors is None else self.vectors.nbytes,
-        )
 
-    @property
-    def bytes_per_picture(self) -> float:
-        """Bytes stored for a picture beside its id and path: its part of the trie, its number, and its vector."""
-        return self.size.index / len(self)
+@dataclass(frozen=True)
+class _State:
+    """The settings, read in one transaction."""
 
-    @classmethod
-    def of_vectors(
-        cls, pictures: Dataset, vectors: Float32[np.ndarray, "pictures dim"], model: Model, *, keep_vectors: bool = True
-    ) -> Self:
-        """A collection in memory, of pictures whose vectors (by the model's encoder) are at hand.
+    uid: str
+    version: int
+    base: str
+    next_row: int
+    levels: int
+    codebook_size: int
+    dim: int
+    """Of the stored vectors; 0 where none are stored."""
+    fingerprint: str
+    root: str
+    root_relative: str
+    model: str
+    model_relative: str
 
-        Raises `EmptyDataError` without pictures, `DataError` where an id stands twice or the rows do not match.
-        """
-        if not len(pictures):
-            raise EmptyDataError("There is no picture to index.")
-        if len(vectors) != len(pictures):
-            raise DataError(f"{len(pictures)} pictures and {len(vectors)} vectors: there must be one a picture.")
-        ids = [image.image_id for image in pictures.images]
-        twice = _stands_twice(ids)
-        if twice is not None:
-            raise DataError(f"Picture id {twice!r} stands twice. Give every picture its own id.")
-        names = [_relative(image.path, pictures.root) for image in pictures.images]
-        column = _column(ids)
-        return cls(
-            ids=column,
-            root=pictures.root.absolute(),
-            names=column if names == ids else _column(names),
-            trie=VokenTrie.from_vokens(model.tokenizer.encode(vectors), model.tokenizer.codebook_size),
-            vectors=vectors.astype(np.float16) if keep_vectors else None,
-            model_fingerprint=model.fingerprint,
-        )
+
+@dataclass(eq=False)
+class Store:
+    """Make one with `create` or `open`. Any number of threads may use it."""
+
+    folder: Path
+    _base: tuple[str, Base] | None = field(default=None, repr=False)
+    """The base that was opened last, by name."""
 
     @classmethod
     def create(
         cls,
         folder: Path,
-        pictures: Dataset | Iterable[Path],
-        model: Model,
         *,
-        vectors: bool = True,
+        root: Path,
+        fingerprint: str,
+        tokenizer: Codebooks,
+        vectors: int = 0,
         model_folder: Path | None = None,
-        cache: VectorCache | None = None,
         replace: bool = False,
-        progress: Progress = no_progress,
+        base: Base | None = None,
     ) -> Self:
-        """Encode and tokenize `pictures`, save the collection in `folder`, and open it.
+        """A collection of the pictures of `base`, or of none. `vectors` is the width of the vectors it keeps, or 0.
 
-        Pictures that cannot be read are left out and stand in `skipped`. Ids of bare paths are the paths relative to
-        the folder they share. `vectors` keeps a float16 vector a picture, for the best read-out; `model_folder`
-        is remembered, so that a search finds its model. With `cache`, a run that was stopped goes on where it was.
-
-        Raises `EmptyDataError` where no picture can be used, `ArtifactError` where `folder` is taken (`replace`
-        allows an older collection), `StorageError` where the disk refuses; then nothing is left behind.
+        Raises `ArtifactError` where `folder` is taken (`replace` allows an older collection), `StorageError` where the
+        disk refuses; then nothing is left behind.
         """
-        from voken.data.captions import Dataset
-        from voken.encoders.picture_vectors import picture_vectors
-
         folder = Path(folder)
         if artifact.is_artifact(folder):
-            kind = artifact.read_json(folder / artifact.MANIFEST).get("kind")
+            kind = artifact.kind_of(folder)
             if not replace or kind != KIND:
                 raise ArtifactError(f"{folder}: a saved {kind} is there already. Remove it or choose another folder.")
-        dataset = pictures if isinstance(pictures, Dataset) else _dataset(pictures)
-        if not len(dataset):
-            raise EmptyDataError(f"{dataset.name}: there is no picture to index.")
-        files = [image.path for image in dataset.images]
-        encoded = picture_vectors(model.encoder, files, cache=cache, progress=progress)
-        skipped = (*dataset.skipped, *encoded.skipped)
-        if not len(encoded.kept):
-            raise EmptyDataError(_all_skipped(dataset, encoded.skipped))
-        kept = Dataset(dataset.name, dataset.root, tuple(dataset.images[row] for row in encoded.kept))
-        made = cls.of_vectors(kept, encoded.vectors, model, keep_vectors=vectors)
-        dataclasses.replace(made, skipped=skipped).save(folder, model_folder=model_folder, replace=replace)
-        return cls.open(folder)
-
-    def save(self, folder: Path, *, model_folder: Path | None = None, replace: bool = False) -> None:
-        """Write it as the folder `folder`, whole or not at all; the arguments and errors are those of `create`."""
-        folder = Path(folder)
         model = None if model_folder is None else Path(model_folder).absolute()
-        with artifact.writing(folder, kind=KIND, version=VERSION, replace=replace) as partial, _full_disk(folder):
-            if isinstance(self.ids, TextColumn):
-                self.ids.save(partial, "ids")
-            if self.names is not self.ids:
-                TextColumn.of(self.names).save(partial, "paths")
-            if self.vectors is not None:
-                np.save(partial / "vectors.npy", self.vectors, allow_pickle=False)
-            self.trie.save(partial / "trie")
-            artifact.write_json(
-                partial / "config.json",
-                {
-                    "pictures": len(self),
-                    "sequences": self.trie.sequences,
-                    "levels": self.trie.levels,
-                    "codebook_size": self.trie.codebook_size,
-                    "ids_are_numbers": isinstance(self.ids, NumberColumn),
-                    "paths_are_ids": self.names is self.ids,
-                    "with_vectors": self.vectors is not None,
-                    "root": str(self.root),
-                    "root_relative": os.path.relpath(self.root, folder.absolute()),
-                    "model": "" if model is None else str(model),
-                    "model_relative": "" if model is None else os.path.relpath(model, folder.absolute()),
-                    "model_fingerprint": self.model_fingerprint,
-                    "skipped": [asdict(one) for one in self.skipped],
-                },
-            )
+        state = _State(
+            uid=secrets.token_hex(8),
+            version=1,
+            base="base-000001" if base is not None and len(base) else "",
+            next_row=0 if base is None else len(base),
+            levels=tokenizer.levels,
+            codebook_size=tokenizer.codebook_size,
+            dim=vectors,
+            fingerprint=fingerprint,
+            root=str(root.absolute()),
+            root_relative=os.path.relpath(root.absolute(), folder.absolute()),
+            model="" if model is None else str(model),
+            model_relative="" if model is None else os.path.relpath(model, folder.absolute()),
+        )
+        with artifact.writing(folder, kind=KIND, version=VERSION, replace=replace, sealed=False) as partial:
+            if base is not None and state.base:
+                base.save(partial / state.base)
+            np.save(partial / CODEBOOKS, tokenizer.codebooks.astype(np.float32), allow_pickle=False)
+            with connected(partial / FILE, damaged=_DAMAGED, create=True) as connection:
+                connection.execute("PRAGMA auto_vacuum = FULL")
+                connection.executescript(f"BEGIN; {_TABLES}")
+                _write_state(connection, state)
+                connection.execute("COMMIT")
+        return cls(folder)
 
     @classmethod
-    def open(cls, folder: Path, *, verify: bool = False) -> Self:
-        """Map a saved collection. `verify` reads all of it and compares checksums; otherwise only sizes are.
+    def open(cls, folder: Path) -> Self:
+        """One that is there.
 
-        Raises `ArtifactError` if there is none, `ArtifactVersionError`, or `CorruptArtifactError`.
+        Raises `ArtifactError` if there is none, `ArtifactVersionError` where another voken made it.
         """
         folder = Path(folder)
-        manifest = artifact.check(folder, kind=KIND, version=VERSION, checksums=verify)
+        manifest = artifact.check(folder, kind=KIND, version=VERSION, checksums=False)
         if manifest["version"] < VERSION:
             raise ArtifactVersionError(
                 f"{folder}: collection format {manifest['version']}, made by an older voken. Index the pictures again."
             )
-        config = artifact.read_json(folder / "config.json")
-        try:
-            count = int(config["pictures"])
-            ids = NumberColumn(count) if config["ids_are_numbers"] else TextColumn.load(folder, "ids", count)
-            names = ids if config["paths_are_ids"] else TextColumn.load(folder, "paths", count)
-            trie = VokenTrie.load(folder / "trie")
-            vectors = _map(folder / "vectors.npy") if config["with_vectors"] else None
-            if {trie.images, count if vectors is None else len(vectors)} != {count}:
-                raise CorruptArtifactError(f"{folder}: its parts are not of one collection. Make the collection again.")
-            absolute, relative = Path(config["root"]), folder / config["root_relative"]
-            model = config["model"]
-            models = (Path(model), folder / config["model_relative"]) if model else ()
-            skipped = _skipped(config["skipped"])
-            fingerprint = str(config["model_fingerprint"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise CorruptArtifactError(
-                f"{folder / 'config.json'}: is not what was saved there ({error!r}). Make the collection again."
-            ) from error
-        return cls(
-            ids=ids,
-            # a collection and its pictures may have moved together
-            root=absolute if absolute.is_dir() else relative.resolve() if relative.is_dir() else absolute,
-            names=names,
-            trie=trie,
-            vectors=vectors,
-            model_fingerprint=fingerprint,
-            skipped=skipped,
-            folder=folder,
-            model_folders=models,
+        if not (folder / FILE).is_file():
+            raise CorruptArtifactError(f"{folder / FILE}: missing. Restore the folder from a copy or make it again.")
+        return cls(folder)
+
+    def snapshot(self, known: Snapshot | None = None, *, verify: bool = False) -> Snapshot:
+        """The version that holds now; `known` itself where that is the one. `verify` reads all and compares checksums.
+
+        Raises `CorruptArtifactError` where what is there cannot be read.
+        """
+        for attempt in range(_TRIES):
+            with self._connected() as connection:
+                connection.execute("BEGIN")
+                state = _read_state(connection, self.folder)
+                if known is not None and not verify and known.key == (state.uid, state.version):
+                    return known
+                more = _read_added(connection, state)
+                removed = connection.execute("SELECT row, place FROM removed ORDER BY row").fetchall()
+                skipped = connection.execute("SELECT path, reason FROM skipped ORDER BY path").fetchall()
+                connection.execute("COMMIT")
+            try:
+                base = self._opened(state, verify=verify)
+            except ArtifactError:
+                # a compaction may have put another in its place since
+                if attempt + 1 < _TRIES and self._state().base != state.base:
+                    continue
+                raise
+            gone = np.array(removed, dtype=np.int64).reshape(-1, 2)
+            origin = self._origin(state)
+            return Snapshot(
+                base=base,
+                origin=origin,
+                version=state.version,
+                uid=state.uid,
+                removed=gone[:, 0].copy(),
+                removed_places=gone[:, 1].copy(),
+                more=more,
+                skipped=tuple(Skipped(str(origin.root / _told(path)), reason) for path, reason in skipped),
+            )
+        raise StorageError(f"{self.folder}: is compacted over and over by another process. Try again in a moment.")
+
+    def commit(
+        self,
+        entries: Sequence[Entry] = (),
+        *,
+        remove: Sequence[str] = (),
+        skipped: Sequence[SkippedFile] = (),
+        forget: Sequence[str] = (),
+    ) -> Committed:
+        """Add `entries` and remove ids, all or nothing. An entry whose id is there replaces it.
+
+        When it returns, the change is on the disk. `skipped` are remembered, until a picture of that name comes or
+        they are in `forget`. Raises `DataError` where an id stands twice, `ConfigError` for vokens or vectors of
+        another model, `StorageError` where the disk refuses; then nothing has changed.
+        """
+        refuse_twice([entry.image_id for entry in entries])
+        with self._writing() as (connection, state):
+            base = self._opened(state)
+            _check_entries(entries, state)
+            leaving = list(dict.fromkeys([*(entry.image_id for entry in entries), *remove]))
+            there = {name for name in leaving if _delete_added(connection, name)}
+            rows = {}
+            for name in leaving:
+                row = base.row_of(name)
+                if row is None or connection.execute("SELECT 1 FROM removed WHERE row = ?", (row,)).fetchone():
+                    continue
+                rows[row] = name
+            places = places_of(base.trie, np.array(sorted(rows), dtype=np.int64))
+            gone = zip(sorted(rows), places.tolist(), strict=True)
+            connection.executemany("INSERT INTO removed (row, place) VALUES (?, ?)", gone)
+            there |= set(rows.values())
+            written = [_as_row(state.next_row + place, entry) for place, entry in enumerate(entries)]
+            connection.executemany(f"INSERT INTO added VALUES ({','.join('?' * 10)})", written)
+            connection.executemany(
+                "DELETE FROM skipped WHERE path = ?",
+                [(_stored(name),) for name in (*forget, *(entry.name for entry in entries))],
+            )
+            connection.executemany(
+                "INSERT OR REPLACE INTO skipped VALUES (?, ?, ?, ?)",
+                [(_stored(one.path), one.reason, one.size, one.modified) for one in skipped],
+            )
+            version = state.version + 1
+            _write(connection, version=version, next_row=state.next_row + len(entries))
+        ours = {entry.image_id for entry in entries}
+        return Committed(
+            version,
+            added=tuple(name for name in ours if name not in there),
+            updated=tuple(name for name in ours if name in there),
+            removed=tuple(name for name in remove if name in there and name not in ours),
+            absent=tuple(name for name in remove if name not in there),
         )
+
+    def skipped(self) -> dict[str, SkippedFile]:
+        """What could not be used, by path."""
+        with self._connected() as connection:
+            rows = connection.execute("SELECT path, reason, size, modified FROM skipped").fetchall()
+        return {_told(path): SkippedFile(_told(path), *said) for path, *said in rows}
+
+    @property
+    def keeps_vectors(self) -> bool:
+        """Whether pictures are kept with a vector."""
+        return self._state().dim > 0
+
+    def own_name(self, path: Path) -> str | None:
+        """The name of a picture that lies in the collection's own folder; None for one of the user's."""
+        try:
+            inside = path.absolute().relative_to((self.folder / PICTURES).absolute())
+        except ValueError:
+            return None
+        return f"{OWN}{PICTURES}/{inside.as_posix()}"
+
+    @property
+    def wants_compaction(self) -> bool:
+        """Whether the changes have grown so that opening feels them."""
+        with self._connected() as connection:
+            state = _read_state(connection, self.folder)
+            changes = connection.execute(
+                "SELECT (SELECT count(*) FROM added) + (SELECT count(*) FROM removed)"
+            ).fetchone()[0]
+        return int(changes) > max(_LEAST_COMPACTED, len(self._opened(state)) // _COMPACTED_SHARE)
+
+    def compact(self) -> bool:
+        """Write everything out in one piece; whether there was anything to write.
+
+        Searches go on meanwhile, in this process and in others; other writers wait. Killed at any moment it has not
+        happened, and the next one removes what was left. Row numbers change, ids do not.
+        """
+        with self._writing() as (connection, state):
+            base = self._opened(state)
+            removed = np.array(
+                connection.execute("SELECT row, place FROM removed ORDER BY row").fetchall(), dtype=np.int64
+            ).reshape(-1, 2)
+            more = _read_added(connection, state)
+            snapshot = Snapshot(
+                base,
+                self._origin(state),
+                removed=removed[:, 0].copy(),
+                removed_places=removed[:, 1].copy(),
+                more=more,
+            )
+            if not snapshot.is_changed:
+                self._sweep(state.base)
+                return False
+            name = f"base-{_number(state.base) + 1:06d}" if len(snapshot) else ""
+            if name:
+                shutil.rmtree(self.folder / name, ignore_errors=True)  # of a compaction that was killed
+                _write_out(snapshot, self.folder / name)
+            connection.execute("DELETE FROM added")
+            connection.execute("DELETE FROM removed")
+            _write(connection, base=name, version=state.version + 1, next_row=len(snapshot))
+        self._sweep(name)
+        return True
+
+    def leftovers(self) -> list[Path]:
+        """What killed compactions left in the folder; harmless, and swept away by the next one."""
+        return self._others(self._state().base)
 
     def check_model(self, model: Fingerprinted) -> None:
         """Raise `ArtifactError` where `model` is not the one that the collection was made with."""
-        if model.fingerprint != self.model_fingerprint:
-            where = self.folder or "The collection"
-            named = f" ({self.model_folders[0]})" if self.model_folders else ""
-            raise ArtifactError(
-                f"{where}: was made with another model (fingerprint {self.model_fingerprint[:12]}, this model's is "
-                f"{model.fingerprint[:12]}). Search with that model{named}, or index the pictures again with this one."
-            )
+        Snapshot(Base.empty(1, 2), self._origin(self._state())).check_model(model)
 
-    def find_model(self) -> Path:
-        """The folder of the model it was made with. Raises `ArtifactError` where that is no longer there."""
-        for folder in self.model_folders:
-            if artifact.is_artifact(folder):
-                return folder
-        where = self.model_folders[0] if self.model_folders else "a model that was not saved"
-        raise ArtifactError(
-            f"{self.folder}: was made with {where}, which is not there. Name the model's folder (--model)."
+    def codebooks(self) -> Float32[np.ndarray, "M N e"]:
+        """Of the tokenizer it was made with."""
+        return mapped(self.folder / CODEBOOKS)
+
+    @contextmanager
+    def _connected(self) -> Iterator[sqlite3.Connection]:
+        with connected(self.folder / FILE, damaged=_DAMAGED) as connection:
+            yield connection
+
+    @contextmanager
+    def _writing(self) -> Iterator[tuple[sqlite3.Connection, _State]]:
+        """One transaction, alone: it is committed where the block ends well, and else has never been."""
+        with self._connected() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection, _read_state(connection, self.folder)
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+    def _state(self) -> _State:
+        with self._connected() as connection:
+            return _read_state(connection, self.folder)
+
+    def _opened(self, state: _State, *, verify: bool = False) -> Base:
+        key = f"{state.uid} {state.base}"
+        if self._base is None or self._base[0] != key or verify:
+            if state.base:
+                base = Base.open(self.folder / state.base, verify=verify)
+            else:
+                base = Base.empty(state.levels, state.codebook_size, state.dim)
+            self._base = (key, base)
+        return self._base[1]
+
+    def _origin(self, state: _State) -> Origin:
+        absolute, relative = Path(state.root), self.folder / state.root_relative
+        models = (Path(state.model), self.folder / state.model_relative) if state.model else ()
+        # a collection and its pictures may have moved together
+        root = absolute if absolute.is_dir() else relative.resolve() if relative.is_dir() else absolute
+        return Origin(root, state.fingerprint, self.folder, models)
+
+    def _others(self, base: str) -> list[Path]:
+        return sorted(
+            path for path in self.folder.iterdir() if path.name.lstrip(".").startswith("base-") and path.name != base
         )
 
-
-def _column(texts: Sequence[str]) -> TextColumn | NumberColumn:
-    numbers = NumberColumn(len(texts))
-    return numbers if all(map(eq, texts, numbers)) else TextColumn.of(texts)
-
-
-def _stands_twice(ids: Sequence[str]) -> str | None:
-    """An id that is there more than once. Eight bytes an id, however long they are."""
-    hashes = np.fromiter(map(hash, ids), dtype=np.int64, count=len(ids))
-    hashes.sort()
-    suspects = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
-    seen: set[str] = set()
-    for name in ids if suspects else ():
-        if hash(name) in suspects:
-            if name in seen:
-                return name
-            seen.add(name)
-    return None
+    def _sweep(self, base: str) -> None:
+        # a reader that has mapped an older base keeps it; where that cannot be removed now, the next sweep will
+        for path in self._others(base):
+            shutil.rmtree(path, ignore_errors=True)
 
 
-def _skipped(listed: list[dict[str, str]]) -> tuple[Skipped, ...]:
-    return tuple(Skipped(**one) for one in listed)
+_TRIES = 20
 
 
-def _dataset(paths: Iterable[Path]) -> Dataset:
-    """Bare paths as a data set without captions; an id is the path from the folder that all share."""
-    from voken.data.captions import CaptionedImage, Dataset
-
-    absolute = list(dict.fromkeys(Path(path).absolute() for path in paths))
-    if not absolute:
-        raise EmptyDataError("There is no picture to index.")
-    root = Path(os.path.commonpath([path.parent for path in absolute]))
-    images = tuple(CaptionedImage(path.relative_to(root).as_posix(), path) for path in absolute)
-    return Dataset(root.name or str(root), root, images)
-
-
-def _relative(path: Path, root: Path) -> str:
-    absolute = path.absolute()
+def _read_state(connection: sqlite3.Connection, folder: Path) -> _State:
     try:
-        return absolute.relative_to(root.absolute()).as_posix()
-    except ValueError:
-        return absolute.as_posix()
+        said = {name: json.loads(value) for name, value in connection.execute("SELECT name, value FROM settings")}
+        return _State(**said)
+    except (TypeError, ValueError) as error:
+        raise CorruptArtifactError(f"{folder / FILE}: {_DAMAGED.format(why=error)}.") from error
 
 
-def _all_skipped(dataset: Dataset, skipped: Sequence[Skipped]) -> str:
-    shown = "; ".join(f"{one.path}: {one.reason}" for one in skipped[:_REASONS_SHOWN])
-    more = f"; and {len(skipped) - _REASONS_SHOWN} more" if len(skipped) > _REASONS_SHOWN else ""
-    count = f"None of the {len(skipped)} pictures" if len(skipped) > 1 else "The only picture"
-    return f"{dataset.root}: {count} could be used ({shown}{more}). Give pictures that a viewer can open."
+def _write_state(connection: sqlite3.Connection, state: _State) -> None:
+    _write(connection, **vars(state))
 
 
-def _map(path: Path) -> np.ndarray:
+def _write(connection: sqlite3.Connection, **settings: Any) -> None:
+    rows = [(name, json.dumps(value)) for name, value in settings.items()]
+    connection.executemany("INSERT OR REPLACE INTO settings VALUES (?, ?)", rows)
+
+
+def _delete_added(connection: sqlite3.Connection, image_id: str) -> bool:
+    return connection.execute("DELETE FROM added WHERE id = ?", (_stored(image_id),)).rowcount > 0
+
+
+def _check_entries(entries: Sequence[Entry], state: _State) -> None:
+    for entry in entries:
+        vokens = np.asarray(entry.vokens)
+        if vokens.shape != (state.levels,) or vokens.min() < 0 or vokens.max() >= state.codebook_size:
+            raise ConfigError(
+                f"{entry.image_id}: {vokens.tolist()} is no sequence of {state.levels} vokens of "
+                f"{state.codebook_size}. Use the model that the collection was made with."
+            )
+        if state.dim and (entry.vector is None or entry.vector.shape != (state.dim,)):
+            raise ConfigError(f"{entry.image_id}: the collection keeps vectors of {state.dim} numbers. Give one.")
+
+
+def _as_row(row: int, entry: Entry) -> tuple[Any, ...]:
+    vector = None if entry.vector is None else entry.vector.astype("<f2").tobytes()
+    facts = entry.facts
+    return (
+        row,
+        _stored(entry.image_id),
+        _stored(entry.name),
+        np.asarray(entry.vokens, dtype="<i4").tobytes(),
+        vector,
+        facts.size,
+        facts.modified,
+        facts.taken,
+        facts.hash,
+        entry.metadata,
+    )
+
+
+def _read_added(connection: sqlite3.Connection, state: _State) -> Added:
+    rows = connection.execute("SELECT * FROM added ORDER BY row").fetchall()
+    if not rows:
+        return Added.none(state.levels)
+    number, ids, names, vokens, vectors, size, modified, taken, digest, metadata = zip(*rows, strict=True)
+    facts = np.zeros(len(rows), FACTS)
+    for name, values in (("size", size), ("modified", modified), ("taken", taken)):
+        facts[name] = values
+    facts["hash"] = np.frombuffer(b"".join(digest), dtype="V16")
+    kept = None
+    if state.dim:
+        kept = np.frombuffer(b"".join(vectors), dtype="<f2").reshape(len(rows), state.dim)
+    return Added(
+        rows=np.array(number, dtype=np.int64),
+        ids=tuple(map(_told, ids)),
+        names=tuple(map(_told, names)),
+        vokens=np.frombuffer(b"".join(vokens), dtype="<i4").reshape(len(rows), state.levels),
+        vectors=kept,
+        facts=facts,
+        metadata=metadata,
+    )
+
+
+def _stored(text: str) -> str | bytes:
+    """File names may hold bytes that are no UTF-8, which Python shows as lone surrogates and SQLite refuses as text."""
     try:
-        array: np.ndarray = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-        return array
-    except (OSError, ValueError, EOFError) as error:
-        raise CorruptArtifactError(f"{path}: cannot be read ({error}). Make the collection again.") from error
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
+    return text
 
 
-@contextmanager
-def _full_disk(folder: Path) -> Iterator[None]:
-    """numpy says that a disk is full by an OSError without a number, which `storage_errors` cannot know."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None:
-            raise StorageError(
-                f"{folder}: the disk took only a part ({error}). Free some space and run the same command again; "
-                "what was saved before is untouched."
-            ) from error
-        raise
+def _told(stored: str | bytes) -> str:
+    return stored if isinstance(stored, str) else stored.decode("utf-8", "surrogatepass")
+
+
+def _write_out(snapshot: Snapshot, folder: Path) -> None:
+    rows = snapshot.rows
+    numbers = rows.tolist()
+    ids = [snapshot.ids[row] for row in numbers]
+    names = [snapshot.names[row] for row in numbers]
+    vectors, facts = snapshot.vectors, snapshot.facts
+    write_base(
+        folder,
+        ids,
+        ids if names == ids else names,
+        VokenTrie.from_vokens(snapshot.trie.row_vokens()[1], snapshot.trie.codebook_size),
+        None if vectors is None else (lambda places: vectors[rows[places]], _width(snapshot)),
+        None if facts is None else facts[rows],
+        [snapshot.metadata(row) for row in numbers],
+    )
+
+
+def _width(snapshot: Snapshot) -> int:
+    base = snapshot.base.vectors
+    assert base is not None
+    return int(base.shape[1])
+
+
+def _number(base: str) -> int:
+    return int(base.rpartition("-")[2] or 0)

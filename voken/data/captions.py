@@ -7,7 +7,8 @@ Three layouts are read, told apart by what lies in the folder:
       {"file_name": "images/dog.jpg", "captions": ["a dog", "a puppy runs"], "split": "train"}
 
   `captions` is a list; `text` or `caption` (one string) stands for a list of one. Optional: `split`, `concept`,
-  `family`, `licence`. Paths are relative to the folder and may not leave it.
+  `family`, `licence`, and fields of your own, which a search can filter by. Paths are relative to the folder and may
+  not leave it.
 - **Karpathy**: the `dataset_*.json` of Karpathy's splits for Flickr30K and MS-COCO, beside the folder of pictures.
 - **plain pictures**: a folder without either; every picture is taken, without captions.
 
@@ -35,6 +36,7 @@ MAX_CAPTION_CHARACTERS = MAX_TEXT_CHARACTERS
 SPLITS = ("train", "validation", "test")
 METADATA = "metadata.jsonl"
 
+_NOT_METADATA = {"file_name", "captions", "caption", "text"}
 _SPLIT_NAMES = {
     "": "",
     "train": "train",
@@ -65,6 +67,8 @@ class CaptionedImage:
     licence: str = ""
     family: str = ""
     vendor: str = ""
+    metadata: str = ""
+    """What else its line of metadata.jsonl says, as a JSON object; "" for nothing. Searches filter by it."""
 
     def __post_init__(self) -> None:
         if not self.concept:
@@ -204,6 +208,7 @@ def _read_imagefolder(root: Path, metadata: Path) -> Dataset:
                 licence=_text(record, "licence", where) or _text(record, "license", where),
                 family=_text(record, "family", where),
                 vendor=_text(record, "vendor", where),
+                metadata=_metadata(record),
             )
         )
     if not images:
@@ -325,6 +330,12 @@ def _captions(record: dict[str, Any], where: str) -> tuple[str, ...]:
         if not isinstance(caption, str):
             raise DataError(f"{where}: captions[{at}] must be a string, found {type(caption).__name__}")
     return tuple(caption for caption in map(_clean, given) if caption)
+
+
+def _metadata(record: dict[str, Any]) -> str:
+    """All but the path and the captions: a search by words must not find a picture by what was written about it."""
+    said = {name: value for name, value in record.items() if name not in _NOT_METADATA and value not in ("", None)}
+    return json.dumps(said, ensure_ascii=False, separators=(",", ":")) if said else ""
 
 
 def _clean(caption: str) -> str:

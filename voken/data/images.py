@@ -15,13 +15,14 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from voken.data.skipped import Skipped
 from voken.errors import ConfigError, DataError, PictureError
@@ -66,6 +67,20 @@ def file_hash(path: Path) -> str:
     except OSError as error:
         raise PictureError(path, f"cannot be read ({error.strerror or error})") from error
     return digest.hexdigest()
+
+
+def date_taken(path: Path) -> int | None:
+    """When its camera says a picture was taken: seconds since 1970, local time read as UTC. None: it does not say."""
+    try:
+        with _QUIET, Image.open(path, formats=_formats()) as image:
+            exif = image.getexif()
+            said = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.DateTimeOriginal) or exif.get(
+                ExifTags.Base.DateTime
+            )
+        return int(datetime.strptime(str(said).strip("\0 "), "%Y:%m:%d %H:%M:%S").replace(tzinfo=UTC).timestamp())
+    # whatever a hostile or torn file makes the reader stumble on: it says nothing then
+    except Exception:
+        return None
 
 
 def open_image(path: Path | BinaryIO, *, size: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -15,16 +15,23 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from voken.shapes import Bool, Int32, Int64, Integer, UInt32, UInt64
+from voken.shapes import Bool, Int32, Int64, UInt32, UInt64
 
 _AT_ONCE = 1 << 16
-"""Parents looked up in one go: a word each is unpacked, 4 MB."""
+"""Starts looked up in one go: a word each is unpacked, 4 MB."""
 _WORD = np.dtype("<u8")
 _ONES = np.uint64(2**64 - 1)
 
 
 class Starts(Protocol):
-    """The children of parent p are start(p) … start(p + 1) - 1; every parent has one at least."""
+    """The children of parent p are start(p) … start(p + 1) - 1; every parent has one at least.
+
+    Only the root of an empty trie has none.
+    """
+
+    def firsts(self, parents: Int64[np.ndarray, " parents"]) -> Int64[np.ndarray, " parents"]:
+        """First child of each; for the number of parents, one past the last, the number of children."""
+        ...
 
     def ranges(
         self, parents: Int64[np.ndarray, " parents"]
@@ -68,11 +75,16 @@ class NumberStarts:
 
     starts: Int32[np.ndarray, " parents+1"]
 
+    def firsts(self, parents: Int64[np.ndarray, " parents"]) -> Int64[np.ndarray, " parents"]:
+        """See `Starts`."""
+        found: np.ndarray = self.starts[parents].astype(np.int64)
+        return found
+
     def ranges(
         self, parents: Int64[np.ndarray, " parents"]
     ) -> tuple[Int64[np.ndarray, " parents"], Int64[np.ndarray, " parents"]]:
         """See `Starts`."""
-        return self.starts[parents].astype(np.int64), self.starts[parents + 1].astype(np.int64)
+        return self.firsts(parents), self.firsts(parents + 1)
 
     def parents(self, children: Int64[np.ndarray, " children"]) -> Int64[np.ndarray, " children"]:
         """See `Starts`."""
@@ -108,14 +120,23 @@ class BitStarts:
         np.cumsum(np.bitwise_count(words[:-1]), out=before[1:])
         return cls(words, before)
 
+    def firsts(self, parents: Int64[np.ndarray, " parents"]) -> Int64[np.ndarray, " parents"]:
+        """See `Starts`."""
+        if len(parents) > _AT_ONCE:
+            return np.concatenate([self.firsts(parents[at : at + _AT_ONCE]) for at in range(0, len(parents), _AT_ONCE)])
+        # of one type, or numpy would convert all of `before`
+        place = self.before.searchsorted(parents.astype(np.uint32), "right") - 1
+        set_bits = np.unpackbits(self.words[place].view(np.uint8), bitorder="little").view(bool).nonzero()[0]
+        first = set_bits.searchsorted(np.arange(0, 64 * len(place), 64))
+        nth = parents - self.before[place] + first
+        found: np.ndarray = (place << 6) + (set_bits[nth] & 63)
+        return found
+
     def ranges(
         self, parents: Int64[np.ndarray, " parents"]
     ) -> tuple[Int64[np.ndarray, " parents"], Int64[np.ndarray, " parents"]]:
         """See `Starts`."""
-        if len(parents) > _AT_ONCE:
-            blocks = [self.ranges(parents[at : at + _AT_ONCE]) for at in range(0, len(parents), _AT_ONCE)]
-            return np.concatenate([start for start, _ in blocks]), np.concatenate([end for _, end in blocks])
-        bounds = self._positions(np.concatenate([parents, parents + 1]))
+        bounds = self.firsts(np.concatenate([parents, parents + 1]))
         return bounds[: len(parents)], bounds[len(parents) :]
 
     def parents(self, children: Int64[np.ndarray, " children"]) -> Int64[np.ndarray, " children"]:
@@ -133,13 +154,3 @@ class BitStarts:
     def arrays(self) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
         """See `Starts`."""
         return {"words": self.words, "before": self.before}
-
-    def _positions(self, ranks: Integer[np.ndarray, " ranks"]) -> Int64[np.ndarray, " ranks"]:
-        """Where the bits stand that have so many set bits before them."""
-        # of one type, or numpy would convert all of `before`
-        place = self.before.searchsorted(ranks.astype(np.uint32), "right") - 1
-        set_bits = np.unpackbits(self.words[place].view(np.uint8), bitorder="little").view(bool).nonzero()[0]
-        first = set_bits.searchsorted(np.arange(0, 64 * len(place), 64))
-        nth = ranks - self.before[place] + first
-        found: np.ndarray = (place << 6) + (set_bits[nth] & 63)
-        return found

@@ -47,7 +47,7 @@ class TorchTrie:
         dense = dense and trie.nodes(2) >= _LEAST_DENSE_FILL * trie.nodes(1) * trie.codebook_size
         return cls(
             counts=tuple(trie.nodes(level) for level in range(trie.levels + 1)),
-            vokens=tuple(map(on, trie.vokens)),
+            vokens=tuple(on(np.asarray(column)) for column in trie.vokens),
             child_starts=tuple(on(starts.expanded()) for starts in trie.child_starts),
             first=on(first[0]),
             second=on(_table(trie, 1)) if dense else None,

@@ -22,14 +22,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 
 from voken.artifact import storage_errors, write_json
-from voken.decoding.starts import Starts, starts_of, stored_starts
+from voken.decoding.starts import NumberStarts, Starts, starts_of, stored_starts
 from voken.errors import ArtifactVersionError, ConfigError, CorruptArtifactError, EmptyDataError
-from voken.shapes import Int32, Int64, Integer, UInt, UInt8
+from voken.shapes import Bool, Int32, Int64, Integer, UInt, UInt8
 
 if TYPE_CHECKING:
     import torch
@@ -43,32 +43,60 @@ _AT_ONCE = 1 << 20
 """Rows that are packed or unpacked in one go, so that temporaries stay small."""
 
 
+@runtime_checkable
+class Column(Protocol):
+    """What is asked of the vokens of a level, and of the rows: numpy arrays answer it, and `MergedColumn`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, places: Any, /) -> Any: ...
+
+    def __array__(self, dtype: Any = None, /, *, copy: bool | None = None) -> Any: ...
+
+    def take(self, indices: Any, /, *, mode: Literal["clip"]) -> Any:
+        """See `numpy.ndarray.take`."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes, in memory or mapped."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class VokenTrie:
     """The distinct voken sequences of a set of images, and which image has which. Immutable.
 
-    Make one with `from_vokens` or `load`. `rows` are row numbers of the matrix given to `from_vokens`.
+    Make one with `from_vokens` or `load`; `merged_trie` makes one of another and what changed since. `rows` are row
+    numbers of the matrix given to `from_vokens`, or those that were given with it.
     """
 
     codebook_size: int
     """N: vokens are 0 … N - 1."""
-    vokens: tuple[UInt[np.ndarray, " _"], ...]
+    vokens: tuple[UInt[np.ndarray, " _"] | Column, ...]
     """For each level 1 … M: the voken of each node."""
     child_starts: tuple[Starts, ...]
     """For each level 0 … M - 1: which nodes of the level below are children of each node."""
     row_starts: Starts
     """Which places of `order` belong to each leaf."""
-    order: UInt8[np.ndarray, "images bytes"]
+    order: UInt8[np.ndarray, "images bytes"] | Column
     """Row numbers, sorted by sequence, ascending within a leaf; low byte first."""
     _on_device: dict[str, TorchTrie] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def from_vokens(cls, vokens: Integer[np.ndarray, "images levels"], codebook_size: int) -> Self:
+    def from_vokens(
+        cls,
+        vokens: Integer[np.ndarray, "images levels"],
+        codebook_size: int,
+        rows: Int64[np.ndarray, " images"] | None = None,
+    ) -> Self:
         """Build from one voken sequence a row (any integer type, any memory layout).
 
-        Needs about 30 bytes a row beside `vokens` while it sorts (M = 4, N = 1024); fastest where sequence and row
-        number together fit 64 bits. Raises `EmptyDataError` without images, `ConfigError` where a voken is
-        not in 0 … N - 1, and `ValueError` where the array is not a matrix of integers with at least one column.
+        `rows` gives the row numbers to answer, ascending, where they are not 0 … images - 1: those of a part of a
+        collection. Needs about 30 bytes a row beside `vokens` while it sorts (M = 4, N = 1024); fastest where sequence
+        and row number together fit 64 bits. Raises `EmptyDataError` without images (see `empty`), `ConfigError` where
+        a voken is not in 0 … N - 1, and `ValueError` where the array is not a matrix of integers with at least one
+        column, or the row numbers are not as said.
         """
         vokens = np.asarray(vokens)
         if vokens.ndim != 2 or vokens.shape[1] == 0:
@@ -90,7 +118,11 @@ class VokenTrie:
                 f"row {row}: voken {wrong} is not in 0 … {codebook_size - 1}. "
                 "The sequences come from another image tokenizer than this codebook_size; tokenize the images again."
             )
+        if rows is not None and (len(rows) != images or (np.diff(rows, prepend=-1) <= 0).any() or rows[-1] >= 2**31):
+            raise ValueError(f"{images} row numbers expected that ascend within 0 … 2,147,483,647")
         order, columns = _sorted(vokens, codebook_size)
+        if rows is not None:
+            order = _packed(rows[_unpacked(order)], int(rows[-1]) + 1)
         # the first level at which a row differs from the row before; one past the last where it does not
         fresh = np.full(images, levels + 1, dtype=np.min_scalar_type(levels + 1))
         for level in range(levels, 0, -1):
@@ -107,6 +139,18 @@ class VokenTrie:
             child_starts=tuple(child_starts),
             row_starts=starts_of(fresh <= levels),
             order=order,
+        )
+
+    @classmethod
+    def empty(cls, levels: int, codebook_size: int) -> Self:
+        """The trie of no images: a root without children."""
+        nothing = np.zeros(1, dtype=np.int32)
+        return cls(
+            codebook_size=codebook_size,
+            vokens=tuple(np.zeros(0, dtype=np.min_scalar_type(codebook_size - 1)) for _ in range(levels)),
+            child_starts=(NumberStarts(np.zeros(2, dtype=np.int32)), *(NumberStarts(nothing),) * (levels - 1)),
+            row_starts=NumberStarts(nothing),
+            order=np.zeros((0, 1), dtype=np.uint8),
         )
 
     @property
@@ -149,16 +193,26 @@ class VokenTrie:
         start, end = self.row_starts.ranges(self._checked(leaves))
         counts = end - start
         places = np.repeat(start - (counts.cumsum() - counts), counts) + np.arange(counts.sum())
-        return _unpacked(self.order[places]), counts
+        return self.rows_at(places), counts
+
+    def rows_at(self, places: Int64[np.ndarray, " places"]) -> Int64[np.ndarray, " places"]:
+        """Row numbers at places of `order`."""
+        return _unpacked(self.order[places])
 
     def leaf_of(self, vokens: Integer[np.ndarray, "sequences levels"]) -> Int64[np.ndarray, " sequences"]:
         """The leaf of each sequence, -1 where no image has it. Vokens outside 0 … N - 1 are no image's."""
         vokens = np.asarray(vokens)
         if vokens.ndim != 2 or vokens.shape[1] != self.levels:
             raise ValueError(f"sequences of {self.levels} vokens expected, a row each; this has shape {vokens.shape}")
-        nodes = np.zeros(len(vokens), dtype=np.int64)
-        for level in range(self.levels):
-            nodes = self._child(level, nodes, vokens[:, level].astype(np.int64))
+        return self.node_of(vokens)
+
+    def node_of(self, prefixes: Integer[np.ndarray, "prefixes length"]) -> Int64[np.ndarray, " prefixes"]:
+        """The node, of the level that is their length, of the first vokens of sequences; -1 where no image has them."""
+        if not self.sequences:
+            return np.full(len(prefixes), -1)
+        nodes = np.zeros(len(prefixes), dtype=np.int64)
+        for level in range(prefixes.shape[1]):
+            nodes = self._child(level, nodes, prefixes[:, level].astype(np.int64))
         return nodes
 
     def leaf_vokens(self, leaves: Integer[np.ndarray, " leaves"]) -> Int32[np.ndarray, "leaves levels"]:
@@ -171,14 +225,30 @@ class VokenTrie:
         return vokens
 
     def image_vokens(self) -> Int32[np.ndarray, "images levels"]:
-        """The sequences of all images, as they were given to `from_vokens`. Unpacks everything."""
+        """The sequences of all images, as they were given to `from_vokens`. Unpacks everything.
+
+        Raises `ValueError` where rows are not 0 … images - 1: ask `row_vokens` there.
+        """
+        rows, vokens = self.row_vokens()
+        if self.images and rows[-1] != self.images - 1:
+            raise ValueError(
+                f"{self.images} images have row numbers up to {rows[-1]}: some are missing. Use row_vokens"
+            )
+        return vokens
+
+    def row_vokens(self) -> tuple[Int64[np.ndarray, " images"], Int32[np.ndarray, "images levels"]]:
+        """All row numbers, ascending, and their sequences. Unpacks everything."""
+        rows = _unpacked(np.asarray(self.order))
+        is_row = np.zeros(rows.max(initial=-1) + 1, dtype=bool)
+        is_row[rows] = True
+        place = rows if is_row.all() else (is_row.cumsum() - 1)[rows]
         vokens = np.empty((self.images, self.levels), dtype=np.int32)
-        rows = _unpacked(self.order)
-        for level, column in enumerate(self.vokens):
+        for level in range(self.levels):
+            column = np.asarray(self.vokens[level])
             for starts in (*self.child_starts[level + 1 :], self.row_starts):
                 column = np.repeat(column, np.diff(starts.expanded()))
-            vokens[rows, level] = column
-        return vokens
+            vokens[place, level] = column
+        return np.flatnonzero(is_row), vokens
 
     def to_torch(self, device: torch.device | str = "cpu") -> TorchTrie:
         """The arrays that a search in torch needs, unpacked on `device` once."""
@@ -192,15 +262,16 @@ class VokenTrie:
     def save(self, folder: Path) -> None:
         """Write the arrays as .npy files and a header. Put it inside `voken.artifact.writing` to be crash-safe."""
         folder = Path(folder)
+        arrays: dict[str, np.ndarray[Any, np.dtype[Any]]] = self._written_out()._arrays()
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            for name, array in self._arrays().items():
+            for name, array in arrays.items():
                 np.save(folder / f"{name}.npy", array, allow_pickle=False)
         header = {
             "format": _FORMAT,
             "codebook_size": self.codebook_size,
             "levels": self.levels,
-            "arrays": {name: [array.dtype.str, *array.shape] for name, array in self._arrays().items()},
+            "arrays": {name: [array.dtype.str, *array.shape] for name, array in arrays.items()},
         }
         write_json(folder / _HEADER, header)
 
@@ -236,8 +307,22 @@ class VokenTrie:
         except KeyError as error:
             raise CorruptArtifactError(f"{folder / _HEADER}: does not name {error}. {_REMEDY}") from error
 
-    def _arrays(self) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
-        arrays: dict[str, np.ndarray[Any, np.dtype[Any]]] = {"order": self.order}
+    def _written_out(self) -> VokenTrie:
+        """The same with all its arrays plain ones."""
+        starts = (*self.child_starts, self.row_starts)
+        columns = (*self.vokens, self.order)
+        if all(isinstance(column, np.ndarray) for column in columns):
+            return self
+        arrays = [np.asarray(column) for column in columns]
+        plain = []
+        for one, array in zip(starts, arrays, strict=True):
+            is_first = np.zeros(len(array), dtype=bool)
+            is_first[one.expanded()[:-1]] = True
+            plain.append(starts_of(is_first))
+        return VokenTrie(self.codebook_size, tuple(arrays[:-1]), tuple(plain[:-1]), plain[-1], arrays[-1])
+
+    def _arrays(self) -> dict[str, Any]:
+        arrays: dict[str, Any] = {"order": self.order}
         arrays |= {f"vokens_{level}": array for level, array in enumerate(self.vokens, start=1)}
         starts = {f"children_{level}": starts for level, starts in enumerate(self.child_starts)}
         for name, one in (starts | {"rows": self.row_starts}).items():
@@ -254,17 +339,29 @@ class VokenTrie:
         self, level: int, nodes: Int64[np.ndarray, " sequences"], vokens: Int64[np.ndarray, " sequences"]
     ) -> Int64[np.ndarray, " sequences"]:
         """The child with that voken of each node of `level`, -1 where the node is -1 or has none."""
-        below = self.vokens[level]
         low, end = self.child_starts[level].ranges(np.maximum(nodes, 0))
-        high = end
-        widest = int((end - low).max(initial=0))
-        for _ in range(widest.bit_length()):
-            middle = (low + high) // 2
-            right = (middle < high) & (below[np.minimum(middle, len(below) - 1)] < vokens)
-            low = np.where(right, middle + 1, low)
-            high = np.where(right, high, middle)
-        found = (nodes >= 0) & (low < end) & (below[np.minimum(low, len(below) - 1)] == vokens)
-        return np.where(found, low, -1)
+        place, found = find_between(self.vokens[level], low, end, vokens)
+        return np.where(found & (nodes >= 0), place, -1)
+
+
+def find_between(
+    column: UInt[np.ndarray, " _"] | Column,
+    low: Int64[np.ndarray, " values"],
+    end: Int64[np.ndarray, " values"],
+    values: Integer[np.ndarray, " values"],
+) -> tuple[Int64[np.ndarray, " values"], Bool[np.ndarray, " values"]]:
+    """Where each value stands, or would, in its stretch `low` … `end` - 1 of a column, which ascends there.
+
+    And whether it is there. The column must not be empty.
+    """
+    high, last = end, len(column) - 1
+    widest = int((end - low).max(initial=0))
+    for _ in range(widest.bit_length()):
+        middle = (low + high) // 2
+        right = (middle < high) & (column[np.minimum(middle, last)] < values)
+        low = np.where(right, middle + 1, low)
+        high = np.where(right, high, middle)
+    return low, (low < end) & (column[np.minimum(low, last)] == values)
 
 
 def _sorted(

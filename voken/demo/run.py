@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from voken import artifact
-from voken.collection.store import Collection
+from voken.collection.indexing import create_collection
+from voken.collection.snapshot import Snapshot
 from voken.config import RunConfig, preset
 from voken.data.captions import CaptionedImage, Dataset
 from voken.data.sources import emoji
@@ -83,7 +84,7 @@ def run(
         model = _model(dataset, out / "model", config, cache, progress)
     unseen = dataset.split("test")
     with clock.step("indexing"):
-        collection = Collection.create(
+        collection = create_collection(
             out / "collection", unseen, model, model_folder=out / "model", cache=cache, replace=True, progress=progress
         )
     say(f"     {len(collection):,} pictures of {len(unseen.concepts):,} concepts that training never saw")
@@ -141,7 +142,7 @@ def _page(
     model: Model,
     dataset: Dataset,
     unseen: Dataset,
-    collection: Collection,
+    collection: Snapshot,
     measured: Benchmark,
     steps: Sequence[tuple[str, float]],
     commands: tuple[str, ...],
@@ -188,7 +189,7 @@ def _page(
 
 
 def _ask(
-    model: Model, collection: Collection, unseen: Dataset, seed: int
+    model: Model, collection: Snapshot, unseen: Dataset, seed: int
 ) -> Iterator[tuple[DemoQuery, list[tuple[str, float, tuple[int, ...]]]]]:
     queries = demo_queries(unseen, seed=seed)
     answers = Searcher(model, collection).search([query.text for query in queries], _HITS)
@@ -227,7 +228,7 @@ def _epochs(model: Model) -> tuple[ShownEpoch, ...]:
 
 
 def _groups(
-    pictures: Sequence[Picture], images: Sequence[CaptionedImage], collection: Collection, vectors: np.ndarray
+    pictures: Sequence[Picture], images: Sequence[CaptionedImage], collection: Snapshot, vectors: np.ndarray
 ) -> tuple[ShownGroup, ...]:
     families = [image.family for image in images]
     found = find_pairs(np.asarray(collection.vokens), vectors, families, count=_PAIRS)

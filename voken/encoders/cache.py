@@ -22,6 +22,7 @@ from PIL.Image import Image
 from voken.artifact import storage_errors
 from voken.data.images import file_hash, load_images
 from voken.data.skipped import Skipped
+from voken.database import connected
 from voken.errors import ArtifactVersionError, ConfigError, CorruptArtifactError, PictureError, StorageError
 from voken.progress import Progress, no_progress
 from voken.shapes import Float, Int
@@ -29,17 +30,10 @@ from voken.shapes import Float, Int
 FILE = "vectors.sqlite3"
 _VERSION = 1
 _ASKED_AT_ONCE = 500
-_WAIT_SECONDS = 60.0
-_CORRUPT = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_SCHEMA}
-_REFUSED = {
-    sqlite3.SQLITE_FULL: "the disk is full. Free some space and run the same command again; what was cached is kept",
-    sqlite3.SQLITE_IOERR: "the disk failed to read or write. Check its space and health and run the command again",
-    sqlite3.SQLITE_READONLY: "cannot write there. Choose another folder or mend its permissions",
-    sqlite3.SQLITE_PERM: "cannot write there. Choose another folder or mend its permissions",
-    sqlite3.SQLITE_CANTOPEN: "cannot be opened. Choose another folder or mend its permissions",
-    sqlite3.SQLITE_BUSY: "another process kept it locked for a minute. Wait for it or end it and run the command again",
-    sqlite3.SQLITE_LOCKED: "another process kept it locked. Wait for it or end it, and run the command again",
-}
+_DAMAGED = (
+    "the vector cache is damaged ({why}). Delete the file and run the command again; nothing is lost but the time "
+    "to compute the vectors."
+)
 
 
 class EncodedFiles(NamedTuple):
@@ -99,7 +93,8 @@ class VectorCache:
                 )
                 for file, dim, blob in rows:
                     if len(blob) != 4 * dim:
-                        raise self._corrupt(f"the vector of {file} is cut short")
+                        why = f"the vector of {file} is cut short"
+                        raise CorruptArtifactError(f"{self.path}: {_DAMAGED.format(why=why)}")
                     found[file] = np.frombuffer(blob, dtype="<f4").astype(np.float32)
         return found
 
@@ -122,19 +117,21 @@ class VectorCache:
         *,
         batch_size: int = 64,
         workers: int = 2,
+        hashes: Sequence[str] | None = None,
         progress: Progress = no_progress,
     ) -> EncodedFiles:
         """Vectors of picture files: those that are here from here, the others decoded, encoded and kept.
 
         `encode` turns pictures (RGB, upright) into vectors, a row a picture. Files of equal content are
-        encoded once. A file that cannot be read or decoded is skipped and listed, in the order given.
+        encoded once. A file that cannot be read or decoded is skipped and listed, in the order given. `hashes` are
+        those of `file_hash`, where they are known already.
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, not {batch_size}.")
-        hashes = list(_hashes(paths, workers))
+        known: Sequence[str | Skipped] = list(_hashes(paths, workers)) if hashes is None else hashes
         positions: dict[str, list[int]] = {}
         refused: dict[int, Skipped] = {}
-        for index, outcome in enumerate(hashes):
+        for index, outcome in enumerate(known):
             if isinstance(outcome, Skipped):
                 refused[index] = outcome
             else:
@@ -170,30 +167,9 @@ class VectorCache:
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        # A connection a call: nothing to share between threads, nothing to survive a fork, and opening takes 0.1 ms.
-        connection: sqlite3.Connection | None = None
-        try:
-            connection = sqlite3.connect(self.path, timeout=_WAIT_SECONDS, isolation_level=None)
+        with connected(self.path, damaged=_DAMAGED, create=True) as connection:
             connection.execute("PRAGMA synchronous = NORMAL")
             yield connection
-        except sqlite3.DatabaseError as error:
-            raise self._translated(error) from error
-        finally:
-            if connection is not None:
-                connection.close()
-
-    def _translated(self, error: sqlite3.DatabaseError) -> StorageError | CorruptArtifactError:
-        # The low byte is the kind of error, the rest its particulars (sqlite.org/rescode.html).
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_IOERR) & 0xFF
-        if code in _CORRUPT:
-            return self._corrupt(str(error))
-        return StorageError(f"{self.path}: {_REFUSED.get(code, f'{error}. Run the command again')}.")
-
-    def _corrupt(self, why: str) -> CorruptArtifactError:
-        return CorruptArtifactError(
-            f"{self.path}: the vector cache is damaged ({why}). Delete the file and run the command again; "
-            "nothing is lost but the time to compute the vectors."
-        )
 
 
 class _Rows:

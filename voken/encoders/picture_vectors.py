@@ -16,17 +16,28 @@ from voken.progress import Progress, no_progress
 
 
 def picture_vectors(
-    encoder: Encoder, paths: Sequence[Path], *, cache: VectorCache | None = None, progress: Progress = no_progress
+    encoder: Encoder,
+    paths: Sequence[Path],
+    *,
+    cache: VectorCache | None = None,
+    hashes: Sequence[str] | None = None,
+    progress: Progress = no_progress,
 ) -> EncodedFiles:
-    """Vectors of the files that can be read, and the list of the others. Without `cache` nothing is kept."""
+    """Vectors of the files that can be read, and the list of the others. Without `cache` nothing is kept.
+
+    `hashes` are those of `voken.data.images.file_hash`, where they are known already.
+    """
     from voken.encoders.two_tower import TwoTowerEncoder
 
     if cache is None:
         with tempfile.TemporaryDirectory(prefix="voken-") as folder:
-            return picture_vectors(encoder, paths, cache=VectorCache(Path(folder)), progress=progress)
+            kept = VectorCache(Path(folder))
+            return picture_vectors(encoder, paths, cache=kept, hashes=hashes, progress=progress)
     if not isinstance(encoder, TwoTowerEncoder):
-        return cache.encode_files(paths, encoder.encode_images, encoder.fingerprint, progress=progress)
+        return cache.encode_files(paths, encoder.encode_images, encoder.fingerprint, hashes=hashes, progress=progress)
     pictures = encoder.pictures
-    found = cache.encode_files(paths, encoder.features_of_images, pictures.fingerprint, progress=progress)
+    found = cache.encode_files(
+        paths, encoder.features_of_images, pictures.fingerprint, hashes=hashes, progress=progress
+    )
     vectors = encoder.project_images(found.vectors) if len(found.kept) else found.vectors
     return EncodedFiles(vectors, found.kept, found.skipped)

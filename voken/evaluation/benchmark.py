@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from voken.collection.store import Collection
+from voken.collection.snapshot import Snapshot
 from voken.data.captions import Dataset
 from voken.data.skipped import Skipped
 from voken.encoders.cache import VectorCache
@@ -35,7 +35,7 @@ class Benchmark:
     does, then the model's read-outs."""
 
     rows: tuple[Evaluation, ...]
-    collection: Collection
+    collection: Snapshot
     """The pool, in memory."""
     skipped: tuple[Skipped, ...]
     """Pictures that could not be read, left out of the pool of every row."""
@@ -108,7 +108,7 @@ def benchmark(
 
 def _index(
     model: Model, side: Dataset, pool: Pool, cache: VectorCache | None, progress: Progress
-) -> tuple[Collection, Float[np.ndarray, "pictures dim"], list[Skipped]]:
+) -> tuple[Snapshot, Float[np.ndarray, "pictures dim"], list[Skipped]]:
     members = set(pool.image_ids)
     drawn = [image for image in side.images if image.image_id in members]
     encoded = picture_vectors(model.encoder, [image.path for image in drawn], cache=cache, progress=progress)
@@ -116,7 +116,7 @@ def _index(
         first = encoded.skipped[0]
         raise EmptyDataError(f"{side.root}: no picture of the pool can be read ({first.path}: {first.reason}).")
     kept = Dataset(side.name, side.root, tuple(drawn[row] for row in encoded.kept))
-    return Collection.of_vectors(kept, encoded.vectors, model), encoded.vectors, encoded.skipped
+    return Snapshot.of_vectors(kept, encoded.vectors, model), encoded.vectors, encoded.skipped
 
 
 class _Aim:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import numpy as np
 
-from voken.collection.store import Collection
+from voken.collection.snapshot import Snapshot
 from voken.data.captions import CaptionedImage, Dataset
 from voken.encoders.interface import Encoder
 from voken.errors import ConfigError, DataError, EmptyDataError, MissingExtraError
@@ -104,7 +104,7 @@ class MtebAdapter:
 
         def make(ids: Sequence[str], vectors: Float32[np.ndarray, "pictures dim"]) -> SearchSystem:
             pictures = Dataset("corpus", Path(), tuple(CaptionedImage(name, Path(name)) for name in ids))
-            collection = Collection.of_vectors(pictures, vectors, model, keep_vectors=readout == "vector")
+            collection = Snapshot.of_vectors(pictures, vectors, model, keep_vectors=readout == "vector")
             return Searcher(model, collection, search, widen=False)
 
         return cls(

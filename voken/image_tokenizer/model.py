@@ -85,6 +85,12 @@ class ImageTokenizer(nn.Module):
             parts = [self.quantize(rows).vokens.cpu().numpy() for rows in self._rows(vectors)]
         return np.concatenate(parts).astype(np.int32) if parts else np.zeros((0, self.levels), np.int32)
 
+    def code_vectors(self, vectors: Float[np.ndarray, "images dim"]) -> Float[np.ndarray, "images e"]:
+        """`code` of arrays."""
+        self._check_width(vectors)
+        with self._inference():
+            return np.concatenate([self.code(rows).cpu().numpy() for rows in self._rows(vectors)])
+
     def decode(self, vokens: Int[np.ndarray, "images M"]) -> Float[np.ndarray, "images dim"]:
         """v̂, the vectors rebuilt from voken sequences (Eq. 3), L2-normalised so that they compare by cosine."""
         vokens = np.asarray(vokens)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from voken.collection.store import Collection
+from voken.collection.snapshot import Snapshot
 from voken.config import RunConfig
 from voken.data.captions import Dataset
 from voken.data.splits import one_per_concept
@@ -321,7 +321,7 @@ def _features(arena: Arena, images: Dataset, vectors: Float[np.ndarray, "images 
     return arena.cache.encode_files(paths, encoder.features_of_images, fingerprint, progress=arena.progress).vectors
 
 
-def _fitted(arena: Arena, order: Order) -> tuple[Model, Collection, Int[np.ndarray, "pool M"]]:
+def _fitted(arena: Arena, order: Order) -> tuple[Model, Snapshot, Int[np.ndarray, "pool M"]]:
     """A trained model, saved in the work folder, and the pool as its collection."""
     prepared: Prepared = arena.prepared_for(order.protocol)
     folder = order.work / "model"
@@ -330,7 +330,7 @@ def _fitted(arena: Arena, order: Order) -> tuple[Model, Collection, Int[np.ndarr
     else:
         model = fit_stages(prepared, our_config(arena, order), order.work, progress=arena.progress).save(folder)
     pool = Dataset(arena.dataset.name, arena.dataset.root, tuple(arena.images))
-    collection = Collection.of_vectors(pool, arena.vectors, model)
+    collection = Snapshot.of_vectors(pool, arena.vectors, model)
     return model, collection, np.asarray(collection.vokens)
 
 

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from voken.collection.base import Base
 from voken.collection.number_column import NumberColumn
-from voken.collection.store import Collection
+from voken.collection.snapshot import Origin, Snapshot
 from voken.decoding.trie import VokenTrie
 from voken.encoders.two_tower import TwoTowerEncoder
 from voken.evaluation.machine import Machine
@@ -94,7 +95,7 @@ def _searches(arena: Arena, work: Path, size: int) -> dict[str, Search]:
     levels, entries = arena.config.tokenizer.levels, arena.config.tokenizer.codebook_size
     trie = VokenTrie.from_vokens(random.integers(0, entries, (size, levels), dtype=np.int32), entries)
     ids = NumberColumn(size)
-    collection = Collection(ids, Path(), ids, trie, None, model.fingerprint)
+    collection = Snapshot(Base(ids, ids, trie), Origin(Path(), model.fingerprint))
     settings = dataclasses.replace(model.search, beams=BEAMS, readout="generate")
     ours = Searcher(model, collection, settings, widen=False)
     vectors = random.standard_normal((size, arena.vectors.shape[1]), dtype=np.float32)

@@ -1,0 +1,759 @@
+"""The page of `voken serve` in a real Chromium, before the real server: what a person sees, and what it may never do.
+
+Chromium is taken from VOKEN_CHROMIUM or PATH (Debian: apt-get install chromium). Without it these tests are skipped, as
+a browser is no part of a Python environment; CI installs one.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+import threading
+import urllib.request
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import uvicorn
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import expect, sync_playwright
+from tiny_model import COLOURS, paint, tiny_model
+
+import voken.serve
+from voken.api import Collection
+from voken.collection.indexing import create_collection
+from voken.config import SearchConfig
+from voken.data.captions import read_dataset
+from voken.serve.app import create_app
+
+STATIC = Path(voken.serve.__file__).parent / "static"
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+DESKTOP, PHONE = (1280, 800), (390, 844)
+TOKEN = "a-secret"
+HOSTILE = "<img src=x onerror='window.hacked=1'>.png"
+# how far from pure each picture of a colour is: no two pictures are alike, and each is nearest to its own colour
+SHADES = (0, 30, 60, 80)
+
+
+# ---- what is searched ----
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory):
+    """Pictures of five colours, four shades each, in folders by shade, and one with a hostile name."""
+    root = tmp_path_factory.mktemp("pictures")
+    lines = []
+    for colour, full in COLOURS.items():
+        for shade in SHADES:
+            name = f"shade{shade}/{colour}.png"
+            paint(root / name, tuple(int(0.8 * value + 0.2 * shade + place) for place, value in enumerate(full)))
+            lines.append({"file_name": name, "text": "x", "title": f"{colour} {shade}", "shade": shade})
+    paint(root / HOSTILE, (255, 255, 0))
+    lines.append(
+        {"file_name": HOSTILE, "text": "x", "title": "<script>window.hacked=2</script>", "<b>f</b>": "<i>v</i>"}
+    )
+    (root / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    # the picture itself decides: at this weight what the generator says is noise
+    model = tiny_model(search=SearchConfig(beams=4, vector_weight=1e6))
+    folder = tmp_path_factory.mktemp("collection") / "c"
+    create_collection(folder, read_dataset(root), model)
+    with Collection.open(folder, model=model) as opened:
+        opened.add([paint(root / "shade0" / "late.png", (120, 90, 60))])
+        yield opened
+
+
+def nearest_to(words, collection):
+    """Ids by the cosine of their mean colour with the words' colours, computed from the files alone."""
+    from PIL import Image
+
+    def unit(colour):
+        vector = np.asarray(colour, dtype=np.float64) - 100
+        return vector / np.linalg.norm(vector)
+
+    wanted = unit(np.mean([COLOURS[word] for word in words.split()], axis=0))
+    everything = collection.search("grey", 200)
+    cosines = {}
+    for hit in everything:
+        with Image.open(hit.path) as image:
+            cosines[hit.image_id] = float(unit(np.asarray(image.convert("RGB")).mean((0, 1))) @ wanted)
+    return sorted(cosines, key=lambda name: -cosines[name])
+
+
+@dataclass
+class Site:
+    base: str
+    collection: Collection
+
+    def post(self, body):
+        request = urllib.request.Request(
+            f"{self.base}/search", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request) as response:
+                return json.load(response)
+        except urllib.error.HTTPError as error:
+            return json.load(error)
+
+
+@pytest.fixture(scope="module")
+def site(collection):
+    listening = socket.create_server(("127.0.0.1", 0))  # takes connections before the server does
+    app = create_app(collection, token=TOKEN)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none", lifespan="on"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    yield Site(f"http://127.0.0.1:{listening.getsockname()[1]}", collection)
+    server.should_exit = True
+    thread.join(20)
+    assert not thread.is_alive()
+    listening.close()
+
+
+# ---- who looks at it ----
+
+
+@pytest.fixture(scope="module")
+def browser():
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = os.environ.get("VOKEN_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if not found:
+        pytest.skip(f"no Chromium: none of {', '.join(names)} is on PATH, and VOKEN_CHROMIUM is not set")
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=found, args=FLAGS)
+        yield launched
+        launched.close()
+
+
+@dataclass
+class Visit:
+    """A page, and everything that it did."""
+
+    page: object
+    base: str
+    requests: list = field(default_factory=list)
+    complaints: list = field(default_factory=list)
+    expected: str = "(?!)"
+    """What the console may say: browsers report each answer that is an error."""
+
+    def ids(self):
+        """The pictures on the screen, in order, as their links say."""
+        prefix = f"{self.base}/pictures/"
+        links = self.page.locator("#grid a").evaluate_all("all => all.map((one) => one.href)")
+        assert all(link.startswith(prefix) for link in links)
+        return [urllib.request.unquote(link.removeprefix(prefix)) for link in links]
+
+    def search(self, text):
+        self.page.locator("#query").fill(text)
+        self.answered(text)
+
+    def answered(self, text):
+        expect(self.page).to_have_url(re.compile(re.escape("q=" + text.replace(" ", "+"))))
+        expect(self.page.locator("#grid")).to_have_attribute("aria-busy", "false")
+        expect(self.page.locator("#grid a").first).to_be_visible()
+
+    def open(self, place):
+        self.page.locator("#grid a").nth(place).click()
+        expect(self.page.locator("#viewer")).to_be_visible()
+        if not self.page.locator("#why-content").is_visible():
+            self.page.locator("#why summary").click()
+        expect(self.page.locator("#why table, #why p").first).to_be_visible()
+
+
+@pytest.fixture
+def visit(browser, site):
+    """Opens the page; at the end of the test nothing has left the server's origin, and the console is clean."""
+    made = []
+
+    @contextlib.contextmanager
+    def opened(address="/", *, size=DESKTOP, scheme="light", before=lambda page: None):
+        context = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
+        context.set_default_timeout(8000)
+        page = context.new_page()
+        seen = Visit(page, site.base)
+        made.append(seen)
+        page.on("request", lambda request: seen.requests.append(request))
+        page.on("console", lambda said: seen.complaints.append(said.text) if said.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: seen.complaints.append(str(error)))
+        before(page)
+        page.goto(site.base + address)
+        expect(page.locator("#size")).to_have_text(re.compile("pictures"))
+        yield seen
+        context.close()
+
+    yield opened
+    for seen in made:
+        assert [one.url for one in seen.requests if not one.url.startswith(f"{site.base}/")] == []
+        assert [text for text in seen.complaints if not re.search(seen.expected, text)] == []
+    assert made
+
+
+# ---- searching ----
+
+
+def test_pictures_come_as_words_are_typed(visit, site):
+    with visit() as seen:
+        assert not seen.page.locator("#grid li").count()
+        seen.page.locator("#query").press_sequentially("red")  # no Enter
+        seen.answered("red")
+        wanted = nearest_to("red", site.collection)
+        assert seen.ids() == wanted
+        assert set(wanted[:4]) == {f"shade{shade}/red.png" for shade in SHADES}
+        expect(seen.page.locator("#summary")).to_have_text(re.compile(rf"^{len(wanted)} pictures · [\d.]+ m?s$"))
+        expect(seen.page.locator("#state")).to_have_text(re.compile(rf"^{len(wanted)} pictures"))
+        shade = wanted[0].partition("/")[0].removeprefix("shade")
+        assert seen.page.locator("#grid img").first.get_attribute("alt") == f"red {shade}"
+        late = seen.page.locator("#grid img[alt='shade0/late.png']")  # nothing is known of it but its id
+        late.scroll_into_view_if_needed()
+        expect(late).to_have_js_property("complete", True)
+        assert late.evaluate("image => image.naturalWidth") == 8
+        before = seen.page.locator("#grid a").first.bounding_box()
+        assert before["width"] == pytest.approx(before["height"], abs=1)
+
+
+@pytest.mark.parametrize("abort", ["a request is broken off", "a request cannot be broken off"])
+def test_a_late_answer_never_replaces_a_newer_one(visit, site, abort):
+    held = []
+
+    def hold(route):
+        if json.loads(route.request.post_data).get("query") == "red":
+            held.append(route)
+        else:
+            route.continue_()
+
+    with visit() as seen:
+        if "cannot" in abort:
+            seen.page.evaluate("AbortController.prototype.abort = () => {}")
+        seen.page.route("**/search", hold)
+        with seen.page.expect_request(lambda request: "red" in (request.post_data or "")):
+            seen.page.locator("#query").fill("red")
+        seen.search("blue")
+        assert len(held) == 1
+        with contextlib.suppress(Exception):  # it may have been broken off
+            held[0].continue_()
+        if "cannot" in abort:
+            with contextlib.suppress(Exception):
+                held[0].request.response().finished()
+        seen.page.evaluate("() => new Promise((done) => setTimeout(done))")
+        assert seen.ids() == nearest_to("blue", site.collection)
+        assert "q=blue" in seen.page.url
+
+
+def test_what_was_found_stays_until_something_newer_comes(visit, site):
+    held = []
+    with visit() as seen:
+        seen.search("red")
+        before = seen.ids()
+        seen.page.route("**/search", held.append)
+        with seen.page.expect_request("**/search"):
+            seen.page.locator("#query").fill("green")
+        expect(seen.page.locator("#grid")).to_have_attribute("aria-busy", "true")
+        assert seen.ids() == before
+        held[0].continue_()
+        expect(seen.page.locator("#grid")).to_have_attribute("aria-busy", "false")
+        assert seen.ids() == nearest_to("green", site.collection)
+
+
+def test_the_address_holds_the_question(visit, site):
+    with visit() as seen:
+        seen.search("red")
+        seen.page.locator("#query").press("Enter")
+        seen.search("blue")
+        seen.page.go_back()
+        seen.answered("red")
+        expect(seen.page.locator("#query")).to_have_value("red")
+        assert seen.ids() == nearest_to("red", site.collection)
+        seen.page.go_forward()
+        seen.answered("blue")
+        assert seen.ids() == nearest_to("blue", site.collection)
+    with visit("/?q=green&filter=shade%3C40") as seen:  # shared
+        seen.answered("green")
+        assert seen.ids() == [name for name in nearest_to("green", site.collection) if re.match("shade(0|30)/[^l]", name)]
+        expect(seen.page.locator("#chips button")).to_have_text(re.compile("shade < 40"))
+        assert "green" in seen.page.title()
+
+
+def test_similar_pictures_and_the_way_back(visit, site):
+    with visit("/?q=red") as seen:
+        seen.answered("red")
+        seen.open(0)
+        first = seen.ids()[0]
+        seen.page.locator("#similar").click()
+        expect(seen.page.locator("#like-name")).to_have_text(re.compile("^Like red "))
+        expect(seen.page.locator("#viewer")).to_be_hidden()
+        expect(seen.page.locator("#grid a").first).not_to_have_attribute("href", re.compile(re.escape(first)))
+        assert seen.ids() == [hit.image_id for hit in site.collection.similar(first, 60)]
+        seen.page.go_back()
+        expect(seen.page.locator("#viewer")).to_be_visible()
+        expect(seen.page.locator("#hit-id")).to_have_text(first)
+        seen.page.go_back()
+        expect(seen.page.locator("#viewer")).to_be_hidden()
+        assert seen.ids()[0] == first
+
+
+# ---- one picture ----
+
+
+def test_why_says_what_the_server_says(visit, site):
+    with visit("/?q=red+green") as seen:
+        seen.answered("red green")
+        seen.open(3)
+        page = seen.page
+        told = site.post({"query": "red green", "k": 60, "filters": [], "why": True})["results"][0]["hits"][3]
+        why = told["why"]
+        expect(page.locator(".levels")).to_be_visible()
+        exact = page.locator(".levels data, .totals data").evaluate_all("all => all.map((one) => Number(one.value))")
+        levels = [value for level in why["levels"] for value in (level["log_prob"], level["rank"], level["pictures"])]
+        totals = [why[name] for name in ("log_prob", "beam_rank", "cosine") if why[name] is not None]
+        assert exact == [*levels, *totals]
+        assert len(why["levels"]) == 2
+        shown = page.locator(".levels .chip-voken").all_text_contents()
+        assert shown == [str(level["voken"]) for level in why["levels"]] == list(map(str, told["vokens"]))
+        rows = page.locator(".levels tbody tr")
+        for place, level in enumerate(why["levels"]):
+            row = rows.nth(place)
+            expect(row).to_contain_text(f"{level['log_prob']:.2f}".replace("-", "−"))
+            expect(row).to_contain_text(f"{level['rank']}{['th', 'st', 'nd', 'rd', 'th'][level['rank']]}")
+            expect(row.locator("td").last).to_have_text(str(level["pictures"]))
+        # likelier vokens have longer bars
+        bars = rows.locator(".likely i").evaluate_all("all => all.map((one) => one.getBoundingClientRect().width)")
+        assert np.argsort(bars).tolist() == np.argsort([level["log_prob"] for level in why["levels"]]).tolist()
+        assert page.locator("#why-content > p").count() == 2
+        expect(page.locator("#why-content > p").first).to_contain_text(f"{len(site.collection)} pictures")
+        assert page.locator("#hit-score").get_attribute("value") == json.dumps(told["score"])
+        expect(page.locator("#hit-id")).to_have_text(told["id"])
+        said = page.locator("#metadata dt").all_text_contents()
+        assert said == list(told["metadata"])
+
+
+def test_from_one_picture_to_the_next(visit):
+    with visit("/?q=red") as seen:
+        seen.answered("red")
+        ids = seen.ids()
+        seen.open(0)
+        page = seen.page
+        expect(page.locator("#previous")).to_be_disabled()
+        page.locator("#next").click()
+        expect(page.locator("#hit-id")).to_have_text(ids[1])
+        page.keyboard.press("ArrowRight")
+        expect(page.locator("#hit-id")).to_have_text(ids[2])
+        page.keyboard.press("ArrowLeft")
+        expect(page.locator("#hit-id")).to_have_text(ids[1])
+        expect(page).to_have_url(re.compile("show=" + re.escape(urllib.request.quote(ids[1], safe=""))))
+        page.locator("#viewer-close").click()
+        expect(page.locator("#viewer")).to_be_hidden()
+        expect(page.locator("#grid a").nth(1)).to_be_focused()
+        expect(page).not_to_have_url(re.compile("show="))
+
+
+def test_what_files_and_metadata_say_is_only_text(visit):
+    with visit(f"/?q=red+green&filter=title~script") as seen:
+        seen.answered("red green")
+        page = seen.page
+        assert seen.ids() == [HOSTILE]
+        assert page.locator("#grid img").get_attribute("alt") == "<script>window.hacked=2</script>"
+        expect(page.locator("#grid .words")).to_contain_text("<script>window.hacked=2</script>")
+        assert page.locator("#grid img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 8
+        seen.open(0)
+        expect(page.locator("#viewer-title")).to_have_text("<script>window.hacked=2</script>")
+        expect(page.locator("#hit-id")).to_have_text(HOSTILE)
+        expect(page.locator("#metadata")).to_contain_text("<b>f</b>")
+        expect(page.locator("#metadata")).to_contain_text("<i>v</i>")
+        page.locator("#similar").click()
+        expect(page.locator("#like-name")).to_contain_text("<script>")
+        assert page.evaluate("window.hacked") is None
+        assert page.locator("main script, main b b, #metadata b, #metadata i, .facts img, .bar script").count() == 0
+
+
+def test_addresses_of_other_places_are_not_followed(visit):
+    def elsewhere(route):
+        answer = route.fetch()
+        told = answer.json()
+        told["results"][0]["hits"][0] |= {"url": "javascript:window.hacked=1", "thumbnail": "https://example.org/a.png"}
+        told["results"][0]["hits"][1] |= {"url": "//example.org/b", "thumbnail": "//example.org/b.png"}
+        route.fulfill(response=answer, json=told)
+
+    with visit(before=lambda page: page.route("**/search", elsewhere)) as seen:
+        seen.page.locator("#query").fill("red")
+        seen.answered("red")
+        links = seen.page.locator("#grid a").evaluate_all("all => all.map((one) => one.getAttribute('href'))")
+        assert links[:2] == [None, None]
+        assert all(link.startswith(seen.base) for link in links[2:])
+        seen.page.locator("#grid li").first.click()
+        expect(seen.page.locator("#viewer")).to_be_visible()
+        expect(seen.page.locator("#original")).to_be_hidden()
+        # that nothing was asked of another place is checked for every visit
+
+
+# ---- filters ----
+
+
+def test_filters_narrow_and_can_be_taken_away(visit, site):
+    with visit() as seen:
+        page = seen.page
+        seen.search("red")
+        everything = nearest_to("red", site.collection)
+        page.locator("#filters-open").click()
+        page.locator("#folder").fill("shade30")
+        page.locator("#folder").press("Enter")
+        expect(page.locator("#grid li")).to_have_count(5)
+        assert seen.ids() == [name for name in everything if name.startswith("shade30/")]
+        expect(page.locator("#folder")).to_have_value("")
+        page.locator("#field").fill("title")
+        page.locator("#operator").select_option("~")
+        page.locator("#value").fill("BLUE")
+        page.locator("#value").press("Enter")
+        expect(page.locator("#grid li")).to_have_count(1)
+        assert seen.ids() == ["shade30/blue.png"]
+        assert "filter=folder%3Dshade30&filter=title%7EBLUE" in page.url
+        page.get_by_role("button", name="Remove filter: folder is shade30").click()
+        expect(page.locator("#grid li")).to_have_count(4)
+        assert seen.ids() == [name for name in everything if name.endswith("blue.png")]
+        page.locator("#date-from").fill("2999-01-01")
+        expect(page.locator("#notice")).to_contain_text("No picture passes these filters")
+        assert "filter=date%3E%3D2999-01-01" in page.url
+        page.locator("#notice-action").click()
+        expect(page.locator("#grid li")).to_have_count(len(everything))
+        expect(page.locator("#date-from")).to_have_value("")
+
+
+def test_a_wrong_filter_is_told_beside_its_field(visit, site):
+    with visit() as seen:
+        seen.expected = "status of 4(00|22)"
+        page = seen.page
+        seen.search("red")
+        before = seen.ids()
+        page.locator("#filters-open").click()
+        page.locator("#field").fill("date")
+        page.locator("#value").fill("banana")
+        page.locator("#value").press("Enter")
+        told = site.post({"query": "red", "filters": ["date=banana"]})["error"]
+        expect(page.locator("#filter-any-error")).to_have_text(told)
+        assert page.locator("#filter-any-error").bounding_box()["y"] > page.locator("#value").bounding_box()["y"]
+        expect(page.locator("#value")).to_have_attribute("aria-invalid", "true")
+        expect(page.locator("#value")).to_have_attribute("aria-describedby", "filter-any-error")
+        assert seen.ids() == before  # kept
+        page.locator("#value").fill("1990")
+        page.locator("#value").press("Enter")
+        expect(page.locator("#filter-any-error")).to_be_hidden()
+        expect(page.locator("#chips button")).to_have_text(re.compile("date is 1990"))  # instead of the wrong one
+    with visit("/?q=red&filter=date%3Dbanana") as seen:  # shared: the forms are closed
+        seen.expected = "status of 4(00|22)"
+        expect(seen.page.locator("#filter-error")).to_have_text(told)
+
+
+# ---- pictures as questions ----
+
+
+@pytest.mark.parametrize("way", ["button", "drop", "paste"])
+def test_a_picture_finds_pictures_like_it(visit, site, tmp_path, way):
+    picture = paint(tmp_path / "asked.png", (10, 20, 250))
+    wanted = [hit.image_id for hit in site.collection.search_picture(picture, 60)]
+    with visit() as seen:
+        page = seen.page
+        if way == "button":
+            with page.expect_file_chooser() as chooser:
+                page.locator("#by-picture").click()
+            chooser.value.set_files(picture)
+        else:
+            page.evaluate(
+                """([way, bytes]) => {
+                  const given = new DataTransfer();
+                  given.items.add(new File([new Uint8Array(bytes)], "asked.png", {type: "image/png"}));
+                  const common = {bubbles: true, cancelable: true};
+                  document.body.dispatchEvent(way === "drop"
+                    ? new DragEvent("drop", {...common, dataTransfer: given})
+                    : new ClipboardEvent("paste", {...common, clipboardData: given}));
+                }""",
+                [way, list(picture.read_bytes())],
+            )
+        expect(page.locator("#like-name")).to_have_text("Like asked.png")
+        expect(page.locator("#grid li")).to_have_count(len(wanted))
+        assert seen.ids() == wanted
+        assert wanted[0] == "shade0/blue.png"
+        pixel = "canvas => [...canvas.getContext('2d').getImageData(32, 32, 1, 1).data]"
+        assert page.locator("#like-picture").evaluate(pixel) == [10, 20, 250, 255]
+        seen.search("red")
+        expect(page.locator("#like")).to_be_hidden()
+        page.go_back()
+        expect(page.locator("#like-name")).to_have_text("Like asked.png")
+
+
+def test_what_the_server_cannot_do_is_not_offered(visit):
+    def without(route):
+        answer = route.fetch()
+        route.fulfill(response=answer, json=answer.json() | {"can_encode": False, "uploads": False, "calibrated": False})
+
+    with visit(before=lambda page: page.route("**/about", without)) as seen:
+        for hidden in ("#by-picture", "#add-open"):
+            expect(seen.page.locator(hidden)).to_be_hidden()
+        seen.page.locator("#filters-open").click()
+        expect(seen.page.locator("#filter-any")).to_be_visible()
+        expect(seen.page.locator("#filter-sure")).to_be_hidden()
+
+
+def test_pictures_are_added_with_a_token_that_stays_here(visit, site, tmp_path):
+    new, no_picture = paint(tmp_path / "brand-new.png", (255, 0, 255)), tmp_path / "none.png"
+    no_picture.write_bytes(b"no picture")
+    try:
+        with visit() as seen:
+            seen.expected = "status of 40[13]"
+            page = seen.page
+            before = len(site.collection)
+            page.locator("#add-open").click()
+            page.locator("#token").fill("wrong")
+            page.locator("#files").set_input_files([new, no_picture])
+            page.locator("#add-send").click()
+            expect(page.locator("#add-error")).to_contain_text("token")
+            assert page.evaluate("sessionStorage.length") == 0
+            page.locator("#token").fill(TOKEN)
+            page.locator("#add-send").click()
+            expect(page.locator("#add-state")).to_have_text("1 added, 0 updated, 1 skipped.")
+            expect(page.locator("#add-skipped")).to_contain_text("none.png")
+            assert len(site.collection) == before + 1
+            expect(page.locator("#size")).to_have_text(f"{before + 1} pictures")
+            sent = [one for one in seen.requests if one.method == "POST" and one.url == f"{site.base}/pictures"]
+            assert [one.headers["authorization"] for one in sent] == ["Bearer wrong", f"Bearer {TOKEN}"]
+            assert not any(TOKEN in one.url for one in seen.requests)
+            assert TOKEN not in page.url
+            assert page.evaluate("[Object.values(sessionStorage), localStorage.length, document.cookie]") == [
+                [TOKEN], 0, "",
+            ]  # fmt: skip
+    finally:
+        site.collection.remove(["brand-new.png"])
+
+
+# ---- when it does not go well ----
+
+
+def test_nothing_matches_well(visit):
+    def unsure(route):
+        answer = route.fetch()
+        told = answer.json()
+        told["results"][0]["no_match"] = True
+        for hit in told["results"][0]["hits"]:
+            hit["confidence"] = 0.04
+        route.fulfill(response=answer, json=told)
+
+    def calibrated(route):
+        answer = route.fetch()
+        route.fulfill(response=answer, json=answer.json() | {"calibrated": True})
+
+    def before(page):
+        page.route("**/search", unsure)
+        page.route("**/about", calibrated)
+
+    with visit(before=before) as seen:
+        page = seen.page
+        seen.search("red")
+        expect(page.locator("#notice-title")).to_have_text("Nothing matches well")
+        assert page.locator("#grid li.dim").count() == page.locator("#grid li").count() > 0
+        expect(page.locator("#state")).to_have_text(re.compile("Nothing matches well"))
+        page.locator("#filters-open").click()
+        with page.expect_request("**/search") as asked:
+            page.locator("#sure").fill("60")
+        assert json.loads(asked.value.post_data)["threshold"] == 0.6
+        expect(page.locator("#sure-shown")).to_have_text("≥ 60%")
+        expect(page).to_have_url(re.compile("sure=0.6"))
+        seen.open(0)
+        expect(page.locator("#hit-confidence")).to_have_text("4.0%")
+        page.keyboard.press("Escape")
+        with page.expect_request("**/search") as asked:
+            page.get_by_role("button", name="Remove filter: at least 60% sure").click()
+        assert json.loads(asked.value.post_data)["threshold"] is None
+
+
+def test_a_busy_server_is_asked_again_when_it_said(visit, site):
+    busy = {"left": 2}
+
+    def refuse(route):
+        if busy["left"]:
+            busy["left"] -= 1
+            route.fulfill(status=503, headers={"Retry-After": "7"}, json={"error": "64 queries wait. Ask again."})
+        else:
+            route.continue_()
+
+    with visit() as seen:
+        seen.expected = "status of 503"
+        page = seen.page
+        page.clock.install()
+        page.route("**/search", refuse)
+        page.locator("#query").fill("red")
+        page.clock.run_for(200)
+        expect(page.locator("#notice")).to_contain_text("The server is busy")
+        expect(page.locator("#notice-text")).to_have_text("64 queries wait. Ask again. Trying again in 7 s.")
+        page.clock.run_for(6000)
+        assert busy["left"] == 1
+        expect(page.locator("#notice-text")).to_contain_text("Trying again in 1 s.")
+        with page.expect_request("**/search"):
+            page.clock.run_for(1500)
+        expect(page.locator("#notice-text")).to_contain_text("Trying again in 7 s.")
+        assert busy["left"] == 0
+        page.locator("#notice-action").click()  # nobody has to wait
+        expect(page.locator("#notice")).to_be_hidden()
+        expect(page.locator("#grid li")).to_have_count(len(site.collection))
+        page.clock.run_for(10_000)
+        asked = [one for one in seen.requests if one.url.endswith("/search")]
+        assert len(asked) == 3  # and nothing is asked again after that
+
+
+def test_a_server_that_is_gone_and_comes_back(visit, site):
+    with visit() as seen:
+        seen.expected = "ERR_FAILED"
+        page = seen.page
+        seen.search("red")
+        before = seen.ids()
+        page.route("**/search", lambda route: route.abort())
+        page.locator("#query").fill("blue")
+        expect(page.locator("#notice-title")).to_have_text("The server does not answer")
+        expect(page.locator("#state")).to_have_text(re.compile("does not answer"))
+        assert seen.ids() == before
+        page.unroute("**/search")
+        page.locator("#notice-action").click()
+        expect(page.locator("#notice")).to_be_hidden()
+        assert seen.ids() == nearest_to("blue", site.collection)
+
+
+# ---- for everybody ----
+
+
+def test_everything_with_the_keyboard(visit, site):
+    with visit() as seen:
+        page = seen.page
+        page.locator("#query").blur()
+        page.keyboard.press("?")
+        expect(page.locator("#keys")).to_be_visible()
+        page.keyboard.press("Escape")
+        expect(page.locator("#keys")).to_be_hidden()
+        page.keyboard.press("/")
+        expect(page.locator("#query")).to_be_focused()
+        page.keyboard.type("red")
+        page.keyboard.press("Enter")
+        tiles = page.locator("#grid a")
+        expect(tiles.first).to_be_focused()
+        ids = nearest_to("red", site.collection)
+        assert seen.ids() == ids
+        columns = page.locator("#grid").evaluate(
+            "grid => [...grid.children].findIndex((one) => one.offsetTop > grid.firstChild.offsetTop)"
+        )
+        assert columns > 2
+        for key, place in (
+            ("ArrowRight", 1), ("ArrowDown", 1 + columns), ("ArrowLeft", columns), ("ArrowUp", 0), ("ArrowUp", 0),
+            ("ArrowLeft", 0), ("End", len(ids) - 1), ("ArrowRight", len(ids) - 1), ("Home", 0), ("ArrowRight", 1),
+        ):  # fmt: skip
+            page.keyboard.press(key)
+            expect(tiles.nth(place)).to_be_focused()
+            assert page.locator("#grid a[tabindex='0']").count() == 1
+        outline = tiles.nth(1).evaluate("tile => getComputedStyle(tile).outlineStyle")
+        assert outline == "solid"
+        page.keyboard.press("Enter")
+        expect(page.locator("#viewer")).to_be_visible()
+        expect(page.locator("#hit-id")).to_have_text(ids[1])
+        page.keyboard.press("Escape")
+        expect(page.locator("#viewer")).to_be_hidden()
+        expect(tiles.nth(1)).to_be_focused()
+        page.keyboard.press("/")
+        expect(page.locator("#query")).to_be_focused()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_accessible_and_in_its_place(visit, size, scheme):
+    axe = Axe()
+
+    def check(page):
+        found = axe.run(page).response["violations"]
+        assert [(one["id"], one["nodes"]) for one in found if one["impact"] in ("serious", "critical")] == []
+        overflow = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        assert page.evaluate(overflow) <= 0
+
+    with visit("/?q=red+green&filter=shade%3C1000", size=size, scheme=scheme) as seen:
+        page = seen.page
+        seen.answered("red green")
+        page.locator("#filters-open").click()
+        check(page)
+        grid = page.locator("#grid").evaluate("grid => getComputedStyle(grid).gridTemplateColumns.split(' ').length")
+        assert grid == 3 if size == PHONE else grid > 3
+        seen.open(1)
+        expect(page.locator(".levels")).to_be_visible()
+        check(page)
+        dark = sum(map(int, re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))[:3])) < 99
+        assert dark == (scheme == "dark")
+
+
+def test_fingers_find_every_button_on_a_phone(visit):
+    with visit("/?q=red&filter=shade%3C1000", size=PHONE) as seen:
+        page = seen.page
+        seen.answered("red")
+        small = """() => [...document.querySelectorAll("button, input, select, a, summary")]
+          .filter((one) => one.checkVisibility())
+          .map((one) => [one.id || one.className, one.getBoundingClientRect()])
+          .filter(([, box]) => box.width && (box.width < 43.9 || box.height < 43.9))
+          .map(([name, box]) => `${name} ${box.width}×${box.height}`)"""
+        page.locator("#filters-open").click()
+        assert page.evaluate(small) == []
+        seen.open(0)
+        assert page.evaluate(small) == []
+        page.locator("#similar").click()
+        expect(page.locator("#like")).to_be_visible()
+        assert page.evaluate(small) == []
+        page.locator("#add-open").click()
+        assert page.evaluate(small) == []
+
+
+def test_the_server_trusts_nothing_but_itself(site):
+    with urllib.request.urlopen(site.base) as response:
+        policy = dict(part.strip().partition(" ")[::2] for part in response.headers["Content-Security-Policy"].split(";"))
+    assert policy["default-src"] == "'self'"
+    assert "unsafe" not in " ".join(policy.values())
+
+
+# ---- without a browser ----
+
+
+class Markup(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.ids, self.scripts = [], [], ""
+        self.inside = None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.inside = tag
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        if self.inside in ("script", "style"):
+            self.scripts += data.strip()
+
+    def handle_endtag(self, tag):
+        self.inside = None
+
+
+def test_the_page_needs_no_other_place_and_no_exception_from_the_policy():
+    read = Markup((STATIC / "index.html").read_text(encoding="utf-8"))
+    assert read.scripts == ""
+    assert "style" not in [tag for tag, _ in read.tags]
+    for tag, attributes in read.tags:
+        assert not [name for name in attributes if name == "style" or name.startswith("on")], (tag, attributes)
+    ids = [attributes["id"] for _, attributes in read.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    named = {value for _, attributes in read.tags for value in (attributes.get("for"), attributes.get("aria-controls"))}
+    assert named - {None} <= set(ids)
+    files = sorted(STATIC.iterdir())
+    assert {"index.html", "app.js", "style.css", "icon.svg"} <= {path.name for path in files}
+    for path in files:
+        text = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
+        assert not re.search(r"https?:|url\(|@import|innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", text)
+    for path in STATIC.glob("*.js"):
+        text = path.read_text(encoding="utf-8")
+        for imported in re.findall(r'from "([^"]+)"', text):
+            assert (STATIC / imported).is_file(), (path.name, imported)
+        for wanted in re.findall(r'byId\("([\w-]+)"\)', text):
+            assert wanted in ids or wanted in {"hit-id"}, (path.name, wanted)

@@ -1,0 +1,59 @@
+"""Sequences near a point: what a beam search needs to find pictures like a picture, with no text and no network.
+
+The "logits" of a voken are minus what taking its entry adds to the squared distance between the point and the sum of
+the entries taken, so that a beam's score is minus that distance (Eqs. 1 to 3 read backwards). In numpy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from voken.shapes import Float32, Int64
+
+
+@dataclass(frozen=True, eq=False)
+class NearestSequences:
+    """A `StepModel` whose queries are points in the codebooks' space, not texts."""
+
+    codebooks: Float32[np.ndarray, "M N e"]
+    log_probs = True
+    """Scores are not to be normalised: they are distances."""
+    device = None
+
+    @property
+    def codebook_size(self) -> int:
+        """N."""
+        return int(self.codebooks.shape[1])
+
+    @property
+    def levels(self) -> int:
+        """M."""
+        return int(self.codebooks.shape[0])
+
+    def prefill(self, texts: Any) -> Any:
+        """Of points (queries, e), what `step` goes on from: what is left of each, a beam a query."""
+        points: Float32[np.ndarray, "queries e"] = np.asarray(texts, dtype=np.float32)
+        return 0, points[:, None, :]
+
+    def step(
+        self,
+        state: Any,
+        vokens: Int64[np.ndarray, "queries beams"] | None,
+        parents: Int64[np.ndarray, "queries beams"] | None,
+    ) -> tuple[Float32[np.ndarray, "queries beams N"], Any]:
+        """See `StepModel`."""
+        level, left = state
+        if vokens is not None and parents is not None:
+            left = np.take_along_axis(left, parents[:, :, None], 1) - self.codebooks[level - 1][vokens]
+        book = self.codebooks[level]
+        # ‖r‖² - ‖r - c‖² = 2 r·c - ‖c‖²
+        gained = 2 * (left @ book.T) - np.einsum("ne,ne->n", book, book)
+        return gained.astype(np.float32), (level + 1, left)
+
+    def of_sequences(self, vokens: Int64[np.ndarray, "queries M"]) -> Float32[np.ndarray, "queries e"]:
+        """The points that sequences stand for."""
+        taken = [book[vokens[:, level]] for level, book in enumerate(self.codebooks)]
+        return np.asarray(np.sum(taken, axis=0), dtype=np.float32)
