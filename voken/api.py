@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 import numpy as np
 
 from voken import explain
-from voken.collection.filters import fields_of, parse_all
+from voken.collection.filters import Filter, fields_of, parse_all
 from voken.collection.store import Store
 from voken.data.skipped import Skipped
 from voken.errors import DataError, MissingExtraError
@@ -228,15 +228,10 @@ class Collection:
 
         Raises `PictureError` where it cannot be read, `MissingExtraError` without torch.
         """
-        from voken.data.images import open_image
-
         filters = parse_all(where)
-        image = open_image(Path(picture) if isinstance(picture, str) else picture)
         model = self._encoder()
         with self._encoding:
-            vector = np.asarray(model.encoder.encode_images([image]), dtype=np.float32)
-            point = model.tokenizer.code_vectors(vector)
-        return self._searcher.like_vector(point[0], vector[0], k, filters)
+            return like_file(self._searcher, model, Path(picture) if isinstance(picture, str) else picture, k, filters)
 
     def explain(self, query: str, hits: Sequence[Hit]) -> list[Why]:
         """For each hit of a search for `query`: what the generator wrote on the way to it."""
@@ -323,6 +318,16 @@ class Collection:
                 else:
                     self._model = _torch_model(self._model_folder, self._device)
             return self._model  # type: ignore[return-value]
+
+
+def like_file(
+    searcher: Searcher, model: Model, picture: Path | BinaryIO, k: int, filters: Sequence[Filter]
+) -> list[Hit]:
+    """At most `k` pictures like a file, which `model` reads. Raises `PictureError` where it cannot be read."""
+    from voken.data.images import open_image
+
+    vector = np.asarray(model.encoder.encode_images([open_image(picture)]), dtype=np.float32)
+    return searcher.like_vector(model.tokenizer.code_vectors(vector)[0], vector[0], k, filters)
 
 
 def _torch_model(folder: Path, device: str) -> Model:

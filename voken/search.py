@@ -171,6 +171,13 @@ class Searcher:
         """Whether hits have a confidence."""
         return False
 
+    def threshold(self, precision: float) -> float:
+        """The confidence from which on so great a share of answers was right on validation.
+
+        Raises `ConfigError` where no threshold reached it, or the model is not calibrated.
+        """
+        raise ConfigError("This model is not calibrated.")
+
     def search(
         self, texts: Sequence[str], k: int, where: Sequence[Filter] = (), threshold: float | None = None
     ) -> list[list[Hit]]:

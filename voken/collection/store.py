@@ -365,6 +365,12 @@ class Store:
         self._sweep(name)
         return True
 
+    def integrity(self) -> list[str]:
+        """What SQLite finds wrong with its file; nothing where all is well."""
+        with self._connected() as connection:
+            said = [str(row[0]) for row in connection.execute("PRAGMA integrity_check").fetchall()]
+        return [] if said == ["ok"] else said
+
     def leftovers(self) -> list[Path]:
         """What killed compactions left in the folder; harmless, and swept away by the next one."""
         return self._others(self._state().base)
