@@ -1,10 +1,11 @@
-"""The benchmarks of scaling and of equal bytes run, and say what independent answers say; their plots are drawn."""
+"""The benchmarks of scaling, equal bytes and stores run, and say what independent answers say; plots are drawn."""
 
 from __future__ import annotations
 
 import importlib
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -155,3 +156,91 @@ def draw(benchmarks, report, folder, names):
     assert drawn[0].keys() == names
     assert drawn[0] == drawn[1]
     assert all("Measured on" in svg for svg in drawn[0].values())
+
+
+STORES = ["sqlite", "sqlite, all, WAL", "arrays + log", *(["lance", "lance, synced"] if find_spec("lance") else [])]
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_stores_hold_what_a_dict_holds(benchmarks, tmp_path, name):
+    candidates = benchmarks("store_candidates")
+    records, make = candidates.Records.of, candidates.CANDIDATES[name]
+    make(tmp_path).create(records(np.arange(40), vectors=True))
+    expected = {one: row for row, one in enumerate(records(np.arange(40), vectors=True).ids)}
+    reader, writer = make(tmp_path), make(tmp_path)
+    writer.open(write=True)
+    reader.open()
+    assert not reader.newer()
+    for first, gone in ((40, [3, 41]), (60, [62, 0, 39])):
+        added = records(np.arange(first, first + 5), vectors=True)
+        writer.add(added)
+        writer.remove(records(np.array(gone), vectors=False).ids)
+        expected |= {one: first + place for place, one in enumerate(added.ids)}
+        expected = {one: seed for one, seed in expected.items() if seed not in gone}
+    writer.close()
+    assert reader.newer()
+    changes = reader.open()
+    assert changes.removed.tolist() == [0, 3, 39]
+    assert changes.ids == [one for one, seed in expected.items() if seed >= 40]
+    numbers = records(np.array(list(expected.values())), vectors=True).numbers
+    assert np.array_equal(changes.vokens, numbers["vokens"][-len(changes.ids) :])
+    # of the base and added, out of order
+    rows, seeds = [46, 5, 40, 38], [63, 5, 40, 38]
+    assert reader.get(rows).digest == records(np.array(seeds), vectors=True).digest
+    reader.close()
+
+
+def test_a_log_cut_anywhere_holds_whole_commits(benchmarks, tmp_path):
+    stores, candidates = benchmarks("stores"), benchmarks("store_candidates")
+    story = stores.Story(base=20, largest=9, seed=0)
+    store = candidates.CANDIDATES["arrays + log"](tmp_path)
+    store.create(candidates.Records.of(np.arange(20), vectors=True))
+    store.open(write=True)
+    log = tmp_path / "changes.log"
+    ends = [0]
+    for commit in range(1, 6):
+        story.do(commit, store)
+        ends.append(log.stat().st_size)
+    store.close()
+    whole = log.read_bytes()
+    cuts = [0, *np.random.default_rng(0).integers(0, len(whole), 40).tolist(), ends[2], ends[3] - 1, len(whole)]
+    for cut in cuts:
+        log.write_bytes(whole[:cut])
+        commits = sum(end <= cut for end in ends) - 1
+        assert story.seen(store.open()) == commits
+        store.close()
+    # a byte that changed ends the log before it; what is written next follows the last whole commit
+    log.write_bytes(whole[: ends[3] + 20] + b"?" + whole[ends[3] + 21 :])
+    store.open(write=True)
+    story.do(4, store)
+    store.close()
+    assert log.read_bytes() == whole[: ends[4]]
+
+
+def test_what_was_never_committed_so_is_told(benchmarks):
+    stores, changes = benchmarks("stores"), benchmarks("store_candidates").Changes
+    story = stores.Story(base=20, largest=9, seed=0)
+    assert [story.seen(story.after(commits)) for commits in range(6)] == list(range(6))
+    there = story.after(5)
+    assert story.seen(changes(there.ids[:-1], there.vokens[:-1], there.removed)) is None
+    assert story.seen(changes(there.ids, there.vokens, there.removed[:-1])) is None
+    assert story.seen(changes(there.ids, there.vokens[::-1], there.removed)) is None
+
+
+def test_stores(benchmarks, tmp_path, capsys):
+    out = tmp_path / "stores.json"
+    arguments = ["--sizes", "1000", "--rounds", "1", "--write-rounds", "1", "--seconds", "0.1", "--kills", "2"]
+    arguments += ["--candidates", "sqlite", "arrays + log", "--work", str(tmp_path), "--json", str(out)]
+    benchmarks("stores").main(arguments)
+    report = json.loads(out.read_text())
+    assert [row["candidate"] for row in report["rows"]] == ["sqlite", "arrays + log"]
+    for row in report["rows"]:
+        # 25 of 1, 4 of 100 and 2 of 1,000; ten removals of ten
+        assert (row["changed"][0]["added"], row["changed"][0]["removed"]) == (2425, 100)
+        assert row["opened"][0]["added"] == 0
+        assert row["base_bytes"] > 1000 * 1024
+    for kills in report["kills"]:
+        assert kills["kills"] == 2
+        assert (kills["missing"], kills["half"], kills["failures"]) == (0, 0, 0)
+    assert all(not one["half"] and not one["errors"] and one["versions"] for one in report["together"])
+    assert "commits/s" in capsys.readouterr().out

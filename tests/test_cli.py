@@ -127,10 +127,12 @@ def test_index_without_vectors_and_of_one_split(data, work, model):
     assert said["with_vectors"] is False
     assert said["skipped"] == []
     assert json.loads(run("search", work / "small", "dot", "--json").stdout)["readout"] == "voken"
-    taken = run(*arguments)
-    assert taken.exit_code == 1
-    assert "is there already" in taken.stderr
-    assert run(*arguments, "--replace").exit_code == 0
+    again = json.loads(run(*arguments, "--json").stdout)  # brought up to date: all splits, as no --split is given
+    assert (again["unchanged"], again["removed"]) == (8, 0)
+    assert again["with_vectors"] is False
+    assert again["pictures"] == 8 + again["added"] > 8
+    anew = json.loads(run(*arguments, "--replace", "--json").stdout)
+    assert (anew["added"], anew["with_vectors"]) == (again["pictures"], True)
 
 
 def test_eval_writes_figures_that_trec_files_agree_with(data, work, model):

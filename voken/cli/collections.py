@@ -168,7 +168,7 @@ def remove(
     names: Annotated[list[str], typer.Argument(metavar="PICTURES...", help="Ids, or paths of files.")],
     as_json: AsJson = False,
 ) -> None:
-    """Remove pictures from a collection. Their files stay, and `voken index` adds again those that are in its folder."""
+    """Remove pictures from a collection. Their files stay; `voken index` adds those of its folder again."""
     from voken.collection.snapshot import relative_name
     from voken.collection.store import Store
 

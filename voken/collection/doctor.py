@@ -143,7 +143,7 @@ def _of_files(snapshot: Snapshot) -> list[Finding]:
         except OSError:
             gone.append(str(path))
             continue
-        if facts is not None and facts["hash"][place] != bytes(16):
+        if facts is not None and bytes(facts["hash"][place]) != bytes(16):
             was = int(facts["size"][place]), int(facts["modified"][place])
             if was != (now.st_size, now.st_mtime_ns):
                 changed.append(str(path))

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import json
 import re
-from calendar import monthrange
+from calendar import isleap, monthrange
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -54,9 +54,9 @@ class Filter:
             )
         made = cls(found[1], found[2], found[3])
         if made.field == DATE:
-            _period(made.value)
             if made.operator == "~":
                 raise ConfigError(f"filter {text!r}: a date has no parts to contain. Use =, <, <=, > or >=.")
+            _period(made.value)
         if made.field == FOLDER and made.operator not in ("=", "!=", "~"):
             raise ConfigError(f"filter {text!r}: folders have no order. Use =, != or ~.")
         return made
@@ -117,11 +117,12 @@ def _period(value: str) -> tuple[int, int]:
         begin = datetime(year, month, day, tzinfo=UTC)
         days = 1
         if not said[2]:
-            days = (datetime(year + 1, 1, 1, tzinfo=UTC) - begin).days
+            days = 365 + isleap(year)
         elif not said[3]:
             days = monthrange(year, month)[1]
-        return int(begin.timestamp()), int((begin + timedelta(days=days)).timestamp())
-    except (ValueError, OverflowError):
+        first = int(begin.timestamp())
+        return first, first + 86_400 * days
+    except ValueError:
         raise ConfigError(f"filter on date: {value!r} is no date. Give YYYY, YYYY-MM or YYYY-MM-DD.") from None
 
 

@@ -26,7 +26,7 @@ from voken.shapes import Bool, Int32, Int64, Integer, Shaped
 
 _RUN = 16
 """Runs of consecutive numbers are read as such from this width on; below, a bisection a number costs less."""
-_AT_ONCE = 1 << 20
+_AT_ONCE = 1 << 16
 """Rows looked through in one go, so that temporaries stay small."""
 
 
@@ -69,13 +69,13 @@ def merged_trie(
     for level, place in enumerate(placed[1:]):
         fresh = ~place.found
         here = Renumbering.of(len(base_columns[level]), dead[level + 1], place.before[fresh])
-        if above.changes or here.changes:
-            starts.append(MergedStarts(base_starts[level], above, here, numbers[place.parents[fresh]]))
+        level_starts, column = base_starts[level], base_columns[level]
+        if here.changes:  # and where the level above changes, this one does
+            starts.append(MergedStarts(level_starts, above, here, numbers[place.parents[fresh]]))
+            columns.append(MergedColumn(column, here, _widened(new_columns[level][fresh], column.shape[1:])))
         else:
-            starts.append(base_starts[level])
-        column = base_columns[level]
-        inserted = _widened(new_columns[level][fresh], column.shape[1:])
-        columns.append(MergedColumn(column, here, inserted) if here.changes else column)
+            starts.append(level_starts)
+            columns.append(column)
         numbers = here.of_base(place.before)
         numbers[fresh] = here.inserted
         above = here
@@ -94,7 +94,7 @@ def places_of(base: VokenTrie, rows: Int64[np.ndarray, " rows"]) -> Int64[np.nda
     is_wanted[rows] = True
     places, found = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
     for at in range(0, base.images, _AT_ONCE):
-        block = base.rows_at(np.arange(at, min(at + _AT_ONCE, base.images)))
+        block = base.rows_at(slice(at, at + _AT_ONCE))
         here = is_wanted.take(block, mode="clip").nonzero()[0]
         places.append(at + here)
         found.append(block[here])
@@ -205,7 +205,9 @@ class MergedColumn:
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, places: Integer[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape_bytes"]:
+    def __getitem__(self, places: Integer[np.ndarray, "*shape"] | slice) -> Shaped[np.ndarray, "*shape_bytes"]:
+        if isinstance(places, slice):
+            places = np.arange(*places.indices(len(self)))
         return self._filled(*self.numbers.found(places))
 
     def __array__(self, dtype: Any = None, *, copy: bool | None = None) -> Shaped[np.ndarray, "*shape"]:
@@ -270,8 +272,7 @@ class MergedStarts:
     def parents(self, children: Int64[np.ndarray, " children"]) -> Int64[np.ndarray, " children"]:
         """See `Starts`."""
         nodes, places, which = self.below.found(children)
-        # there may be no node behind an inserted one
-        parents = self.above.of_base(self.base.parents(np.minimum(nodes, self.below.base_count - 1)))
+        parents = self.above.of_base(self.base.parents(nodes))
         parents[places] = self.parents_of_inserted[which]
         return parents
 

@@ -40,7 +40,7 @@ class Starts(Protocol):
         ...
 
     def parents(self, children: Int64[np.ndarray, " children"]) -> Int64[np.ndarray, " children"]:
-        """Whose children these are."""
+        """Whose children these are; for the number of children, one past the last, the number of parents."""
         ...
 
     def expanded(self) -> Int32[np.ndarray, " parents+1"]:

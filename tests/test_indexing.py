@@ -1,0 +1,288 @@
+"""A collection follows its folder: what is new, changed, moved and gone, looking at no more files than it must."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_model import COLOURS, ColourEncoder, paint, paint_many, tiny_model
+
+from voken.collection.filters import Filter, fields_of, matching_rows
+from voken.collection.indexing import add_pictures, create_collection, index_pictures, new_store
+from voken.collection.store import PICTURES, Store
+from voken.data import images
+from voken.data.captions import read_dataset
+from voken.errors import ArtifactError, ConfigError, EmptyDataError
+
+
+class CountingEncoder(ColourEncoder):
+    """Counts the pictures it encodes."""
+
+    def __init__(self):
+        self.encoded = 0
+
+    def encode_images(self, images):
+        self.encoded += len(images)
+        return super().encode_images(images)
+
+
+@pytest.fixture
+def model():
+    made = tiny_model()
+    return type(made)(CountingEncoder(), made.tokenizer, made.generator)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    paint_many(tmp_path / "in" / "trips", 6)
+    return tmp_path / "in"
+
+
+@pytest.fixture
+def store(tmp_path, folder, model):
+    store = new_store(tmp_path / "c", folder, model)
+    done = index_pictures(store, read_dataset(folder), model)
+    assert (done.added, done.changes) == (6, 6)
+    return store
+
+
+def ids(store):
+    snapshot = store.snapshot()
+    return sorted(snapshot.ids[row] for row in snapshot.rows.tolist())
+
+
+def same_as_anew(store, folder, tmp_path):
+    """A collection made now of the folder has the same pictures, sequences and vectors."""
+    fresh = create_collection(tmp_path / "fresh", read_dataset(folder), tiny_model())
+    snapshot = store.snapshot()
+    for row in fresh.rows.tolist():
+        other = snapshot.find(fresh.ids[row])
+        np.testing.assert_array_equal(snapshot.sequence(other), fresh.sequence(row))
+        np.testing.assert_array_equal(snapshot.vectors[np.array([other])], fresh.vectors[np.array([row])])
+        assert snapshot.path(other) == fresh.path(row)
+    assert len(snapshot) == len(fresh)
+    shutil.rmtree(tmp_path / "fresh")
+
+
+def test_a_second_run_looks_into_no_file(store, folder, model, monkeypatch):
+    def read(*args):
+        raise AssertionError("looked into a file")
+
+    monkeypatch.setattr("voken.collection.indexing.file_hash", read)
+    before = store.snapshot()
+    done = index_pictures(store, read_dataset(folder), model)
+    assert (done.unchanged, done.changes) == (6, 0)
+    assert store.snapshot(before) is before
+
+
+def test_new_changed_moved_copied_touched_and_gone(store, folder, model, tmp_path):
+    encoded = model.encoder.encoded
+    trips = folder / "trips"
+    paint(folder / "new.png", (7, 99, 200))
+    paint(trips / "p000.png", (250, 250, 3))  # changed
+    (folder / "moved").mkdir()
+    (trips / "p001.png").rename(folder / "moved" / "here.png")
+    shutil.copy(trips / "p002.png", folder / "copy.png")
+    os.utime(trips / "p003.png", (1, 1))
+    (trips / "p004.png").unlink()
+    done = index_pictures(store, read_dataset(folder), model)
+    # p001 … p005 have equals by twos, which are hashed alike: what matters is that nothing known is encoded again
+    assert model.encoder.encoded - encoded == 2
+    assert (done.added, done.updated, done.removed + done.moved, done.unchanged) == (2, 1, 2, 3)
+    assert done.moved == 1
+    assert ids(store) == sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+    same_as_anew(store, folder, tmp_path)
+    again = index_pictures(store, read_dataset(folder), model)
+    assert (again.changes, again.unchanged) == (0, len(ids(store)))
+    store.compact()
+    same_as_anew(store, folder, tmp_path)
+
+
+def test_bad_files_are_named_once_and_tried_again_when_they_change(store, folder, model, monkeypatch):
+    bad = folder / "bad.png"
+    bad.write_bytes(b"not a picture")
+    done = index_pictures(store, read_dataset(folder), model)
+    assert [(one.path, one.reason) for one in done.skipped] == [(str(bad), "not a picture of a known kind")]
+    looked = []
+    real = images.file_hash
+    monkeypatch.setattr("voken.collection.indexing.file_hash", lambda path: looked.append(path) or real(path))
+    assert [one.path for one in index_pictures(store, read_dataset(folder), model).skipped] == [str(bad)]
+    assert looked == []
+    paint(bad, (1, 2, 3))
+    done = index_pictures(store, read_dataset(folder), model)
+    assert (done.added, done.skipped) == (1, ())
+    bad.write_bytes(b"broken again")  # a picture that is none any more is not to be found
+    done = index_pictures(store, read_dataset(folder), model)
+    assert (done.removed, [one.path for one in done.skipped]) == (1, [str(bad)])
+    bad.unlink()
+    assert index_pictures(store, read_dataset(folder), model).skipped == ()
+
+
+def test_a_run_that_is_stopped_goes_on(tmp_path, folder, model, monkeypatch):
+    monkeypatch.setattr("voken.collection.indexing._COMMITTED_AT_ONCE", 2)
+    store = new_store(tmp_path / "c", folder, model)
+
+    def stop(what, done, total):
+        if what == "pictures to vectors" and done > 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        index_pictures(store, read_dataset(folder), model, progress=stop)
+    assert len(ids(store)) == 4  # and searchable
+    done = index_pictures(Store.open(tmp_path / "c"), read_dataset(folder), model)
+    assert (done.added, done.unchanged) == (2, 4)
+
+
+def test_metadata_follows_its_file(tmp_path, model):
+    folder = tmp_path / "in"
+    paint(folder / "a.png", COLOURS["red"])
+    paint(folder / "b.png", COLOURS["blue"])
+
+    def write(*extra):
+        rows = [{"file_name": "a.png", "text": "secret words"}, {"file_name": "b.png"}]
+        lines = [json.dumps(row | more) for row, more in zip(rows, extra, strict=True)]
+        (folder / "metadata.jsonl").write_text("\n".join(lines))
+
+    write({"licence": "CC0", "stars": 3}, {"tags": ["sea", "sand"]})
+    store = new_store(tmp_path / "c", folder, model)
+    index_pictures(store, read_dataset(folder), model)
+    assert fields_of(store.snapshot()) == ["date", "folder", "licence", "stars", "tags"]
+    snapshot = store.snapshot()
+    assert json.loads(snapshot.metadata(snapshot.find("a.png"))) == {"licence": "CC0", "stars": 3}
+    encoded = model.encoder.encoded
+    write({"licence": "CC0", "stars": 5}, {"tags": ["sea", "sand"]})
+    done = index_pictures(store, read_dataset(folder), model)
+    assert (done.updated, done.unchanged, model.encoder.encoded) == (1, 1, encoded)
+    store.compact()
+    snapshot = store.snapshot()
+    assert json.loads(snapshot.metadata(snapshot.find("a.png")))["stars"] == 5
+
+
+def test_single_pictures_from_anywhere(store, folder, model, tmp_path):
+    outside = paint(tmp_path / "out.png", COLOURS["green"])
+    own = paint(store.folder / PICTURES / "up.png", COLOURS["white"])
+    done, skipped = add_pictures(store, [outside, own, tmp_path / "none.png", folder / "trips" / "p000.png"], model)
+    assert sorted(done.added) == sorted([outside.as_posix(), f"{PICTURES}/up.png"])
+    assert done.updated == ("trips/p000.png",)
+    assert [(one.path, one.reason) for one in skipped] == [
+        (str(tmp_path / "none.png"), "cannot be read (No such file or directory)")
+    ]
+    snapshot = store.snapshot()
+    assert {snapshot.path(snapshot.find(name)) for name in done.added} == {outside, own}
+    assert snapshot.ids_of_names([outside.as_posix(), "nothing"]) == [outside.as_posix()]
+    # an update of the folder keeps what was uploaded, and not what lies elsewhere
+    index_pictures(store, read_dataset(folder), model)
+    assert f"{PICTURES}/up.png" in ids(store)
+    assert outside.as_posix() not in ids(store)
+
+
+def test_what_cannot_be_indexed_is_refused(store, folder, model, tmp_path):
+    paint(tmp_path / "other" / "x.png", (1, 1, 1))
+    with pytest.raises(ConfigError, match=r"holds the pictures of .*in, not of .*other"):
+        index_pictures(store, read_dataset(tmp_path / "other"), model)
+    with pytest.raises(ArtifactError, match="another model"):
+        index_pictures(store, read_dataset(folder), tiny_model(fingerprint="other"))
+    for path in (folder / "trips").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(EmptyDataError, match=r"None of the 6 pictures could be used .*empty file"):
+        index_pictures(store, read_dataset(folder), model)
+
+
+def test_dates_come_from_the_camera_or_else_from_the_file(tmp_path, model):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    shot = Image.new("RGB", (8, 8), COLOURS["red"])
+    exif = Image.Exif()
+    exif[306] = "2023:07:14 10:20:30"
+    exif.get_ifd(0x8769)[36867] = "2021:05:31 23:59:59"
+    shot.save(folder / "shot.jpg", exif=exif)
+    paint(folder / "plain.png", COLOURS["blue"])
+    os.utime(folder / "plain.png", (1_700_000_000, 1_700_000_000))  # 2023-11-14
+    (folder / "deep" / "er").mkdir(parents=True)
+    shutil.copy(folder / "plain.png", folder / "deep" / "er" / "odd.png")
+    exif[306] = exif.get_ifd(0x8769)[36867] = "0000:00:00 00:00:00"
+    shot.save(folder / "odd.jpg", exif=exif)
+    os.utime(folder / "odd.jpg", (86_400, 86_400))  # 1970-01-02
+    store = new_store(tmp_path / "c", folder, model)
+    index_pictures(store, read_dataset(folder), model)
+
+    def found(*filters):
+        snapshot = store.snapshot()
+        return {snapshot.ids[row] for row in matching_rows(snapshot, map(Filter.parse, filters)).tolist()}
+
+    for _ in range(2):
+        assert found("date=2021") == found("date=2021-05") == found("date=2021-5-31") == {"shot.jpg"}
+        assert found("date=2021-05-30") == set()
+        assert found("date<2021") == found("date<=1970-01-02") == {"odd.jpg"}
+        assert found("date>=2021-05-31") == {"shot.jpg", "plain.png", "deep/er/odd.png"} - {"deep/er/odd.png"} | (
+            found("folder=deep")
+        )
+        assert found("date>2021") == {"plain.png"} | found("folder=deep")
+        assert found("date!=2021", "date!=1970", "folder!=deep") == {"plain.png"}
+        assert found("folder=deep") == found("folder=deep/er") == found("folder~EEP") == {"deep/er/odd.png"}
+        assert found("folder=dee") == set()
+        assert len(found("folder=.")) == 4
+        store.compact()
+
+
+FIELDS = [
+    {"n": 3, "name": "Ålesund", "tags": ["sea", "Ships"], "ok": True},
+    {"n": 10.5, "name": "b", "tags": []},
+    {"n": "12", "name": "a"},
+    {},
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("n=3", [0]),
+        ("n>=10", [1, 2]),
+        ("n<12", [0, 1]),
+        ("n!=3", [1, 2, 3]),
+        ("name=Ålesund", [0]),
+        ("name~ÅLES", [0]),
+        ("name>a", [0, 1]),
+        ("tags=sea", [0]),
+        ("tags~ship", [0]),
+        ("tags!=sea", [1, 2, 3]),
+        ("ok=true", [0]),
+        ("unknown=1", []),
+        (" n = 3 ", [0]),
+        ("name=a=b", []),
+    ],
+)
+def test_fields(tmp_path, model, text, rows):
+    folder = tmp_path / "in"
+    lines = []
+    for place, fields in enumerate(FIELDS):
+        paint(folder / f"{place}.png", (place, 3, 4))
+        lines.append(json.dumps({"file_name": f"{place}.png"} | fields))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    snapshot = create_collection(tmp_path / "c", read_dataset(folder), model)
+    assert matching_rows(snapshot, [Filter.parse(text)]).tolist() == rows
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "give FIELD=VALUE"),
+        ("date", "give FIELD=VALUE"),
+        ("=x", "give FIELD=VALUE"),
+        ("date=", "give FIELD=VALUE"),
+        ("date=yesterday", "'yesterday' is no date"),
+        ("date>=2024-13", "'2024-13' is no date"),
+        ("date=0000", "'0000' is no date"),
+        ("date=9999", None),
+        ("date~20", "no parts to contain"),
+        ("folder>a", "folders have no order"),
+    ],
+)
+def test_what_is_no_filter_is_told(text, says):
+    if says is None:
+        assert Filter.parse(text).value == text[5:]
+        return
+    with pytest.raises(ConfigError, match=says):
+        Filter.parse(text)
