@@ -26,7 +26,6 @@ from voken.cli.app import (
     print_json,
     tell_next,
     tell_skipped,
-    use_threads,
     vector_cache,
 )
 from voken.cli.training import tell_model
@@ -76,27 +75,25 @@ def index(
     that cannot be read are left out and told. Stopped at any time, the same command goes on, and what is there can
     be searched meanwhile.
     """
-    from voken.collection.indexing import index_pictures, new_store
+    from voken.collection.indexing import SavedModel, index_pictures, new_store
     from voken.collection.store import Store
     from voken.data.captions import read_dataset
     from voken.errors import EmptyDataError
-    from voken.model import Model
 
     def given() -> Dataset:
         found = read_dataset(pictures, images)
         return found if split is None else found.split(split)
 
     dataset = given()
-    use_threads(threads)
     fresh = replace or not (out / "manifest.json").exists()
     if fresh:
         if model is None:
             raise ConfigError(f"--model is missing: {shown(out)} is new, so name the folder of a trained model.")
-        loaded = Model.load(model, device=device)
+        loaded = SavedModel(model, device, threads)
         store = new_store(out, dataset.root, loaded, vectors=vectors, model_folder=model, replace=replace)
     else:
         store = Store.open(out)
-        loaded = Model.load(store.snapshot().find_model() if model is None else model, device=device)
+        loaded = SavedModel(store.snapshot().find_model() if model is None else model, device, threads)
     kept = vector_cache(cache)
 
     def update(dataset: Dataset) -> Indexed:
@@ -144,13 +141,11 @@ def add(
 
     `voken index` would remove again those that lie outside the collection's folder.
     """
-    from voken.collection.indexing import add_pictures
+    from voken.collection.indexing import SavedModel, add_pictures
     from voken.collection.store import Store
-    from voken.model import Model
 
     store = Store.open(collection)
-    use_threads(threads)
-    loaded = Model.load(store.snapshot().find_model() if model is None else model, device=device)
+    loaded = SavedModel(store.snapshot().find_model() if model is None else model, device, threads)
     with progress_bars() as progress:
         done, skipped = add_pictures(store, files, loaded, cache=vector_cache(cache), progress=progress)
     if as_json:

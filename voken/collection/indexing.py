@@ -14,11 +14,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from voken import artifact
 from voken.collection.base import FACTS
 from voken.collection.snapshot import OWN, Snapshot, relative_name
 from voken.collection.store import Committed, Entry, FileFacts, SkippedFile, Store
@@ -27,14 +29,75 @@ from voken.data.images import date_taken, file_hash
 from voken.data.skipped import Skipped
 from voken.encoders.picture_vectors import picture_vectors
 from voken.errors import ConfigError, EmptyDataError, PictureError
+from voken.inference import compiled
 from voken.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from voken.encoders.cache import VectorCache
+    from voken.encoders.interface import Encoder
+    from voken.image_tokenizer.model import ImageTokenizer
     from voken.model import Model
 
 _COMMITTED_AT_ONCE = 512
 _REASONS_SHOWN = 3
+
+
+class Indexer(Protocol):
+    """What indexing asks of a model. `voken.model.Model` is one."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Collections know their model by it."""
+        ...
+
+    @property
+    def encoder(self) -> Encoder:
+        """Pictures to vectors."""
+        ...
+
+    @property
+    def tokenizer(self) -> ImageTokenizer:
+        """Vectors to vokens."""
+        ...
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A model that is loaded, with torch, when there is a picture to read: an update that finds nothing new is quick.
+
+    Raises `ArtifactError` where there is no model.
+    """
+
+    folder: Path
+    device: str = "cpu"
+    threads: int = 0
+    """Of torch; 0: as many as it takes by itself."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """As `Model.fingerprint`."""
+        artifact.check(self.folder, kind=compiled.KIND, version=compiled.VERSION, checksums=False)
+        return compiled.fingerprint(self.folder)
+
+    @property
+    def encoder(self) -> Encoder:
+        """As `Model.encoder`."""
+        return self._model.encoder
+
+    @property
+    def tokenizer(self) -> ImageTokenizer:
+        """As `Model.tokenizer`."""
+        return self._model.tokenizer
+
+    @cached_property
+    def _model(self) -> Model:
+        import torch
+
+        from voken.model import Model
+
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        return Model.load(self.folder, device=self.device)
 
 
 @dataclass(frozen=True)
@@ -62,7 +125,7 @@ class Indexed:
 def create_collection(
     folder: Path,
     pictures: Dataset | Iterable[Path],
-    model: Model,
+    model: Indexer,
     *,
     vectors: bool = True,
     model_folder: Path | None = None,
@@ -97,7 +160,7 @@ def create_collection(
 def new_store(
     folder: Path,
     root: Path,
-    model: Model,
+    model: Indexer,
     *,
     vectors: bool = True,
     model_folder: Path | None = None,
@@ -118,7 +181,7 @@ def new_store(
 def index_pictures(
     store: Store,
     dataset: Dataset,
-    model: Model,
+    model: Indexer,
     *,
     cache: VectorCache | None = None,
     workers: int = 0,
@@ -159,7 +222,7 @@ def index_pictures(
 def add_pictures(
     store: Store,
     pictures: Sequence[Path],
-    model: Model,
+    model: Indexer,
     *,
     ids: Sequence[str] | None = None,
     metadata: Sequence[str] | None = None,
@@ -307,7 +370,7 @@ def _commit_copied(store: Store, before: Snapshot, part: list[_Work], done: Coun
 def _commit_fresh(
     store: Store,
     part: list[_Work],
-    model: Model,
+    model: Indexer,
     cache: VectorCache | None,
     done: Counter[str],
     progress: Progress,
@@ -323,7 +386,7 @@ def _commit_fresh(
 
 
 def _encoded(
-    works: Sequence[_Work], model: Model, cache: VectorCache | None, progress: Progress, *, keep_vectors: bool
+    works: Sequence[_Work], model: Indexer, cache: VectorCache | None, progress: Progress, *, keep_vectors: bool
 ) -> tuple[list[Entry], list[SkippedFile]]:
     if not works:
         return [], []

@@ -1,0 +1,89 @@
+"""How long until somebody with a folder of pictures sees a first answer?
+
+Draws COUNT pictures of photo size (JPEG, each a drawing of the data set somewhere on a noisy background, with a
+camera's date), runs `voken index` with a ready model and `voken search` as a shell would, and says what each took. A second
+`voken index` shows what nothing new costs, a third what ten new pictures do. Without captions: none is written.
+
+    python benchmarks/first_result.py --model MODEL --data emoji --count 1000 --json out.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from voken.data.captions import read_dataset
+from voken.data.images import open_image
+from voken.evaluation.machine import Machine
+
+SIZE = (2000, 1500)
+QUERIES = ("a red heart", "a smiling face", "an animal")
+
+
+def main() -> None:
+    """Draw, run, print, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="a trained model")
+    parser.add_argument("--data", type=Path, required=True, help="a data set whose pictures are drawn on")
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--size", type=int, nargs=2, default=SIZE, metavar=("WIDTH", "HEIGHT"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="voken-") as folder:
+        photos, out, cache = (Path(folder) / name for name in ("photos", "photos.voken", "cache"))
+        draw(options.data, photos, options.count, tuple(options.size), options.seed)
+        index = ["index", photos, "--model", options.model, "--out", out, "--cache", cache]
+        steps = {"voken index": timed(index)}
+        steps |= {f'voken search "{query}"': timed(["search", out, query]) for query in QUERIES}
+        steps["voken index, nothing new"] = timed(index)
+        draw(options.data, photos / "new", min(10, options.count), tuple(options.size), options.seed + 1)
+        steps["voken index, ten new"] = timed(index)
+    first = steps["voken index"] + steps[f'voken search "{QUERIES[0]}"']
+    print(f"{options.count:,} pictures of {options.size[0]} × {options.size[1]} pixels\n")
+    print("| command | seconds |\n|---|---:|")
+    for command, seconds in {**steps, "to the first answer": first}.items():
+        print(f"| {command} | {seconds:.1f} |")
+    if options.json:
+        said = {"count": options.count, "size": options.size, "seconds": steps, "first_answer": first}
+        said |= {"machine": dataclasses.asdict(Machine.here()), "model": str(options.model), "command": sys.argv}
+        options.json.write_text(json.dumps(said, indent=2) + "\n")
+
+
+def draw(data: Path, folder: Path, count: int, size: tuple[int, int], seed: int) -> None:
+    """Photos of sorts: what a camera would make of a drawing on a wall."""
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(seed)
+    images = read_dataset(data).images
+    for place in range(count):
+        drawing = open_image(images[int(random.integers(len(images)))].path)
+        low = random.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+        photo = Image.fromarray(low).resize(size, Image.Resampling.BICUBIC)
+        side = int(random.integers(min(size) // 3, min(size)))
+        corner = (int(random.integers(size[0] - side + 1)), int(random.integers(size[1] - side + 1)))
+        photo.paste(drawing.resize((side, side)), corner)
+        exif = Image.Exif()
+        exif[306] = f"2024:{place % 12 + 1:02d}:{place % 28 + 1:02d} 12:00:00"
+        photo.save(folder / f"IMG_{place:05d}.jpg", quality=88, exif=exif)
+
+
+def timed(arguments: list[object]) -> float:
+    """Seconds of one `voken` command, from its start to its end."""
+    command = [str(Path(sysconfig.get_path("scripts")) / "voken"), *map(str, arguments)]
+    begin = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return time.perf_counter() - begin
+
+
+if __name__ == "__main__":
+    main()
