@@ -381,19 +381,37 @@ class _View:
         weight: float = 0.0,
     ) -> list[Hit]:
         """The best `k` pictures of `leaves`; with `query`, reranked by weight × cosine with their stored vectors."""
-        snapshot = self.snapshot
-        if not len(leaves):
-            return []
-        rows, counts = self.trie.rows_of(leaves)
-        score = np.repeat(np.asarray(scores, dtype=np.float64), counts)
-        if query is not None and snapshot.vectors is not None:
-            score = score + weight * (np.asarray(snapshot.vectors[rows]).astype(np.float32) @ query)
-        best = np.lexsort((rows, -score))[:k]
-        vokens = self.trie.leaf_vokens(np.repeat(leaves, counts)[best]).tolist()
+        snapshot, vectors = self.snapshot, self.snapshot.vectors
+        rerank: Rerank | None = None
+        if query is not None and vectors is not None:
+            rerank = lambda rows: weight * (np.asarray(vectors[rows]).astype(np.float32) @ query)  # noqa: E731
         return [
-            Hit(snapshot.ids[row], str(snapshot.path(row)), value, tuple(sequence))
-            for row, value, sequence in zip(rows[best].tolist(), score[best].tolist(), vokens, strict=True)
+            Hit(snapshot.ids[row], str(snapshot.path(row)), score, vokens)
+            for row, score, vokens in ranked(self.trie, leaves, scores, k, rerank)
         ]
+
+
+Rerank = Callable[[np.ndarray], np.ndarray]
+"""What is added to the scores of pictures, by their rows."""
+
+
+def ranked(
+    trie: VokenTrie,
+    leaves: Int64[np.ndarray, " leaves"],
+    scores: Float[np.ndarray, " leaves"],
+    k: int,
+    rerank: Rerank | None = None,
+) -> list[tuple[int, float, tuple[int, ...]]]:
+    """The best `k` pictures of `leaves`: row, score and vokens. Of equal scores the lower row comes first."""
+    if not len(leaves):
+        return []
+    rows, counts = trie.rows_of(leaves)
+    score = np.repeat(np.asarray(scores, dtype=np.float64), counts)
+    if rerank is not None:
+        score = score + rerank(rows)
+    best = np.lexsort((rows, -score))[:k]
+    vokens = map(tuple, trie.leaf_vokens(np.repeat(leaves, counts)[best]).tolist())
+    return list(zip(rows[best].tolist(), score[best].tolist(), vokens, strict=True))
 
 
 def _by_leaf(

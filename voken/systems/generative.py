@@ -14,7 +14,7 @@ from voken.decoding.interface import StepModel
 from voken.decoding.trie import VokenTrie
 from voken.errors import ConfigError, DataError
 from voken.hit import Hit
-from voken.search import readable_text
+from voken.search import ranked, readable_text
 
 _LOGITS_AT_ONCE = 1 << 24
 
@@ -59,14 +59,5 @@ class GenerativeSystem:
         return hits
 
     def _ranked(self, leaves: np.ndarray, scores: np.ndarray, k: int) -> list[Hit]:
-        leaves, scores = leaves[leaves >= 0], scores[leaves >= 0]
-        if not len(leaves):
-            return []
-        rows, counts = self._trie.rows_of(leaves)
-        score = np.repeat(np.asarray(scores, dtype=np.float64), counts)
-        best = np.lexsort((rows, -score))[:k]
-        sequences = self._trie.leaf_vokens(np.repeat(leaves, counts)[best]).tolist()
-        return [
-            Hit(self._image_ids[row], self._paths[row], value, tuple(sequence))
-            for row, value, sequence in zip(rows[best].tolist(), score[best].tolist(), sequences, strict=True)
-        ]
+        found = ranked(self._trie, leaves[leaves >= 0], scores[leaves >= 0], k)
+        return [Hit(self._image_ids[row], self._paths[row], score, vokens) for row, score, vokens in found]
