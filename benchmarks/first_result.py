@@ -1,8 +1,8 @@
 """How long until somebody with a folder of pictures sees a first answer?
 
 Draws COUNT pictures of photo size (JPEG, each a drawing of the data set somewhere on a noisy background, with a
-camera's date), runs `voken index` with a ready model and `voken search` as a shell would, and says what each took. A second
-`voken index` shows what nothing new costs, a third what ten new pictures do. Without captions: none is written.
+camera's date), runs `voken index` with a ready model and `voken search` as a shell would, and says what each took. A
+second `voken index` shows what nothing new costs, a third what ten new pictures do. Without captions: none is written.
 
     python benchmarks/first_result.py --model MODEL --data emoji --count 1000 --json out.json
 """

@@ -27,17 +27,22 @@ _REFUSED = {
 
 
 @contextmanager
-def connected(path: Path, *, damaged: str, create: bool = False) -> Iterator[sqlite3.Connection]:
+def connected(
+    path: Path, *, damaged: str, create: bool = False, wait: float | None = None
+) -> Iterator[sqlite3.Connection]:
     """A connection that commits what it is told to (`BEGIN` … `COMMIT`), closed at the end.
 
-    `damaged` says what the file is and what to do where it cannot be read: "the vector cache is damaged ({why}). …".
-    Without `create` the file must be there. Raises `StorageError` and `CorruptArtifactError`.
+    `damaged` says what the file is and what to do where it cannot be read: "the cache is damaged ({why}). …".
+    Without `create` the file must be there. `wait` is how many seconds another process may keep it locked; None: a
+    minute. Raises `StorageError` and `CorruptArtifactError`.
     """
     connection: sqlite3.Connection | None = None
     try:
         mode = "rwc" if create else "rw"
         uri = f"{Path(path).absolute().as_uri()}?mode={mode}"
-        connection = sqlite3.connect(uri, uri=True, timeout=WAIT_SECONDS, isolation_level=None)
+        connection = sqlite3.connect(
+            uri, uri=True, timeout=WAIT_SECONDS if wait is None else wait, isolation_level=None
+        )
         yield connection
     except sqlite3.DatabaseError as error:
         # the low byte is the kind of error, the rest its particulars (sqlite.org/rescode.html)

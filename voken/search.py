@@ -45,6 +45,8 @@ _LOGITS_AT_ONCE = 1 << 24
 _QUERIES_AT_ONCE = 64
 _LOOKED_EVERY = 0.2
 """Seconds between looks at whether the collection has changed."""
+_PATIENCE = 0.05
+"""Seconds that a search waits for a writer before it goes on with what it knows."""
 _FILTERS_KEPT = 8
 """Tries of what filters let through, kept for the next search with the same filters."""
 
@@ -244,24 +246,30 @@ class Searcher:
 
     def refresh(self) -> None:
         """Look at once whether the collection has changed: who changed it wants to find it changed."""
-        self._looked = float("-inf")
-        self._now()
+        with self._looking:
+            self._look(None)
 
     def _now(self) -> Snapshot:
         """The version to search, looked for anew where the last look is some time ago."""
         if self._store is None or time.monotonic() - self._looked < _LOOKED_EVERY:
             return self._snapshot
-        with self._looking:
-            if time.monotonic() - self._looked >= _LOOKED_EVERY:
-                # where the disk does not answer, what is known is searched on
+        if self._looking.acquire(blocking=False):
+            try:
+                # while a writer commits, or where the disk does not answer, what is known is searched on
                 with suppress(StorageError):
-                    found = self._store.snapshot(self._snapshot)
-                    if found is not self._snapshot:
-                        found.check_model(self.model)
-                        self._views = {(): _View(found, found.trie)}
-                        self._snapshot = found
-                self._looked = time.monotonic()
+                    self._look(_PATIENCE)
+            finally:
+                self._looking.release()
         return self._snapshot
+
+    def _look(self, wait: float | None) -> None:
+        if self._store is not None:
+            self._looked = time.monotonic()
+            found = self._store.snapshot(self._snapshot, wait=wait)
+            if found is not self._snapshot:
+                found.check_model(self.model)
+                self._views = {(): _View(found, found.trie)}
+                self._snapshot = found
 
     def _view(self, where: tuple[Filter, ...]) -> _View:
         snapshot = self._now()

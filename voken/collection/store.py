@@ -217,13 +217,14 @@ class Store:
             raise CorruptArtifactError(f"{folder / FILE}: missing. Restore the folder from a copy or make it again.")
         return cls(folder)
 
-    def snapshot(self, known: Snapshot | None = None, *, verify: bool = False) -> Snapshot:
+    def snapshot(self, known: Snapshot | None = None, *, verify: bool = False, wait: float | None = None) -> Snapshot:
         """The version that holds now; `known` itself where that is the one. `verify` reads all and compares checksums.
 
-        Raises `CorruptArtifactError` where what is there cannot be read.
+        `wait` is how many seconds it may take until a writer is done; None: a minute. Raises `StorageError` where that
+        is not enough, and `CorruptArtifactError` where what is there cannot be read.
         """
         for attempt in range(_TRIES):
-            with self._connected() as connection:
+            with self._connected(wait) as connection:
                 connection.execute("BEGIN")
                 state = _read_state(connection, self.folder)
                 if known is not None and not verify and known.key == (state.uid, state.version):
@@ -384,8 +385,10 @@ class Store:
         return mapped(self.folder / CODEBOOKS)
 
     @contextmanager
-    def _connected(self) -> Iterator[sqlite3.Connection]:
-        with connected(self.folder / FILE, damaged=_DAMAGED) as connection:
+    def _connected(self, wait: float | None = None) -> Iterator[sqlite3.Connection]:
+        with connected(self.folder / FILE, damaged=_DAMAGED, wait=wait) as connection:
+            # of the journal, too, the removal is synced: what was reported outlasts a power cut
+            connection.execute("PRAGMA synchronous = EXTRA")
             yield connection
 
     @contextmanager
