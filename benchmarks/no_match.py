@@ -1,0 +1,377 @@
+"""Does a search know when nothing matches? The confidence of hits on concepts that training never saw.
+
+The captions of the test split are asked twice: of a pool that holds their pictures, and of the same pool without any
+of them (the collection is made anew without). A right hit is a picture of a concept whose caption the query is. Half
+of the weight is on each case, or as the model's calibration says (its prior). It is `voken.search.Searcher` that
+answers, with the saved engine where the model has one, and the first ten hits count.
+
+  right, confidence   of first hits: how many were right, and how many the confidence promised
+  ECE                 expected calibration error in ten bins of equal width: of first hits, and of all ten
+  AUROC               that a query whose pictures are there has a surer first hit than one whose are not, beside the
+                      same by the top cosine of the exact two-tower and by the top log-probability
+  thresholds          for stated precisions: where validation put the threshold, and what came of it. Recall is the
+                      share of queries with pictures there that kept a right hit; silence, of the others, the share
+                      that kept no hit at all. "–": no threshold reached it on validation.
+
+Pools of --sizes hold one picture of each of so many test concepts, and show how it drifts with the size; beside the
+validation pool's, that is, which is in the table's footer. With --all-pictures there is a pool of all test pictures:
+larger, but with more right ones.
+
+    voken data emoji emoji && voken fit emoji --out emoji.model
+    python benchmarks/no_match.py emoji.model emoji --all-pictures --json no-match-emoji.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from voken.artifact import write_json
+from voken.calibration import HITS, Calibration, Readout, ReadoutCalibration
+from voken.collection.snapshot import Snapshot
+from voken.data.captions import CaptionedImage, Dataset, read_dataset
+from voken.encoders.cache import VectorCache
+from voken.encoders.picture_vectors import picture_vectors
+from voken.errors import ConfigError, EmptyDataError
+from voken.evaluation.machine import Machine
+from voken.evaluation.protocol import Pool, Query, pool_of, queries_of
+from voken.model import Model
+from voken.search import Searcher, SearchModel, load_model
+from voken.shapes import Bool, Float
+
+READOUTS: tuple[Readout, ...] = ("generate", "voken", "vector")
+BINS = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Answered:
+    """What was answered: a row a query and case, those whose pictures are there first."""
+
+    confidence: Float[np.ndarray, "answers hits"]
+    right: Bool[np.ndarray, "answers hits"]
+    found: Bool[np.ndarray, "answers hits"]
+    score: Float[np.ndarray, "answers hits"]
+    present: Bool[np.ndarray, " answers"]
+
+    @property
+    def first(self) -> Float[np.ndarray, " answers"]:
+        """Confidence of the first hit, 0 where there is none."""
+        found: np.ndarray = np.where(self.found[:, 0], self.confidence[:, 0], 0.0)
+        return found
+
+    def weights(self, prior: float) -> Float[np.ndarray, "answers hits"]:
+        """Of every hit."""
+        weights: np.ndarray = np.where(self.present, prior, 1 - prior)[:, None] * self.found
+        return weights
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Hits of nearly one confidence. Shares are weighted."""
+
+    hits: int
+    confidence: float
+    right: float
+    weight: float
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Ask, print the tables, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 400, 1000], help="those there are enough for")
+    parser.add_argument("--all-pictures", action="store_true", help="a pool of all pictures of the split too")
+    parser.add_argument("--readouts", nargs="+", choices=READOUTS, default=list(READOUTS))
+    parser.add_argument("--precisions", type=float, nargs="+", default=[0.5, 0.7, 0.8, 0.9], help="stated ones")
+    parser.add_argument("--queries", type=int, default=1000, help="at most so many of a pool, drawn by the seed")
+    parser.add_argument("--seed", type=int, default=0, help="draws pools and queries")
+    parser.add_argument("--threads", type=int, default=0, help="0: as many as there are cores")
+    parser.add_argument("--cache", type=Path, default=Path("runs/no-match/vectors"), help="vectors of pictures")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    command = shlex.join(["python", "benchmarks/no_match.py", *(sys.argv[1:] if arguments is None else arguments)])
+    if options.threads:
+        import torch
+
+        torch.set_num_threads(options.threads)
+    model = Model.load(options.model)
+    searched = load_model(options.model, threads=options.threads)
+    calibration = searched.search.calibration
+    if calibration is None:
+        reason = model.validation.get("calibration", {}).get("none", "It was trained before there was calibration.")
+        raise ConfigError(f"{options.model}: is not calibrated. {reason}")
+    split = read_dataset(options.dataset).split(options.split)
+    encoded = picture_vectors(
+        model.encoder, [image.path for image in split.images], cache=VectorCache(options.cache), progress=tell
+    )
+    images = tuple(split.images[row] for row in encoded.kept)
+    rows = []
+    for name, members in pools(Dataset(split.name, split.root, images), options):
+        asked = asking(split, [images[row] for row in members], options)
+        arena = Arena(model, searched, split, [images[row] for row in members], encoded.vectors[members], asked)
+        rows += [measured(arena, readout, calibration, name, options.precisions) for readout in options.readouts]
+        report = {
+            "benchmark": "no_match",
+            "machine": dataclasses.asdict(Machine.here()),
+            "command": command,
+            "workload": {"dataset": split.name, "split": options.split, "model": model.config.name}
+            | {key: getattr(options, key) for key in ("queries", "seed", "precisions")},
+            "calibration": dataclasses.asdict(calibration),
+            "rows": rows,
+        }
+        if options.json:
+            write_json(options.json, report)
+    print(tables(report))
+
+
+def pools(images: Dataset, options: argparse.Namespace) -> list[tuple[str, np.ndarray]]:
+    """Rows of the pictures of each pool. A smaller one is part of a larger one."""
+    drawn = set(pool_of(images, one_per_concept=True, seed=options.seed).image_ids)
+    one_each = np.array([row for row, image in enumerate(images.images) if image.image_id in drawn])
+    order = np.random.default_rng(options.seed).permutation(len(one_each))
+    found = [(f"{size:,}", np.sort(one_each[order[:size]])) for size in options.sizes if size <= len(one_each)]
+    if options.all_pictures:
+        found.append((f"{len(images):,}, all pictures", np.arange(len(images))))
+    if not found:
+        raise EmptyDataError(
+            f"{images.name}: {len(one_each)} concepts are too few for a pool of {min(options.sizes)} with one picture "
+            "each. Give smaller --sizes."
+        )
+    return found
+
+
+def asking(split: Dataset, pool: Sequence[CaptionedImage], options: argparse.Namespace) -> tuple[Query, ...]:
+    """The captions of the pool's concepts, at most --queries."""
+    queries = queries_of(split, Pool(tuple(image.image_id for image in pool)))
+    if len(queries) <= options.queries:
+        return queries
+    kept = np.random.default_rng(options.seed).choice(len(queries), options.queries, replace=False)
+    return tuple(queries[row] for row in np.sort(kept))
+
+
+class Arena:
+    """A pool and what is asked of it; a pool without the right pictures for every set of these."""
+
+    def __init__(
+        self,
+        model: Model,
+        searched: SearchModel,
+        split: Dataset,
+        images: Sequence[CaptionedImage],
+        vectors: Float[np.ndarray, "pictures dim"],
+        queries: Sequence[Query],
+    ) -> None:
+        self.model = model
+        self.searched = searched
+        self.images = tuple(images)
+        self.queries = tuple(queries)
+        self._split = split
+        self._vectors = vectors
+        ids = [image.image_id for image in images]
+        self.relevant = np.array([[name in query.relevant for name in ids] for query in queries])
+        # queries with the same right pictures are asked of one pool
+        self._alike: dict[frozenset[str], list[int]] = {}
+        for row, query in enumerate(queries):
+            self._alike.setdefault(query.relevant, []).append(row)
+        self._pool = self._snapshot(np.full(len(ids), True))
+        self._pools = {
+            right: self._snapshot(~self.relevant[rows[0]])
+            for right, rows in self._alike.items()
+            if not self.relevant[rows[0]].all()
+        }
+
+    def _snapshot(self, kept: Bool[np.ndarray, " pictures"]) -> Snapshot:
+        rows = np.flatnonzero(kept)
+        images = tuple(self.images[row] for row in rows)
+        return Snapshot.of_vectors(Dataset(self._split.name, self._split.root, images), self._vectors[rows], self.model)
+
+    def answered(self, readout: Readout) -> Answered:
+        """Both cases of every query."""
+        search = dataclasses.replace(self.searched.search, readout=readout)
+        hits: list[list[Any]] = self._ask(self._pool, search, range(len(self.queries)))
+        absent: list[list[Any]] = [[] for _ in self.queries]
+        for done, (right, rows) in enumerate(self._alike.items(), start=1):
+            if right in self._pools:  # an empty collection answers nothing
+                for row, found in zip(rows, self._ask(self._pools[right], search, rows), strict=True):
+                    absent[row] = found
+            tell(f"{readout}, without the right pictures", done, len(self._alike))
+        shape = (2 * len(self.queries), HITS)
+        confidence, score = np.zeros(shape), np.full(shape, -np.inf)
+        right_ones, there = np.zeros(shape, bool), np.zeros(shape, bool)
+        for row, answer in enumerate([*hits, *absent]):
+            relevant = self.queries[row % len(self.queries)].relevant
+            for place, hit in enumerate(answer):
+                assert hit.confidence is not None
+                confidence[row, place], score[row, place] = hit.confidence, hit.score
+                right_ones[row, place], there[row, place] = hit.image_id in relevant, True
+        return Answered(confidence, right_ones, there, score, np.arange(shape[0]) < len(self.queries))
+
+    def _ask(self, pool: Snapshot, search: Any, rows: Sequence[int]) -> list[list[Any]]:
+        searcher = Searcher(self.searched, pool, search, widen=False)
+        try:
+            return list(searcher.search([self.queries[row].text for row in rows], HITS))
+        finally:
+            searcher.close()
+
+    def top_cosines(self) -> Float[np.ndarray, " answers"]:
+        """Of the exact two-tower, with the encoder's own vector of the query."""
+        texts = self.model.encoder.encode_texts([query.text for query in self.queries])
+        cosine = texts @ self._vectors.T
+        without = np.where(self.relevant, -np.inf, cosine)
+        return np.concatenate([cosine.max(1), without.max(1)])
+
+
+def measured(
+    arena: Arena, readout: Readout, calibration: Calibration, pool: str, precisions: Sequence[float]
+) -> dict[str, Any]:
+    """One row: a pool and a read-out."""
+    found = arena.answered(readout)
+    weights = found.weights(calibration.prior)
+    by_log_prob = found if readout == "generate" else arena.answered("generate")
+    alone = slice(0, 1)
+    bins = reliability(found.confidence, found.right, weights)
+    first_bins = reliability(found.confidence[:, alone], found.right[:, alone], weights[:, alone])
+    first = weights[:, 0] / weights[:, 0].sum()
+    return {
+        "pool": pool,
+        "pictures": len(arena.images),
+        "right_pictures": float(arena.relevant.sum(1).mean()),
+        "readout": readout,
+        "queries": len(arena.queries),
+        "recall@1": float(found.right[found.present, 0].mean()),
+        "first_right": float(first @ found.right[:, 0]),
+        "first_confidence": float(first @ found.confidence[:, 0]),
+        "first_ece": calibration_error(first_bins),
+        "ece": calibration_error(bins),
+        "auroc": {
+            "confidence": auroc(found.first, found.present),
+            "two-tower cosine": auroc(arena.top_cosines(), found.present),
+            "log-probability": auroc(by_log_prob.score[:, 0], found.present),
+        },
+        "auroc_first_right": auroc(found.first, found.right[:, 0]),
+        "bins": [dataclasses.asdict(one) for one in bins],
+        "rises_with_score": bool((np.diff(found.confidence, axis=1)[found.found[:, 1:]] <= 1e-12).all()),
+        "thresholds": [
+            at_precision(found, weights, calibration.of(readout), stated)
+            for stated in sorted({*precisions, *(one.precision for one in calibration.of(readout).thresholds)})
+        ],
+    }
+
+
+def at_precision(
+    found: Answered, weights: Float[np.ndarray, "answers hits"], one: ReadoutCalibration, stated: float
+) -> dict[str, Any]:
+    """What is left at the threshold of a stated precision."""
+    threshold = next((at.confidence for at in one.thresholds if at.precision >= stated), None)
+    if threshold is None:
+        return {"stated": stated, "threshold": None}
+    kept = found.found & (found.confidence >= threshold)
+    total = (weights * kept).sum()
+    return {
+        "stated": stated,
+        "threshold": threshold,
+        "hits": int(kept.sum()),
+        "precision": float((weights * kept * found.right).sum() / total) if total else None,
+        "recall": float((kept & found.right).any(1)[found.present].mean()),
+        "silence": float((~kept.any(1))[~found.present].mean()),
+    }
+
+
+def reliability(
+    confidence: Float[np.ndarray, "answers hits"],
+    right: Bool[np.ndarray, "answers hits"],
+    weights: Float[np.ndarray, "answers hits"],
+) -> list[Bin]:
+    """Ten bins of equal width; empty ones are left out. Hits of no weight do not count."""
+    place = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    found = []
+    for number in range(BINS):
+        inside = weights * (place == number)
+        total = inside.sum()
+        if total:
+            mean, share = (inside * confidence).sum() / total, (inside * right).sum() / total
+            found.append(Bin(int((inside > 0).sum()), float(mean), float(share), float(total / weights.sum())))
+    return found
+
+
+def calibration_error(bins: Sequence[Bin]) -> float:
+    """ECE: the mean distance of what was promised to what came, each bin by its weight."""
+    return sum(one.weight * abs(one.confidence - one.right) for one in bins)
+
+
+def auroc(score: Float[np.ndarray, " cases"], positive: Bool[np.ndarray, " cases"]) -> float | None:
+    """The chance that a positive case scores above a negative one, ties half; None where one kind is missing."""
+    yes, no = np.asarray(score)[positive], np.sort(np.asarray(score)[~positive])
+    if not len(yes) or not len(no):
+        return None
+    below = (np.searchsorted(no, yes, "left") + np.searchsorted(no, yes, "right")) / 2
+    return float(below.mean() / len(no))
+
+
+def tables(report: dict[str, Any]) -> str:
+    """Markdown."""
+    lines = [
+        "| pool | read-out | queries | R@1 | first hit right | its confidence | its ECE | ECE of ten hits "
+        "| AUROC by confidence | by top cosine | by log-probability |",
+        "|---|---|" + "---:|" * 9,
+    ]
+    for row in report["rows"]:
+        by = row["auroc"]
+        figures = [row["recall@1"], row["first_right"], row["first_confidence"], row["first_ece"], row["ece"]]
+        figures += [by["confidence"], by["two-tower cosine"], by["log-probability"]]
+        cells = [row["pool"], row["readout"], f"{row['queries']:,}", *map(_figure, figures)]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        "| pool | read-out | stated precision | threshold | measured precision | hits kept | recall | silence |",
+        "|---|---|" + "---:|" * 6,
+    ]
+    for row in report["rows"]:
+        for at in row["thresholds"]:
+            figures = [at.get(name) for name in ("threshold", "precision")]
+            kept = f"{at['hits']:,}" if "hits" in at else "–"
+            shares = [at.get(name) for name in ("recall", "silence")]
+            cells = [row["pool"], row["readout"], f"{at['stated']:g}", *map(_figure, figures), kept]
+            lines.append(f"| {' | '.join([*cells, *map(_figure, shares)])} |")
+    lines += ["", "| pool | read-out | confidence | hits | mean confidence | right |", "|---|---|" + "---:|" * 4]
+    for row in report["rows"]:
+        for one in row["bins"]:
+            low = min(int(one["confidence"] * BINS), BINS - 1) / BINS
+            cells = [row["pool"], row["readout"], f"{low:.1f} – {low + 1 / BINS:.1f}", f"{one['hits']:,}"]
+            lines.append(f"| {' | '.join([*cells, _figure(one['confidence']), _figure(one['right'])])} |")
+    made, machine = report["calibration"], report["machine"]
+    threads = f", {machine['threads']} thread{'s' if machine['threads'] > 1 else ''}" if machine["threads"] else ""
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Calibrated on {made['queries']:,} queries of {made['concepts']:,} concepts over {made['pool']:,} pictures, "
+            f"{made['right']:.2f} right a query, {made['beams']} beams; prior {made['prior']:g}. "
+            f"{machine['cpu']}, {machine['cores']} cores{threads}, torch {machine['torch']}.",
+            f"`{report['command']}`",
+        ]
+    )
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def tell(what: str, done: int, total: int) -> None:
+    """Progress on one line, where a person watches."""
+    if sys.stderr.isatty():
+        print(f"\r{what}: {done}/{total}   ", end="", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

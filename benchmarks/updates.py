@@ -1,0 +1,191 @@
+"""What do additions and removals cost a large collection, and who searches it?
+
+On a copy of COLLECTION (hard links: its base is never changed), a searcher answers queries; then --add pictures are
+added in one change and --remove others removed in another. Measured: each change; how long until a search of the
+running searcher finds what was added, and no longer what was removed; query times on the changed collection and on
+the same compacted (which is a fresh build), asked in turns; opening before and after; the compaction.
+
+What is added are pictures that are there, under new ids, with their vector moved by a little noise and their sequence
+made of it: encoding is `voken index`'s own time. Queries are captions of --data, or made up.
+
+    python benchmarks/updates.py icons.voken --data icons --add 1000 --remove 1000 --json out.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from voken.collection.snapshot import Snapshot
+from voken.collection.store import Entry, FileFacts, Store
+from voken.evaluation.machine import Machine
+from voken.search import Searcher, load_model
+
+MADE_UP = [f"{what} {how}" for what in ("a dog", "an arrow", "a cup", "two people") for how in ("in red", "outline")]
+
+
+def main(given: list[str] | None = None) -> None:
+    """Change, ask, print, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("collection", type=Path)
+    parser.add_argument("--model", type=Path, help="where it is no longer where it was")
+    parser.add_argument("--data", type=Path, help="a data set whose captions are asked")
+    parser.add_argument("--add", type=int, default=1000)
+    parser.add_argument("--remove", type=int, default=1000)
+    parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(given)
+    with tempfile.TemporaryDirectory(prefix="voken-", dir=options.collection.parent) as work:
+        found = run(options, Path(work))
+    for name, value in found.items():
+        print(f"| {name.replace('_', ' ')} | {value:,} |" if isinstance(value, int) else f"| {name} | {value:.4g} |")
+    if options.json:
+        machine = dataclasses.asdict(Machine.here())
+        options.json.write_text(json.dumps(found | {"machine": machine, "command": sys.argv}, indent=2) + "\n")
+
+
+def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """Everything, in order."""
+    copy, fresh = work / "changed", work / "fresh"
+    shutil.copytree(options.collection, copy, copy_function=linked)
+    store = Store.open(copy)
+    before = store.snapshot()
+    model = load_model(options.model or before.find_model(), threads=options.threads)
+    searcher = Searcher(model, before, store=store)
+    queries = texts(options.data, options.queries, options.seed)
+    random = np.random.default_rng(options.seed)
+    gone = [before.ids[row] for row in random.choice(before.rows, options.remove, replace=False).tolist()]
+    entries = copies(store, before, options.add, random)
+    found: dict[str, Any] = {
+        "pictures": len(before),
+        "open_ms_before": 1000 * seconds(lambda: Store.open(copy).snapshot()),
+    }
+
+    found["add_s"] = seconds(lambda: store.commit(entries))
+    new = entries[0]
+    found["until_added_is_found_s"] = until(lambda: new.image_id in near(searcher, new))
+    victim = gone[0]
+    row = before.find(victim)
+    assert row is not None
+    target = Entry(victim, "", before.sequence(row), vector_of(before, row), FileFacts(0, 0))
+    assert victim in near(searcher, target)
+    found["remove_s"] = seconds(lambda: store.commit(remove=gone))
+    found["until_removed_is_not_found_s"] = until(lambda: victim not in near(searcher, target))
+    changed = store.snapshot()
+    assert len(changed) == len(before) + options.add - options.remove
+    found["open_ms_changed"] = 1000 * statistics.median(
+        seconds(lambda: Store.open(copy).snapshot().trie) for _ in range(5)
+    )
+
+    shutil.copytree(copy, fresh, copy_function=linked)
+    anew = Store.open(fresh)
+    found["compaction_s"] = seconds(anew.compact)
+    compacted = anew.snapshot()
+    assert not compacted.is_changed
+    pair = {"changed": Searcher(model, changed, store=store), "fresh": Searcher(model, compacted, store=anew)}
+    answers = {name: one.search(queries[:50], 10) for name, one in pair.items()}
+    found["answers_alike"] = sum(
+        [hit.image_id for hit in a] == [hit.image_id for hit in b]
+        for a, b in zip(answers["changed"], answers["fresh"], strict=True)
+    )
+    times: dict[str, list[float]] = {name: [] for name in pair}
+    for _ in range(options.rounds):
+        for query in queries:
+            for name, one in pair.items():
+                times[name].append(seconds(partial(one.search, [query], 10)))
+    for name, taken in times.items():
+        found[f"query_ms_{name}"] = 1000 * statistics.median(taken)
+    ratios = [a / b for a, b in zip(times["changed"], times["fresh"], strict=True)]
+    found["query_ratio"] = statistics.median(ratios)
+    return found
+
+
+def linked(source: str, destination: str) -> str:
+    """The same file, for what is never changed; a copy of the database."""
+    if source.endswith((".sqlite3", ".json")):
+        return str(shutil.copy2(source, destination))
+    os.link(source, destination)
+    return destination
+
+
+def copies(store: Store, snapshot: Snapshot, count: int, random: np.random.Generator) -> list[Entry]:
+    """New pictures, each a little different from one that is there."""
+    rows = random.choice(snapshot.rows, count)
+    books = store.codebooks()
+    vectors = np.stack([vector_of(snapshot, row) for row in rows.tolist()]).astype(np.float32)
+    vectors += random.normal(size=vectors.shape).astype(np.float32) * 0.2 / vectors.shape[1] ** 0.5
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    if vectors.shape[1] == books.shape[2]:
+        left, sequences = vectors.copy(), []
+        for book in books:
+            nearest = ((book**2).sum(1) - 2 * left @ book.T).argmin(1)
+            left -= book[nearest]
+            sequences.append(nearest)
+        vokens = np.stack(sequences, axis=1).astype(np.int32)
+    else:  # the tokenizer has layers of its own: the sequences of the originals
+        vokens = np.stack([snapshot.sequence(row) for row in rows.tolist()])
+    facts = FileFacts(1, 2)
+    return [
+        Entry(f"new/{place:06d}.png", f"new/{place:06d}.png", vokens[place], vectors[place].astype(np.float16), facts)
+        for place in range(count)
+    ]
+
+
+def vector_of(snapshot: Snapshot, row: int) -> Any:
+    """The stored one."""
+    assert snapshot.vectors is not None
+    return np.asarray(snapshot.vectors[np.array([row])])[0]
+
+
+def near(searcher: Searcher, one: Entry) -> set[str]:
+    """Ids of what a search finds nearest to a picture."""
+    assert one.vector is not None
+    vector = one.vector.astype(np.float32)
+    return {hit.image_id for hit in searcher.like_vector(vector, vector, 100)}
+
+
+def until(holds: Callable[[], bool]) -> float:
+    """Seconds until a running search says so, asked over and over."""
+    begin = time.perf_counter()
+    while not holds():
+        if time.perf_counter() - begin > 30:
+            return float("inf")
+    return time.perf_counter() - begin
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """How long it takes."""
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def texts(data: Path | None, count: int, seed: int) -> list[str]:
+    """What is asked."""
+    if data is None:
+        return (MADE_UP * (count // len(MADE_UP) + 1))[:count]
+    from voken.data.captions import read_dataset
+
+    captions = sorted({caption for image in read_dataset(data).images for caption in image.captions})
+    drawn = np.random.default_rng(seed).choice(len(captions), min(count, len(captions)), replace=False)
+    return [captions[place] for place in drawn.tolist()]
+
+
+if __name__ == "__main__":
+    main()

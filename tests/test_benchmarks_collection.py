@@ -1,0 +1,60 @@
+"""The benchmarks of collections that change run, at sizes that say nothing about speed."""
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+from tiny_model import paint_many, tiny_model
+
+from voken.collection.indexing import create_collection
+from voken.collection.store import Store
+
+
+def load(name):
+    path = Path(__file__).parent.parent / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_kill(tmp_path, capsys):
+    load("kill").main(["--times", "2", "--base", "3", "--json", str(tmp_path / "out.json")])
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert (found["kills"], found["lost"], found["half"], found["wrong"], found["readers_saw_half"]) == (2, 0, 0, 0, 0)
+    assert found["versions_seen_by_the_reader"] >= 1
+    assert "| kills | 2 |" in capsys.readouterr().out
+
+
+def test_kill_sees_what_is_lost_and_what_is_half(tmp_path):
+    """Against collections that were tampered with: a check that finds nothing wrong must be able to find it."""
+    kill = load("kill")
+    kill.make(tmp_path / "c", 3)
+    groups, half, wrong = kill.groups_of(Store.open(tmp_path / "c").snapshot())
+    assert (groups, half, wrong) == ({"base-0", "base-1", "base-2"}, 0, 0)
+    store = Store.open(tmp_path / "c")
+    store.commit(remove=["base-1/2"])
+    other = kill.entry("base-9/0")
+    store.commit([kill.Entry("base-2/0", "x", other.vokens, other.vector, other.facts, other.metadata)])
+    assert kill.groups_of(store.snapshot()) == (groups, 1, 1)
+    assert kill.changed({"a"}, ["adding", "b"]) == {"a", "b"}
+    assert kill.changed({"a", "b"}, ["removing", "b"]) == {"a"}
+
+
+def test_updates(tmp_path, monkeypatch):
+    updates = load("updates")
+    model = tiny_model(levels=3)
+    create_collection(tmp_path / "c", paint_many(tmp_path / "in", 40), model)
+    monkeypatch.setattr(updates, "load_model", lambda folder, threads: model)
+    arguments = ["--model", "m", "--add", "3", "--remove", "4", "--queries", "4", "--rounds", "1"]
+    updates.main([str(tmp_path / "c"), *arguments, "--json", str(tmp_path / "out.json")])
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["pictures"] == 40
+    assert found["answers_alike"] == 4
+    assert np.isfinite([found["until_added_is_found_s"], found["until_removed_is_not_found_s"]]).all()
+    assert len(Store.open(tmp_path / "c").snapshot()) == 40  # only its copy was changed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "in", "out.json"]
+    shutil.rmtree(tmp_path / "c")

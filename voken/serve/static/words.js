@@ -1,0 +1,59 @@
+/* How numbers, filters and pictures are said. */
+
+const whole = new Intl.NumberFormat("en");
+const CAPTIONS = ["caption", "captions", "title", "description", "alt", "concept", "name"];
+const SIGNS = { "=": "is", "!=": "is not", "~": "contains", "<=": "≤", ">=": "≥", "<": "<", ">": ">" };
+
+export const count = (number) => whole.format(number);
+export const pictures = (number) => `${count(number)} ${number === 1 ? "picture" : "pictures"}`;
+export const decimals = (number, places) => number.toFixed(places).replace("-", "−");
+
+/** A probability as a percentage that never says 0 % or 100 % of what is neither. */
+export function percent(share) {
+  const value = 100 * share;
+  if (value > 0 && value < 0.1) return "<0.1%";
+  if (value < 10) return `${value.toFixed(1)}%`;
+  if (value < 100 && value > 99) return `${(Math.floor(value * 10) / 10).toFixed(1)}%`;
+  return `${Math.round(value)}%`;
+}
+
+export function duration(seconds) {
+  if (seconds >= 0.9995) return `${seconds.toFixed(1)} s`;
+  return `${(1000 * seconds).toFixed(seconds < 0.00995 ? 1 : 0)} ms`;
+}
+
+export function ordinal(number) {
+  const tens = number % 100;
+  const ending = tens > 10 && tens < 14 ? "th" : (["th", "st", "nd", "rd"][number % 10] ?? "th");
+  return `${count(number)}${ending}`;
+}
+
+/** What a picture shows, in the words that came with it; its id where none did. */
+export function caption(hit) {
+  for (const name of CAPTIONS) {
+    const value = hit.metadata?.[name];
+    const text = Array.isArray(value) ? value.find((one) => typeof one === "string" && one.trim()) : value;
+    if (typeof text === "string" && text.trim()) return text.trim();
+  }
+  return hit.id;
+}
+
+/** A metadata value as text. */
+export function value(given) {
+  if (Array.isArray(given) && given.every((one) => typeof one === "string")) return given.join(" · ");
+  return typeof given === "string" ? given : JSON.stringify(given);
+}
+
+const FILTER = /^\s*([^=!<>~]+?)\s*(!=|<=|>=|=|<|>|~)\s*(.*?)\s*$/s;
+
+/** "date>=2024-05" as "date ≥ 2024-05". */
+export function filter(text) {
+  const [, field, operator, said] = FILTER.exec(text) ?? [];
+  return field ? `${field} ${SIGNS[operator]} ${said}` : text;
+}
+
+/** The field and the value of a filter; null where it is none. */
+export function parts(text) {
+  const [, field, , said] = FILTER.exec(text) ?? [];
+  return field ? [field, said] : null;
+}
