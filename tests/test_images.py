@@ -1,8 +1,11 @@
 """Every kind of picture a folder may hold, and every kind that must be refused."""
 
 import io
+import os
+import socket
 import struct
 import threading
+import tracemalloc
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -12,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
-from voken.data.images import file_hash, list_images, load_images, open_image
+from voken.data import images
+from voken.data.images import MAX_BYTES, date_taken, file_hash, list_images, load_images, open_image
 from voken.data.skipped import Skipped
 from voken.errors import ConfigError, DataError, PictureError
 
@@ -103,6 +107,34 @@ def test_transparency_lies_over_white(tmp_path):
         assert pixels(open_image(tmp_path / name))[0].tolist() == [[255, 255, 255], [0, 0, 255]], name
 
 
+@pytest.mark.parametrize("at_once", [1, 7, 1000])
+def test_conversions_in_strips_leave_no_seams(tmp_path, monkeypatch, at_once):
+    monkeypatch.setattr(images, "_PIXELS_AT_ONCE", at_once)
+    values = np.random.default_rng(0).integers(0, 256, (11, 3, 4), dtype=np.uint8)
+    values[:, :, 3] = np.where(values[:, :, 3] > 127, 255, 0)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    expected = np.where(values[:, :, 3:] == 255, values[:, :, :3], 255)
+    assert (pixels(open_image(tmp_path / "a.png")) == expected).all()
+    # the largest of all becomes 255, in whatever strip it stands
+    greys = np.arange(33, dtype=np.int32).reshape(11, 3) * 10
+    greys[0, 0] = 255_000
+    for upside in (greys, greys[::-1]):
+        Image.fromarray(np.ascontiguousarray(upside)).save(tmp_path / "a.tiff")
+        assert (pixels(open_image(tmp_path / "a.tiff"))[:, :, 1] == np.rint(upside / 1000)).all()
+
+
+def test_deep_greys_take_little_more_than_the_picture(tmp_path):
+    side = 3000
+    Image.new("I;16", (side, side), 40_000).save(tmp_path / "a.png", compress_level=1)
+    tracemalloc.start()
+    try:
+        open_image(tmp_path / "a.png")
+        # of arrays; Pillow's own memory is not traced. All at once it was 32 bytes a pixel
+        assert tracemalloc.get_traced_memory()[1] < 8 * side * side
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "P", "YCbCr"])
 def test_other_modes_become_rgb(tmp_path, mode):
     name = "a.jpg" if mode == "YCbCr" else "a.png"
@@ -188,9 +220,61 @@ def test_files_that_are_no_picture(tmp_path):
     assert refused(tmp_path / "text.jpg") == "not a picture of a known kind"
     assert refused(tmp_path / "gone.jpg") == "no such file"
     (tmp_path / "folder.png").mkdir()
-    assert "cannot be decoded" in refused(tmp_path / "folder.png")
+    assert refused(tmp_path / "folder.png") == "a folder, not a file"
     (tmp_path / "a.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
     assert refused(tmp_path / "a.eps") == "not a picture of a known kind"
+
+
+@pytest.fixture
+def pipe(tmp_path):
+    """A named pipe with a writer, without whom who reads it would wait for ever."""
+    path = tmp_path / "pipe.png"
+    os.mkfifo(path)
+    writer = threading.Thread(target=lambda: path.open("wb").close(), daemon=True)
+    writer.start()
+    yield path
+    os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+    writer.join()
+
+
+def test_what_is_no_file_is_never_read(tmp_path, pipe):
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "s.png"))
+    for name, reason in (("pipe", "a named pipe"), ("zero", "a device"), ("s", "a socket")):
+        path = tmp_path / f"{name}.png"
+        assert refused(path) == f"{reason}, not a file"
+        assert date_taken(path) is None
+        with pytest.raises(PictureError, match=f"{reason}, not a file"):
+            file_hash(path)
+    assert "symbolic links" in refused(tmp_path / "loop.png")
+    with pytest.raises(PictureError, match="cannot be read"):
+        file_hash(tmp_path / "loop.png")
+
+
+def test_a_file_too_long_for_a_picture_is_never_read(tmp_path):
+    path = tmp_path / "sparse.png"
+    path.touch()
+    os.truncate(path, MAX_BYTES + 1)
+    assert refused(path) == "1,073,741,825 bytes, over the limit of 1,073,741,824"
+    with pytest.raises(PictureError, match="over the limit"):
+        file_hash(path)
+
+
+def test_the_date_is_read_without_the_pixels(tmp_path, monkeypatch):
+    exif = Image.Exif()
+    exif[306] = "1970:01:02 00:00:01"
+    for name in ("a.png", "a.jpg", "a.webp", "a.tiff"):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"dated-{name}", exif=exif)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+
+    decoded = []
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: decoded.append(image.filename))
+    for name in ("a.png", "a.jpg", "a.webp", "a.tiff"):
+        assert date_taken(tmp_path / f"dated-{name}") == 86_401, name
+        assert date_taken(tmp_path / name) is None
+    assert decoded == []
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.gif", "a.webp", "a.bmp", "a.tiff"])

@@ -305,6 +305,16 @@ def test_uploads_that_are_no_pictures_are_told_and_leave_nothing(served, client)
     assert nothing.json()["version"] == said["version"]
 
 
+def test_what_the_collection_itself_would_not_take_does_not_stay(served, client, monkeypatch):
+    monkeypatch.setattr("voken.serve.uploads.open_image", lambda *given, **named: None)
+    good = as_file(noise())
+    said = upload(client, ("torn.png", good[: len(good) // 2]), ("good.png", good)).json()
+    assert [one["path"] for one in said["skipped"]] == ["torn.png"]
+    assert len(said["added"]) == 1
+    stored = [path for path in (served.folder / "pictures").rglob("*.png") if path.is_file()]
+    assert [path.read_bytes() for path in stored] == [good]
+
+
 def test_uploads_have_limits(served):
     small = create_app(served.collection, dataclasses.replace(served.settings, max_files=2, max_pixels=100))
     with TestClient(small, base_url="http://localhost") as client:

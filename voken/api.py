@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -181,7 +181,8 @@ class Collection:
     @property
     def can_encode(self) -> bool:
         """Whether pictures can be read here: torch is installed and the model lies in a folder."""
-        return find_spec("torch") is not None and (self._model_folder is not None or self._model is not None)
+        model = self._searcher.model if self._model_folder is None else None
+        return find_spec("torch") is not None and (model is None or hasattr(model, "encoder"))
 
     @property
     def calibrated(self) -> bool:
@@ -300,6 +301,10 @@ class Collection:
         done = self._store.compact()
         self._searcher.refresh()
         return done
+
+    def watch_batches(self, watcher: Callable[[int], None]) -> None:
+        """Have `watcher` told how many queries go through the model together, by the thread that runs them."""
+        self._searcher.watch_batches(watcher)
 
     def close(self) -> None:
         """Answer what was asked and take nothing more."""

@@ -75,6 +75,8 @@ class Batcher(Generic[Item, Result]):
             raise ConfigError(f"max_wait {max_wait}: give seconds, 0 or more.")
         self._run, self._max_batch, self._max_wait, self._max_queue = run, max_batch, max_wait, max_queue
         self._closed = False
+        self.watchers: list[Callable[[int], None]] = []
+        """Told how many items each run takes, by the thread that runs them."""
         self._start_empty()
         _ALL.add(self)
 
@@ -229,6 +231,8 @@ class Batcher(Generic[Item, Result]):
             self._answer(key, [one])
 
     def _results(self, key: Hashable, items: list[Item]) -> Sequence[Result]:
+        for watcher in self.watchers:
+            watcher(len(items))
         results = self._run(key, items)
         if len(results) != len(items):
             raise RuntimeError(f"{self._run!r} answered {len(results)} results for {len(items)} items.")

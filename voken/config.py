@@ -12,6 +12,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
+from voken.calibration import Calibration
 from voken.errors import ConfigError
 
 MAX_TEXT_CHARACTERS = 2_000
@@ -149,6 +150,8 @@ class SearchConfig:
     vector_weight: float | None = None
     precision: Literal["float32", "int8"] = "float32"
     """Of the saved engine's weights (docs/speed.md); a search in torch, as on a GPU, has its own."""
+    calibration: Calibration | None = None
+    """How likely a hit is right; found on validation and saved with the model, None where that was too small."""
 
 
 @dataclass(frozen=True)
@@ -165,8 +168,11 @@ class RunConfig:
     search: SearchConfig = field(default_factory=SearchConfig)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON-ready dictionaries; `from_dict` reads them back."""
-        return dataclasses.asdict(self)
+        """Plain JSON-ready dictionaries; `from_dict` reads them back. A calibration that is not there is no setting."""
+        values = dataclasses.asdict(self)
+        if values["search"]["calibration"] is None:
+            del values["search"]["calibration"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:

@@ -1,4 +1,4 @@
-"""From captioned pictures to a model: encoder, stage 1, stage 2, and the rerank weights, in that order.
+"""From captioned pictures to a model: encoder, stage 1, stage 2, the rerank weights and the calibration, in that order.
 
 Only the train split trains and only the validation split chooses; test pictures are not even opened. Each
 part is saved in a work folder beside the model as soon as it is done, and the generator as it goes, so that
@@ -21,6 +21,7 @@ import torch
 
 from voken import artifact
 from voken.allocator import keep_freed_memory
+from voken.calibration import Answers, Readout, calibrate
 from voken.config import RunConfig, SearchConfig
 from voken.data.captions import CaptionedImage, Dataset
 from voken.data.skipped import Skipped
@@ -117,12 +118,15 @@ def fit_stages(prepared: Prepared, config: RunConfig, work: Path, *, progress: P
     tokenizer, tokenizer_said = _fit_tokenizer(train, validation, config, work, prepared.device, progress)
     generator, generator_said = _fit_generator(prepared, tokenizer, config, work, progress)
     model = Model(config, encoder, tokenizer, generator, config.search, {})
-    search, search_said = choose_weights(model, validation)
+    answers = validation_answers(model, validation)
+    search, search_said = choose_weights(model.search, answers)
+    search, calibration_said = with_calibration(search, answers, config.seed)
     quality = report(tokenizer, validation.images, validation.texts, validation.pairs[:, ::-1].copy())
     said = {
         "tokenizer": tokenizer_said | {"report": asdict(quality)},
         "generator": generator_said,
         "search": search_said,
+        "calibration": calibration_said,
         "pictures": {"train": len(train.images), "validation": len(validation.images)},
         "skipped": [asdict(item) for item in prepared.skipped],
     }
@@ -247,15 +251,13 @@ def caption_memory(train: Side, codes: Float[np.ndarray, "images e"], *, size: i
     )
 
 
-def choose_weights(model: Model, validation: Side) -> tuple[SearchConfig, dict[str, Any]]:
-    """Weights of the two reranks (docs/protocol.md), by validation recall; those already given are kept.
+def validation_answers(model: Model, validation: Side) -> dict[Readout, Answers]:
+    """What the model finds for at most a thousand validation captions among the validation pictures, by read-out.
 
-    Returns the search settings, and the recall of each weight tried.
+    The read-outs differ in the cosines: with rebuilt vectors, or in "vector" with the pictures' own.
     """
-    tokenizer, search = model.tokenizer, model.search
+    tokenizer = model.tokenizer
     asked = _drawn_queries(validation, model.config.seed)
-    if not len(asked):
-        return _with_weights(search, 0.0, 0.0), {}
     vokens = tokenizer.encode(validation.images)
     trie = VokenTrie.from_vokens(vokens, tokenizer.codebook_size)
     leaf_of_image = trie.leaf_of(vokens)
@@ -265,20 +267,51 @@ def choose_weights(model: Model, validation: Side) -> tuple[SearchConfig, dict[s
         texts = [validation.captions[row] for row in asked[start : start + 64]]
         state = model.generator.prefill(texts)
         queries[start : start + 64] = model.query_vectors(texts, state)
-        found = beam_search_from_state(model.generator, state, trie, min(search.beams, trie.sequences))
+        found = beam_search_from_state(model.generator, state, trie, min(model.search.beams, trie.sequences))
         rows = np.arange(start, start + len(texts))[:, None]
         log_prob[rows, found.leaf] = found.log_prob
     relevant = np.zeros((len(asked), len(vokens)), bool)
     kept = validation.pairs[np.isin(validation.pairs[:, 1], asked)]
     relevant[np.searchsorted(asked, kept[:, 1]), kept[:, 0]] = True
+    rebuilt = Answers(
+        log_prob[:, leaf_of_image],
+        queries @ tokenizer.decode(vokens).T,
+        leaf_of_image,
+        relevant,
+        validation.concepts,
+    )
+    return {"generate": rebuilt, "voken": rebuilt, "vector": replace(rebuilt, cosine=queries @ validation.images.T)}
+
+
+def choose_weights(search: SearchConfig, answers: dict[Readout, Answers]) -> tuple[SearchConfig, dict[str, Any]]:
+    """Weights of the two reranks (docs/protocol.md), by validation recall; those already given are kept.
+
+    Returns the search settings, and the recall of each weight tried.
+    """
+    if not len(answers["voken"].relevant):
+        return _with_weights(search, 0.0, 0.0), {}
     said: dict[str, Any] = {}
     chosen: dict[str, float] = {}
-    for name, pool in (("voken", tokenizer.decode(vokens)), ("vector", validation.images)):
-        cosine = queries @ pool.T
-        recalls = [_mean_recall(log_prob[:, leaf_of_image] + weight * cosine, relevant) for weight in _WEIGHTS]
+    reranks: tuple[Readout, ...] = ("voken", "vector")
+    for name in reranks:
+        one = answers[name]
+        recalls = [_mean_recall(one.log_prob + weight * one.cosine, one.relevant) for weight in _WEIGHTS]
         said[name] = dict(zip(map(str, _WEIGHTS), recalls, strict=True))
         chosen[f"{name}_weight"] = _WEIGHTS[int(np.argmax(recalls))]
     return _with_weights(search, **chosen), said
+
+
+def with_calibration(
+    search: SearchConfig, answers: dict[Readout, Answers], seed: int
+) -> tuple[SearchConfig, dict[str, Any]]:
+    """The same settings with the confidence of hits, for the weights that are chosen, and what to tell of it."""
+    weights: dict[Readout, float] = {
+        "generate": 0.0,
+        "voken": search.voken_weight or 0.0,
+        "vector": search.vector_weight or 0.0,
+    }
+    calibration, said = calibrate(answers, weights, beams=search.beams, seed=seed)
+    return replace(search, calibration=calibration), said
 
 
 def _with_weights(search: SearchConfig, voken_weight: float, vector_weight: float) -> SearchConfig:

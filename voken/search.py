@@ -21,11 +21,12 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 
 from voken.batching import Batcher
+from voken.calibration import ReadoutCalibration
 from voken.collection.filters import Filter, matching_rows
 from voken.collection.snapshot import Snapshot
 from voken.collection.store import Store
@@ -45,6 +46,10 @@ _LOGITS_AT_ONCE = 1 << 24
 _QUERIES_AT_ONCE = 64
 _LOOKED_EVERY = 0.2
 """Seconds between looks at whether the collection has changed."""
+_NOT_CALIBRATED = (
+    "This model is not calibrated for this read-out, so its hits have no confidence to compare with. Train it "
+    "again with a validation set of 50 queries or more."
+)
 _PATIENCE = 0.05
 """Seconds that a search waits for a writer before it goes on with what it knows."""
 _FILTERS_KEPT = 8
@@ -137,6 +142,7 @@ class Searcher:
         self.model = model
         self.search_config = search
         self._weight = _weight(search, model.search, collection)
+        self._calibration = _calibration(search, self._weight)
         self._widen = widen
         self._store = store
         self._snapshot = collection
@@ -170,15 +176,25 @@ class Searcher:
 
     @property
     def calibrated(self) -> bool:
-        """Whether hits have a confidence."""
-        return False
+        """Whether hits have a confidence: the model is calibrated for this read-out and its weight."""
+        return self._calibration is not None
 
     def threshold(self, precision: float) -> float:
         """The confidence from which on so great a share of answers was right on validation.
 
         Raises `ConfigError` where no threshold reached it, or the model is not calibrated.
         """
-        raise ConfigError("This model is not calibrated.")
+        if self._calibration is None or self.search_config.calibration is None:
+            raise ConfigError(_NOT_CALIBRATED)
+        found = self.search_config.calibration.threshold(self._calibration.readout, precision)
+        if found is None:
+            reached = [f"{one.precision:g}" for one in self._calibration.thresholds]
+            raise ConfigError(
+                f"precision {precision}: no threshold reached it on validation"
+                + (f" ({', '.join(reached)} were reached)." if reached else ", nor any other.")
+                + " Give -t a probability instead."
+            )
+        return found
 
     def search(
         self, texts: Sequence[str], k: int, where: Sequence[Filter] = (), threshold: float | None = None
@@ -192,6 +208,8 @@ class Searcher:
         search at once: their texts go through the model together.
         """
         sure = self._sure(threshold)
+        if where:
+            self._view(tuple(where))  # not in the batch: it may look through all metadata
         return list(map(sure, self._batcher.call(*self._asked(texts, k, where))))
 
     async def asearch(
@@ -199,6 +217,10 @@ class Searcher:
     ) -> list[list[Hit]]:
         """`search`, without blocking the event loop."""
         sure = self._sure(threshold)
+        if where:
+            import asyncio
+
+            await asyncio.to_thread(self._view, tuple(where))
         return list(map(sure, await self._batcher.acall(*self._asked(texts, k, where))))
 
     def similar(self, image_id: str, k: int, where: Sequence[Filter] = ()) -> list[Hit]:
@@ -227,6 +249,10 @@ class Searcher:
         """At most `k` pictures near a picture's vector; `point` is what the tokenizer quantizes of it."""
         return self._near(self._view(tuple(where)), point[None], None, vector[None], k)
 
+    def watch_batches(self, watcher: Callable[[int], None]) -> None:
+        """Have `watcher` told how many queries go through the model together, by the thread that runs them."""
+        self._batcher.watchers.append(watcher)
+
     def close(self) -> None:
         """Answer what was asked and take nothing more: from now on a search raises `BusyError`."""
         self._batcher.close()
@@ -236,10 +262,7 @@ class Searcher:
         if threshold is None:
             return lambda hits: hits
         if not self.calibrated:
-            raise ConfigError(
-                "This model is not calibrated, so its hits have no confidence to compare with a threshold. Train it "
-                "again with a validation set of 50 queries or more."
-            )
+            raise ConfigError(_NOT_CALIBRATED)
         if not 0 <= threshold <= 1:
             raise ConfigError(f"threshold {threshold}: a confidence is between 0 and 1.")
         return lambda hits: [hit for hit in hits if hit.confidence is not None and hit.confidence >= threshold]
@@ -308,19 +331,24 @@ class Searcher:
         ]
 
     def _block(self, view: _View, texts: list[str], k: int, beams: int) -> list[list[Hit]]:
-        generator = self.model.generator
+        generator, readout = self.model.generator, self.search_config.readout
         state = generator.prefill(texts)
         found = beam_search_from_state(generator, state, view.trie, beams)
-        readout = self.search_config.readout
-        if readout == "generate":
+        sure = self._calibration
+        if readout == "generate" and sure is None:
             return [view.hits(leaf, score, k) for leaf, score in _by_leaf(found, found.log_prob)]
         queries = self.model.query_vectors(texts, state)
-        if readout == "voken":
-            scores = found.log_prob + self._weight * self._rebuilt_cosines(view.trie, found, queries)
-            return [view.hits(leaf, score, k) for leaf, score in _by_leaf(found, scores)]
+        if readout == "vector":
+            return [
+                view.hits(leaf, log_prob, k, view.stored_cosines(query), self._weight, sure)
+                for (leaf, log_prob), query in zip(_by_leaf(found, found.log_prob), queries, strict=True)
+            ]
+        rebuilt = self._rebuilt_cosines(view.trie, found, queries)
         return [
-            view.hits(leaf, score, k, query, self._weight)
-            for (leaf, score), query in zip(_by_leaf(found, found.log_prob), queries, strict=True)
+            view.hits(leaf, log_prob, k, _of_leaves(cosine), self._weight, sure)
+            for (leaf, log_prob), (_, cosine) in zip(
+                _by_leaf(found, found.log_prob), _by_leaf(found, rebuilt), strict=True
+            )
         ]
 
     def _near(
@@ -344,12 +372,11 @@ class Searcher:
             same = queries.shape[1] == walker.codebooks.shape[2] and view.snapshot.vectors is not None
             points = queries if same else walker.of_sequences(np.asarray(sequences, dtype=np.int64))
         found = beam_search_from_state(walker, walker.prefill(points), view.trie, beams)
-        nothing = np.zeros_like(found.log_prob)
-        if view.snapshot.vectors is None:
-            ((leaf, score),) = _by_leaf(found, self._rebuilt_cosines(view.trie, found, queries))
-            return view.hits(leaf, score, k)
-        ((leaf, score),) = _by_leaf(found, nothing)
-        return view.hits(leaf, score, k, queries[0], 1.0)
+        ((leaf, nothing),) = _by_leaf(found, np.zeros_like(found.log_prob))
+        if view.snapshot.vectors is not None:
+            return view.hits(leaf, nothing, k, view.stored_cosines(queries[0]), 1.0)
+        ((_, cosine),) = _by_leaf(found, self._rebuilt_cosines(view.trie, found, queries))
+        return view.hits(leaf, nothing, k, _of_leaves(cosine), 1.0)
 
     def _rebuilt_cosines(
         self, trie: VokenTrie, found: Beams, queries: Float[np.ndarray, "queries dim"]
@@ -380,46 +407,70 @@ class _View:
         vokens = snapshot.vokens[snapshot.rows.searchsorted(rows)]
         return cls(snapshot, VokenTrie.from_vokens(vokens, snapshot.trie.codebook_size, rows))
 
+    def stored_cosines(self, query: Float[np.ndarray, " dim"]) -> Cosines:
+        """With the vectors of pictures. There must be some."""
+        vectors = self.snapshot.vectors
+        assert vectors is not None
+        return lambda rows, counts: np.asarray(vectors[rows]).astype(np.float32) @ query
+
     def hits(
         self,
         leaves: Int64[np.ndarray, " leaves"],
-        scores: Float[np.ndarray, " leaves"],
+        log_prob: Float[np.ndarray, " leaves"],
         k: int,
-        query: Float[np.ndarray, " dim"] | None = None,
+        cosines: Cosines | None = None,
         weight: float = 0.0,
+        sure: ReadoutCalibration | None = None,
     ) -> list[Hit]:
-        """The best `k` pictures of `leaves`; with `query`, reranked by weight × cosine with their stored vectors."""
-        snapshot, vectors = self.snapshot, self.snapshot.vectors
-        rerank: Rerank | None = None
-        if query is not None and vectors is not None:
-            rerank = lambda rows: weight * (np.asarray(vectors[rows]).astype(np.float32) @ query)  # noqa: E731
+        """The best `k` pictures of `leaves` by log-probability + weight × cosine; `sure` says how likely each is."""
+        snapshot = self.snapshot
+        found = ranked(self.trie, leaves, log_prob, k, cosines, weight, sure)
         return [
-            Hit(snapshot.ids[row], str(snapshot.path(row)), score, vokens)
-            for row, score, vokens in ranked(self.trie, leaves, scores, k, rerank)
+            Hit(snapshot.ids[one.row], str(snapshot.path(one.row)), one.score, one.vokens, one.confidence)
+            for one in found
         ]
 
 
-Rerank = Callable[[np.ndarray], np.ndarray]
-"""What is added to the scores of pictures, by their rows."""
+Cosines = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Of the query with pictures, leaf after leaf: by their rows, and how many each leaf has."""
+
+
+def _of_leaves(cosines: Float[np.ndarray, " leaves"]) -> Cosines:
+    """Of the leaves' own vectors, which their pictures share."""
+    return lambda rows, counts: np.repeat(cosines, counts)
+
+
+class Ranked(NamedTuple):
+    """A picture's place in an answer."""
+
+    row: int
+    score: float
+    vokens: tuple[int, ...]
+    confidence: float | None
 
 
 def ranked(
     trie: VokenTrie,
     leaves: Int64[np.ndarray, " leaves"],
-    scores: Float[np.ndarray, " leaves"],
+    log_prob: Float[np.ndarray, " leaves"],
     k: int,
-    rerank: Rerank | None = None,
-) -> list[tuple[int, float, tuple[int, ...]]]:
-    """The best `k` pictures of `leaves`: row, score and vokens. Of equal scores the lower row comes first."""
+    cosines: Cosines | None = None,
+    weight: float = 0.0,
+    sure: ReadoutCalibration | None = None,
+) -> list[Ranked]:
+    """The best `k` pictures of `leaves`, by log-probability + weight × cosine. Of equals the lower row comes first."""
     if not len(leaves):
         return []
     rows, counts = trie.rows_of(leaves)
-    score = np.repeat(np.asarray(scores, dtype=np.float64), counts)
-    if rerank is not None:
-        score = score + rerank(rows)
+    each = np.repeat(np.asarray(log_prob, dtype=np.float64), counts)
+    cosine = np.zeros(len(rows)) if cosines is None else cosines(rows, counts)
+    score = each + weight * cosine
     best = np.lexsort((rows, -score))[:k]
     vokens = map(tuple, trie.leaf_vokens(np.repeat(leaves, counts)[best]).tolist())
-    return list(zip(rows[best].tolist(), score[best].tolist(), vokens, strict=True))
+    confidence: list[float | None] = [None] * len(best)
+    if sure is not None:
+        confidence = sure.confidence(each, cosine, np.repeat(counts, counts))[best].tolist()
+    return list(map(Ranked, rows[best].tolist(), score[best].tolist(), vokens, confidence))
 
 
 def _by_leaf(
@@ -443,6 +494,11 @@ def _weight(search: SearchConfig, chosen: SearchConfig, collection: Snapshot) ->
     if weight is None:
         raise ConfigError(f"search.{name} was not chosen when the model was trained. Give it a value.")
     return float(weight)
+
+
+def _calibration(search: SearchConfig, weight: float) -> ReadoutCalibration | None:
+    made = search.calibration
+    return made.of(search.readout) if made is not None and made.holds(search.readout, weight) else None
 
 
 def readable_text(text: str, place: int) -> str:

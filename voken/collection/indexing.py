@@ -250,7 +250,8 @@ def add_pictures(
         except PictureError as error:
             refused.append(Skipped(error.path, error.reason))
     entries, bad = _encoded(works, model, cache, progress, keep_vectors=before.vectors is not None)
-    return store.commit(entries), (*refused, *(Skipped(one.path, one.reason) for one in bad))
+    paths = {work.name: str(work.image.path) for work in works}
+    return store.commit(entries), (*refused, *(Skipped(paths[one.path], one.reason) for one in bad))
 
 
 def dataset_of(paths: Iterable[Path]) -> Dataset:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import threading
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
 from hashlib import blake2b
@@ -31,11 +32,22 @@ from voken.progress import Progress, no_progress
 MAX_PIXELS = 100_000_000
 """A picture that claims more pixels than this is refused before it is decoded."""
 
+MAX_BYTES = 1 << 30
+"""A file of more bytes is not read at all. 100 million pixels of four channels of 16 bits take 0.8 of that."""
+
 SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 """The file names that `list_images` takes for pictures (any case). `open_image` goes by content."""
 
 # only formats that Pillow decodes itself: its EPS reader, say, starts another program
 _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+_PIXELS_AT_ONCE = 1 << 20
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -58,10 +70,13 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def file_hash(path: Path) -> str:
-    """BLAKE2b of the file's content, 128 bits in hex. Raises PictureError where it cannot be read."""
+    """BLAKE2b of the file's content, 128 bits in hex.
+
+    Raises PictureError where it cannot be read, or is no file or one of more than `MAX_BYTES`, which is not read.
+    """
     digest = blake2b(digest_size=16)
     try:
-        with open(path, "rb") as source:
+        with _open_file(path) as source:
             while block := source.read(1 << 20):
                 digest.update(block)
     except OSError as error:
@@ -72,8 +87,9 @@ def file_hash(path: Path) -> str:
 def date_taken(path: Path) -> int | None:
     """When its camera says a picture was taken: seconds since 1970, local time read as UTC. None: it does not say."""
     try:
-        with _QUIET, Image.open(path, formats=_formats()) as image:
-            exif = image.getexif()
+        with _QUIET, _open_file(path) as source, Image.open(source, formats=_formats()) as image:
+            # a PNG's own getexif decodes all its pixels where there is no EXIF in front of them
+            exif = Image.Image.getexif(image)
             said = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.DateTimeOriginal) or exif.get(
                 ExifTags.Base.DateTime
             )
@@ -91,7 +107,8 @@ def open_image(path: Path | BinaryIO, *, size: int | None = None, max_pixels: in
     at a fraction where that loses nothing. Without it, the whole picture.
 
     Raises PictureError: no such file, empty, truncated, not a picture, or claiming more than `max_pixels`, which
-    is known before anything is decoded. The kind is told by content, not by the file's name.
+    is known before anything is decoded. The kind is told by content, not by the file's name. Of a path, what is no
+    file (a named pipe, a device) and a file of more than `MAX_BYTES` are refused unread.
     """
     name = str(path) if isinstance(path, (str, os.PathLike)) else str(getattr(path, "name", "(stream)"))
     try:
@@ -180,10 +197,22 @@ _QUIET = _Quiet()
 @contextmanager
 def _opened(path: Path | BinaryIO) -> Iterator[BinaryIO]:
     if isinstance(path, (str, os.PathLike)):
-        with open(path, "rb") as source:
+        with _open_file(path) as source:
             yield source
     else:
         yield path
+
+
+def _open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """Who opens a named pipe may wait for ever, a device may never end, and a sparse file takes hours to read."""
+    found = os.stat(path)  # noqa: PTH116 -- `path` may be a text
+    if not stat.S_ISREG(found.st_mode):
+        raise PictureError(path, f"{_KINDS.get(stat.S_IFMT(found.st_mode), 'something else')}, not a file")
+    if found.st_size > MAX_BYTES:
+        raise PictureError(path, f"{found.st_size:,} bytes, over the limit of {MAX_BYTES:,}")
+    # without waiting, should a pipe have come in its place; Windows has no such flag, and asks for another
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    return open(path, "rb", opener=lambda name, _: os.open(name, flags))
 
 
 @cache
@@ -205,40 +234,59 @@ def _decode(source: BinaryIO, name: str, size: int | None, max_pixels: int) -> I
             # twice the size, so that the bicubic step still has something to average
             image.draft("RGB", (2 * size, 2 * size))
         image.load()
-        upright = _upright(image)
-        rgb = _rgb(upright)
+        # broken EXIF says nothing about the pixels, which are already there
+        with suppress(Exception):
+            ImageOps.exif_transpose(image, in_place=True)
+        rgb = _rgb(image)
     return rgb if size is None else _square(rgb, size)
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    # broken EXIF says nothing about the pixels, which are already there
-    except Exception:
-        return image
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_eight_bits(np.asarray(image), image.mode), mode="L").convert("RGB")
+        top = _top(image)
+        return _in_strips(image, lambda strip: _eight_bits(strip, top))
     if image.has_transparency_data:
-        pasted = Image.new("RGBA", image.size, "white")
-        pasted.alpha_composite(image.convert("RGBA"))
-        return pasted.convert("RGB")
+        return _in_strips(image, _over_white)
     return image.convert("RGB") if image.mode != "RGB" or image.info.get("transparency") is not None else image.copy()
 
 
-def _eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
-    """Greys of more than 8 bits, scaled. 32-bit files do not say their range: it is the narrowest that holds them."""
-    wide = np.nan_to_num(values.astype(np.float64))
-    top = float(wide.max(initial=0.0))
-    if mode.startswith("I;16"):
-        top = 65535.0
-    elif mode == "F" and top <= 1.0:
-        top = 1.0
-    else:
-        top = next((limit for limit in (255.0, 65535.0) if top <= limit), top)
-    return np.clip(np.rint(wide * (255.0 / top)), 0, 255).astype(np.uint8)
+def _in_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """A few rows at a time: what stands between the picture and the result takes many times their memory."""
+    whole = Image.new("RGB", image.size)
+    for box in _strips(image):
+        whole.paste(convert(image.crop(box)), box)
+    return whole
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    rows = max(1, _PIXELS_AT_ONCE // max(1, image.width))
+    for top in range(0, image.height, rows):
+        yield 0, top, image.width, min(top + rows, image.height)
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    pasted = Image.new("RGBA", image.size, "white")
+    pasted.alpha_composite(image.convert("RGBA"))
+    return pasted.convert("RGB")
+
+
+def _top(image: Image.Image) -> float:
+    """What becomes 255. Greys of 32 bits do not say their range: it is the narrowest that holds them."""
+    if image.mode.startswith("I;16"):
+        return 65535.0
+    top = max((float(_numbers(image.crop(box)).max(initial=0.0)) for box in _strips(image)), default=0.0)
+    if image.mode == "F" and top <= 1.0:
+        return 1.0
+    return next((limit for limit in (255.0, 65535.0) if top <= limit), top)
+
+
+def _eight_bits(image: Image.Image, top: float) -> Image.Image:
+    scaled = np.clip(np.rint(_numbers(image) * (255.0 / top)), 0, 255).astype(np.uint8)
+    return Image.fromarray(scaled, mode="L").convert("RGB")
+
+
+def _numbers(image: Image.Image) -> np.ndarray:
+    return np.nan_to_num(np.asarray(image).astype(np.float64))
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:

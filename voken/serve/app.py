@@ -122,9 +122,7 @@ def _add_gauges(service: Service) -> None:
     metrics.follow("voken_queries_per_second", "Answered in the last ten seconds.", service.pace.per_second)
     metrics.follow("voken_pictures", "Pictures in the collection.", lambda: len(collection))
     metrics.follow("voken_collection_version", "Grows with every change.", lambda: collection.version)
-    watch = getattr(collection, "watch_batches", None)
-    if watch is not None:
-        watch(metrics.saw_batch)
+    collection.watch_batches(metrics.saw_batch)
 
 
 def _about(service: Service) -> dict[str, Any]:

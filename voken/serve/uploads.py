@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 from voken import artifact
 from voken.api import Collection
+from voken.collection.snapshot import OWN
 from voken.collection.store import PICTURES
 from voken.data.images import open_image
 from voken.data.skipped import Skipped
@@ -68,7 +69,8 @@ def take(collection: Collection, uploads: Sequence[Upload], max_pixels: int) -> 
         good.setdefault(relative, (upload, shown_name(upload.name)))
     if not good:
         return Taken(collection.version, (), (), tuple(refused))
-    folder = collection.folder / PICTURES
+    root = collection.folder.absolute()
+    folder = root / PICTURES
     names = {folder / relative: name for relative, (_, name) in good.items()}
     written: list[Path] = []
     with _alone(folder):
@@ -81,7 +83,8 @@ def take(collection: Collection, uploads: Sequence[Upload], max_pixels: int) -> 
         except BaseException:
             _remove_unknown(collection, written)
             raise
-        unusable = {Path(one.path): one.reason for one in change.skipped}
+        # a collection tells of a file of its own by name or by path
+        unusable = {root / one.path.removeprefix(OWN): one.reason for one in change.skipped}
         _remove([path for path in written if path in unusable])
     refused += [Skipped(names.get(path, path.name), reason) for path, reason in unusable.items()]
     return Taken(change.version, change.added, change.updated, tuple(refused))
@@ -175,8 +178,8 @@ def _remove_unknown(collection: Collection, paths: Sequence[Path]) -> None:
     """What went wrong may have done so after the pictures were added."""
     with suppress(VokenError):
         snapshot = collection.store.snapshot()
-        folder = collection.folder
-        _remove([path for path in paths if snapshot.find(path.relative_to(folder).as_posix()) is None])
+        root = collection.folder.absolute()
+        _remove([path for path in paths if snapshot.find(path.relative_to(root).as_posix()) is None])
 
 
 def _lies_in(path: Path, folder: Path) -> bool:

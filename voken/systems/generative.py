@@ -60,4 +60,4 @@ class GenerativeSystem:
 
     def _ranked(self, leaves: np.ndarray, scores: np.ndarray, k: int) -> list[Hit]:
         found = ranked(self._trie, leaves[leaves >= 0], scores[leaves >= 0], k)
-        return [Hit(self._image_ids[row], self._paths[row], score, vokens) for row, score, vokens in found]
+        return [Hit(self._image_ids[row], self._paths[row], score, vokens) for row, score, vokens, _ in found]
