@@ -43,6 +43,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("collection", type=Path)
     parser.add_argument("--model", type=Path, help="where it is no longer where it was")
     parser.add_argument("--data", type=Path, help="a data set whose captions are asked")
+    parser.add_argument("--fill", type=int, default=0, help="first make it so many pictures, of noisy copies")
     parser.add_argument("--add", type=int, default=1000)
     parser.add_argument("--remove", type=int, default=1000)
     parser.add_argument("--queries", type=int, default=200)
@@ -65,6 +66,7 @@ def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     copy, fresh = work / "changed", work / "fresh"
     shutil.copytree(options.collection, copy, copy_function=linked)
     store = Store.open(copy)
+    fill(store, options.fill, options.seed)
     before = store.snapshot()
     model = load_model(options.model or before.find_model(), threads=options.threads)
     searcher = Searcher(model, before, store=store)
@@ -114,6 +116,17 @@ def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     ratios = [a / b for a, b in zip(times["changed"], times["fresh"], strict=True)]
     found["query_ratio"] = statistics.median(ratios)
     return found
+
+
+def fill(store: Store, wanted: int, seed: int) -> None:
+    """Make a collection so large, in one piece."""
+    random = np.random.default_rng(seed + 1)
+    while (missing := wanted - len(snapshot := store.snapshot())) > 0:
+        done = len(snapshot)
+        entries = copies(store, snapshot, min(missing, 20_000), random)
+        named = [dataclasses.replace(one, image_id=f"fill/{done + place}") for place, one in enumerate(entries)]
+        store.commit([dataclasses.replace(one, name=one.image_id) for one in named])
+        store.compact()
 
 
 def linked(source: str, destination: str) -> str:

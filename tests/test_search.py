@@ -143,3 +143,53 @@ def test_open_says_which_model_is_missing(tmp_path):
     with pytest.raises(ArtifactError, match=r"gone, which is not there\. Name the model's folder"):
         Searcher.open(tmp_path / "c")
     assert len(Searcher.open(tmp_path / "c", tiny_model()).search(["red"], 2)[0]) == 2
+
+
+def calibrated_model():
+    from voken.calibration import Calibration, ReadoutCalibration, Threshold
+
+    cut = (Threshold(0.5, 0.3, 0.6, 0.9, 0.1),)
+    one = ReadoutCalibration("vector", 3.0, bias=-1.0, score=0.4, mass=-0.2, mean_cosine=0.0, thresholds=cut)
+    other = ReadoutCalibration("generate", 0.0, bias=2.0, score=0.7, mass=0.1, mean_cosine=0.5)
+    made = Calibration(0.5, 100, 50, 24, 1.0, 4, (one, other))
+    search = SearchConfig(beams=100, voken_weight=2.0, vector_weight=3.0, calibration=made)
+    return dataclasses.replace(tiny_model(levels=3), search=search)
+
+
+def test_hits_say_how_sure_they_are(tmp_path):
+    model = calibrated_model()
+    collection = create_collection(tmp_path / "c", paint_many(tmp_path / "in", 24), model)
+    searcher = Searcher(model, collection)
+    assert searcher.calibrated
+    (hits,) = searcher.search(["red sky"], 30)
+    # the same by hand: all that the beams reached, a sequence counted once
+    log_prob = np.array([model.generator.log_prob("red sky", hit.vokens) for hit in hits])
+    sequences = {hit.vokens: value for hit, value in zip(hits, log_prob, strict=True)}
+    mass = np.log(np.exp(list(sequences.values())).sum())
+    expected = 1 / (1 + np.exp(1.0 - 0.4 * np.array([hit.score for hit in hits]) + 0.2 * mass))
+    np.testing.assert_allclose([hit.confidence for hit in hits], expected, rtol=1e-4)
+    assert [hit.confidence for hit in hits] == sorted((hit.confidence for hit in hits), reverse=True)
+    few = searcher.search(["red sky"], 2)[0]  # how many are asked for changes nothing: the beams are the same
+    assert [hit.confidence for hit in few] == [hit.confidence for hit in hits[:2]]
+    cut = float(np.median(expected))
+    assert searcher.search(["red sky"], 30, threshold=cut)[0] == [hit for hit in hits if hit.confidence >= cut]
+    assert searcher.search(["red sky"], 30, threshold=1.0)[0] == []
+    assert searcher.threshold(0.4) == searcher.threshold(0.5) == 0.3
+    with pytest.raises(ConfigError, match=r"no threshold reached it on validation \(0.5 were reached\)"):
+        searcher.threshold(0.9)
+    with pytest.raises(ConfigError, match="between 0 and 1"):
+        searcher.search(["red"], 1, threshold=1.5)
+    generate = Searcher(model, collection, dataclasses.replace(model.search, readout="generate"))
+    assert generate.calibrated
+    assert all(0 < hit.confidence < 1 for hit in generate.search(["red sky"], 5)[0])
+
+
+def test_another_weight_or_readout_has_no_confidence(tmp_path):
+    model = calibrated_model()
+    collection = create_collection(tmp_path / "c", paint_many(tmp_path / "in", 8), model)
+    for changes in ({"readout": "voken"}, {"readout": "vector", "vector_weight": 2.5}):
+        searcher = Searcher(model, collection, dataclasses.replace(model.search, **changes))
+        assert not searcher.calibrated
+        assert {hit.confidence for hit in searcher.search(["red"], 3)[0]} == {None}
+        with pytest.raises(ConfigError, match="not calibrated for this read-out"):
+            searcher.search(["red"], 3, threshold=0.1)

@@ -327,7 +327,9 @@ def _planned(
     content = {bytes(known["hash"][place]): place for place in range(len(known))} if changed else {}
     with ThreadPoolExecutor(workers) as pool:
         looked = pool.map(lambda one: _looked_at_or_not(one[0].path, one[3]), changed)
-        for (image, name, size, modified), found in zip(changed, looked, strict=True):
+        for done, ((image, name, size, modified), found) in enumerate(zip(changed, looked, strict=True), start=1):
+            if done % 100 == 0 or done == len(changed):
+                progress("read new files", done, len(changed))
             if isinstance(found, PictureError):
                 refused.append(SkippedFile(name, found.reason, size, modified))
                 continue
