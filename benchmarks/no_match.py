@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import shlex
 import sys
 from collections.abc import Sequence
@@ -37,12 +38,13 @@ import numpy as np
 from voken.artifact import write_json
 from voken.calibration import HITS, Calibration, Readout, ReadoutCalibration
 from voken.collection.snapshot import Snapshot
-from voken.data.captions import CaptionedImage, Dataset, read_dataset
+from voken.data.captions import Dataset, read_dataset
 from voken.encoders.cache import VectorCache
 from voken.encoders.picture_vectors import picture_vectors
 from voken.errors import ConfigError, EmptyDataError
 from voken.evaluation.machine import Machine
 from voken.evaluation.protocol import Pool, Query, pool_of, queries_of
+from voken.hit import Hit
 from voken.model import Model
 from voken.search import Searcher, SearchModel, load_model
 from voken.shapes import Bool, Float
@@ -115,11 +117,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model.encoder, [image.path for image in split.images], cache=VectorCache(options.cache), progress=tell
     )
     images = tuple(split.images[row] for row in encoded.kept)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, members in pools(Dataset(split.name, split.root, images), options):
-        asked = asking(split, [images[row] for row in members], options)
-        arena = Arena(model, searched, split, [images[row] for row in members], encoded.vectors[members], asked)
-        rows += [measured(arena, readout, calibration, name, options.precisions) for readout in options.readouts]
+        pool = Dataset(split.name, split.root, tuple(images[row] for row in members))
+        arena = Arena(model, searched, pool, encoded.vectors[members], asking(split, pool, options))
+        answered = arena.answered(tuple(dict.fromkeys(["generate", *options.readouts])))
+        for readout in options.readouts:
+            rows.append({"pool": name} | measured(arena, answered, readout, calibration, options.precisions))
         report = {
             "benchmark": "no_match",
             "machine": dataclasses.asdict(Machine.here()),
@@ -150,9 +154,9 @@ def pools(images: Dataset, options: argparse.Namespace) -> list[tuple[str, np.nd
     return found
 
 
-def asking(split: Dataset, pool: Sequence[CaptionedImage], options: argparse.Namespace) -> tuple[Query, ...]:
+def asking(split: Dataset, pool: Dataset, options: argparse.Namespace) -> tuple[Query, ...]:
     """The captions of the pool's concepts, at most --queries."""
-    queries = queries_of(split, Pool(tuple(image.image_id for image in pool)))
+    queries = queries_of(split, Pool(tuple(image.image_id for image in pool.images)))
     if len(queries) <= options.queries:
         return queries
     kept = np.random.default_rng(options.seed).choice(len(queries), options.queries, replace=False)
@@ -160,68 +164,66 @@ def asking(split: Dataset, pool: Sequence[CaptionedImage], options: argparse.Nam
 
 
 class Arena:
-    """A pool and what is asked of it; a pool without the right pictures for every set of these."""
+    """A pool and what is asked of it."""
 
     def __init__(
         self,
         model: Model,
         searched: SearchModel,
-        split: Dataset,
-        images: Sequence[CaptionedImage],
+        images: Dataset,
         vectors: Float[np.ndarray, "pictures dim"],
         queries: Sequence[Query],
     ) -> None:
         self.model = model
         self.searched = searched
-        self.images = tuple(images)
+        self.images = images
         self.queries = tuple(queries)
-        self._split = split
         self._vectors = vectors
-        ids = [image.image_id for image in images]
+        ids = [image.image_id for image in images.images]
         self.relevant = np.array([[name in query.relevant for name in ids] for query in queries])
+
+    def answered(self, readouts: Sequence[Readout]) -> dict[Readout, Answered]:
+        """Both cases of every query."""
+        whole = self._snapshot(np.full(len(self.images), True))
+        everyone = range(len(self.queries))
+        answers = {readout: [*self._ask(whole, readout, everyone), *([] for _ in everyone)] for readout in readouts}
         # queries with the same right pictures are asked of one pool
-        self._alike: dict[frozenset[str], list[int]] = {}
-        for row, query in enumerate(queries):
-            self._alike.setdefault(query.relevant, []).append(row)
-        self._pool = self._snapshot(np.full(len(ids), True))
-        self._pools = {
-            right: self._snapshot(~self.relevant[rows[0]])
-            for right, rows in self._alike.items()
-            if not self.relevant[rows[0]].all()
-        }
+        alike: dict[frozenset[str], list[int]] = {}
+        for row, query in enumerate(self.queries):
+            alike.setdefault(query.relevant, []).append(row)
+        for done, rows in enumerate(alike.values(), start=1):
+            others = ~self.relevant[rows[0]]
+            if others.any():  # a collection of nothing answers nothing
+                pool = self._snapshot(others)
+                for readout in readouts:
+                    for row, hits in zip(rows, self._ask(pool, readout, rows), strict=True):
+                        answers[readout][len(self.queries) + row] = hits
+            tell("without the right pictures", done, len(alike))
+        return {readout: self._arrays(found) for readout, found in answers.items()}
 
     def _snapshot(self, kept: Bool[np.ndarray, " pictures"]) -> Snapshot:
-        rows = np.flatnonzero(kept)
-        images = tuple(self.images[row] for row in rows)
-        return Snapshot.of_vectors(Dataset(self._split.name, self._split.root, images), self._vectors[rows], self.model)
+        images = tuple(itertools.compress(self.images.images, kept))
+        return Snapshot.of_vectors(dataclasses.replace(self.images, images=images), self._vectors[kept], self.model)
 
-    def answered(self, readout: Readout) -> Answered:
-        """Both cases of every query."""
+    def _ask(self, pool: Snapshot, readout: Readout, rows: Sequence[int]) -> list[list[Hit]]:
         search = dataclasses.replace(self.searched.search, readout=readout)
-        hits: list[list[Any]] = self._ask(self._pool, search, range(len(self.queries)))
-        absent: list[list[Any]] = [[] for _ in self.queries]
-        for done, (right, rows) in enumerate(self._alike.items(), start=1):
-            if right in self._pools:  # an empty collection answers nothing
-                for row, found in zip(rows, self._ask(self._pools[right], search, rows), strict=True):
-                    absent[row] = found
-            tell(f"{readout}, without the right pictures", done, len(self._alike))
-        shape = (2 * len(self.queries), HITS)
+        searcher = Searcher(self.searched, pool, search, widen=False)
+        try:
+            return searcher.search([self.queries[row].text for row in rows], HITS)
+        finally:
+            searcher.close()
+
+    def _arrays(self, answers: Sequence[Sequence[Hit]]) -> Answered:
+        shape = (len(answers), HITS)
         confidence, score = np.zeros(shape), np.full(shape, -np.inf)
-        right_ones, there = np.zeros(shape, bool), np.zeros(shape, bool)
-        for row, answer in enumerate([*hits, *absent]):
+        right, found = np.zeros(shape, bool), np.zeros(shape, bool)
+        for row, answer in enumerate(answers):
             relevant = self.queries[row % len(self.queries)].relevant
             for place, hit in enumerate(answer):
                 assert hit.confidence is not None
                 confidence[row, place], score[row, place] = hit.confidence, hit.score
-                right_ones[row, place], there[row, place] = hit.image_id in relevant, True
-        return Answered(confidence, right_ones, there, score, np.arange(shape[0]) < len(self.queries))
-
-    def _ask(self, pool: Snapshot, search: Any, rows: Sequence[int]) -> list[list[Any]]:
-        searcher = Searcher(self.searched, pool, search, widen=False)
-        try:
-            return list(searcher.search([self.queries[row].text for row in rows], HITS))
-        finally:
-            searcher.close()
+                right[row, place], found[row, place] = hit.image_id in relevant, True
+        return Answered(confidence, right, found, score, np.arange(len(answers)) < len(self.queries))
 
     def top_cosines(self) -> Float[np.ndarray, " answers"]:
         """Of the exact two-tower, with the encoder's own vector of the query."""
@@ -232,18 +234,20 @@ class Arena:
 
 
 def measured(
-    arena: Arena, readout: Readout, calibration: Calibration, pool: str, precisions: Sequence[float]
+    arena: Arena,
+    answered: dict[Readout, Answered],
+    readout: Readout,
+    calibration: Calibration,
+    precisions: Sequence[float],
 ) -> dict[str, Any]:
-    """One row: a pool and a read-out."""
-    found = arena.answered(readout)
+    """Of one read-out."""
+    found = answered[readout]
     weights = found.weights(calibration.prior)
-    by_log_prob = found if readout == "generate" else arena.answered("generate")
     alone = slice(0, 1)
     bins = reliability(found.confidence, found.right, weights)
     first_bins = reliability(found.confidence[:, alone], found.right[:, alone], weights[:, alone])
     first = weights[:, 0] / weights[:, 0].sum()
     return {
-        "pool": pool,
         "pictures": len(arena.images),
         "right_pictures": float(arena.relevant.sum(1).mean()),
         "readout": readout,
@@ -256,11 +260,11 @@ def measured(
         "auroc": {
             "confidence": auroc(found.first, found.present),
             "two-tower cosine": auroc(arena.top_cosines(), found.present),
-            "log-probability": auroc(by_log_prob.score[:, 0], found.present),
+            "log-probability": auroc(answered["generate"].score[:, 0], found.present),
         },
         "auroc_first_right": auroc(found.first, found.right[:, 0]),
         "bins": [dataclasses.asdict(one) for one in bins],
-        "rises_with_score": bool((np.diff(found.confidence, axis=1)[found.found[:, 1:]] <= 1e-12).all()),
+        "falls_with_score": bool(np.all(np.diff(found.confidence, axis=1) <= 1e-12, where=found.found[:, 1:])),
         "thresholds": [
             at_precision(found, weights, calibration.of(readout), stated)
             for stated in sorted({*precisions, *(one.precision for one in calibration.of(readout).thresholds)})
@@ -275,7 +279,7 @@ def at_precision(
     threshold = next((at.confidence for at in one.thresholds if at.precision >= stated), None)
     if threshold is None:
         return {"stated": stated, "threshold": None}
-    kept = found.found & (found.confidence >= threshold)
+    kept: np.ndarray = found.found & (found.confidence >= threshold)
     total = (weights * kept).sum()
     return {
         "stated": stated,
@@ -283,7 +287,7 @@ def at_precision(
         "hits": int(kept.sum()),
         "precision": float((weights * kept * found.right).sum() / total) if total else None,
         "recall": float((kept & found.right).any(1)[found.present].mean()),
-        "silence": float((~kept.any(1))[~found.present].mean()),
+        "silence": float(1 - np.any(kept, axis=1)[~found.present].mean()),
     }
 
 
@@ -355,8 +359,8 @@ def tables(report: dict[str, Any]) -> str:
         [
             *lines,
             "",
-            f"Calibrated on {made['queries']:,} queries of {made['concepts']:,} concepts over {made['pool']:,} pictures, "
-            f"{made['right']:.2f} right a query, {made['beams']} beams; prior {made['prior']:g}. "
+            f"Calibrated on {made['queries']:,} queries of {made['concepts']:,} concepts over {made['pool']:,} "
+            f"pictures, {made['right']:.2f} right a query, {made['beams']} beams; prior {made['prior']:g}. "
             f"{machine['cpu']}, {machine['cores']} cores{threads}, torch {machine['torch']}.",
             f"`{report['command']}`",
         ]

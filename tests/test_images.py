@@ -75,6 +75,8 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
         (np.array([[0.0, 500_000.0, 1_000_000.0]], np.float32), [0, 128, 255]),
         (np.array([[float("nan"), 0.0, 1.0]], np.float32), [0, 0, 255]),
         (np.array([[0.0, 0.0, 0.0]], np.float32), [0, 0, 0]),
+        # the first is a signalling NaN, at which a processor raises a flag
+        (np.array([[0x7FA00000, 0, 0x3F800000]], np.uint32).view(np.float32), [0, 0, 255]),
     ],
 )
 def test_thirty_two_bit_grey(tmp_path, values, expected):
@@ -233,8 +235,9 @@ def pipe(tmp_path):
     writer = threading.Thread(target=lambda: path.open("wb").close(), daemon=True)
     writer.start()
     yield path
-    os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     writer.join()
+    os.close(reader)
 
 
 def test_what_is_no_file_is_never_read(tmp_path, pipe):
@@ -357,6 +360,34 @@ def test_load_images_holds_few_at_once(tmp_path, monkeypatch):
     assert len(opened) <= 9
     with pytest.raises(ConfigError):
         next(load_images([], workers=0))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_large_pictures_are_not_decoded_ahead(tmp_path, monkeypatch, workers):
+    monkeypatch.setattr(images, "_PIXELS_AHEAD", 10)
+    for number in range(20):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    (tmp_path / "3.png").write_text("broken")
+    decoded, taken, most = [], 0, 0
+    real = images.open_image
+
+    def counted(path, **options):
+        nonlocal most
+        decoded.append(path)
+        most = max(most, len(decoded) - taken)
+        return real(path, **options)
+
+    monkeypatch.setattr(images, "open_image", counted)
+    stream = load_images([tmp_path / f"{number}.png" for number in range(20)], workers=workers)
+    for number, (index, image) in enumerate(stream):
+        assert index == number
+        assert isinstance(image, Skipped) if number == 3 else image.getpixel((0, 0))[0] == number
+        taken += 1
+    # one may wait to be taken when each thread begins another
+    assert most <= workers + 2
+    stream = load_images([tmp_path / "0.png"] * 100, workers=workers)
+    next(stream)
+    stream.close()  # whoever waits is let go
 
 
 def test_list_images(tmp_path):

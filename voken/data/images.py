@@ -41,6 +41,8 @@ SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", 
 # only formats that Pillow decodes itself: its EPS reader, say, starts another program
 _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 _PIXELS_AT_ONCE = 1 << 20
+_PIXELS_AHEAD = 1 << 25
+"""Of pictures that are decoded before they are asked for: 128 MB, as Pillow holds four bytes a pixel."""
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -136,16 +138,21 @@ def load_images(
 ) -> Iterator[tuple[int, Image.Image | Skipped]]:
     """Open many pictures by `workers` threads: (index into `paths`, the picture or why not), in order.
 
-    Only a few pictures a thread are held at once, however slow the consumer. See `open_image` for `size`.
+    Only a few pictures a thread are held at once, and fewer large ones, however slow the consumer. See `open_image`
+    for `size`.
     """
     if workers < 1:
         raise ConfigError(f"workers must be at least 1, not {workers}")
+    ahead = _Ahead()
 
-    def one(path: Path) -> Image.Image | Skipped:
+    def one(index: int) -> Image.Image | Skipped:
+        ahead.wait(index)
         try:
-            return open_image(path, size=size)
+            image = open_image(paths[index], size=size)
         except PictureError as error:
             return Skipped(error.path, error.reason)
+        ahead.add(image)
+        return image
 
     total = len(paths)
     waiting: deque[Future[Image.Image | Skipped]] = deque()
@@ -154,14 +161,50 @@ def load_images(
             started = 0
             for index in range(total):
                 while started < total and len(waiting) < 4 * workers:
-                    waiting.append(pool.submit(one, paths[started]))
+                    waiting.append(pool.submit(one, started))
                     started += 1
                 result = waiting.popleft().result()
+                ahead.take(result)
                 progress("read pictures", index + 1, total)
                 yield index, result
         finally:
             for future in waiting:
                 future.cancel()
+            ahead.close()
+
+
+class _Ahead:
+    """Bounds the pixels of pictures that wait to be taken. Who decodes the next one to be taken never waits."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._pixels = 0
+        self._next = 0
+        self._closed = False
+
+    def wait(self, index: int) -> None:
+        """Until there is room for the picture at `index`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or index == self._next or self._pixels < _PIXELS_AHEAD)
+
+    def add(self, image: Image.Image) -> None:
+        """It waits to be taken."""
+        with self._changed:
+            self._pixels += image.width * image.height
+
+    def take(self, result: Image.Image | Skipped) -> None:
+        """The next one is taken, which may be none."""
+        with self._changed:
+            self._next += 1
+            if isinstance(result, Image.Image):
+                self._pixels -= result.width * result.height
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Let go who waits."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
 
 
 class _Quiet:
@@ -286,7 +329,8 @@ def _eight_bits(image: Image.Image, top: float) -> Image.Image:
 
 
 def _numbers(image: Image.Image) -> np.ndarray:
-    return np.nan_to_num(np.asarray(image).astype(np.float64))
+    with np.errstate(invalid="ignore"):  # a signalling NaN is one, too
+        return np.nan_to_num(np.asarray(image).astype(np.float64))
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:

@@ -1,0 +1,510 @@
+"""The documentation says what is so: its commands run, print what is shown, and its links lead somewhere.
+
+A page is one session of a reader, from top to bottom, in a home folder of its own:
+
+    photos/           27 pictures in animals/, food/, trips/2023/, trips/2024/; one for README; a file that is none
+    photos.voken      a collection of them, but where the page makes it itself (README, the tutorial)
+    model             a true model with random weights and a made-up calibration; demo/model is the same
+    demo/data         pictures with captions and fields; captioned is the same; a.json, b.json: evaluations of it
+    more/ other/      pictures that are in no collection, and fox-drawn.png
+
+What is run: in fences of `console` every line that begins with "$ "; in all others every line that begins with "voken";
+every fence of `python`. A comment before a fence, `<!-- not run: REASON -->`, or for some of its commands
+`<!-- not run: voken reproduce: REASON -->`, takes them out; voken's command line must take their options all the same.
+What is not run as it stands: `voken fit` is asked for its settings alone; servers listen on a free port, are asked and
+stopped at the page's end; `--watch` is shown a new picture and stopped.
+
+A line shown below a command of a `console` is one that it prints, but for numbers and paths; `…` stands for what is
+left out. A fence of `json` after it shows keys that its answer has, with values of these types.
+"""
+
+import contextlib
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.request
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+import test_lite
+import torch
+import typer
+from PIL import Image
+from test_inference import make_lite
+from typer.testing import CliRunner
+
+from voken.calibration import Calibration, ReadoutCalibration
+from voken.cli import app
+from voken.config import EncoderConfig, RunConfig, SearchConfig, TokenizerConfig
+from voken.encoders.two_tower import TwoTowerEncoder, TwoTowerHead
+from voken.image_tokenizer.model import ImageTokenizer
+from voken.model import Model
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "docs/tutorial.md", "docs/how-to.md", "docs/serving.md", "docs/operations.md")
+MAKES_ITS_COLLECTION = ("README.md", "docs/tutorial.md")
+SOON = 60
+"""Seconds after which something hangs."""
+PORT = "7860"
+PHOTOS = {
+    "animals": (2022, "fox raccoon tiger horse zebra elephant owl whale crab rabbit eagle"),
+    "food": (2024, "lemon banana strawberry hamburger cupcake pineapple"),
+    "trips/2023": (2023, "sailboat high-speed-train ferris-wheel sunset snow-capped-mountain"),
+    "trips/2024": (2024, "airplane-departure bus roller-coaster parachute passenger-ship"),
+}
+SUFFIXES = (".png", ".jpg", ".webp")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One line of a shell, what is shown below it, and what its answer looks like."""
+
+    line: int
+    text: str
+    run: bool
+    shown: list = field(default_factory=list)
+    shape: list = field(default_factory=list)
+    """Of one element, where a fence of `json` follows."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fence of a page."""
+
+    line: int
+    language: str
+    lines: list
+    mark: tuple | None
+    """Of the comment before it: the command that is not run ("" for all), and the reason."""
+
+    @property
+    def text(self):
+        return "\n".join(self.lines)
+
+
+def blocks(page):
+    """The fences of a page in order."""
+    found, fence, mark = [], None, None
+    for number, line in enumerate((ROOT / page).read_text(encoding="utf-8").splitlines(), start=1):
+        if fence is not None:
+            if line.startswith("```"):
+                found.append(fence)
+                fence, mark = None, None
+            else:
+                fence.lines.append(line)
+        elif line.startswith("```"):
+            fence = Block(number, line[3:].strip(), [], mark)
+        else:
+            said = re.fullmatch(r"<!-- not run: (?:(voken [^:]*): )?(.+) -->", line)
+            mark = (said[1] or "", said[2]) if said else None
+    assert fence is None, f"{page}: a fence is not closed"
+    return found
+
+
+def commands(block):
+    """Those of a fence, with what is shown below each."""
+    found = []
+    for number, line in enumerate(block.lines, start=block.line + 1):
+        prompt = "$ " if block.language == "console" else ""
+        if line.startswith(prompt) if prompt else line.startswith("voken"):
+            text = line.removeprefix(prompt)
+            run = block.mark is None or bool(block.mark[0] and not text.startswith(block.mark[0]))
+            found.append(Command(number, text, run))
+        elif found and prompt and line.strip():
+            found[-1].shown.append(line)
+    return found
+
+
+def steps(page):
+    """Everything of a page that is run, in order: commands and programs."""
+    found = []
+    for block in blocks(page):
+        if block.language == "python":
+            if block.mark is None:
+                found.append(block)
+        elif block.language == "json" and found and isinstance(found[-1], Command):
+            found[-1].shape.append(json.loads(block.text))
+        elif block.language in ("", "sh", "console"):
+            found += commands(block)
+    return found
+
+
+def skeleton(line):
+    """A line without what differs from one run to another."""
+    words = [
+        "PATH" if "/" in word or word.rstrip(":,").endswith(SUFFIXES) else re.sub(r"[-+−]?\d[\d,.]*", "0", word)
+        for word in line.split()
+    ]
+    return " ".join(words)
+
+
+def missing(shown, printed):
+    """The first shown line that was not printed; None where all were."""
+    there = [skeleton(line) for line in printed.splitlines()]
+    for line in shown:
+        wanted = skeleton(line.removesuffix("…"))
+        if not any(one.startswith(wanted) if line.endswith("…") else one == wanted for one in there):
+            return line
+    return None
+
+
+def assert_shape(shown, real, where="answer"):
+    """Every key that is shown is there, with a value of its type."""
+    if isinstance(shown, dict):
+        assert isinstance(real, dict), f"{where}: {real!r}"
+        for key, value in shown.items():
+            assert key in real, f"{where}: no {key!r} among {list(real)}"
+            assert_shape(value, real[key], f"{where}.{key}")
+    elif isinstance(shown, list):
+        assert isinstance(real, list), f"{where}: {real!r}"
+        assert len(real) >= bool(shown), f"{where}: nothing there"
+        for one in shown:
+            assert_shape(one, real[0], f"{where}[0]")
+    elif isinstance(shown, int | float) and not isinstance(shown, bool):
+        assert isinstance(real, int | float), f"{where}: {real!r}"
+        assert not isinstance(real, bool), where
+    else:
+        assert type(shown) is type(real), f"{where}: {real!r}"
+
+
+def operators(text):
+    """Words, and whether the shell is needed: for pipes, files and what is not voken."""
+    lexer = shlex.shlex(text, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    words = list(lexer)
+    return words, any(set(word) <= set("|<>&();") for word in words) or words[0] != "voken"
+
+
+def make_model(folder):
+    """Random weights, in the true format, that say of every hit that it is right with some probability."""
+    torch.manual_seed(3)
+    small = EncoderConfig(dim=test_lite.DIM, hidden=16, image_size=32)
+    encoder = TwoTowerEncoder(TwoTowerHead(small).eval())
+    generator = make_lite(encoder, memory_weight=0.7, copy_voken_embeddings=False)
+    config = TokenizerConfig(
+        codebook_size=test_lite.SIZE,
+        levels=test_lite.LEVELS,
+        layers=(),
+        code_dim=test_lite.DIM,
+        shared_codebook=False,
+    )
+    weights = {"generate": 0.0, "voken": 2.0, "vector": 3.0}
+    sure = tuple(ReadoutCalibration(name, weight, -1.0, 0.05, 0.0, 0.0) for name, weight in weights.items())
+    search = SearchConfig(
+        beams=7,
+        voken_weight=2.0,
+        vector_weight=3.0,
+        calibration=Calibration(0.5, 50, 50, 50, 1.0, 7, sure),
+    )
+    run = RunConfig(name="demo", encoder=small, tokenizer=config, generator=generator.config)
+    Model(run, encoder, ImageTokenizer(test_lite.DIM, config).eval(), generator, search, {}).save(folder)
+
+
+def draw(path, random, year=2024):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    coarse = random.integers(0, 256, (3, 3, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize((24, 24), Image.Resampling.NEAREST).save(path)
+    taken = datetime(year, 7, 1, 12, tzinfo=UTC).timestamp()
+    os.utime(path, (taken, taken))
+
+
+def draw_data(folder, random):
+    """Concepts of one family each, two hands, all in the test split."""
+    lines = []
+    for concept in ("health worker", "field worker", "red square", "green dot", "blue stripe", "fish"):
+        for vendor in ("noto", "fluent"):
+            name = f"images/{vendor}/{concept.replace(' ', '-')}.png"
+            draw(folder / name, random)
+            captions = [f"a {concept}", f"{concept}, drawn"]
+            lines.append(
+                {"file_name": name, "captions": captions, "split": "test", "concept": concept, "vendor": vendor}
+            )
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """What all pages begin with, and the cache they share."""
+    home = tmp_path_factory.mktemp("prepared")
+    random = np.random.default_rng(0)
+    for folder, (year, names) in PHOTOS.items():
+        for name in names.split():
+            draw(home / "photos" / folder / f"{name}.png", random, year)
+    for name in ("photos/dog.jpg", "more/camera.png", "more/mouse.png", "other/new.jpg", "fox-drawn.png"):
+        draw(home / name, random)
+    (home / "photos" / "notes.png").write_bytes(b"no picture")
+    draw_data(home / "demo" / "data", random)
+    make_model(home / "demo" / "model")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+        patch.chdir(home)
+        invoke(shlex.split("voken eval --model demo/model --data demo/data --per-query --json a.json"))
+    shutil.copy(home / "a.json", home / "b.json")
+    return home
+
+
+@pytest.fixture
+def home(prepared, tmp_path, monkeypatch):
+    """A reader's home folder, and where they are."""
+    shutil.copytree(prepared / "photos", tmp_path / "photos")
+    for name in ("more", "other", "demo/data"):
+        shutil.copytree(prepared / name, tmp_path / name)
+    for name in ("fox-drawn.png", "a.json", "b.json"):
+        shutil.copy(prepared / name, tmp_path / name)
+    for link, to in (("model", prepared / "demo" / "model"), ("demo/model", prepared / "demo" / "model")):
+        (tmp_path / link).symlink_to(to, target_is_directory=True)
+    (tmp_path / "captioned").symlink_to("demo/data", target_is_directory=True)
+    shim = tmp_path / "bin" / "voken"
+    shim.parent.mkdir()
+    shim.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m voken "$@"\n')
+    shim.chmod(0o755)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(prepared / "cache"))
+    monkeypatch.setenv("PATH", f"{shim.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("BROWSER", "true")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("VOKEN_TOKEN", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def expanded(words):
+    """As a shell passes them on."""
+    return [str(Path(word).expanduser()) if word.startswith("~") else word for word in words]
+
+
+def invoke(words):
+    """In this process, which has imported what takes seconds; what was printed."""
+    words = expanded(words[1:])
+    if words[0] == "fit":
+        words.append("--show-config")
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+class Session:
+    """A page that is being read: its servers run until its end."""
+
+    def __init__(self):
+        self.port = PORT
+        self.running = []
+
+    def run(self, step):
+        if isinstance(step, Block):
+            # as a program of its own would begin
+            exec(compile(self._mapped(step.text), "<page>", "exec"), {"__name__": "__main__"})
+            return
+        if not step.run:
+            self._check_options(step.text)
+            return
+        printed = self._run(self._mapped(step.text))
+        line = missing(step.shown, printed)
+        assert line is None, f"not printed: {line}\nbut:\n{printed}"
+        for shape in step.shape:
+            assert_shape(shape, json.loads(printed))
+
+    def close(self):
+        for process in self.running:
+            process.terminate()
+        for process in self.running:
+            with process:
+                assert process.wait(SOON) == 0
+
+    def _mapped(self, text):
+        return text.replace(f":{PORT}", f":{self.port}")
+
+    def _run(self, text):
+        words, shell = operators(text)
+        names = [word for word in words if "=" not in word or word.startswith("-")]
+        if names[:2] == ["voken", "serve"]:
+            return self._serve(dict(word.split("=", 1) for word in words[: words.index("voken")]), names[2:])
+        if "--watch" in words:
+            return self._watch(words)
+        if ";" in words:
+            return "".join(self._run(part.strip()) for part in text.split(";"))
+        if not shell:
+            return invoke(shlex.split(text, comments=True))
+        done = subprocess.run(
+            ["bash", "-c", f"set -o pipefail; {text}"], capture_output=True, text=True, timeout=SOON, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def _check_options(self, text):
+        """A command that is not run is one that voken would take."""
+        words, _ = operators(text)
+        if words[0] == "voken":
+            command = typer.main.get_command(app)
+            words = shlex.split(text, comments=True)[1:]
+            context = command.make_context("voken", words)
+            while hasattr(command, "commands"):
+                name, command, words = command.resolve_command(context, words)
+                context = command.make_context(name, words, parent=context)
+
+    def _serve(self, variables, options):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = str(free.getsockname()[1])
+        if "--port" in options:
+            del options[options.index("--port") : options.index("--port") + 2]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "voken", "serve", *options, "--port", self.port],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, **variables},
+        )
+        self.running.append(process)
+        line = process.stdout.readline()
+        assert line.startswith("Serving "), line + process.stdout.read()
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/healthz", timeout=SOON) as answer:
+            assert json.load(answer)["status"] == "ok"
+        return line
+
+    def _watch(self, words):
+        # Ctrl-C, also where the tests run in the background of a shell that takes it away
+        code = (
+            "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+            "from voken.cli import main\nmain()\n"
+        )
+        words = expanded(words[1:])
+        printed, came = [], threading.Condition()
+        with subprocess.Popen(
+            [sys.executable, "-c", code, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process:
+
+            def listen():
+                for line in process.stdout:
+                    with came:
+                        printed.append(line)
+                        came.notify()
+
+            def wait_for(text):
+                with came:
+                    assert came.wait_for(lambda: any(text in line for line in printed), SOON), printed
+
+            listener = threading.Thread(target=listen)
+            listener.start()
+            try:
+                wait_for("Watching ")
+                # the watch begins a moment after it is told
+                for copy in range(SOON):
+                    shutil.copy("photos/animals/fox.png", f"photos/animals/fox-{copy}.png")
+                    with came:
+                        if came.wait_for(lambda: any("added)" in line for line in printed), 5):
+                            break
+            finally:
+                process.send_signal(signal.SIGINT)
+                listener.join(SOON)
+            assert process.wait(SOON) == 130
+            return "".join(printed)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_says_to_do_can_be_done(page, home):
+    if page not in MAKES_ITS_COLLECTION:
+        invoke(shlex.split("voken index photos --model model --out photos.voken"))
+    every, session = steps(page), Session()
+    assert every, f"{page}: no command was found"
+    with contextlib.closing(session):
+        for step in every:
+            printed = io.StringIO()
+            try:
+                with contextlib.redirect_stdout(printed):
+                    session.run(step)
+            except BaseException as error:
+                text = step.text.partition("\n")[0]
+                raise AssertionError(f"{page}, line {step.line}: {text}\n{error!r}\n{printed.getvalue()}") from error
+
+
+def slug(heading):
+    """The anchor that a heading gets."""
+    plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower()
+    return re.sub(r"[^\w\- ]", "", plain).strip().replace(" ", "-")
+
+
+def prose(path):
+    """A page without its fences and code."""
+    text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"`[^`\n]*`", "", text)
+
+
+def markdown():
+    return sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+
+
+@pytest.mark.parametrize("path", markdown(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(path)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        to = (path.parent / name).resolve() if name else path
+        assert to.exists(), f"{target}: no such file"
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", to.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            assert anchor in map(slug, headings), f"{target}: no such heading"
+
+
+def test_options_that_are_named_exist():
+    def options(command):
+        found = {name for one in command.params for name in (*one.opts, *one.secondary_opts)}
+        return found.union(*(options(one) for one in getattr(command, "commands", {}).values()))
+
+    known = options(typer.main.get_command(app)) | {"--help"}
+    for page in PAGES:
+        text = re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+        for code in re.findall(r"`([^`\n]+)`", text):
+            if code.startswith(("voken", "-")):
+                named = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", code))
+                assert named <= known, f"{page}: `{code}`: {sorted(named - known)}"
+
+
+def test_the_doctor_can_say_what_is_explained():
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"^## What the doctor says$(.*?)^## ", text, flags=re.MULTILINE | re.DOTALL)
+    sources = [*(ROOT / "voken" / "collection").glob("*.py"), ROOT / "voken" / "artifact.py"]
+    said = re.sub(r'"\s*f?"', "", " ".join(path.read_text(encoding="utf-8") for path in sources))
+    phrases = [
+        code for row in re.findall(r"^\| (`.*?) \|", table, flags=re.MULTILINE) for code in row[1:-1].split("` `")
+    ]
+    assert len(phrases) > 10
+    for phrase in phrases:
+        assert phrase in said, phrase
+
+
+def test_the_references_are_what_is_generated():
+    # not in this process, where signatures are changed to be checked (conftest.py)
+    done = subprocess.run(
+        [sys.executable, ROOT / "docs" / "reference" / "generate.py", "--check"],
+        capture_output=True,
+        text=True,
+        timeout=SOON,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_line_that_is_not_printed_is_found():
+    printed = "photos.voken: 3 pictures (2 added), in 1 s\n   1   -0.5   7%  photos/a b.png\n"
+    assert (
+        missing(["photos.voken: 27 pictures (27 added)…", "  12  +45.1  99%  x/y.jpg"], printed)
+        == "  12  +45.1  99%  x/y.jpg"
+    )
+    assert missing(["photos.voken: 27 pictures (27 added), in 0 s", "…"], printed) is None
+    assert missing(["photos.voken: 27 pictures (27 gone), in 0 s"], printed) is not None
+    with pytest.raises(AssertionError, match="no 'k'"):
+        assert_shape({"a": [{"k": 1}]}, {"a": [{"b": 1}]})
+    with pytest.raises(AssertionError):
+        assert_shape({"a": 1}, {"a": "1"})
