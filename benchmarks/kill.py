@@ -190,7 +190,9 @@ def answers(folder: Path, snapshot: Snapshot) -> bool:
     walker = NearestSequences(Store.open(folder).codebooks())
     row = int(snapshot.rows[-1])
     sequence = snapshot.sequence(row)[None].astype(np.int64)
-    found = beam_search_from_state(walker, walker.prefill(walker.of_sequences(sequence)), snapshot.trie, 20)
+    # at full width, as codebooks that were drawn at random may hide the nearest from a narrow search
+    every = snapshot.trie.sequences
+    found = beam_search_from_state(walker, walker.prefill(walker.of_sequences(sequence)), snapshot.trie, every)
     return row in snapshot.trie.rows_of(found.leaf[0][found.leaf[0] >= 0])[0].tolist()
 
 
@@ -289,6 +291,7 @@ def read(folder: Path) -> None:
             counts = Counter(snapshot.ids[row].rpartition("/")[0] for row in snapshot.rows.tolist())
             half += any(count != GROUP for count in counts.values())
             half += snapshot.trie.images != len(snapshot)
+        time.sleep(0.005)
     print(len(versions), half, flush=True)
 
 

@@ -257,6 +257,7 @@ class Client:
                 if now - first > PATIENCE:
                     counts.lost += 1
                     return
+                self._close()  # a connection that idles meanwhile may be closed just as it is used again
                 await asyncio.sleep(int(headers["retry-after"]))
                 continue
             if status != 200:
