@@ -400,7 +400,7 @@ def _checksummed(png: bytes) -> bytes:
 
 @cache
 def _packed_zeros() -> bytes:
-    return zlib.compress(bytes(300_000_000), 9)
+    return zlib.compress(bytes(100_000_000), 9)
 
 
 # Names, and what is no file

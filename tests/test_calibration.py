@@ -286,6 +286,22 @@ def test_what_is_promised_comes_true_for_other_concepts(prior):
     )
 
 
+def test_where_search_is_good_thresholds_keep_their_word_and_most_answers():
+    made, _ = calibrate({"voken": drawn_answers(400, 200, skill=10.0)}, {"voken": 3.0}, beams=100)
+    fresh = drawn_answers(2000, 200, seed=5, skill=10.0)
+    cases = Cases.of(fresh, 3.0)
+    one = made.of("voken")
+    logit = one.bias + cases.features @ [one.score, one.mass, one.mean_cosine]
+    sure = np.where(cases.found, 1 / (1 + np.exp(-logit)), 0.0)
+    assert {0.1, 0.3, 0.5, 0.7} <= {threshold.precision for threshold in one.thresholds}
+    for threshold in one.thresholds:
+        kept = cases.found & (sure >= threshold.confidence)
+        assert cases.right[kept].mean() >= threshold.precision
+        recall, silence = recall_and_silence(cases, sure, threshold.confidence)
+        assert recall > 0.6
+        assert silence == pytest.approx(threshold.silence, abs=0.1)
+
+
 def test_a_rarer_right_answer_is_believed_less():
     answers = drawn_answers(200, 100)
     seldom, often = (calibrate({"voken": answers}, {"voken": 3.0}, beams=50, prior=prior)[0] for prior in (0.1, 0.9))

@@ -83,8 +83,9 @@ class ReadoutCalibration:
         shared: Int[np.ndarray, "*queries hits"] | None = None,
     ) -> Float[np.ndarray, "*queries hits"]:
         """As `Calibration.confidence`."""
-        features = _features(log_prob, cosine, shared, self.cosine_weight)
-        logit = self.bias + features @ np.array([self.score, self.mass, self.mean_cosine])
+        score, mass, mean = np.moveaxis(_features(log_prob, cosine, shared, self.cosine_weight), -1, 0)
+        # one number after another, not as a product of matrices: equal scores get equal confidences to the bit
+        logit = self.score * score + (self.bias + self.mass * mass + self.mean_cosine * mean)
         found: np.ndarray = np.where(np.isfinite(log_prob), _sigmoid(logit), 0.0)
         return found
 

@@ -67,7 +67,7 @@ class CaptionedImage:
     licence: str = ""
     family: str = ""
     vendor: str = ""
-    metadata: str = ""
+    metadata: str = field(default="", compare=False)
     """What else its line of metadata.jsonl says, as a JSON object; "" for nothing. Searches filter by it."""
 
     def __post_init__(self) -> None:
@@ -167,7 +167,8 @@ def write_dataset(destination: Path, name: str, images: Iterable[CaptionedImage]
                         "licence": image.licence,
                         "vendor": image.vendor,
                     }
-                    out.write(json.dumps(record, ensure_ascii=False) + "\n")
+                    others = json.loads(image.metadata) if image.metadata else {}
+                    out.write(json.dumps(others | record, ensure_ascii=False) + "\n")
                 out.flush()
                 os.fsync(out.fileno())
             Path(draft).chmod(0o644)

@@ -1,0 +1,100 @@
+"""The fuzzing benchmark runs, and can see what it looks for."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from voken.data.images import open_image
+from voken.errors import PictureError
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+def test_a_small_run(tmp_path):
+    out = tmp_path / "out.json"
+    command = [
+        sys.executable,
+        str(FOLDER / "fuzz_pictures.py"),
+        "--count",
+        "40",
+        "--near-limit",
+        "0",
+        "--json",
+        str(out),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(out.read_text())
+    rows = {row["kind"]: row for row in found["rows"]}
+    assert sum(row["files"] for row in rows.values()) > 40
+    assert all(row["indexed"] + row["skipped"] + row["passed_over"] == row["files"] for row in rows.values())
+    assert rows["no plain file"]["indexed"] == 2
+    assert rows["no plain file"]["skipped"] >= 5
+    assert rows["whole"]["indexed"] == rows["whole"]["taken"] == rows["whole"]["files"] > 0
+    assert found["statuses"]["upload 200"] >= 2
+    assert not any(found["faults"].values())
+
+
+@pytest.fixture
+def fuzz(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    return importlib.import_module("fuzz_pictures")
+
+
+def test_hangs_and_crashes_are_seen(fuzz, tmp_path, monkeypatch):
+    child = tmp_path / "child.py"
+    child.write_text(
+        "import json, os, sys, time\n"
+        "print(json.dumps({'begin': 'read', 'files': ['a.png']}), flush=True)\n"
+        "what = open(sys.argv[3]).read()\n"
+        "if what == 'hang': time.sleep(600)\n"
+        "if what == 'crash': os.abort()\n"
+        "if what == 'hold': kept = bytearray(os.urandom(1 << 20)) * 400; time.sleep(600)\n"
+        "if what == 'stop': sys.exit('broken')\n"
+    )
+    monkeypatch.setattr(fuzz, "__file__", str(child))
+    moved = []
+    for what, kind in (("hang", "hangs"), ("crash", "crashes"), ("hold", "too_large"), ("stop", "stopped")):
+        (tmp_path / "what").write_text(what)
+
+        def away(names, what=what):
+            moved.append((what, names))
+            (tmp_path / "what").write_text("end")
+
+        patience = 1.5 if what == "hang" else 60
+        limits = {"patience": patience, "memory": 300, "away": away}
+        found = fuzz.watched("index", tmp_path / "what", tmp_path / "c", **limits)
+        assert found.faults == 1
+        assert len(getattr(found, kind)) == 1
+        assert moved[-1] == (what, ["a.png"])
+
+
+def test_what_became_of_a_file_is_judged(fuzz, tmp_path):
+    made = fuzz.Made(tmp_path / "x.png", "whole", "indexed")
+    name, row = str(made.path), fuzz.Row("whole")
+    assert fuzz.judge(row, made, {name}, {name}, {}) == ""
+    assert "is unaccounted for" in fuzz.judge(row, made, {name}, set(), {})
+    assert "is unaccounted for" in fuzz.judge(row, made, {name}, set(), {name: ""})
+    assert "should be indexed" in fuzz.judge(row, made, {name}, set(), {name: "torn"})
+    assert (row.unaccounted, row.wrongly, row.indexed) == (2, 1, 1)
+
+
+def test_files_are_what_they_are_said_to_be(fuzz, tmp_path):
+    """Against the reader itself: whole pictures of every format, and nothing but those."""
+    made = list(fuzz.make(tmp_path, 120, 1, near_limit=0))
+    assert {one.kind for one in made} == {*importlib.import_module("hostile_files").KINDS, "no plain file"}
+    for one in made:
+        if one.fate == "indexed":
+            assert open_image(one.path).mode == "RGB"
+        if one.fate == "skipped":
+            with pytest.raises(PictureError):
+                open_image(one.path)
+    again = list(fuzz.make(tmp_path / "again", 120, 1, near_limit=0))
+    assert [one.path.relative_to(tmp_path) for one in made] == [
+        one.path.relative_to(tmp_path / "again") for one in again
+    ]
+    assert all(a.path.read_bytes() == b.path.read_bytes() for a, b in zip(made[:120], again[:120], strict=True))
