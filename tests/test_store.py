@@ -231,6 +231,20 @@ def test_another_collection_in_its_place_is_another_version(tmp_path):
     assert [hit.image_id for hit in searcher.search(["red"], 5)[0]] == ["b"]
 
 
+def test_replacing_keeps_the_only_copies(tmp_path):
+    store = new_store(tmp_path / "c")
+    (store.folder / "pictures" / "ab").mkdir(parents=True)
+    (store.folder / "pictures" / ".lock.sqlite3").touch()
+    model = tiny_model()
+    again = {"root": tmp_path, "fingerprint": model.fingerprint, "tokenizer": model.tokenizer, "replace": True}
+    Store.create(tmp_path / "c", **again)
+    (store.folder / "pictures" / "ab").mkdir(parents=True)
+    (store.folder / "pictures" / "ab" / "ab12.jpg").write_bytes(b"the only copy")
+    with pytest.raises(ArtifactError, match="holds pictures that were uploaded"):
+        Store.create(tmp_path / "c", **again)
+    assert (store.folder / "pictures" / "ab" / "ab12.jpg").read_bytes() == b"the only copy"
+
+
 WRITER = """
     import sys
     import numpy as np

@@ -99,10 +99,8 @@ class Calibration:
     wrong. Where a picture is not there, its near relations still are: pools without them are easier.
 
     They also hold for one right picture in about `pool` / `right`, in the order of which docs/protocol.md calls the
-    pool. Where right pictures are rarer than that, wrong ones find more occasions to look right: at a quarter of the
-    share the confidence of first hits was 1.6 to 2 times what it should have been. In a pool that grew while the share
-    stayed, it was 0.9 to 1.5 times that. It is too low in smaller pools: half of what it should be at an eighth of
-    the pictures. docs/results.md has the figures; `benchmarks/no_match.py` measures them for other data.
+    pool. Where right pictures are rarer than that, wrong ones find more occasions to look right, and it is too high; in
+    smaller pools it is too low. docs/results.md has figures; `benchmarks/no_match.py` measures them for other data.
     """
 
     prior: float

@@ -426,7 +426,7 @@ def _tell_indexed(out: Path, made: Snapshot, done: Indexed, seconds: float, as_j
         return
     counts = {"added": done.added, "changed": done.updated, "moved": done.moved, "removed": done.removed}
     said = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count) or "nothing has changed"
-    rate = f", {done.added / seconds:,.0f} a second" if done.added and seconds > 1 else ""
+    rate = f", {done.added / seconds:,.0f} a second" if done.added > 2 * seconds > 2 else ""
     typer.echo(
         f"{shown(out)}: {len(made):,} pictures ({said}), {made.trie.sequences:,} voken sequences, "
         f"{made.bytes_per_picture:,.0f} bytes a picture, in {duration(seconds)}{rate}"

@@ -175,6 +175,11 @@ class Store:
             kind = artifact.kind_of(folder)
             if not replace or kind != KIND:
                 raise ArtifactError(f"{folder}: a saved {kind} is there already. Remove it or choose another folder.")
+            if any(not path.name.startswith(".") for path in (folder / PICTURES).rglob("*.*")):
+                raise ArtifactError(
+                    f"{folder / PICTURES}: holds pictures that were uploaded, and there is no other copy of them. Move "
+                    "them away first, or choose another folder."
+                )
         model = None if model_folder is None else Path(model_folder).absolute()
         state = _State(
             uid=secrets.token_hex(8),

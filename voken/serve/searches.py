@@ -21,7 +21,7 @@ from voken.serve.multipart import media_type, multipart_body, parts
 from voken.serve.refusals import RefusedError
 from voken.serve.service import Service, unless_gone
 
-LIKELY = 0.1
+LIKELY = 0.02
 """A best hit with less confidence than this is no match."""
 THUMBNAIL = 256
 _HITS_AT_ONCE = 1_000
