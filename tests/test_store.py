@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -199,6 +200,51 @@ def test_what_a_killed_compaction_left_is_swept_away(tmp_path):
     assert store.compact()
     assert store.leftovers() == []
     assert list(told(Store.open(tmp_path / "c").snapshot(verify=True))) == ["a"]
+
+
+def test_a_compaction_removes_no_base_of_another(tmp_path, monkeypatch):
+    """Between the end of one and its sweeping another process changes and compacts the collection again."""
+    first, second = new_store(tmp_path / "c"), Store.open(tmp_path / "c")
+    first.commit([entry("a")])
+    writing = first._writing
+
+    @contextmanager
+    def writing_and_then_another():
+        with writing() as opened:
+            yield opened
+        second.commit([entry("b")])
+        second.compact()
+
+    monkeypatch.setattr(first, "_writing", writing_and_then_another)
+    assert first.compact()
+    assert sorted(told(Store.open(tmp_path / "c").snapshot(verify=True))) == ["a", "b"]
+
+
+def test_a_killed_compaction_of_the_same_process_number_is_no_obstacle(tmp_path):
+    store = new_store(tmp_path / "c")
+    store.commit([entry("a")])
+    (tmp_path / "c" / f".base-000001.partial-{os.getpid()}").mkdir()
+    (tmp_path / f".d.partial-{os.getpid()}").mkdir()
+    assert store.compact()
+    assert store.leftovers() == []
+    new_store(tmp_path / "d")
+
+
+def test_who_verifies_while_the_base_goes_gets_the_next(tmp_path, monkeypatch):
+    store = new_store(tmp_path / "c")
+    store.commit([entry("a")])
+    store.compact()
+    store.commit([entry("b")])
+    real, times = artifact.sha256, []
+
+    def slow(path):
+        if not times:
+            times.append(1)
+            Store.open(tmp_path / "c").compact()
+        return real(path)
+
+    monkeypatch.setattr(artifact, "sha256", slow)
+    assert sorted(told(store.snapshot(verify=True))) == ["a", "b"]
 
 
 def test_damage_is_told(tmp_path):

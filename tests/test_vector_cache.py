@@ -90,6 +90,14 @@ def test_files_are_encoded_once(cache, paths):
     assert encode.batches == [3, 3, 1, 7]
 
 
+def test_batches_of_large_pictures_are_small(cache, paths, monkeypatch):
+    monkeypatch.setattr("voken.encoders.cache._PIXELS_AT_ONCE", 2 * 8 * 8)
+    encode = Counting()
+    found = cache.encode_files(paths, encode, "mean")
+    assert encode.batches == [2, 2, 2, 1]
+    np.testing.assert_array_equal(found.vectors, expected(range(7)))
+
+
 def test_moved_files_are_known_changed_ones_are_not(cache, paths):
     encode = Counting()
     cache.encode_files(paths[:2], encode, "mean")

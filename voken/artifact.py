@@ -63,6 +63,8 @@ def writing(
     partial = destination.with_name(f".{destination.name}.partial-{os.getpid()}")
     with storage_errors(destination):
         try:
+            # of one that was killed, and had the number that this process has now: in a container all have the same
+            shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             yield partial
             _write_manifest(partial, kind=kind, version=version, sealed=sealed)
@@ -99,9 +101,11 @@ def check(folder: Path, *, kind: str, version: int, checksums: bool = True) -> d
         )
     for name, entry in manifest["files"].items():
         path = folder / name
-        if not path.is_file():
-            raise CorruptArtifactError(f"{path}: missing. Restore the folder from a copy or make it again.")
-        if path.stat().st_size != entry["bytes"] or (checksums and sha256(path) != entry["sha256"]):
+        try:
+            same = path.stat().st_size == entry["bytes"] and (not checksums or sha256(path) == entry["sha256"])
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise CorruptArtifactError(f"{path}: missing. Restore the folder from a copy or make it again.") from None
+        if not same:
             raise CorruptArtifactError(
                 f"{path}: differs from what was saved (checksum). Restore the folder from a copy or make it again."
             )

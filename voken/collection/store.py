@@ -20,7 +20,7 @@ import secrets
 import shutil
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -363,12 +363,17 @@ class Store:
                 return False
             name = f"base-{_number(state.base) + 1:06d}" if len(snapshot) else ""
             if name:
-                shutil.rmtree(self.folder / name, ignore_errors=True)  # of a compaction that was killed
+                self._sweep(state.base)  # what compactions left that were killed
                 _write_out(snapshot, self.folder / name)
             connection.execute("DELETE FROM added")
             connection.execute("DELETE FROM removed")
             _write(connection, base=name, version=state.version + 1, next_row=len(snapshot))
-        self._sweep(name)
+        # only who may write knows what nobody needs: another process may have compacted again since. Where one writes
+        # just now, the next compaction sweeps
+        with suppress(StorageError), self._connected(wait=0) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            self._sweep(_read_state(connection, self.folder).base)
+            connection.execute("ROLLBACK")
         return True
 
     def integrity(self) -> list[str]:
@@ -436,6 +441,7 @@ class Store:
         )
 
     def _sweep(self, base: str) -> None:
+        """Remove all bases but one. Whoever calls it is the only one who may write."""
         # a reader that has mapped an older base keeps it; where that cannot be removed now, the next sweep will
         for path in self._others(base):
             shutil.rmtree(path, ignore_errors=True)

@@ -30,6 +30,8 @@ from voken.shapes import Float, Int
 FILE = "vectors.sqlite3"
 _VERSION = 1
 _ASKED_AT_ONCE = 500
+_PIXELS_AT_ONCE = 1 << 26
+"""Of the pictures of one batch: 256 MB. Sixty-four photos of 24 million pixels would take 6 GB."""
 _DAMAGED = (
     "the vector cache is damaged ({why}). Delete the file and run the command again; nothing is lost but the time "
     "to compute the vectors."
@@ -123,7 +125,8 @@ class VectorCache:
         """Vectors of picture files: those that are here from here, the others decoded, encoded and kept.
 
         `encode` turns pictures (RGB, upright) into vectors, a row a picture. Files of equal content are
-        encoded once. A file that cannot be read or decoded is skipped and listed, in the order given. `hashes` are
+        encoded once. Batches of large pictures are smaller: a batch is decoded before it is encoded. A file that cannot
+        be read or decoded is skipped and listed, in the order given. `hashes` are
         those of `file_hash`, where they are known already.
         """
         if batch_size < 1:
@@ -146,6 +149,7 @@ class VectorCache:
         progress("pictures to vectors", done, len(paths))
         images: list[Image] = []
         batch: list[str] = []
+        pixels = 0
         first = [paths[positions[file][0]] for file in missing]
         for index, picture in load_images(first, workers=workers):
             if isinstance(picture, Skipped):
@@ -154,13 +158,14 @@ class VectorCache:
             else:
                 images.append(picture)
                 batch.append(missing[index])
+                pixels += picture.width * picture.height
             done += len(positions[missing[index]])
-            if images and (len(images) == batch_size or index == len(missing) - 1):
+            if images and (len(images) == batch_size or pixels >= _PIXELS_AT_ONCE or index == len(missing) - 1):
                 vectors = np.asarray(encode(images), dtype=np.float32)
                 self.put_many(fingerprint, batch, vectors)
                 for file, vector in zip(batch, vectors, strict=True):
                     table.put(positions[file], vector)
-                images, batch = [], []
+                images, batch, pixels = [], [], 0
                 progress("pictures to vectors", done, len(paths))
         kept = np.array([index for index in range(len(paths)) if index not in refused], dtype=np.int64)
         return EncodedFiles(table.take(kept), kept, [refused[index] for index in sorted(refused)])
