@@ -1,0 +1,126 @@
+"""What does a collection take, on disk and in a process that searches it, and what does a first filter cost?
+
+Random sequences and vectors of the model's own sizes, ids as cameras name files; metadata none. Every size is searched
+in a process of its own: its memory, and of that what is not mapped from files; a search, the first with a filter, and
+another with the same.
+
+    python benchmarks/collection_memory.py MODEL --sizes 10000 100000 1000000 --json out.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from voken.collection.base import FACTS, Base, Lookup, column
+from voken.collection.filters import parse_all
+from voken.collection.store import Store
+from voken.decoding.trie import VokenTrie
+from voken.evaluation.machine import Machine
+from voken.search import Searcher, load_model
+
+FILTERS = ("date>=2020", "folder=2015")
+
+
+def main(given: list[str] | None = None) -> None:
+    """Make, search, print, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--no-vectors", action="store_true", help="a few bytes a picture only")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--search", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args(given)
+    if options.search:
+        print(json.dumps(search(options.model, Path(options.search[0]), options.search[1])))
+        return
+    rows = []
+    for size in options.sizes:
+        with tempfile.TemporaryDirectory(prefix="voken-") as work:
+            folder = Path(work) / "c"
+            make(folder, options.model, size, vectors=not options.no_vectors)
+            disk = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+            command = [sys.executable, __file__, str(options.model), "--search", str(folder)]
+            told = {
+                one: json.loads(subprocess.run([*command, one], check=True, capture_output=True, text=True).stdout)
+                for one in FILTERS
+            }
+        rows.append({"pictures": size, "disk_bytes": disk, "filters": told})
+        for one, found in told.items():
+            print(f"| {size:,} | {disk / size:,.0f} bytes a picture | {one} | {found} |")
+    if options.json:
+        said = {"rows": rows, "machine": dataclasses.asdict(Machine.here()), "command": sys.argv}
+        options.json.write_text(json.dumps(said, indent=2) + "\n")
+
+
+def make(folder: Path, model: Path, count: int, *, vectors: bool) -> None:
+    """A collection for `model`, of pictures that nobody took."""
+    from voken.model import Model  # here: a search does without torch
+
+    tokenizer = Model.load(model).tokenizer
+    random = np.random.default_rng(0)
+    names = [f"{2010 + place * 14 // count}/{place % 12 + 1:02d}/IMG_{place:07d}.jpg" for place in range(count)]
+    facts = np.zeros(count, FACTS)
+    facts["taken"] = np.linspace(1.26e9, 1.7e9, count)
+    vokens = random.integers(0, tokenizer.codebook_size, (count, tokenizer.levels))
+    ids = column(names)
+    base = Base(
+        ids,
+        ids,
+        VokenTrie.from_vokens(vokens, tokenizer.codebook_size),
+        random.normal(size=(count, tokenizer.dim)).astype(np.float16) if vectors else None,
+        facts,
+        lookup=Lookup.of(names),
+    )
+    fingerprint = load_model(model).fingerprint
+    Store.create(
+        folder,
+        root=folder,
+        fingerprint=fingerprint,
+        tokenizer=tokenizer,
+        vectors=tokenizer.dim if vectors else 0,
+        model_folder=model,
+        base=base,
+    )
+
+
+def search(model: Path, folder: Path, filtered: str) -> dict[str, Any]:
+    """In this process, which has done nothing else."""
+    store = Store.open(folder)
+    begin = time.perf_counter()
+    snapshot = store.snapshot()
+    opened = time.perf_counter() - begin
+    searcher = Searcher(load_model(model, threads=1), snapshot, store=store)
+    where = parse_all([filtered])
+    searcher.search(["a red boat"], 10)
+    taken = [milliseconds(searcher, "a blue boat", ()), *(milliseconds(searcher, "a blue boat", where) for _ in "12")]
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    resident, own = (int(status[name].split()[0]) >> 10 for name in ("VmRSS", "RssAnon"))
+    return {
+        "open_ms": round(1000 * opened, 1),
+        "resident_mb": resident,
+        "own_mb": own,
+        "search_ms": taken[0],
+        "first_filtered_ms": taken[1],
+        "filtered_ms": taken[2],
+    }
+
+
+def milliseconds(searcher: Searcher, text: str, where: Any) -> float:
+    """Of one search."""
+    begin = time.perf_counter()
+    searcher.search([text], 10, where)
+    return round(1000 * (time.perf_counter() - begin), 1)
+
+
+if __name__ == "__main__":
+    main()
