@@ -98,9 +98,9 @@ class Calibration:
     probability `prior`; "right" is what the captions say, so that a fitting picture of another concept counts as
     wrong. Where a picture is not there, its near relations still are: pools without them are easier.
 
-    They also hold for one right picture in about `pool` / `right`, in the order of which docs/protocol.md calls the
-    pool. Where right pictures are rarer than that, wrong ones find more occasions to look right, and it is too high; in
-    smaller pools it is too low. docs/results.md has figures; `benchmarks/no_match.py` measures them for other data.
+    They also hold for one right picture in about `pool` / `right` pictures. Where right pictures are rarer, wrong ones
+    find more occasions to look right, and it is too high; in smaller pools it is too low. docs/results.md has figures;
+    `benchmarks/no_match.py` measures them for other data.
     """
 
     prior: float
