@@ -108,19 +108,27 @@ def prepare(
     return prepared
 
 
-def fit_stages(prepared: Prepared, config: RunConfig, work: Path, *, progress: Progress = no_progress) -> Model:
-    """Both stages and the rerank weights, on pictures and captions that are vectors already; the model is not saved.
+def fit_stages(
+    prepared: Prepared, config: RunConfig, work: Path, *, reranks: bool = True, progress: Progress = no_progress
+) -> Model:
+    """Both stages, the rerank weights and the calibration, on pictures and captions that are vectors already; the
+    model is not saved.
 
-    What is done is kept in `work`, where the same call goes on from it.
+    What is done is kept in `work`, where the same call goes on from it. Without `reranks` the model is for the read-out
+    "generate" alone and its hits have no confidence: nothing is searched on validation.
     """
     keep_freed_memory()
     encoder, train, validation = prepared.encoder, prepared.train, prepared.validation
     tokenizer, tokenizer_said = _fit_tokenizer(train, validation, config, work, prepared.device, progress)
     generator, generator_said = _fit_generator(prepared, tokenizer, config, work, progress)
     model = Model(config, encoder, tokenizer, generator, config.search, {})
-    answers = validation_answers(model, validation)
-    search, search_said = choose_weights(model.search, answers)
-    search, calibration_said = with_calibration(search, answers, config.seed)
+    search = _with_weights(model.search, 0.0, 0.0)
+    search_said: dict[str, Any] = {}
+    calibration_said: dict[str, Any] = {}
+    if reranks:
+        answers = validation_answers(model, validation)
+        search, search_said = choose_weights(model.search, answers)
+        search, calibration_said = with_calibration(search, answers, config.seed)
     quality = report(tokenizer, validation.images, validation.texts, validation.pairs[:, ::-1].copy())
     said = {
         "tokenizer": tokenizer_said | {"report": asdict(quality)},

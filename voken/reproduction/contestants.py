@@ -78,7 +78,7 @@ def our_config(arena: Arena, order: Order) -> RunConfig:
     return dataclasses.replace(config, protocol=order.protocol)
 
 
-def ours(arena: Arena, order: Order, name: str = "AVG") -> Iterator[Contestant]:
+def ours(arena: Arena, order: Order) -> Iterator[Contestant]:
     """Our system in its three read-outs (section 3 of the paper with the settings of `our_config`), then
     log-probability alone at the beams of Table 7.
     """
@@ -89,16 +89,19 @@ def ours(arena: Arena, order: Order, name: str = "AVG") -> Iterator[Contestant]:
     for search in searches:
         stored = _voken_bytes(model) + (2.0 * arena.vectors.shape[1] if search.readout == "vector" else 0.0)
         found = Searcher(loaded, collection, search, widen=False)
-        yield Contestant(name, found, search.readout, beams, stored, vokens)
+        yield Contestant("AVG", found, search.readout, beams, stored, vokens)
     for count in BEAM_SWEEP:
         if count != beams:
             found = Searcher(loaded, collection, dataclasses.replace(searches[0], beams=count), widen=False)
-            yield Contestant(name, found, "generate", count, _voken_bytes(model), vokens)
+            yield Contestant("AVG", found, "generate", count, _voken_bytes(model), vokens)
 
 
-def variant(arena: Arena, order: Order) -> Iterator[Contestant]:
+def variant(arena: Arena, order: Order, name: str = "AVG") -> Iterator[Contestant]:
     """Our system with other settings, log-probability alone: what ablations and sweeps compare."""
-    yield next(ours(arena, order))
+    model, collection, vokens = _fitted(arena, order, reranks=False)
+    search = dataclasses.replace(model.search, readout="generate")
+    found = Searcher(load_model(order.work / "model"), collection, search, widen=False)
+    yield Contestant(name, found, "generate", search.beams, _voken_bytes(model), vokens)
 
 
 def irgen(arena: Arena, order: Order) -> Iterator[Contestant]:
@@ -120,7 +123,7 @@ def irgen(arena: Arena, order: Order) -> Iterator[Contestant]:
         "generator.learning_rate": "0.001",
     }
     order = dataclasses.replace(order, settings=alone | dict(order.settings))
-    yield next(ours(arena, order, "IRGen"))
+    yield from variant(arena, order, "IRGen")
 
 
 def grace(arena: Arena, order: Order) -> Iterator[Contestant]:
@@ -209,7 +212,7 @@ def backbone(arena: Arena, order: Order) -> Iterator[Contestant]:
     if family == "llama" and "smol" in name and not order.quick:
         # what two cores can train in some hours
         paper |= {"generator.epochs": "4", "generator.discrimination": "none"}
-    yield next(ours(arena, dataclasses.replace(order, settings=paper | settings), f"AVG, {name}"))
+    yield from variant(arena, dataclasses.replace(order, settings=paper | settings), f"AVG, {name}")
 
 
 BACKBONES = {
@@ -321,14 +324,15 @@ def _features(arena: Arena, images: Dataset, vectors: Float[np.ndarray, "images 
     return arena.cache.encode_files(paths, encoder.features_of_images, fingerprint, progress=arena.progress).vectors
 
 
-def _fitted(arena: Arena, order: Order) -> tuple[Model, Snapshot, Int[np.ndarray, "pool M"]]:
+def _fitted(arena: Arena, order: Order, *, reranks: bool = True) -> tuple[Model, Snapshot, Int[np.ndarray, "pool M"]]:
     """A trained model, saved in the work folder, and the pool as its collection."""
     prepared: Prepared = arena.prepared_for(order.protocol)
     folder = order.work / "model"
     if folder.exists():
         model = Model.load(folder)
     else:
-        model = fit_stages(prepared, our_config(arena, order), order.work, progress=arena.progress).save(folder)
+        config = our_config(arena, order)
+        model = fit_stages(prepared, config, order.work, reranks=reranks, progress=arena.progress).save(folder)
     pool = Dataset(arena.dataset.name, arena.dataset.root, tuple(arena.images))
     collection = Snapshot.of_vectors(pool, arena.vectors, model)
     return model, collection, np.asarray(collection.vokens)
