@@ -122,6 +122,28 @@ def test_what_is_there_is_not_measured_again(pictures, out, monkeypatch):
         reproduce(request(pictures, out, "table1", settings=(("tokenizer.levels", "2"),)))
 
 
+def test_a_cell_says_all_that_it_was_trained_with(pictures, out, monkeypatch):
+    reproduce(request(pictures, out, "table1"))
+
+    def said(start):
+        folder = max((out / "tiny" / "seed-0").glob(f"{start}*inductive-*"))
+        row = json.loads((folder / "evaluations.json").read_text())["rows"][0]
+        return json.loads((folder / "cell.json").read_text()), row
+
+    irgen, row = said("irgen")
+    assert irgen["config"]["tokenizer"]["mixture"] == 0
+    assert irgen["config"]["generator"]["discrimination"] == "none"
+    assert row["config"] == irgen["config"]
+    assert said("genius")[0]["own"]["tokenizer"]["alignment"] == "infonce"
+    assert said("genius")[0]["own"]["tokenizer"]["levels"] == 3
+    assert said("grace-scheme-atomic")[0]["own"]["generator"]["epochs"] == 6
+    assert "own" not in said("ours")[0]
+    # other settings of a baseline are another cell
+    changed = contestants.grace_settings(epochs=1)
+    monkeypatch.setattr(contestants, "grace_settings", lambda: changed)
+    assert contestants.own_settings(None, contestants.Order("grace", {}, "inductive", out))["generator"]["epochs"] == 1
+
+
 def test_without_being_asked_nothing_is_transductive(pictures, out):
     written = reproduce(request(pictures, out, "table1"))
     assert "transductive" not in written["table1"]

