@@ -143,6 +143,13 @@ def test_a_cell_says_all_that_it_was_trained_with(pictures, out, monkeypatch):
     monkeypatch.setattr(contestants, "grace_settings", lambda: changed)
     assert contestants.own_settings(None, contestants.Order("grace", {}, "inductive", out))["generator"]["epochs"] == 1
 
+    def never(arena, order):
+        raise AssertionError(order.builder)
+
+    monkeypatch.setattr(cells, "BUILDERS", dict.fromkeys(contestants.BUILDERS, never))
+    with pytest.raises(AssertionError, match="grace"):
+        reproduce(request(pictures, out, "table1"))
+
 
 def test_without_being_asked_nothing_is_transductive(pictures, out):
     written = reproduce(request(pictures, out, "table1"))

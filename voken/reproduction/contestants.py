@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from voken.calibration import Readout
 from voken.collection.snapshot import Snapshot
 from voken.config import GeneratorConfig, RunConfig, TokenizerConfig
 from voken.data.captions import Dataset
@@ -24,21 +25,20 @@ from voken.encoders.two_tower import TwoTowerEncoder
 from voken.errors import ConfigError
 from voken.evaluation.protocol import SearchSystem
 from voken.fit import Prepared, Side, fit_stages
+from voken.image_tokenizer.train import train_tokenizer
 from voken.model import Model, text_reader
 from voken.reproduction.arena import Arena
 from voken.search import Searcher, load_model
 from voken.shapes import Float, Int
+from voken.systems.cross_encoder import CrossEncoderConfig, CrossEncoderScorer, MatchingPairs, train_cross_encoder
 from voken.systems.generative import GenerativeSystem
+from voken.systems.genius import GeniusConfig, genius_tokenizer, train_genius
 from voken.systems.grace import SCHEMES, Scheme, grace_settings, train_grace
+from voken.systems.one_tower import OneTower, Reranked
 from voken.systems.two_tower import TwoTower, sequence_bytes
-
-if TYPE_CHECKING:
-    from voken.systems.cross_encoder import CrossEncoderConfig
-    from voken.systems.genius import GeniusConfig
 
 BEAM_SWEEP = (1, 5, 10, 20, 30, 40, 50)
 """Table 7."""
-Readout = Literal["", "generate", "voken", "vector"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Contestant:
 
     name: str
     system: SearchSystem
-    readout: Readout = ""
+    readout: Readout | Literal[""] = ""
     beams: int | None = None
     bytes_per_picture: float | None = None
     vokens: Int[np.ndarray, "pool M"] | None = None
@@ -103,26 +103,20 @@ def ours(arena: Arena, order: Order) -> Iterator[Contestant]:
     """Our system in its three read-outs (section 3 of the paper with the settings of `our_config`), then
     log-probability alone at the beams of Table 7.
     """
-    model, collection, vokens = _fitted(arena, order)
-    loaded = load_model(order.work / "model")
-    searches = [dataclasses.replace(model.search, readout=readout) for readout in ("generate", "voken", "vector")]
-    beams = model.search.beams
-    for search in searches:
-        stored = _voken_bytes(model) + (2.0 * arena.vectors.shape[1] if search.readout == "vector" else 0.0)
-        found = Searcher(loaded, collection, search, widen=False)
-        yield Contestant("AVG", found, search.readout, beams, stored, vokens)
+    contestant = _fitted(arena, order, "AVG")
+    beams = our_config(arena, order).search.beams
+    readouts: tuple[Readout, ...] = ("generate", "voken", "vector")
+    for readout in readouts:
+        yield contestant(readout, beams)
     for count in BEAM_SWEEP:
         if count != beams:
-            found = Searcher(loaded, collection, dataclasses.replace(searches[0], beams=count), widen=False)
-            yield Contestant("AVG", found, "generate", count, _voken_bytes(model), vokens)
+            yield contestant("generate", count)
 
 
 def variant(arena: Arena, order: Order, name: str = "AVG") -> Iterator[Contestant]:
     """Our system with other settings, log-probability alone: what ablations and sweeps compare."""
-    model, collection, vokens = _fitted(arena, order, reranks=False)
-    search = dataclasses.replace(model.search, readout="generate")
-    found = Searcher(load_model(order.work / "model"), collection, search, widen=False)
-    yield Contestant(name, found, "generate", search.beams, _voken_bytes(model), vokens)
+    contestant = _fitted(arena, order, name, reranks=False)
+    yield contestant("generate", our_config(arena, order).search.beams)
 
 
 def irgen(arena: Arena, order: Order) -> Iterator[Contestant]:
@@ -178,9 +172,6 @@ def _grace_generator(order: Order) -> GeneratorConfig:
 
 def genius(arena: Arena, order: Order) -> Iterator[Contestant]:
     """A neighbour of our method (see `voken.systems.genius`): only the text's vector is read."""
-    from voken.image_tokenizer.train import train_tokenizer
-    from voken.systems.genius import train_genius
-
     tokenizer_settings, generator_settings = _genius_settings(arena, order)
     prepared = arena.prepared_for(order.protocol)
     train, validation = prepared.train, prepared.validation
@@ -212,8 +203,6 @@ def genius(arena: Arena, order: Order) -> Iterator[Contestant]:
 
 def _genius_settings(arena: Arena, order: Order) -> tuple[TokenizerConfig, GeniusConfig]:
     """Sequences of the same shape as ours."""
-    from voken.systems.genius import GeniusConfig, genius_tokenizer
-
     few: dict[str, Any] = {"epochs": 5} if order.quick else {}
     same = arena.config.tokenizer
     return genius_tokenizer(levels=same.levels, codebook_size=same.codebook_size, **few), GeniusConfig(**few)
@@ -299,10 +288,7 @@ def approximate(arena: Arena, order: Order) -> Iterator[Contestant]:
 
 
 def one_tower(arena: Arena, order: Order) -> Iterator[Contestant]:
-    """A cross-encoder trained on the same pairs: alone, over the two-tower's first hits, and over ours."""
-    from voken.systems.cross_encoder import CrossEncoderScorer, MatchingPairs, train_cross_encoder
-    from voken.systems.one_tower import OneTower, Reranked
-
+    """A cross-encoder trained on the same pairs: alone, and over the two-tower's first hits."""
     prepared, ids = arena.prepared, arena.pool.image_ids
     encoder = prepared.encoder
     validation = one_per_concept(arena.dataset.split("validation"), arena.seed)  # as `prepare` draws it
@@ -331,8 +317,6 @@ def one_tower(arena: Arena, order: Order) -> Iterator[Contestant]:
 
 
 def _cross_encoder_settings(order: Order) -> CrossEncoderConfig:
-    from voken.systems.cross_encoder import CrossEncoderConfig
-
     return CrossEncoderConfig(epochs=2) if order.quick else CrossEncoderConfig()
 
 
@@ -342,7 +326,6 @@ def blip(arena: Arena, order: Order) -> Iterator[Contestant]:
     Raises `ConfigError` where the weights are not at hand.
     """
     from voken.systems.blip import BlipScorer
-    from voken.systems.one_tower import OneTower, Reranked
 
     ids = arena.pool.image_ids
     weights = _weights_of("blip", "Salesforce/blip-itm-large-flickr", order.checkpoints)
@@ -363,8 +346,11 @@ def _features(arena: Arena, images: Dataset, vectors: Float[np.ndarray, "images 
     return arena.cache.encode_files(paths, encoder.features_of_images, fingerprint, progress=arena.progress).vectors
 
 
-def _fitted(arena: Arena, order: Order, *, reranks: bool = True) -> tuple[Model, Snapshot, Int[np.ndarray, "pool M"]]:
-    """A trained model, saved in the work folder, and the pool as its collection."""
+def _fitted(arena: Arena, order: Order, name: str, *, reranks: bool = True) -> Callable[[Readout, int], Contestant]:
+    """Our system, trained and kept in the work folder, over the pool: a contestant of a read-out and a number of beams.
+
+    `reranks`: see `fit_stages`.
+    """
     prepared: Prepared = arena.prepared_for(order.protocol)
     folder = order.work / "model"
     if folder.exists():
@@ -374,11 +360,16 @@ def _fitted(arena: Arena, order: Order, *, reranks: bool = True) -> tuple[Model,
         model = fit_stages(prepared, config, order.work, reranks=reranks, progress=arena.progress).save(folder)
     pool = Dataset(arena.dataset.name, arena.dataset.root, tuple(arena.images))
     collection = Snapshot.of_vectors(pool, arena.vectors, model)
-    return model, collection, np.asarray(collection.vokens)
+    vokens = np.asarray(collection.vokens)
+    loaded = load_model(folder)
+    size = sequence_bytes(model.tokenizer.levels, model.tokenizer.codebook_size)
 
+    def contestant(readout: Readout, beams: int) -> Contestant:
+        search = dataclasses.replace(loaded.search, readout=readout, beams=beams)
+        stored = size + (2.0 * arena.vectors.shape[1] if readout == "vector" else 0.0)
+        return Contestant(name, Searcher(loaded, collection, search, widen=False), readout, beams, stored, vokens)
 
-def _voken_bytes(model: Model) -> float:
-    return sequence_bytes(model.tokenizer.levels, model.tokenizer.codebook_size)
+    return contestant
 
 
 BUILDERS: dict[str, Builder] = {
