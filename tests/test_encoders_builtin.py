@@ -124,6 +124,15 @@ def test_pictures_of_other_shapes_and_modes_are_brought_to_size(pictures):
     assert pictures.encode([]).shape == (0, pictures.dim)
 
 
+def test_loading_draws_nothing():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    PictureFeatures(64)
+    SentenceEncoder()
+    assert torch.equal(torch.rand(3), expected)
+
+
 def test_too_small_a_size_is_refused():
     with pytest.raises(ConfigError, match="32"):
         PictureFeatures(16)

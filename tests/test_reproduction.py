@@ -4,6 +4,7 @@ import colorsys
 import dataclasses
 import json
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -149,6 +150,19 @@ def test_a_cell_says_all_that_it_was_trained_with(pictures, out, monkeypatch):
     monkeypatch.setattr(cells, "BUILDERS", dict.fromkeys(contestants.BUILDERS, never))
     with pytest.raises(AssertionError, match="grace"):
         reproduce(request(pictures, out, "table1"))
+
+
+def test_a_cell_does_not_depend_on_what_the_process_did_before(pictures, out, tmp_path, monkeypatch):
+    reproduce(request(pictures, out, "table1"))
+    both, alone = tmp_path / "both", tmp_path / "alone"
+    for one in (both, alone):
+        shutil.copytree(out / "tiny" / "seed-0" / "encoder.work", one / "tiny" / "seed-0" / "encoder.work")
+    reproduce(request(pictures, both, "table3"))
+    last = TABLES["table3"].lines[-1]
+    monkeypatch.setitem(TABLES, "table3", dataclasses.replace(TABLES["table3"], lines=(last,)))
+    reproduce(request(pictures, alone, "table3"))
+    (run,) = alone.glob("tiny/seed-0/variant-*/*.run.txt")
+    assert run.read_text() == (both / run.relative_to(alone)).read_text()
 
 
 def test_without_being_asked_nothing_is_transductive(pictures, out):

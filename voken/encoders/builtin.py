@@ -14,6 +14,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -139,11 +140,12 @@ class SentenceEncoder(nn.Module):
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self.words = nn.Embedding(30522, self.dim)
-        self.positions = nn.Embedding(512, self.dim)
-        self.first_norm = nn.LayerNorm(self.dim, eps=1e-12)
-        self.drop = nn.Dropout(dropout)
-        self.layers = nn.ModuleList(_Layer(self.dim, heads=12, inner=1536, dropout=dropout) for _ in range(6))
+        with _nothing_drawn():
+            self.words = nn.Embedding(30522, self.dim)
+            self.positions = nn.Embedding(512, self.dim)
+            self.first_norm = nn.LayerNorm(self.dim, eps=1e-12)
+            self.drop = nn.Dropout(dropout)
+            self.layers = nn.ModuleList(_Layer(self.dim, heads=12, inner=1536, dropout=dropout) for _ in range(6))
         self.load_state_dict(_renamed(load_file(folder / "model.safetensors")))
         self.to(torch.device(device or "cpu"))
         self.eval()
@@ -276,10 +278,20 @@ def _slices(rows: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 
+def _nothing_drawn() -> AbstractContextManager[None]:
+    """What is built here gets published weights: torch's random state stays as it was.
+
+    Encoders are loaded when first asked, which may be after a training has seeded itself; its start must not depend on
+    that.
+    """
+    return torch.random.fork_rng(devices=[])
+
+
 def _load_efficientnet(image_size: int) -> nn.Module:
     from efficientnet_lite_pytorch import EfficientNet
 
-    network: nn.Module = EfficientNet.from_name("efficientnet-lite0", image_size=image_size)
+    with _nothing_drawn():
+        network: nn.Module = EfficientNet.from_name("efficientnet-lite0", image_size=image_size)
     path = picture_weights()
     weights_hash(path)
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
