@@ -278,3 +278,13 @@ def test_split_and_concepts(tmp_path):
     assert (len(found), found.concepts, found.families) == (3, ("b", "a"), ("b", "a"))
     with pytest.raises(EmptyDataError, match="'validation'; the data set has test, train"):
         found.split("validation")
+
+
+def test_the_fingerprint_tells_contents_and_not_places(tmp_path):
+    line = {"file_name": "a.png", "captions": ["a dog"], "split": "val", "concept": "dog"}
+    first = read_dataset(imagefolder(tmp_path / "one", line)).fingerprint
+    assert read_dataset(imagefolder(tmp_path / "two", line)).fingerprint == first
+    for field, value in {"captions": ["a cat"], "split": "test", "concept": "cat"}.items():
+        assert read_dataset(imagefolder(tmp_path / field, {**line, field: value})).fingerprint != first
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "two" / "a.png")
+    assert read_dataset(tmp_path / "two").fingerprint != first

@@ -13,9 +13,11 @@ from typer.testing import CliRunner
 
 from voken.cli import app
 from voken.data.captions import Dataset, read_dataset
+from voken.encoders.cache import VectorCache
 from voken.errors import ConfigError
 from voken.evaluation.trec import read_qrels, read_run
 from voken.reproduction import cells, contestants, figure4, tracks
+from voken.reproduction.arena import Arena
 from voken.reproduction.run import Request, reproduce
 from voken.reproduction.tables import TABLES, Cell, Line, Table, as_markdown, filled
 from voken.reproduction.tracks import Track, track
@@ -152,11 +154,25 @@ def test_a_cell_says_all_that_it_was_trained_with(pictures, out, monkeypatch):
         reproduce(request(pictures, out, "table1"))
 
 
+def test_no_encoder_is_taken_for_one_of_other_settings_or_data(pictures, tmp_path):
+    def encoder(dataset, **settings):
+        config = TINY.config(0, quick=False).override({"encoder.epochs": "1", **settings})
+        return Arena(TINY, dataset, config, tmp_path, VectorCache(tmp_path)).prepared.encoder.fingerprint
+
+    dataset = TINY.read(pictures, None, 0, quick=False)
+    first = encoder(dataset)
+    assert encoder(dataset, **{"encoder.dim": "8"}) != first
+    reworded = tuple(dataclasses.replace(image, captions=("one",)) for image in dataset.images)
+    assert encoder(dataclasses.replace(dataset, images=reworded)) != first
+    assert encoder(dataset) == first
+
+
 def test_a_cell_does_not_depend_on_what_the_process_did_before(pictures, out, tmp_path, monkeypatch):
     reproduce(request(pictures, out, "table1"))
     both, alone = tmp_path / "both", tmp_path / "alone"
+    (encoder,) = (out / "tiny" / "seed-0").glob("encoder-*")
     for one in (both, alone):
-        shutil.copytree(out / "tiny" / "seed-0" / "encoder.work", one / "tiny" / "seed-0" / "encoder.work")
+        shutil.copytree(encoder, one / "tiny" / "seed-0" / encoder.name)
     reproduce(request(pictures, both, "table3"))
     last = TABLES["table3"].lines[-1]
     monkeypatch.setitem(TABLES, "table3", dataclasses.replace(TABLES["table3"], lines=(last,)))

@@ -7,11 +7,9 @@ the same call goes on where an interrupted one stopped.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -535,7 +533,7 @@ def _checkpoint(config: RunConfig) -> str:
 
 def _open_work_folder(out: Path, dataset: Dataset, config: RunConfig) -> Path:
     work = out.with_name(f"{out.name}.work")
-    run = {"config": config.to_dict(), "dataset": _dataset_hash(dataset)}
+    run = {"config": config.to_dict(), "dataset": dataset.fingerprint}
     with artifact.storage_errors(work):
         work.mkdir(parents=True, exist_ok=True)
     path = work / "run.json"
@@ -546,12 +544,3 @@ def _open_work_folder(out: Path, dataset: Dataset, config: RunConfig) -> Path:
         )
     artifact.write_json(path, run)
     return work
-
-
-def _dataset_hash(dataset: Dataset) -> str:
-    digest = hashlib.sha256()
-    for image in dataset.images:
-        digest.update(json.dumps([image.image_id, image.split, image.concept, *image.captions]).encode())
-        with suppress(OSError):
-            digest.update(str(image.path.stat().st_size).encode())
-    return digest.hexdigest()[:32]

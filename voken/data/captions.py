@@ -17,10 +17,12 @@ A module that knows nothing about pixels: a picture is a path here, and only its
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,16 @@ class Dataset:
     def families(self) -> tuple[str, ...]:
         """The distinct families, in order of first appearance."""
         return tuple(dict.fromkeys(image.family for image in self.images))
+
+    @property
+    def fingerprint(self) -> str:
+        """Hexadecimal; of the pictures' ids, splits, concepts and captions, and the sizes of their files, in order."""
+        digest = hashlib.sha256()
+        for image in self.images:
+            digest.update(json.dumps([image.image_id, image.split, image.concept, *image.captions]).encode())
+            with suppress(OSError):
+                digest.update(str(image.path.stat().st_size).encode())
+        return digest.hexdigest()[:32]
 
     def split(self, name: str) -> Dataset:
         """The images of one split ("train", "validation" or "test").

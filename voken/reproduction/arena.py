@@ -46,16 +46,17 @@ class Arena:
         return self.config.seed
 
     @cached_property
-    def dataset_hash(self) -> str:
-        """Hexadecimal; of the pictures' ids, splits and captions."""
-        pictures = json.dumps([[image.image_id, image.split, *image.captions] for image in self.dataset.images])
-        return hashlib.sha256(pictures.encode()).hexdigest()
+    def fingerprint(self) -> str:
+        """Of the data set; read from the disk once."""
+        return self.dataset.fingerprint
 
     @cached_property
     def prepared(self) -> Prepared:
         """Inductive: nothing of the pool is in it."""
         config = dataclasses.replace(self.config, protocol="inductive")
-        return prepare(self.dataset, config, self.folder / "encoder.work", cache=self.cache, progress=self.progress)
+        made_from = json.dumps([dataclasses.asdict(config.encoder), self.fingerprint])
+        work = self.folder / f"encoder-{hashlib.sha256(made_from.encode()).hexdigest()[:10]}.work"
+        return prepare(self.dataset, config, work, cache=self.cache, progress=self.progress)
 
     @cached_property
     def transductive(self) -> Prepared:

@@ -64,7 +64,7 @@ class Cell:
             "queries": arena.track.queries,
             "seed": arena.seed,
             "config": our_config(arena, order).to_dict(),
-            "dataset": arena.dataset_hash,
+            "dataset": arena.fingerprint,
         }
 
 
