@@ -151,12 +151,7 @@ class FaissTower:
         paths: Sequence[str] | None = None,
     ) -> Self:
         """Product codes: the vector cut into `bytes` parts, a byte for each (Jégou, Douze and Schmid 2011)."""
-        faiss = _faiss()
-        vectors = checked_pictures(image_ids, vectors, paths=paths)
-        training = _training(training, vectors, bytes)
-        _divides(bytes, vectors)
-        index = faiss.IndexPQ(vectors.shape[1], bytes, 8, faiss.METRIC_INNER_PRODUCT)
-        return cls._filled(encoder, image_ids, index, training, vectors, float(bytes), paths)
+        return cls._product_codes(encoder, image_ids, vectors, training, bytes, paths, rotated=False)
 
     @classmethod
     def opq(
@@ -170,13 +165,7 @@ class FaissTower:
         paths: Sequence[str] | None = None,
     ) -> Self:
         """Product codes behind a learned rotation, which makes the parts alike (Ge, He, Ke and Sun 2013)."""
-        faiss = _faiss()
-        vectors = checked_pictures(image_ids, vectors, paths=paths)
-        training = _training(training, vectors, bytes)
-        _divides(bytes, vectors)
-        codes = faiss.IndexPQ(vectors.shape[1], bytes, 8, faiss.METRIC_INNER_PRODUCT)
-        index = faiss.IndexPreTransform(faiss.OPQMatrix(vectors.shape[1], bytes), codes)
-        return cls._filled(encoder, image_ids, index, training, vectors, float(bytes), paths)
+        return cls._product_codes(encoder, image_ids, vectors, training, bytes, paths, rotated=True)
 
     @classmethod
     def rq(
@@ -201,6 +190,27 @@ class FaissTower:
         training = _training(training, vectors, bytes)
         index = faiss.IndexResidualQuantizer(vectors.shape[1], bytes, 8, faiss.METRIC_INNER_PRODUCT)
         index.rq.max_beam_size = beams
+        return cls._filled(encoder, image_ids, index, training, vectors, float(bytes), paths)
+
+    @classmethod
+    def _product_codes(
+        cls,
+        encoder: TextEncoder,
+        image_ids: Sequence[str],
+        vectors: Float[np.ndarray, "pictures dim"],
+        training: Float[np.ndarray, "training dim"],
+        bytes: int,
+        paths: Sequence[str] | None,
+        *,
+        rotated: bool,
+    ) -> Self:
+        faiss = _faiss()
+        vectors = checked_pictures(image_ids, vectors, paths=paths)
+        training = _training(training, vectors, bytes)
+        _divides(bytes, vectors)
+        index = faiss.IndexPQ(vectors.shape[1], bytes, 8, faiss.METRIC_INNER_PRODUCT)
+        if rotated:
+            index = faiss.IndexPreTransform(faiss.OPQMatrix(vectors.shape[1], bytes), index)
         return cls._filled(encoder, image_ids, index, training, vectors, float(bytes), paths)
 
     @classmethod
