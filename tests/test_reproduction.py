@@ -3,6 +3,7 @@
 import colorsys
 import dataclasses
 import json
+import multiprocessing
 import random
 import shutil
 
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 from voken.cli import app
 from voken.data.captions import Dataset, read_dataset
 from voken.encoders.cache import VectorCache
-from voken.errors import ConfigError
+from voken.errors import ConfigError, StorageError
 from voken.evaluation.trec import read_qrels, read_run
 from voken.reproduction import cells, contestants, figure4, tracks
 from voken.reproduction.arena import Arena
@@ -179,6 +180,33 @@ def test_a_cell_does_not_depend_on_what_the_process_did_before(pictures, out, tm
     reproduce(request(pictures, alone, "table3"))
     (run,) = alone.glob("tiny/seed-0/variant-*/*.run.txt")
     assert run.read_text() == (both / run.relative_to(alone)).read_text()
+
+
+def test_several_processes_measure_the_same(pictures, out, tmp_path):
+    expected = reproduce(request(pictures, out, "table1", "table2"))
+    kept = [folder for name in ("grace-", "two-tower-") for folder in (out / "tiny" / "seed-0").glob(f"{name}*")]
+    for folder in kept:
+        shutil.copytree(folder, tmp_path / "tiny" / "seed-0" / folder.name)
+    told = []
+    written = reproduce(request(pictures, tmp_path, "table1", "table2", jobs=2), tell=told.append)
+
+    def without_speed(table):
+        return [line.rsplit("|", 2)[0] for line in table.splitlines()]
+
+    assert set(written) == set(expected)
+    assert all(without_speed(written[name]) == without_speed(expected[name]) for name in written)
+    done = [line for line in told if " done: " in line]
+    assert any("IRGen" in line for line in done)
+    assert not any("GRACE" in line for line in done)
+    assert any("left out: approximate" in line for line in told)
+
+
+def test_an_error_in_another_process_is_told_and_ends_them(pictures, tmp_path):
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "seed-0").write_text("in the way")
+    with pytest.raises((StorageError, OSError), match="seed-0"):
+        reproduce(request(pictures, tmp_path, "table1", jobs=2))
+    assert not multiprocessing.active_children()
 
 
 def test_without_being_asked_nothing_is_transductive(pictures, out):

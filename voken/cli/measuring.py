@@ -163,6 +163,7 @@ def reproduce(
     images: ImagesFolder = None,
     cache: CacheFolder = None,
     threads: Threads = 0,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes that share the work.")] = 1,
 ) -> None:
     """Measure the paper's tables on a data set: what the paper says, and beside it what this machine finds.
 
@@ -184,6 +185,8 @@ def reproduce(
         cache=cache,
         checkpoints=checkpoints,
         captioner=captioner,
+        jobs=jobs,
+        threads=threads,
     )
     with progress_bars() as progress:
         written = reproduce(request, tell=lambda line: typer.secho(line, err=True), progress=progress)

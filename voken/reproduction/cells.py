@@ -27,6 +27,7 @@ from typing import Any, Literal
 import numpy as np
 
 from voken import artifact
+from voken.errors import ConfigError, MissingExtraError
 from voken.evaluation.machine import Machine
 from voken.evaluation.protocol import Conditions, Evaluation, evaluate
 from voken.evaluation.trec import write_qrels, write_run
@@ -37,6 +38,7 @@ from voken.shapes import Int
 FORMAT = 2
 """Raised whenever a builder changes what it measures, so that no old cell is taken for a new one."""
 _CASES = 40
+_ROWS = "evaluations.json"
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def run_cell(cell: Cell, arena: Arena, *, quick: bool, checkpoints: str = "") ->
     cell = _told_once(cell, arena)
     key = cell.key(arena, quick=quick)
     folder = arena.folder / _folder_name(cell, key)
-    path = folder / "evaluations.json"
+    path = folder / _ROWS
     if path.exists():
         rows: list[dict[str, Any]] = artifact.read_json(path)["rows"]
         return rows
@@ -130,9 +132,24 @@ def run_cell(cell: Cell, arena: Arena, *, quick: bool, checkpoints: str = "") ->
     return rows
 
 
+def try_cell(cell: Cell, arena: Arena, *, quick: bool, checkpoints: str = "") -> str:
+    """`run_cell`: "" where the rows are kept now, else what is missing here (weights, an extra); no folder is left."""
+    try:
+        run_cell(cell, arena, quick=quick, checkpoints=checkpoints)
+    except (ConfigError, MissingExtraError) as error:
+        shutil.rmtree(folder_of(cell, arena, quick=quick), ignore_errors=True)
+        return str(error)
+    return ""
+
+
+def is_kept(cell: Cell, arena: Arena, *, quick: bool) -> bool:
+    """Whether `run_cell` would only read."""
+    return (folder_of(cell, arena, quick=quick) / _ROWS).exists()
+
+
 def cost_of(cell: Cell, arena: Arena, *, quick: bool) -> dict[str, Any]:
     """What a finished cell took."""
-    found: dict[str, Any] = artifact.read_json(folder_of(cell, arena, quick=quick) / "evaluations.json")["cost"]
+    found: dict[str, Any] = artifact.read_json(folder_of(cell, arena, quick=quick) / _ROWS)["cost"]
     return found
 
 

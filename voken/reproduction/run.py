@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from voken import artifact
 from voken.encoders.cache import VectorCache
-from voken.errors import ConfigError, MissingExtraError
+from voken.errors import ConfigError
 from voken.progress import Progress, no_progress
 from voken.reproduction import figure4
 from voken.reproduction.arena import Arena
-from voken.reproduction.cells import Cell, cost_of, folder_of, run_cell
+from voken.reproduction.cells import Cell, cost_of, folder_of, is_kept, run_cell, try_cell
 from voken.reproduction.page import write_report
+from voken.reproduction.processes import in_processes
 from voken.reproduction.tables import TABLES, Record, as_json, as_markdown, cell_name, filled
-from voken.reproduction.tracks import track
+from voken.reproduction.tracks import Track, track
 
 FIGURE = "figure4"
 QUICK_TABLES = ("table1", "table3", "table7")
@@ -44,6 +46,10 @@ class Request:
     """BLIP weights that caption the pool, with `transductive`; "": the nearest training captions."""
     checkpoints: str = ""
     """Folder of the backbones' weights, or "hub" where it can be reached."""
+    jobs: int = 1
+    """Processes that train and measure cells at once, with `threads` each; see `in_processes`."""
+    threads: int = 0
+    """0: the processor's, shared out."""
 
 
 def reproduce(
@@ -74,39 +80,22 @@ def reproduce(
         for line in reversed(TABLES[name].lines)
         for cell in (line.cell, line.transductive)
     }
+    arenas = [_arena(request, chosen, seed, progress) for seed in request.seeds]
     results: dict[str, dict[int, list[Record]]] = {}
     costs: list[dict[str, Any]] = []
     absent: dict[str, str] = {}
-    arenas: list[Arena] = []
-    for seed in request.seeds:
-        config = chosen.config(seed, quick=request.quick).override(dict(request.settings))
-        arena = Arena(
-            chosen,
-            chosen.read(request.data, request.images, seed, quick=request.quick),
-            config,
-            folder / f"seed-{seed}{'-quick' if request.quick else ''}",
-            VectorCache(request.cache or request.out / "vectors"),
-            progress,
-            request.captioner,
-        )
-        arenas.append(arena)
-        for number, cell in enumerate(cells, start=1):
-            said = " ".join([cell.builder, *cell.settings.values()])
-            if said in absent:
-                continue
-            tell(f"seed {seed}, {number} of {len(cells)}: {labels[cell_name(cell)]}, {cell.protocol}")
-            try:
-                rows = run_cell(cell, arena, quick=request.quick, checkpoints=request.checkpoints)
-            except (ConfigError, MissingExtraError) as error:
-                shutil.rmtree(folder_of(cell, arena, quick=request.quick), ignore_errors=True)
-                absent[said] = str(error)
-                tell(f"left out: {said}: {error}")
-                continue
-            results.setdefault(cell_name(cell), {})[seed] = rows
-            kept = folder_of(cell, arena, quick=request.quick)
-            which = {"cell": said, "seed": seed, "protocol": cell.protocol, "folder": str(kept.relative_to(folder))}
-            costs.append(which | cost_of(cell, arena, quick=request.quick))
-            _write(names, results, folder, request.track)
+    for place, cell, missing in _measured(request, arenas, cells, labels, tell):
+        arena, said = arenas[place], " ".join([cell.builder, *cell.settings.values()])
+        if missing:
+            if said not in absent:
+                tell(f"left out: {said}: {missing}")
+            absent[said] = missing
+            continue
+        results.setdefault(cell_name(cell), {})[arena.seed] = run_cell(cell, arena, quick=request.quick)
+        kept = folder_of(cell, arena, quick=request.quick)
+        which = {"cell": said, "seed": arena.seed, "protocol": cell.protocol, "folder": str(kept.relative_to(folder))}
+        costs.append(which | cost_of(cell, arena, quick=request.quick))
+        _write(names, results, folder, request.track)
     written = _write(names, results, folder, request.track)
     if FIGURE in names:
         written[FIGURE] = _figure(arenas[0], folder, quick=request.quick, tell=tell)
@@ -116,6 +105,59 @@ def reproduce(
     if written:
         tell(f"page: {write_report(folder)}")
     return written
+
+
+def _arena(request: Request, chosen: Track, seed: int, progress: Progress) -> Arena:
+    return Arena(
+        chosen,
+        chosen.read(request.data, request.images, seed, quick=request.quick),
+        chosen.config(seed, quick=request.quick).override(dict(request.settings)),
+        request.out / request.track / f"seed-{seed}{'-quick' if request.quick else ''}",
+        VectorCache(request.cache or request.out / "vectors"),
+        progress,
+        request.captioner,
+    )
+
+
+def _measured(
+    request: Request,
+    arenas: Sequence[Arena],
+    cells: Sequence[Cell],
+    labels: Mapping[str, str],
+    tell: Callable[[str], None],
+) -> Iterator[tuple[int, Cell, str]]:
+    """As `in_processes`, for every cell of every arena."""
+    quick, checkpoints = request.quick, request.checkpoints
+    wanted = [(place, cell) for place in range(len(arenas)) for cell in cells]
+    if request.jobs > 1:
+        left: dict[Path, tuple[int, Cell]] = {}  # by folder: cells of two names may be one
+        for place, cell in wanted:
+            if not is_kept(cell, arenas[place], quick=quick):
+                left.setdefault(folder_of(cell, arenas[place], quick=quick), (place, cell))
+        threads = request.threads or max(1, (os.cpu_count() or 1) // request.jobs)
+        several = in_processes(
+            arenas, list(left.values()), jobs=request.jobs, threads=threads, quick=quick, checkpoints=checkpoints
+        )
+        for number, (place, cell, missing) in enumerate(several if left else (), start=1):
+            tell(f"{number} of {len(left)} done: seed {arenas[place].seed}, {_said(cell, labels)}")
+            yield place, cell, missing
+        for place, cell in wanted:
+            if (place, cell) not in left.values():
+                yield place, cell, try_cell(cell, arenas[place], quick=quick, checkpoints=checkpoints)
+        return
+    missing_here: set[str] = set()
+    for number, (place, cell) in enumerate(wanted):
+        if cell_name(cell) in missing_here:
+            continue
+        tell(f"seed {arenas[place].seed}, {number % len(cells) + 1} of {len(cells)}: {_said(cell, labels)}")
+        missing = try_cell(cell, arenas[place], quick=quick, checkpoints=checkpoints)
+        if missing:
+            missing_here.add(cell_name(cell))
+        yield place, cell, missing
+
+
+def _said(cell: Cell, labels: Mapping[str, str]) -> str:
+    return f"{labels[cell_name(cell)]}, {cell.protocol}"
 
 
 def _names(request: Request) -> tuple[str, ...]:
