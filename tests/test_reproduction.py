@@ -271,6 +271,15 @@ def test_what_cannot_be_built_has_no_row_and_is_told(pictures, out, monkeypatch)
     }
 
 
+def test_what_is_asked_for_once_is_measured_with_the_first_seed(pictures, out, monkeypatch):
+    lines = (Line("always", Cell("two-tower")), Line("once", Cell("two-tower", {"name": "again"}), once=True))
+    monkeypatch.setitem(TABLES, "table2", dataclasses.replace(TABLES["table2"], lines=lines))
+    written = reproduce(dataclasses.replace(request(pictures, out, "table2"), seeds=(0, 1)))
+    rows = {line.split("|")[1].strip(): line for line in written["table2"].splitlines() if line.startswith("| ")}
+    assert "±" in rows["always"]
+    assert "±" not in rows["once"]
+
+
 def test_a_backbone_at_hand_has_its_row(pictures, out, tmp_path):
     from test_t5 import make_checkpoint
 

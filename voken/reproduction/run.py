@@ -84,7 +84,9 @@ def reproduce(
     results: dict[str, dict[int, list[Record]]] = {}
     costs: list[dict[str, Any]] = []
     absent: dict[str, str] = {}
-    for place, cell, missing in _measured(request, arenas, cells, labels, tell):
+    once = [line.cell for name in names if name in TABLES for line in TABLES[name].lines if line.once]
+    wanted = [(place, cell) for place in range(len(arenas)) for cell in cells if place == 0 or cell not in once]
+    for place, cell, missing in _measured(request, arenas, wanted, labels, tell):
         arena, said = arenas[place], " ".join([cell.builder, *cell.settings.values()])
         if missing:
             if said not in absent:
@@ -122,13 +124,12 @@ def _arena(request: Request, chosen: Track, seed: int, progress: Progress) -> Ar
 def _measured(
     request: Request,
     arenas: Sequence[Arena],
-    cells: Sequence[Cell],
+    wanted: Sequence[tuple[int, Cell]],
     labels: Mapping[str, str],
     tell: Callable[[str], None],
 ) -> Iterator[tuple[int, Cell, str]]:
-    """As `in_processes`, for every cell of every arena."""
+    """As `in_processes`, in one process or several."""
     quick, checkpoints = request.quick, request.checkpoints
-    wanted = [(place, cell) for place in range(len(arenas)) for cell in cells]
     if request.jobs > 1:
         left: dict[Path, tuple[int, Cell]] = {}  # by folder: cells of two names may be one
         for place, cell in wanted:
@@ -146,10 +147,10 @@ def _measured(
                 yield place, cell, try_cell(cell, arenas[place], quick=quick, checkpoints=checkpoints)
         return
     missing_here: set[str] = set()
-    for number, (place, cell) in enumerate(wanted):
+    for number, (place, cell) in enumerate(wanted, start=1):
         if cell_name(cell) in missing_here:
             continue
-        tell(f"seed {arenas[place].seed}, {number % len(cells) + 1} of {len(cells)}: {_said(cell, labels)}")
+        tell(f"{number} of {len(wanted)}: seed {arenas[place].seed}, {_said(cell, labels)}")
         missing = try_cell(cell, arenas[place], quick=quick, checkpoints=checkpoints)
         if missing:
             missing_here.add(cell_name(cell))
