@@ -16,6 +16,8 @@ from voken.collection.indexing import create_collection
 from voken.config import preset
 from voken.data.captions import CaptionedImage, Dataset, read_dataset
 from voken.fit import fit
+from voken.reproduction import tracks
+from voken.reproduction.tracks import Track
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SETTINGS = {
@@ -250,3 +252,36 @@ def test_a_reader_meets_a_writer(benchmarks, tmp_path):
         assert one.versions > 0
         assert (one.half, one.backwards, one.errors) == (0, 0, [])
         assert all([one.writer, one.writer_alone, one.reader, one.reader_alone])
+
+
+def test_the_search_of_genius_keeps_what_was_best(benchmarks, pictures, tmp_path, monkeypatch, capsys):
+    benchmark = benchmarks("genius")
+    settings = SETTINGS | {"tokenizer.codebook_size": "16", "tokenizer.levels": "2"}
+    tiny = Track("tiny", "default", settings, test_concepts=20, validation_concepts=20, distance=None)
+    monkeypatch.setitem(tracks.TRACKS, "tiny", tiny)
+    monkeypatch.setattr(benchmark, "VALUES", {"learning_rate": (1e-3, 1e-6), "layers": (1, 2)})
+    saved, out = tmp_path / "genius.json", tmp_path / "runs"
+    benchmark.main(
+        [
+            str(pictures),
+            "--track",
+            "tiny",
+            "--out",
+            str(out),
+            "--json",
+            str(saved),
+            "--settings",
+            "learning_rate",
+            "layers",
+        ]
+    )
+    report = json.loads(saved.read_text())
+    rows = report["rows"]
+    assert [row["settings"]["learning_rate"] for row in rows[:2]] == [1e-3, 1e-6]
+    assert len(rows) == 3
+    best = max(row["recall"] for row in rows)
+    assert [row for row in rows if row["best so far"]][-1]["recall"] == best
+    kept = max(rows[:2], key=lambda row: row["recall"])["settings"]["learning_rate"]
+    assert rows[2]["settings"] == {"learning_rate": kept, "layers": 1}
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert {path.name for path in (out / "tiny").iterdir()} == {"seed-0"}
