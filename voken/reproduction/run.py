@@ -86,6 +86,7 @@ def reproduce(
     absent: dict[str, str] = {}
     once = [line.cell for name in names if name in TABLES for line in TABLES[name].lines if line.once]
     wanted = [(place, cell) for place in range(len(arenas)) for cell in cells if place == 0 or cell not in once]
+    there = [(place, cell) for place, cell in wanted if is_kept(cell, arenas[place], quick=request.quick)]
     for place, cell, missing in _measured(request, arenas, wanted, labels, tell):
         arena, said = arenas[place], " ".join([cell.builder, *cell.settings.values()])
         if missing:
@@ -97,7 +98,8 @@ def reproduce(
         kept = folder_of(cell, arena, quick=request.quick)
         which = {"cell": said, "seed": arena.seed, "protocol": cell.protocol, "folder": str(kept.relative_to(folder))}
         costs.append(which | cost_of(cell, arena, quick=request.quick))
-        _write(names, results, folder, request.track)
+        if (place, cell) not in there:
+            _write(names, results, folder, request.track)
     written = _write(names, results, folder, request.track)
     if FIGURE in names:
         written[FIGURE] = _figure(arenas[0], folder, quick=request.quick, tell=tell)
@@ -187,7 +189,7 @@ def _figure(arena: Arena, folder: Path, *, quick: bool, tell: Callable[[str], No
 def _write(
     names: Sequence[str], results: dict[str, dict[int, list[Record]]], folder: Path, track_name: str
 ) -> dict[str, str]:
-    """After every cell, so that a run of hours can be watched."""
+    """After every cell that is new, so that a run of hours can be watched. Tests of all rows take seconds."""
     written = {}
     for name in names:
         if name not in TABLES:
