@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from voken.artifact import write_json
+from voken.cli.app import use_threads
 from voken.config import TokenizerConfig
-from voken.encoders.cache import VectorCache
 from voken.evaluation.machine import Machine
-from voken.fit import Prepared
 from voken.image_tokenizer.model import ImageTokenizer
 from voken.image_tokenizer.train import train_tokenizer
 from voken.reproduction.arena import Arena
@@ -56,17 +55,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     command = shlex.join(["python", "benchmarks/genius.py", *(sys.argv[1:] if arguments is None else arguments)])
-    if options.threads:
-        import torch
-
-        torch.set_num_threads(options.threads)
+    use_threads(options.threads)
     report: dict[str, Any] = {
         "benchmark": "genius",
         "machine": dataclasses.asdict(Machine.here()),
         "command": command,
         "rows": [],
     }
-    for row in search(list(arenas(options)), options.settings):
+    chosen = track(options.track)
+    trials = [
+        Trial(Arena.open(chosen, options.dataset, options.out, seed, quick=options.quick)) for seed in options.seeds
+    ]
+    for row in search(trials, options.settings):
         report["rows"].append(row)
         changed = ", ".join(f"{name} {value}" for name, value in row["settings"].items())
         print(f"{row['recall']:.4f}  {'best so far' if row['best so far'] else '':11}  {changed}", flush=True)
@@ -74,68 +74,59 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_json(options.json, report)
 
 
-def arenas(options: argparse.Namespace) -> Iterator[Arena]:
-    """A seed each, with the split and the encoder that the reproduction has."""
-    chosen = track(options.track)
-    for seed in options.seeds:
-        yield Arena(
-            chosen,
-            chosen.read(options.dataset, None, seed, quick=options.quick),
-            chosen.config(seed, quick=options.quick),
-            options.out / chosen.name / f"seed-{seed}{'-quick' if options.quick else ''}",
-            VectorCache(options.out / "vectors"),
-        )
-
-
-def search(found: Sequence[Arena], names: Sequence[str]) -> Iterator[dict[str, Any]]:
+def search(trials: Sequence[Trial], names: Sequence[str]) -> Iterator[dict[str, Any]]:
     """A row a run: its settings, and the recall."""
     own = dataclasses.asdict(GeniusConfig()) | {"tokenizer.alignment": genius_tokenizer().alignment}
     best = {name: own[name] for name in names}
-    tried = {tuple(best.values()): _recall(found, best)}
-    yield {"settings": best, "recall": tried[tuple(best.values())], "best so far": True}
+    highest = _mean_recall(trials, best)
+    yield {"settings": best, "recall": highest, "best so far": True}
     for name in names:
+        start = best
         for value in VALUES[name]:
-            settings = best | {name: value}
-            key = tuple(settings.values())
-            if key in tried:
+            if value == start[name]:
                 continue
-            tried[key] = _recall(found, settings)
-            better = tried[key] > tried[tuple(best.values())]
-            yield {"settings": settings, "recall": tried[key], "best so far": better}
+            settings = start | {name: value}
+            recall = _mean_recall(trials, settings)
+            better = recall > highest
+            yield {"settings": settings, "recall": recall, "best so far": better}
             if better:
-                best = settings
+                best, highest = settings, recall
 
 
-def _recall(found: Sequence[Arena], settings: dict[str, Any]) -> float:
-    return sum(_one_recall(arena, settings) for arena in found) / len(found)
+def _mean_recall(trials: Sequence[Trial], settings: dict[str, Any]) -> float:
+    return sum(trial.recall(settings) for trial in trials) / len(trials)
 
 
-def _one_recall(arena: Arena, settings: dict[str, Any]) -> float:
-    same = arena.config.tokenizer
-    shape = {"levels": same.levels, "codebook_size": same.codebook_size}
-    of_tokenizer = {name.partition(".")[2]: value for name, value in settings.items() if "." in name}
-    of_generator = {name: value for name, value in settings.items() if "." not in name}
-    tokenizer = _tokenizer(arena.prepared, genius_tokenizer(**shape, **of_tokenizer), arena.seed)
-    _, history = train_genius(
-        arena.prepared.encoder,
-        arena.prepared.train,
-        arena.prepared.validation,
-        tokenizer,
-        GeniusConfig(**of_generator),
-        seed=arena.seed,
-    )
-    return max((history.untrained_recall, *(epoch.recall for epoch in history.epochs)))
+class Trial:
+    """A seed, with the split and the encoder that the reproduction has. Each tokenizer is trained once."""
 
+    def __init__(self, arena: Arena) -> None:
+        self._arena = arena
+        self._tokenizers: dict[TokenizerConfig, ImageTokenizer] = {}
 
-_made: dict[tuple[TokenizerConfig, int], ImageTokenizer] = {}
+    def recall(self, settings: dict[str, Any]) -> float:
+        """Of the best epoch."""
+        arena, prepared = self._arena, self._arena.prepared
+        same = arena.config.tokenizer
+        of_tokenizer = {name.partition(".")[2]: value for name, value in settings.items() if "." in name}
+        of_generator = {name: value for name, value in settings.items() if "." not in name}
+        tokenizer = self._tokenizer(
+            genius_tokenizer(levels=same.levels, codebook_size=same.codebook_size, **of_tokenizer)
+        )
+        config = GeniusConfig(**of_generator)
+        _, history = train_genius(
+            prepared.encoder, prepared.train, prepared.validation, tokenizer, config, seed=arena.seed
+        )
+        return max((history.untrained_recall, *(epoch.recall for epoch in history.epochs)))
 
-
-def _tokenizer(prepared: Prepared, config: TokenizerConfig, seed: int) -> ImageTokenizer:
-    key = (config, seed)
-    if key not in _made:
-        train, validation = prepared.train.paired(), prepared.validation.paired()
-        _made[key], _ = train_tokenizer(train, validation, config, seed=seed, device=prepared.device)
-    return _made[key]
+    def _tokenizer(self, config: TokenizerConfig) -> ImageTokenizer:
+        if config not in self._tokenizers:
+            prepared = self._arena.prepared
+            train, validation = prepared.train.paired(), prepared.validation.paired()
+            self._tokenizers[config], _ = train_tokenizer(
+                train, validation, config, seed=self._arena.seed, device=prepared.device
+            )
+        return self._tokenizers[config]
 
 
 if __name__ == "__main__":

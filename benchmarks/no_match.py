@@ -39,6 +39,7 @@ import numpy as np
 
 from voken.artifact import write_json
 from voken.calibration import HITS, Calibration, Readout, ReadoutCalibration
+from voken.cli.app import use_threads
 from voken.collection.snapshot import Snapshot
 from voken.data.captions import Dataset, read_dataset
 from voken.encoders.cache import VectorCache
@@ -104,10 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     command = shlex.join(["python", "benchmarks/no_match.py", *(sys.argv[1:] if arguments is None else arguments)])
-    if options.threads:
-        import torch
-
-        torch.set_num_threads(options.threads)
+    use_threads(options.threads)
     model = Model.load(options.model)
     searched = load_model(options.model, threads=options.threads)
     calibration = searched.search.calibration

@@ -261,20 +261,8 @@ def test_the_search_of_genius_keeps_what_was_best(benchmarks, pictures, tmp_path
     monkeypatch.setitem(tracks.TRACKS, "tiny", tiny)
     monkeypatch.setattr(benchmark, "VALUES", {"learning_rate": (1e-3, 1e-6), "layers": (1, 2)})
     saved, out = tmp_path / "genius.json", tmp_path / "runs"
-    benchmark.main(
-        [
-            str(pictures),
-            "--track",
-            "tiny",
-            "--out",
-            str(out),
-            "--json",
-            str(saved),
-            "--settings",
-            "learning_rate",
-            "layers",
-        ]
-    )
+    where = ["--out", str(out), "--json", str(saved)]
+    benchmark.main([str(pictures), "--track", "tiny", *where, "--settings", "learning_rate", "layers"])
     report = json.loads(saved.read_text())
     rows = report["rows"]
     assert [row["settings"]["learning_rate"] for row in rows[:2]] == [1e-3, 1e-6]

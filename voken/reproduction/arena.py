@@ -8,9 +8,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -39,6 +41,36 @@ class Arena:
     progress: Progress = no_progress
     captioner: str = ""
     """BLIP weights that caption the pool in the transductive protocol; "": the nearest training captions do."""
+
+    @classmethod
+    def open(
+        cls,
+        track: Track,
+        data: Path,
+        out: Path,
+        seed: int,
+        *,
+        images: Path | None = None,
+        quick: bool = False,
+        settings: Mapping[str, str] | None = None,
+        cache: Path | None = None,
+        progress: Progress = no_progress,
+        captioner: str = "",
+    ) -> Self:
+        """The data set as the track splits it, kept where `voken reproduce` keeps it in its folder `out`.
+
+        `settings` are dotted ones over the track's; `cache` is the folder of vectors. Raises `DataError` where `data`
+        is not a data set.
+        """
+        return cls(
+            track,
+            track.read(data, images, seed, quick=quick),
+            track.config(seed, quick=quick).override(dict(settings or {})),
+            out / track.name / f"seed-{seed}{'-quick' if quick else ''}",
+            VectorCache(cache or out / "vectors"),
+            progress,
+            captioner,
+        )
 
     @property
     def seed(self) -> int:

@@ -7,18 +7,19 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
 from voken.progress import no_progress
 from voken.reproduction.arena import Arena
 from voken.reproduction.cells import Cell, try_cell
 
-_arenas: list[Arena] = []
+_arenas: dict[int, Arena] = {}
+"""By seed: what a process works on, told when it begins."""
 
 
 def in_processes(
-    arenas: Sequence[Arena],
+    arenas: Mapping[int, Arena],
     wanted: Sequence[tuple[int, Cell]],
     *,
     jobs: int,
@@ -26,20 +27,20 @@ def in_processes(
     quick: bool,
     checkpoints: str,
 ) -> Iterator[tuple[int, Cell, str]]:
-    """`try_cell` of each pair (place in `arenas`, cell) in `jobs` processes of `threads` threads, as each is done.
+    """`try_cell` of each pair (seed, cell) in `jobs` processes of `threads` threads, as each is done.
 
     The script that calls this guards its entry with `if __name__ == "__main__"`. Whoever leaves early, or dies, ends
     the processes; what they had finished is kept.
     """
-    silent = [dataclasses.replace(arena, progress=no_progress) for arena in arenas]
+    silent = {seed: dataclasses.replace(arena, progress=no_progress) for seed, arena in arenas.items()}
     with ProcessPoolExecutor(
         jobs, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(silent, threads)
     ) as pool:
         try:
             # first the encoders, a seed a process: every cell of a seed waits for the same one
-            for _ in pool.map(_encode, sorted({place for place, _ in wanted})):
+            for _ in pool.map(_encode, sorted({seed for seed, _ in wanted})):
                 pass
-            asked = {pool.submit(_measure, place, cell, quick, checkpoints): (place, cell) for place, cell in wanted}
+            asked = {pool.submit(_measure, seed, cell, quick, checkpoints): (seed, cell) for seed, cell in wanted}
             for done in as_completed(asked):
                 yield (*asked[done], done.result())
         except BaseException:
@@ -48,11 +49,11 @@ def in_processes(
             raise
 
 
-def _begin(arenas: list[Arena], threads: int) -> None:
+def _begin(arenas: dict[int, Arena], threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    _arenas[:] = arenas
+    _arenas.update(arenas)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who ends its children
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
 
@@ -65,11 +66,9 @@ def _end_with_the_parent() -> None:
         os._exit(1)
 
 
-def _encode(place: int) -> None:
-    arena = _arenas[place]
-    arena.prepared  # noqa: B018 - kept on the disk
-    arena.vectors  # noqa: B018
+def _encode(seed: int) -> None:
+    _ = _arenas[seed].vectors  # trains the encoder, and keeps both on the disk
 
 
-def _measure(place: int, cell: Cell, quick: bool, checkpoints: str) -> str:
-    return try_cell(cell, _arenas[place], quick=quick, checkpoints=checkpoints)
+def _measure(seed: int, cell: Cell, quick: bool, checkpoints: str) -> str:
+    return try_cell(cell, _arenas[seed], quick=quick, checkpoints=checkpoints)

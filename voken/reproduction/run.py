@@ -6,11 +6,11 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from voken import artifact
-from voken.encoders.cache import VectorCache
 from voken.errors import ConfigError
 from voken.progress import Progress, no_progress
 from voken.reproduction import figure4
@@ -19,7 +19,7 @@ from voken.reproduction.cells import Cell, cost_of, folder_of, is_kept, run_cell
 from voken.reproduction.page import write_report
 from voken.reproduction.processes import in_processes
 from voken.reproduction.tables import TABLES, Record, as_json, as_markdown, cell_name, filled
-from voken.reproduction.tracks import Track, track
+from voken.reproduction.tracks import track
 
 FIGURE = "figure4"
 QUICK_TABLES = ("table1", "table3", "table7")
@@ -80,29 +80,37 @@ def reproduce(
         for line in reversed(TABLES[name].lines)
         for cell in (line.cell, line.transductive)
     }
-    arenas = [_arena(request, chosen, seed, progress) for seed in request.seeds]
+    once = [line.cell for name in names if name in TABLES for line in TABLES[name].lines if line.once]
+    wanted = [(seed, cell) for seed in request.seeds for cell in cells if seed == request.seeds[0] or cell not in once]
+
+    @cache
+    def arena_of(seed: int) -> Arena:
+        return Arena.open(
+            chosen,
+            request.data,
+            request.out,
+            seed,
+            images=request.images,
+            quick=request.quick,
+            settings=dict(request.settings),
+            cache=request.cache,
+            progress=progress,
+            captioner=request.captioner,
+        )
+
     results: dict[str, dict[int, list[Record]]] = {}
     costs: list[dict[str, Any]] = []
     absent: dict[str, str] = {}
-    once = [line.cell for name in names if name in TABLES for line in TABLES[name].lines if line.once]
-    wanted = [(place, cell) for place in range(len(arenas)) for cell in cells if place == 0 or cell not in once]
-    there = [(place, cell) for place, cell in wanted if is_kept(cell, arenas[place], quick=request.quick)]
-    for place, cell, missing in _measured(request, arenas, wanted, labels, tell):
-        arena, said = arenas[place], " ".join([cell.builder, *cell.settings.values()])
-        if missing:
-            if said not in absent:
-                tell(f"left out: {said}: {missing}")
-            absent[said] = missing
-            continue
+    for arena, cell, new in _measured(request, wanted, arena_of, labels, absent, tell):
         results.setdefault(cell_name(cell), {})[arena.seed] = run_cell(cell, arena, quick=request.quick)
-        kept = folder_of(cell, arena, quick=request.quick)
-        which = {"cell": said, "seed": arena.seed, "protocol": cell.protocol, "folder": str(kept.relative_to(folder))}
+        kept = str(folder_of(cell, arena, quick=request.quick).relative_to(folder))
+        which = {"cell": _words(cell), "seed": arena.seed, "protocol": cell.protocol, "folder": kept}
         costs.append(which | cost_of(cell, arena, quick=request.quick))
-        if (place, cell) not in there:
+        if new:
             _write(names, results, folder, request.track)
     written = _write(names, results, folder, request.track)
     if FIGURE in names:
-        written[FIGURE] = _figure(arenas[0], folder, quick=request.quick, tell=tell)
+        written[FIGURE] = _figure(arena_of(request.seeds[0]), folder, quick=request.quick, tell=tell)
     asked = {name: str(value) if isinstance(value, Path) else value for name, value in vars(request).items()}
     run = {"request": asked, "written": list(written), "costs": costs, "left out": absent}
     artifact.write_json(folder / "run.json", run)
@@ -111,52 +119,57 @@ def reproduce(
     return written
 
 
-def _arena(request: Request, chosen: Track, seed: int, progress: Progress) -> Arena:
-    return Arena(
-        chosen,
-        chosen.read(request.data, request.images, seed, quick=request.quick),
-        chosen.config(seed, quick=request.quick).override(dict(request.settings)),
-        request.out / request.track / f"seed-{seed}{'-quick' if request.quick else ''}",
-        VectorCache(request.cache or request.out / "vectors"),
-        progress,
-        request.captioner,
-    )
-
-
 def _measured(
     request: Request,
-    arenas: Sequence[Arena],
     wanted: Sequence[tuple[int, Cell]],
+    arena_of: Callable[[int], Arena],
     labels: Mapping[str, str],
+    absent: dict[str, str],
     tell: Callable[[str], None],
-) -> Iterator[tuple[int, Cell, str]]:
-    """As `in_processes`, in one process or several."""
+) -> Iterator[tuple[Arena, Cell, bool]]:
+    """Every pair (seed, cell) as soon as its rows are kept, and whether they are new.
+
+    What cannot be built is told, and `absent` says why.
+    """
     quick, checkpoints = request.quick, request.checkpoints
+
+    def built(cell: Cell, missing: str) -> bool:
+        if missing and _words(cell) not in absent:
+            tell(f"left out: {_words(cell)}: {missing}")
+            absent[_words(cell)] = missing
+        return not missing
+
     if request.jobs > 1:
-        left: dict[Path, tuple[int, Cell]] = {}  # by folder: cells of two names may be one
-        for place, cell in wanted:
-            if not is_kept(cell, arenas[place], quick=quick):
-                left.setdefault(folder_of(cell, arenas[place], quick=quick), (place, cell))
+        arenas = {seed: arena_of(seed) for seed, _ in wanted}
+        left: dict[Path, list[tuple[int, Cell]]] = {}  # by folder: cells of two names may be one
+        for seed, cell in wanted:
+            if is_kept(cell, arenas[seed], quick=quick):
+                yield arenas[seed], cell, False
+            else:
+                left.setdefault(folder_of(cell, arenas[seed], quick=quick), []).append((seed, cell))
+        if not left:
+            return
         threads = request.threads or max(1, (os.cpu_count() or 1) // request.jobs)
-        several = in_processes(
-            arenas, list(left.values()), jobs=request.jobs, threads=threads, quick=quick, checkpoints=checkpoints
-        )
-        for number, (place, cell, missing) in enumerate(several if left else (), start=1):
-            tell(f"{number} of {len(left)} done: seed {arenas[place].seed}, {_said(cell, labels)}")
-            yield place, cell, missing
-        for place, cell in wanted:
-            if (place, cell) not in left.values():
-                yield place, cell, try_cell(cell, arenas[place], quick=quick, checkpoints=checkpoints)
+        firsts = [alike[0] for alike in left.values()]
+        done = in_processes(arenas, firsts, jobs=request.jobs, threads=threads, quick=quick, checkpoints=checkpoints)
+        for number, (seed, cell, missing) in enumerate(done, start=1):
+            tell(f"{number} of {len(left)} done: seed {seed}, {_said(cell, labels)}")
+            if built(cell, missing):
+                for _, alike in left[folder_of(cell, arenas[seed], quick=quick)]:
+                    yield arenas[seed], alike, True
         return
-    missing_here: set[str] = set()
-    for number, (place, cell) in enumerate(wanted, start=1):
-        if cell_name(cell) in missing_here:
+    for number, (seed, cell) in enumerate(wanted, start=1):
+        if _words(cell) in absent:
             continue
-        tell(f"{number} of {len(wanted)}: seed {arenas[place].seed}, {_said(cell, labels)}")
-        missing = try_cell(cell, arenas[place], quick=quick, checkpoints=checkpoints)
-        if missing:
-            missing_here.add(cell_name(cell))
-        yield place, cell, missing
+        arena = arena_of(seed)
+        tell(f"{number} of {len(wanted)}: seed {seed}, {_said(cell, labels)}")
+        new = not is_kept(cell, arena, quick=quick)
+        if built(cell, try_cell(cell, arena, quick=quick, checkpoints=checkpoints) if new else ""):
+            yield arena, cell, new
+
+
+def _words(cell: Cell) -> str:
+    return " ".join([cell.builder, *cell.settings.values()])
 
 
 def _said(cell: Cell, labels: Mapping[str, str]) -> str:
