@@ -5,6 +5,7 @@ import dataclasses
 import json
 import multiprocessing
 import random
+import re
 import shutil
 
 import numpy as np
@@ -352,16 +353,24 @@ def test_a_difference_is_paired_and_signed():
             },
         }  # fmt: skip
 
-    lines = (Line("weak", Cell("weak")), Line("AVG, generate", Cell("ours"), readout="generate"))
+    lines = (
+        Line("weak", Cell("weak")),
+        Line("weaker", Cell("weaker"), against="weak"),
+        Line("alone", Cell("weaker"), against="not measured"),
+        Line("AVG, generate", Cell("ours"), readout="generate"),
+    )
     table = Table("t", "T", lines)
     results = {
         "weak [] inductive": {seed: [record("weak", 0.25, seed)] for seed in (0, 1)},
+        "weaker [] inductive": {seed: [record("weaker", 0.2, seed)] for seed in (0, 1)},
         "ours [] inductive": {seed: [record("ours", 0.75, seed)] for seed in (0, 1)},
     }
     text = as_markdown(table, filled(table, results), "emoji")
-    weak = next(line for line in text.splitlines() if line.startswith("| weak"))
-    assert "-50.0 (< 0.001)" in weak
+    weak, weaker, alone = text.splitlines()[4:7]
+    assert "-50.0 (< 0.001) |" in weak
     assert "25.0 ± 0.0" in weak
+    assert re.search(r"-5\.0 \(0\.\d+\), to the weak \|", weaker)
+    assert "(" not in alone
 
 
 def test_the_command_writes_the_tables(pictures, out):

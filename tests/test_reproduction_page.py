@@ -31,7 +31,7 @@ def record(system, recalls, seed=0, *, readout="", beams=12, stored=4.0, speed=5
 def line(label, inductive, *, paper=None, transductive=(), against=None):
     return {
         "label": label, "the paper says": paper or {}, "inductive": list(inductive), "transductive": list(transductive),
-        "against the last generate row": against,
+        "compared with": "", "comparison": against,
     }  # fmt: skip
 
 
@@ -296,6 +296,25 @@ def test_a_table_of_an_earlier_run_is_said_to_be_and_drawn_nowhere(folder):
     assert "of an earlier run" not in page.parts["table3"]
     assert "sweeps" not in page.parts
     assert "trade-offs" not in page.parts
+
+
+def test_a_table_of_an_earlier_version_is_left_out(folder):
+    row = line("AVG, generate", ours((0.2, 0.3, 0.4)))
+    del row["comparison"]
+    write_table(folder, "table6", [row])
+    assert 'id="table6"' not in write_report(folder).read_text(encoding="utf-8")
+
+
+def test_a_row_compared_with_another_says_so_and_is_never_the_bold_one(folder):
+    alone = line("plain generator, without voken embeddings", ours((0.1, 0.2, 0.3)))
+    tested = line("plain generator, without discriminative loss", ours((0.1, 0.2, 0.3)), against=against(-0.2, 0.01))
+    for row in (alone, tested):
+        row["compared with"] = "plain generator"
+    write_table(folder, "table6", [line("AVG, generate", ours((0.2, 0.3, 0.4))), alone, tested])
+    text = write_report(folder).read_text(encoding="utf-8")
+    text = text[text.index('id="table6"') :].partition("</section>")[0]
+    assert "-20.0 (0.01), to the plain generator" in text
+    assert text.count('class="kept"') == 1
 
 
 def test_both_renderings_show_the_same_cells(folder):

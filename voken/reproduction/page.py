@@ -29,10 +29,9 @@ from voken.reproduction.tables import TABLES, Record, columns, footer, recall_of
 
 _QUICK = "A sixth of the concepts and small settings: it shows that everything works, and reproduces nothing."
 _TRANSDUCTIVE = "; in the columns called transductive, training also reads captions made for the pool"
-_AGAINST = "against the last generate row"
 _DIFFERENCES = (
-    "In percentage points, from AVG’s row in bold and over the same queries; in brackets the p value of a paired "
-    "bootstrap, which draws queries with the same right pictures together."
+    "In percentage points, from AVG’s row in bold or the one named, over the same queries; in brackets the p value of "
+    "a paired bootstrap, which draws queries with the same right pictures together."
 )
 _OPEN_CASES = 5
 _RIGHT_SHOWN = 3
@@ -81,7 +80,8 @@ class _Found:
         read = {}
         for path in sorted(self.folder.glob("table*.json")):
             saved = artifact.read_json(path)
-            if saved.get("lines"):
+            # without comparisons it is of an earlier version: asked for again, it is written anew from its cells
+            if any("comparison" in line for line in saved["lines"]):
                 read[path.stem] = saved
         return read
 
@@ -186,7 +186,7 @@ def _about(found: _Found) -> str:
     if asked.get("quick"):
         lines.append(("A quick run", _QUICK))
     lines.append(("Protocol", protocol))
-    if any(line[_AGAINST] for saved in found.tables.values() for line in saved["lines"]):
+    if any(line["comparison"] for saved in found.tables.values() for line in saved["lines"]):
         lines.append(("Differences", _DIFFERENCES))
     pools = ", ".join(dict.fromkeys(f"{record['dataset']}: {record['pool']}" for record in records))
     if pools:
@@ -264,7 +264,7 @@ def _table_section(found: _Found, name: str) -> str:
     shown = columns(saved)
     kinds = ["paper" if column.group == "the paper says" else column.group for column in shown]
     groups = [(_GROUPS[group], len(list(run))) for group, run in groupby(column.group for column in shown)]
-    compared = any(line[_AGAINST] for line in saved["lines"])
+    compared = any(line["comparison"] for line in saved["lines"])
     rows = [
         (cells, "kept" if compared and _is_reference(line) else "")
         for line, cells in zip(saved["lines"], zip(*(column.cells for column in shown), strict=True), strict=True)
@@ -281,9 +281,10 @@ def _table_section(found: _Found, name: str) -> str:
 
 
 def _is_reference(line: Mapping[str, Any]) -> bool:
-    """The row the others are compared with, as `voken.reproduction.tables.reference` finds it."""
+    """The row the others are compared with."""
     mine = line["inductive"]
-    return bool(mine) and (mine[0]["system"], mine[0]["readout"]) == ("AVG", "generate") and not line[_AGAINST]
+    ours = bool(mine) and (mine[0]["system"], mine[0]["readout"]) == ("AVG", "generate")
+    return ours and not line["comparison"] and not line["compared with"]
 
 
 def _ablations(found: _Found) -> str:
