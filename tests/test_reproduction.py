@@ -322,8 +322,29 @@ def test_speed_against_size_is_measured_once(pictures, out, monkeypatch):
     found = json.loads((out / "tiny" / "figure4.json").read_text())
     assert found["sizes"] == [50, 200]
     assert all(speed > 0 for row in found["queries_per_second"].values() for speed in row.values())
+    measure = figure4.measure
     monkeypatch.setattr(figure4, "measure", None)
     assert reproduce(request(pictures, out, "figure4")) == written
+    # a figure of other sizes is another figure
+    monkeypatch.setattr(figure4, "measure", measure)
+    monkeypatch.setattr(figure4, "SIZES", (60,))
+    reproduce(request(pictures, out, "figure4"))
+    assert json.loads((out / "tiny" / "figure4.json").read_text())["sizes"] == [60]
+
+
+def test_what_vokens_say_is_of_our_first_seed(pictures, tmp_path):
+    written = reproduce(request(pictures, tmp_path, "figure5"))
+    found = json.loads((tmp_path / "tiny" / "figure5.json").read_text())
+    pool = json.loads(next((tmp_path / "tiny" / "seed-0").glob("ours-*/sequences.json")).read_text())["pictures"]
+    vokens = {picture["id"]: picture["vokens"] for picture in pool}
+    for group in found["groups"]:
+        for one, other in group["shown"]:
+            assert (one["vokens"], other["vokens"]) == (vokens[one["id"]], vokens[other["id"]])
+            assert one["vokens"][: group["shared"]] == other["vokens"][: group["shared"]]
+            shares = [left == right for left, right in zip(one["vokens"], other["vokens"], strict=True)]
+            assert not any(shares) if group["shared"] == 0 else shares[group["shared"] :][:1] != [True]
+    assert f"| none, at any level | {found['groups'][0]['total']:,} |" in written["figure5"]
+    assert 'id="vokens"' in (tmp_path / "tiny" / "index.html").read_text(encoding="utf-8")
 
 
 def test_unknown_names_are_said():

@@ -10,8 +10,8 @@ from test_demo_page import Reader
 
 from voken.errors import DataError
 from voken.reproduction.charts import Mark, Point, bars, lines, scatter
+from voken.reproduction.figure5 import pairs_by_vokens
 from voken.reproduction.page import write_report
-from voken.reproduction.pairs import pairs_by_vokens
 from voken.reproduction.tables import TABLES, Measured, as_json, as_markdown, columns
 
 EVIL = '<script>alert("x")</script> & "quotes"'

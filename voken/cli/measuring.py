@@ -137,7 +137,7 @@ def compare(
 
 @app.command(epilog="Example: voken reproduce table1 --track emoji --data emoji --out runs")
 def reproduce(
-    what: Annotated[list[str], typer.Argument(metavar="WHAT...", help="table1 to table7, figure4, or all.")],
+    what: Annotated[list[str], typer.Argument(metavar="WHAT...", help="table1 to table7, figure4, figure5, or all.")],
     track: Annotated[
         str,
         typer.Option("--track", help="emoji, icons, flickr30k or coco5k: protocol and settings.", show_default=False),

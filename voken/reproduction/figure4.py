@@ -10,6 +10,8 @@ length. In the paper it is slower for its larger language model.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -40,6 +42,13 @@ _TEXTS = 12
 _TOP = 10
 
 Search = Callable[[list[str]], object]
+
+
+def key(arena: Arena, *, quick: bool) -> str:
+    """Changes with whatever changes the figure: the settings, the data, the sizes."""
+    settings = dataclasses.asdict(arena.config)
+    said = json.dumps([settings, arena.fingerprint, QUICK_SIZES if quick else SIZES, BEAMS], sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()[:10]
 
 
 def measure(arena: Arena, work: Path, *, quick: bool, rounds: int = 5) -> dict[str, Any]:

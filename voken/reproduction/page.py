@@ -16,15 +16,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from voken import artifact
 from voken.errors import DataError
 from voken.evaluation.protocol import spread
 from voken.html import Picture, chips, document, half, image, section, table, write_html
 from voken.reproduction import charts
 from voken.reproduction.charts import Mark, Point, bars, lines, scatter
-from voken.reproduction.pairs import PairGroup, pairs_by_vokens
+from voken.reproduction.figure5 import PairGroup, pairs_of
 from voken.reproduction.tables import TABLES, Record, columns, footer, recall_of
 
 _QUICK = "A sixth of the concepts and small settings: it shows that everything works, and reproduces nothing."
@@ -91,10 +89,16 @@ class _Found:
         path = self.folder / "figure4.json"
         return artifact.read_json(path) if path.exists() else None
 
+    @cached_property
+    def pairs(self) -> dict[str, Any] | None:
+        """The paper's Figure 5; the page draws it from the cell, which has the pictures."""
+        path = self.folder / "figure5.json"
+        return artifact.read_json(path) if path.exists() else None
+
     @property
     def track(self) -> str:
         """Raises `DataError` where nothing was measured."""
-        for saved in (*self.tables.values(), self.figure):
+        for saved in (*self.tables.values(), self.figure, self.pairs):
             if saved is not None:
                 return str(saved["track"])
         raise DataError(f"{self.folder}: nothing was measured there. Run `voken reproduce` first.")
@@ -198,9 +202,9 @@ def _about(found: _Found) -> str:
             "data set compare the order of the systems and the gaps between them, not the figures.",
         )
     )
-    ran = [record["machine"] for record in records] or [found.figure["machine"] if found.figure else {}]
-    lines.append(("Machine", "; ".join(dict.fromkeys(map(_machine, ran))) + "."))
     costs = found.run.get("costs", [])
+    ran = [one["machine"] for one in (*records, *costs, *([found.figure] if found.figure else []))]
+    lines.append(("Machine", "; ".join(dict.fromkeys(map(_machine, ran))) + "."))
     versions = ", ".join(dict.fromkeys(str(cost["voken"]) for cost in costs))
     if versions:
         lines.append(("voken", versions))
@@ -412,14 +416,10 @@ def _trade_offs(found: _Found) -> str:
 
 
 def _pairs(pictures: Sequence[Mapping[str, Any]]) -> str:
-    vokens = np.array([picture["vokens"] for picture in pictures], dtype=np.int64)
-    levels = vokens.shape[1]
-    found = pairs_by_vokens(
-        [str(picture["id"]) for picture in pictures], [picture["captions"] for picture in pictures], vokens
-    )
+    levels = len(pictures[0]["vokens"])
     shown = [_shown(picture, " · ".join(picture["captions"])) for picture in pictures]
     body = ""
-    for group in found:
+    for group in pairs_of(pictures):
         pairs = "".join(
             f'<li class="pair">{half(shown[one], group.shared)}{half(shown[other], group.shared)}</li>'
             for one, other in group.shown

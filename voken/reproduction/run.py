@@ -13,21 +13,21 @@ from typing import Any
 from voken import artifact
 from voken.errors import ConfigError
 from voken.progress import Progress, no_progress
-from voken.reproduction import figure4
+from voken.reproduction import figure4, figure5
 from voken.reproduction.arena import Arena
 from voken.reproduction.cells import Cell, cost_of, folder_of, is_kept, run_cell, try_cell
 from voken.reproduction.page import write_report
 from voken.reproduction.processes import in_processes
-from voken.reproduction.tables import TABLES, Record, as_json, as_markdown, cell_name, filled
+from voken.reproduction.tables import OURS, TABLES, Record, as_json, as_markdown, cell_name, filled
 from voken.reproduction.tracks import track
 
-FIGURE = "figure4"
+FIGURES = ("figure4", "figure5")
 QUICK_TABLES = ("table1", "table3", "table7")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to reproduce. `what` are names of tables, "figure4", or "all"; Figure 5 is part of the page."""
+    """What to reproduce. `what` are names of tables, "figure4", "figure5", or "all"."""
 
     what: tuple[str, ...]
     track: str
@@ -81,6 +81,10 @@ def reproduce(
         for cell in (line.cell, line.transductive)
     }
     once = [line.cell for name in names if name in TABLES for line in TABLES[name].lines if line.once]
+    if "figure5" in names and OURS not in cells:  # it shows the first seed's pictures
+        cells.append(OURS)
+        once.append(OURS)
+        labels[cell_name(OURS)] = "AVG"
     wanted = [(seed, cell) for seed in request.seeds for cell in cells if seed == request.seeds[0] or cell not in once]
 
     @cache
@@ -109,8 +113,10 @@ def reproduce(
         if new:
             _write(names, results, folder, request.track)
     written = _write(names, results, folder, request.track)
-    if FIGURE in names:
-        written[FIGURE] = _figure(arena_of(request.seeds[0]), folder, quick=request.quick, tell=tell)
+    if "figure4" in names:
+        written["figure4"] = _figure4(arena_of(request.seeds[0]), folder, quick=request.quick, tell=tell)
+    if "figure5" in names:
+        written["figure5"] = _figure5(arena_of(request.seeds[0]), folder, quick=request.quick)
     asked = {name: str(value) if isinstance(value, Path) else value for name, value in vars(request).items()}
     run = {"request": asked, "written": list(written), "costs": costs, "left out": absent}
     artifact.write_json(folder / "run.json", run)
@@ -178,24 +184,35 @@ def _said(cell: Cell, labels: Mapping[str, str]) -> str:
 
 def _names(request: Request) -> tuple[str, ...]:
     if "all" in request.what:
-        return (*(QUICK_TABLES if request.quick else TABLES), FIGURE)
+        return (*(QUICK_TABLES if request.quick else TABLES), *FIGURES)
     for name in request.what:
-        if name not in TABLES and name != FIGURE:
-            raise ConfigError(f"{name!r}: no such table. There are: {', '.join(TABLES)}, {FIGURE}, all.")
+        if name not in TABLES and name not in FIGURES:
+            raise ConfigError(f"{name!r}: no such table. There are: {', '.join([*TABLES, *FIGURES])}, all.")
     return tuple(dict.fromkeys(request.what))
 
 
-def _figure(arena: Arena, folder: Path, *, quick: bool, tell: Callable[[str], None]) -> str:
-    """Measured once: what is there is found again."""
-    path = folder / f"{FIGURE}.json"
-    if not path.exists():
+def _figure4(arena: Arena, folder: Path, *, quick: bool, tell: Callable[[str], None]) -> str:
+    """Measured once, as a cell is: what the same settings gave is found again."""
+    kept = arena.folder / f"figure4-{figure4.key(arena, quick=quick)}.json"
+    if not kept.exists():
         tell("queries a second against the size of the pool")
-        work = arena.folder / f"{FIGURE}.work"
+        work = kept.with_suffix(".work")
         work.mkdir(parents=True, exist_ok=True)
-        artifact.write_json(path, figure4.measure(arena, work, quick=quick))
+        artifact.write_json(kept, figure4.measure(arena, work, quick=quick))
         shutil.rmtree(work, ignore_errors=True)
-    text = figure4.as_markdown(artifact.read_json(path))
-    (folder / f"{FIGURE}.md").write_text(text + "\n", encoding="utf-8")
+    found = artifact.read_json(kept)
+    return _write_figure(folder, found, figure4.as_markdown(found))
+
+
+def _figure5(arena: Arena, folder: Path, *, quick: bool) -> str:
+    pictures = artifact.read_json(folder_of(OURS, arena, quick=quick) / "sequences.json")["pictures"]
+    found = figure5.measure(pictures, arena.track.name)
+    return _write_figure(folder, found, figure5.as_markdown(found))
+
+
+def _write_figure(folder: Path, found: dict[str, Any], text: str) -> str:
+    artifact.write_json(folder / f"{found['figure']}.json", found)
+    (folder / f"{found['figure']}.md").write_text(text + "\n", encoding="utf-8")
     return text
 
 

@@ -1,11 +1,12 @@
-"""Pairs of a pool's pictures by how much of their voken sequences they share, chosen by nobody (Figure 5)."""
+"""Figure 5 of the paper: pairs of a pool's pictures by how much of their sequences they share, chosen by nobody."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,43 @@ class PairGroup:
     overlap: float | None
     """Words that the captions of both hold, as a share of those that either holds; the mean over (a sample of) all
     pairs of the group, shown or not. None without pairs."""
+
+
+def measure(pictures: Sequence[Mapping[str, Any]], track: str) -> dict[str, Any]:
+    """The groups as JSON; a pair is the ids, captions and vokens of two. `pictures`: a cell's sequences.json."""
+    groups = pairs_of(pictures)
+    shown = [
+        [[{name: pictures[row][name] for name in ("id", "captions", "vokens")} for row in pair] for pair in group.shown]
+        for group in groups
+    ]
+    return {
+        "figure": "figure5",
+        "title": "Figure 5. What vokens say",
+        "track": track,
+        "groups": [asdict(group) | {"shown": pairs} for group, pairs in zip(groups, shown, strict=True)],
+    }
+
+
+def as_markdown(found: dict[str, Any]) -> str:
+    """A line a group: what its sequences share, and how alike the captions are."""
+    lines = [f"**{found['title']}** — {found['track']}", ""]
+    lines += ["| vokens that both begin with | pairs | overlap of the captions' words | first pair |"]
+    lines += ["| ---: | ---: | ---: | --- |"]
+    for group in found["groups"]:
+        overlap = "–" if group["overlap"] is None else f"{100 * group['overlap']:.1f} %"
+        pair = [" / ".join(picture["captions"][:1]) for picture in group["shown"][0]] if group["shown"] else []
+        said = "; ".join(pair).replace("|", "\\|") or "–"
+        shared = "none, at any level" if group["shared"] == 0 else f"{group['shared']:,}"
+        lines.append(f"| {shared} | {group['total']:,} | {overlap} | {said} |")
+    return "\n".join([*lines, "", "Pictures of the pool, AVG, the first seed; pairs by the hash of their ids."])
+
+
+def pairs_of(pictures: Sequence[Mapping[str, Any]]) -> tuple[PairGroup, ...]:
+    """`pairs_by_vokens` of what a cell's sequences.json holds."""
+    vokens = np.array([picture["vokens"] for picture in pictures], dtype=np.int64)
+    return pairs_by_vokens(
+        [str(picture["id"]) for picture in pictures], [picture["captions"] for picture in pictures], vokens
+    )
 
 
 def pairs_by_vokens(
