@@ -127,13 +127,14 @@ def running(here, tmp_path):
     made.process.stderr.close()
 
 
-def raw(running, *chunks, pause=0.0):
-    """What comes back where bytes are sent as they are."""
+def raw(running, *chunks, pause=0.0, gone=False):
+    """What comes back where bytes are sent as they are. `gone`: the sender ends, and is owed no answer from then on."""
     with socket.create_connection((running.host, running.port), timeout=SOON) as connection:
         for chunk in chunks:
             connection.sendall(chunk)
             time.sleep(pause)
-        connection.shutdown(socket.SHUT_WR)
+        if gone:
+            connection.shutdown(socket.SHUT_WR)
         received = b""
         while more := connection.recv(65_536):
             received += more
@@ -157,7 +158,7 @@ def test_over_a_real_port_from_beginning_to_end(running, here):
     )
     assert b" 400 " in raw(running, chunked, b"zz\r\n")
     assert b" 413 " in raw(running, head + b"Content-Length: 99999999999\r\nExpect: 100-continue\r\n\r\n")
-    assert raw(running, head + b"Content-Length: 50\r\n\r\n{") == b""  # its sender is gone
+    assert raw(running, head + b"Content-Length: 50\r\n\r\n{", gone=True) == b""
     assert b" 400 " in raw(running, b"\x16\x03\x01 not http\r\n\r\n")
 
     # what another process changes is found
