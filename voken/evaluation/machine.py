@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class Machine:
             threads=torch.get_num_threads() if torch is not None else 0,
             accelerator=torch.cuda.get_device_name() if torch is not None and has_gpu else "",
         )
+
+
+def processor_of(machine: Mapping[str, Any]) -> str:
+    """Of a saved `Machine`: "AMD EPYC, 2 cores"."""
+    return f"{machine['cpu']}, {machine['cores']} {'core' if machine['cores'] == 1 else 'cores'}"
 
 
 def _version(package: str) -> str:

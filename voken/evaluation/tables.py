@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from voken.errors import ConfigError, EmptyDataError
+from voken.evaluation.machine import processor_of
 from voken.evaluation.protocol import Spread, spread
 
 Record = Mapping[str, Any]
@@ -128,7 +129,7 @@ def _machine(machine: Mapping[str, Any]) -> str:
     threads = f", {count} thread{'s' if count > 1 else ''}" if count else ""
     accelerator = f", {machine['accelerator']}" if machine.get("accelerator") else ""
     torch = f", torch {machine['torch']}" if machine.get("torch") else ""
-    return _cell(f"{machine['cpu']}, {machine['cores']} cores{accelerator}{threads}{torch}")
+    return _cell(f"{processor_of(machine)}{accelerator}{threads}{torch}")
 
 
 def _cell(text: str) -> str:

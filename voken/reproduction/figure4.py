@@ -25,7 +25,7 @@ from voken.collection.number_column import NumberColumn
 from voken.collection.snapshot import Origin, Snapshot
 from voken.decoding.trie import VokenTrie
 from voken.encoders.two_tower import TwoTowerEncoder
-from voken.evaluation.machine import Machine
+from voken.evaluation.machine import Machine, processor_of
 from voken.fit import make_generator
 from voken.image_tokenizer.train import train_tokenizer
 from voken.inference.export import export_text_encoder
@@ -92,7 +92,7 @@ def as_markdown(found: dict[str, Any]) -> str:
         cells = [f"{value:,.1f}" for value in values] + [f"{values[-1] / values[0]:.2f}"]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     machine = found["machine"]
-    return "\n".join([*lines, "", f"Random vectors and sequences; {machine['cpu']}, {machine['cores']} cores."])
+    return "\n".join([*lines, "", f"Random vectors and sequences; {processor_of(machine)}."])
 
 
 def _searches(arena: Arena, work: Path, size: int) -> dict[str, Search]:

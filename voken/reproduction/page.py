@@ -18,6 +18,7 @@ from typing import Any
 
 from voken import artifact
 from voken.errors import DataError
+from voken.evaluation.machine import processor_of
 from voken.evaluation.protocol import spread
 from voken.html import Picture, chips, document, half, image, section, table, write_html
 from voken.reproduction import charts
@@ -525,7 +526,7 @@ def _range(values: set[int]) -> str:
 
 
 def _machine(machine: Mapping[str, Any]) -> str:
-    parts = [f"{machine['cpu']}, {machine['cores']} cores"]
+    parts = [processor_of(machine)]
     parts += [f"torch on {machine['threads']}"] if machine.get("threads") else []
     parts += [str(machine["accelerator"])] if machine.get("accelerator") else []
     parts += [f"{name} {machine[name]}" for name in ("python", "torch", "numpy") if machine.get(name)]

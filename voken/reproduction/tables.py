@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from voken.evaluation.comparison import Row, compare_rows
+from voken.evaluation.machine import processor_of
 from voken.evaluation.protocol import spread
 from voken.reproduction.cells import Cell
 from voken.reproduction.contestants import TOKENS_ALONE
@@ -380,7 +381,7 @@ def footer(saved: Mapping[str, Any]) -> str:
     pools = sorted({record["pool_size"] for record in records})
     asked = sorted({record["query_count"] for record in records})
     seeds = ", ".join(map(str, sorted({record["seed"] for record in records})))
-    machines = sorted({f"{record['machine']['cpu']}, {record['machine']['cores']} cores" for record in records})
+    machines = sorted({processor_of(record["machine"]) for record in records})
     sizes, counts = (" to ".join(f"{value:,}" for value in sorted({all_[0], all_[-1]})) for all_ in (pools, asked))
     return f"Pool {sizes} pictures, {counts} queries a seed; seeds {seeds}; {'; '.join(machines)}."
 
