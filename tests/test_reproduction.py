@@ -210,6 +210,15 @@ def test_an_error_in_another_process_is_told_and_ends_them(pictures, tmp_path):
     assert not multiprocessing.active_children()
 
 
+def test_a_cell_of_two_names_costs_once_and_is_called_ours(pictures, out, monkeypatch):
+    as_it_is = [line for line in TABLES["table5"].lines if line.label == "M = 4"]
+    monkeypatch.setitem(TABLES, "table5", dataclasses.replace(TABLES["table5"], lines=tuple(as_it_is)))
+    reproduce(request(pictures, out, "table5", "figure5", settings=(("tokenizer.levels", "4"),)))
+    (cost,) = json.loads((out / "tiny" / "run.json").read_text())["costs"]
+    assert cost["cell"] == "ours"
+    assert cost["folder"].startswith("seed-0/ours-")
+
+
 def test_without_being_asked_nothing_is_transductive(pictures, out):
     written = reproduce(request(pictures, out, "table1"))
     assert "transductive" not in written["table1"]

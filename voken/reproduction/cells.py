@@ -70,7 +70,7 @@ class Cell:
         }
 
 
-def _told_once(cell: Cell, arena: Arena) -> Cell:
+def told_once(cell: Cell, arena: Arena) -> Cell:
     """A variant that changes none of the track's settings is ours."""
     if cell.builder == "variant" and arena.config.override(dict(cell.settings)) == arena.config:
         return dataclasses.replace(cell, builder="ours", settings={})
@@ -82,7 +82,7 @@ def run_cell(cell: Cell, arena: Arena, *, quick: bool, checkpoints: str = "") ->
 
     An interrupted cell goes on where its training stopped. What training leaves is removed when the rows are there.
     """
-    cell = _told_once(cell, arena)
+    cell = told_once(cell, arena)
     key = cell.key(arena, quick=quick)
     folder = arena.folder / _folder_name(cell, key)
     path = folder / _ROWS
@@ -155,7 +155,7 @@ def cost_of(cell: Cell, arena: Arena, *, quick: bool) -> dict[str, Any]:
 
 def folder_of(cell: Cell, arena: Arena, *, quick: bool) -> Path:
     """Where a cell is kept."""
-    cell = _told_once(cell, arena)
+    cell = told_once(cell, arena)
     return arena.folder / _folder_name(cell, cell.key(arena, quick=quick))
 
 

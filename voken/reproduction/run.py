@@ -15,7 +15,7 @@ from voken.errors import ConfigError
 from voken.progress import Progress, no_progress
 from voken.reproduction import figure4, figure5
 from voken.reproduction.arena import Arena
-from voken.reproduction.cells import Cell, cost_of, folder_of, is_kept, run_cell, try_cell
+from voken.reproduction.cells import Cell, cost_of, folder_of, is_kept, run_cell, told_once, try_cell
 from voken.reproduction.page import write_report
 from voken.reproduction.processes import in_processes
 from voken.reproduction.tables import OURS, TABLES, Record, as_json, as_markdown, cell_name, filled
@@ -108,8 +108,10 @@ def reproduce(
     for arena, cell, new in _measured(request, wanted, arena_of, labels, absent, tell):
         results.setdefault(cell_name(cell), {})[arena.seed] = run_cell(cell, arena, quick=request.quick)
         kept = str(folder_of(cell, arena, quick=request.quick).relative_to(folder))
-        which = {"cell": _words(cell), "seed": arena.seed, "protocol": cell.protocol, "folder": kept}
-        costs.append(which | cost_of(cell, arena, quick=request.quick))
+        if all(cost["folder"] != kept for cost in costs):  # cells of two names may be one
+            words = _words(told_once(cell, arena))
+            which = {"cell": words, "seed": arena.seed, "protocol": cell.protocol, "folder": kept}
+            costs.append(which | cost_of(cell, arena, quick=request.quick))
         if new:
             _write(names, results, folder, request.track)
     written = _write(names, results, folder, request.track)
