@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from voken.evaluation.shared_vokens import shared_vokens
 from voken.shapes import Bool, Float, Int
 
 
@@ -49,14 +50,7 @@ def find_pairs(
     numbers = {family: number for number, family in enumerate(dict.fromkeys(families))}
     family = np.array([numbers[name] for name in families])
     cosine = (vectors.astype(np.float32) @ vectors.astype(np.float32).T).astype(np.float64)
-    alike = np.zeros((size, size), dtype=np.int16)
-    shared = np.zeros((size, size), dtype=np.int16)
-    beginning = np.ones((size, size), dtype=bool)
-    for level in range(levels):
-        equal = vokens[:, level, None] == vokens[None, :, level]
-        alike += equal
-        beginning &= equal
-        shared += beginning
+    alike, shared = shared_vokens(vokens)
     upper = np.triu(np.ones((size, size), dtype=bool), 1)
     apart = family[:, None] != family[None, :]
     longest = int(shared[upper & (shared < levels)].max(initial=0))

@@ -28,6 +28,11 @@ from voken.reproduction.tracks import Track
 from voken.shapes import Float
 
 
+def short_digest(made_from: str) -> str:
+    """Ten characters for the name of what is kept, and found again where it was made from the same."""
+    return hashlib.sha256(made_from.encode()).hexdigest()[:10]
+
+
 @dataclass(frozen=True)
 class Arena:
     """Nothing is computed before it is asked for; the encoder and the vectors are kept in `folder` and `cache`."""
@@ -87,7 +92,7 @@ class Arena:
         """Inductive: nothing of the pool is in it."""
         config = dataclasses.replace(self.config, protocol="inductive")
         made_from = json.dumps([dataclasses.asdict(config.encoder), self.fingerprint])
-        work = self.folder / f"encoder-{hashlib.sha256(made_from.encode()).hexdigest()[:10]}.work"
+        work = self.folder / f"encoder-{short_digest(made_from)}.work"
         return prepare(self.dataset, config, work, cache=self.cache, progress=self.progress)
 
     @cached_property

@@ -11,7 +11,6 @@ CELL/
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
 import resource
@@ -31,7 +30,7 @@ from voken.errors import ConfigError, MissingExtraError
 from voken.evaluation.machine import Machine
 from voken.evaluation.protocol import Conditions, Evaluation, evaluate
 from voken.evaluation.trec import write_qrels, write_run
-from voken.reproduction.arena import Arena
+from voken.reproduction.arena import Arena, short_digest
 from voken.reproduction.contestants import BUILDERS, Order, our_config, own_settings
 from voken.shapes import Int
 
@@ -194,8 +193,7 @@ def _write_trec(folder: Path, found: Evaluation) -> None:
 def _folder_name(cell: Cell, key: dict[str, Any]) -> str:
     said = " ".join([cell.builder, *(f"{name} {value}" for name, value in sorted(cell.settings.items()))])
     words = re.sub(r"[^a-z0-9.]+", "-", said.lower())[:60].strip("-")
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:10]
-    return f"{words}-{cell.protocol}-{digest}"
+    return f"{words}-{cell.protocol}-{short_digest(json.dumps(key, sort_keys=True))}"
 
 
 def _peak_megabytes() -> float:

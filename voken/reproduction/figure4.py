@@ -10,7 +10,6 @@ length. In the paper it is slower for its larger language model.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import statistics
 import time
@@ -31,7 +30,8 @@ from voken.image_tokenizer.train import train_tokenizer
 from voken.inference.export import export_text_encoder
 from voken.inference.text_encoder import TextEncoder as CompiledTextEncoder
 from voken.model import Model
-from voken.reproduction.arena import Arena
+from voken.reproduction.arena import Arena, short_digest
+from voken.reproduction.tables import markdown_row
 from voken.search import Searcher, load_model
 from voken.systems.two_tower import TextEncoder
 
@@ -46,9 +46,8 @@ Search = Callable[[list[str]], object]
 
 def key(arena: Arena, *, quick: bool) -> str:
     """Changes with whatever changes the figure: the settings, the data, the sizes."""
-    settings = dataclasses.asdict(arena.config)
-    said = json.dumps([settings, arena.fingerprint, QUICK_SIZES if quick else SIZES, BEAMS], sort_keys=True)
-    return hashlib.sha256(said.encode()).hexdigest()[:10]
+    said = [arena.config.to_dict(), arena.fingerprint, QUICK_SIZES if quick else SIZES, BEAMS]
+    return short_digest(json.dumps(said, sort_keys=True))
 
 
 def measure(arena: Arena, work: Path, *, quick: bool, rounds: int = 5) -> dict[str, Any]:
@@ -85,12 +84,11 @@ def as_markdown(found: dict[str, Any]) -> str:
     """A line a system, a column a size."""
     sizes: Sequence[int] = found["sizes"]
     lines = [f"**{found['title']}** — {found['track']}, one query at a time, {found['beams']} beams", ""]
-    lines.append("| | " + " | ".join(f"{size:,}" for size in sizes) + " | largest / smallest |")
-    lines.append("| --- |" + " ---: |" * (len(sizes) + 1))
+    lines.append(markdown_row(["", *(f"{size:,}" for size in sizes), "largest / smallest"]))
+    lines.append(markdown_row(["---", *["---:"] * (len(sizes) + 1)]))
     for name, speeds in found["queries_per_second"].items():
         values = [speeds[str(size)] for size in sizes]
-        cells = [f"{value:,.1f}" for value in values] + [f"{values[-1] / values[0]:.2f}"]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append(markdown_row([name, *(f"{value:,.1f}" for value in values), f"{values[-1] / values[0]:.2f}"]))
     machine = found["machine"]
     return "\n".join([*lines, "", f"Random vectors and sequences; {processor_of(machine)}."])
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from voken.evaluation.shared_vokens import shared_vokens
+from voken.reproduction.tables import markdown_row
 from voken.shapes import Bool, Int
 
 _CONSIDERED = 2000
@@ -49,14 +51,13 @@ def measure(pictures: Sequence[Mapping[str, Any]], track: str) -> dict[str, Any]
 def as_markdown(found: dict[str, Any]) -> str:
     """A line a group: what its sequences share, and how alike the captions are."""
     lines = [f"**{found['title']}** — {found['track']}", ""]
-    lines += ["| vokens that both begin with | pairs | overlap of the captions' words | first pair |"]
-    lines += ["| ---: | ---: | ---: | --- |"]
+    heads = ["vokens that both begin with", "pairs", "overlap of the captions' words", "first pair"]
+    lines += [markdown_row(heads), markdown_row(["---:", "---:", "---:", "---"])]
     for group in found["groups"]:
         overlap = "–" if group["overlap"] is None else f"{100 * group['overlap']:.1f} %"
         pair = [" / ".join(picture["captions"][:1]) for picture in group["shown"][0]] if group["shown"] else []
-        said = "; ".join(pair).replace("|", "\\|") or "–"
         shared = "none, at any level" if group["shared"] == 0 else f"{group['shared']:,}"
-        lines.append(f"| {shared} | {group['total']:,} | {overlap} | {said} |")
+        lines.append(markdown_row([shared, f"{group['total']:,}", overlap, "; ".join(pair) or "–"]))
     return "\n".join([*lines, "", "Pictures of the pool, AVG, the first seed; pairs by the hash of their ids."])
 
 
@@ -78,16 +79,8 @@ def pairs_by_vokens(
     compared. Which pairs are shown depends on ids and vokens alone, not on the pictures or captions.
     """
     order = sorted(range(len(ids)), key=lambda row: hashlib.sha256(ids[row].encode()).hexdigest())[:_CONSIDERED]
-    found = vokens[order]
-    size, levels = len(order), vokens.shape[1]
-    alike = np.zeros((size, size), dtype=np.int16)
-    shared = np.zeros((size, size), dtype=np.int16)
-    beginning = np.ones((size, size), dtype=bool)
-    for level in range(levels):
-        equal = found[:, level, None] == found[None, :, level]
-        alike += equal
-        beginning &= equal
-        shared += beginning
+    alike, shared = shared_vokens(vokens[order])
+    levels = vokens.shape[1]
     words = [frozenset(_WORD.findall(" ".join(captions[row]).casefold())) for row in order]
 
     def group(length: int, members: Bool[np.ndarray, "pictures pictures"]) -> PairGroup:

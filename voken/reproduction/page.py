@@ -70,8 +70,7 @@ class _Found:
     @cached_property
     def run(self) -> dict[str, Any]:
         """Empty where no run came to its end."""
-        path = self.folder / "run.json"
-        return artifact.read_json(path) if path.exists() else {}
+        return self._held("run.json") or {}
 
     @cached_property
     def tables(self) -> dict[str, dict[str, Any]]:
@@ -86,20 +85,13 @@ class _Found:
 
     @cached_property
     def figure(self) -> dict[str, Any] | None:
-        """The paper's Figure 4."""
-        path = self.folder / "figure4.json"
-        return artifact.read_json(path) if path.exists() else None
-
-    @cached_property
-    def pairs(self) -> dict[str, Any] | None:
-        """The paper's Figure 5; the page draws it from the cell, which has the pictures."""
-        path = self.folder / "figure5.json"
-        return artifact.read_json(path) if path.exists() else None
+        """The paper's Figure 4. Figure 5 is drawn from our cell, which has the pictures."""
+        return self._held("figure4.json")
 
     @property
     def track(self) -> str:
         """Raises `DataError` where nothing was measured."""
-        for saved in (*self.tables.values(), self.figure, self.pairs):
+        for saved in (*self.tables.values(), self.figure, self._held("figure5.json")):
             if saved is not None:
                 return str(saved["track"])
         raise DataError(f"{self.folder}: nothing was measured there. Run `voken reproduce` first.")
@@ -132,6 +124,10 @@ class _Found:
             first = sorted(named, key=lambda cost: int(cost["seed"]))
             cells = [self.folder / cost["folder"] for cost in first if "folder" in cost]
         return next((cell for cell in cells if (cell / "evaluations.json").exists()), None)
+
+    def _held(self, name: str) -> dict[str, Any] | None:
+        path = self.folder / name
+        return artifact.read_json(path) if path.exists() else None
 
     def of_ours(self, name: str, key: str) -> list[dict[str, Any]]:
         """A list that our cell holds; empty where it does not."""

@@ -18,10 +18,11 @@ from voken.reproduction.arena import Arena
 from voken.reproduction.cells import Cell, cost_of, folder_of, is_kept, run_cell, told_once, try_cell
 from voken.reproduction.page import write_report
 from voken.reproduction.processes import in_processes
-from voken.reproduction.tables import OURS, TABLES, Record, as_json, as_markdown, cell_name, filled
+from voken.reproduction.tables import OURS, TABLES, Line, Record, as_json, as_markdown, cell_name, cells_of, filled
 from voken.reproduction.tracks import track
 
-FIGURES = ("figure4", "figure5")
+FIGURES = {"figure4": (), "figure5": (Line("AVG", OURS, once=True),)}
+"""With the cells that they show."""
 QUICK_TABLES = ("table1", "table3", "table7")
 
 
@@ -36,7 +37,7 @@ class Request:
     images: Path | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
     quick: bool = False
-    """A sixth of the concepts, small settings, and of "all" three tables and Figure 4 only: for a look, and for CI."""
+    """A sixth of the concepts, small settings, and of "all" three tables and both figures: for a look, and for CI."""
     transductive: bool = False
     """Also the second protocol, in its own column."""
     settings: tuple[tuple[str, str], ...] = ()
@@ -65,26 +66,12 @@ def reproduce(
     names = _names(request)
     chosen = track(request.track)
     folder = request.out / request.track
-    cells: list[Cell] = []
-    for name in names:
-        cells += [
-            cell
-            for cell in (TABLES[name].cells() if name in TABLES else ())
-            if cell not in cells and (request.transductive or cell.protocol == "inductive")
-        ]
+    lines = [line for name in names for line in (TABLES[name].lines if name in TABLES else FIGURES[name])]
+    cells = [cell for cell in cells_of(lines) if request.transductive or cell.protocol == "inductive"]
     # a cell is told by the first row it fills
-    labels = {
-        cell_name(cell): line.label
-        for name in reversed(names)
-        if name in TABLES
-        for line in reversed(TABLES[name].lines)
-        for cell in (line.cell, line.transductive)
-    }
-    once = [line.cell for name in names if name in TABLES for line in TABLES[name].lines if line.once]
-    if "figure5" in names and OURS not in cells:  # it shows the first seed's pictures
-        cells.append(OURS)
-        once.append(OURS)
-        labels[cell_name(OURS)] = "AVG"
+    labels = {cell_name(cell): line.label for line in reversed(lines) for cell in (line.cell, line.transductive)}
+    always = [line.cell for line in lines if not line.once]
+    once = [line.cell for line in lines if line.once and line.cell not in always]
     wanted = [(seed, cell) for seed in request.seeds for cell in cells if seed == request.seeds[0] or cell not in once]
 
     @cache
@@ -103,15 +90,15 @@ def reproduce(
         )
 
     results: dict[str, dict[int, list[Record]]] = {}
-    costs: list[dict[str, Any]] = []
+    costs: dict[str, dict[str, Any]] = {}
     absent: dict[str, str] = {}
     for arena, cell, new in _measured(request, wanted, arena_of, labels, absent, tell):
         results.setdefault(cell_name(cell), {})[arena.seed] = run_cell(cell, arena, quick=request.quick)
         kept = str(folder_of(cell, arena, quick=request.quick).relative_to(folder))
-        if all(cost["folder"] != kept for cost in costs):  # cells of two names may be one
+        if kept not in costs:  # cells of two names may be one
             words = _words(told_once(cell, arena))
             which = {"cell": words, "seed": arena.seed, "protocol": cell.protocol, "folder": kept}
-            costs.append(which | cost_of(cell, arena, quick=request.quick))
+            costs[kept] = which | cost_of(cell, arena, quick=request.quick)
         if new:
             _write(names, results, folder, request.track)
     written = _write(names, results, folder, request.track)
@@ -120,7 +107,7 @@ def reproduce(
     if "figure5" in names:
         written["figure5"] = _figure5(arena_of(request.seeds[0]), folder, quick=request.quick)
     asked = {name: str(value) if isinstance(value, Path) else value for name, value in vars(request).items()}
-    run = {"request": asked, "written": list(written), "costs": costs, "left out": absent}
+    run = {"request": asked, "written": list(written), "costs": list(costs.values()), "left out": absent}
     artifact.write_json(folder / "run.json", run)
     if written:
         tell(f"page: {write_report(folder)}")

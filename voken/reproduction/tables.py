@@ -64,15 +64,16 @@ class Table:
     lines: tuple[Line, ...]
     note: str = ""
 
-    def cells(self) -> list[Cell]:
-        """Without repeats, in order."""
-        found: list[Cell] = []
-        for line in self.lines:
-            wanted = [line.cell]
-            if line.both:
-                wanted.append(line.transductive)
-            found += [cell for cell in wanted if cell not in found]
-        return found
+
+def cells_of(lines: Iterable[Line]) -> list[Cell]:
+    """Without repeats, in order."""
+    found: list[Cell] = []
+    for line in lines:
+        wanted = [line.cell]
+        if line.both:
+            wanted.append(line.transductive)
+        found += [cell for cell in wanted if cell not in found]
+    return found
 
 
 OURS = Cell("ours")
@@ -106,9 +107,12 @@ _PLAIN = TOKENS_ALONE | {
 """The generator as the paper has it: trained by L_gen, then L_dis, from tokens alone."""
 
 
-def _plain(label: str = "", settings: Mapping[str, str] | None = None) -> Line:
-    name = "plain generator"
-    return Line(name + label, _variant(_PLAIN, settings or {}), readout="generate", against=name if label else "")
+_PLAIN_LINE = Line("plain generator", _variant(_PLAIN), readout="generate")
+
+
+def _plain_without(what: str, settings: Mapping[str, str]) -> Line:
+    plain = _PLAIN_LINE.label
+    return Line(f"{plain}, without {what}", _variant(_PLAIN, settings), readout="generate", against=plain)
 
 
 _OUR_PAPER: dict[str, Figures] = {_FLICKR: (62.8, 85.4, 91.2), _COCO: (31.3, 58.0, 66.5)}
@@ -218,10 +222,10 @@ TABLES: dict[str, Table] = {
                     _variant(TOKENS_ALONE),
                     readout="generate",
                 ),
-                _plain(),
-                _plain(", without cross-modal alignment", _UNALIGNED),
-                _plain(", without voken embeddings", _RANDOM_ROWS),
-                _plain(", without discriminative loss", _NO_LISTS),
+                _PLAIN_LINE,
+                _plain_without("cross-modal alignment", _UNALIGNED),
+                _plain_without("voken embeddings", _RANDOM_ROWS),
+                _plain_without("discriminative loss", _NO_LISTS),
             ),
             "Alignment is the mixture codebook in the default preset, and L_align in the paper's. The default preset "
             "starts as quantized search for the query's vector and trains one epoch of L_dis; the plain generator has "
@@ -398,8 +402,13 @@ def as_markdown(table: Table, measured: Sequence[Measured], track: str) -> str:
             said = "**measured**, inductive "
         heads.append(said + column.head)
         before = column.group
-    lines = [f"**{table.title}** — {track}", "", _cells(heads), _cells(["---", *["---:"] * (len(heads) - 1)])]
-    lines += map(_cells, zip(*(column.cells for column in shown), strict=True))
+    lines = [
+        f"**{table.title}** — {track}",
+        "",
+        markdown_row(heads),
+        markdown_row(["---", *["---:"] * (len(heads) - 1)]),
+    ]
+    lines += map(markdown_row, zip(*(column.cells for column in shown), strict=True))
     return "\n".join([*lines, "", *([table.note, ""] if table.note else []), footer(saved)])
 
 
@@ -407,7 +416,7 @@ def _compared_with(one: Measured, measured: Sequence[Measured]) -> Measured | No
     """The row its line names, or our system with log-probability alone."""
     if one.line.against:
         return next((other for other in measured if other.line.label == one.line.against), None)
-    ours = [one for one in measured if one.line.cell == OURS and one.line.readout == "generate"]
+    ours = [other for other in measured if other.line.cell == OURS and other.line.readout == "generate"]
     return ours[-1] if ours and ours[-1].inductive else None
 
 
@@ -472,7 +481,8 @@ def _percent(mean: float, deviation: float | None) -> str:
     return f"{100 * mean:.1f}" + (f" ± {100 * deviation:.1f}" if deviation is not None else "")
 
 
-def _cells(values: Sequence[str]) -> str:
+def markdown_row(values: Sequence[str]) -> str:
+    """Of a table; a bar within a cell is escaped."""
     return "| " + " | ".join(value.replace("|", "\\|") for value in values) + " |"
 
 
