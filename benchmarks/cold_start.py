@@ -146,7 +146,7 @@ def table(rounds: dict[str, list[Run]], peers: list[str]) -> str:
 
 def report(rounds: dict[str, list[Run]], rows: dict[str, list[str]]) -> dict[str, Any]:
     """Everything measured, and what ran."""
-    from voken.evaluation.machine import Machine
+    from voken_lab.evaluation.machine import Machine
 
     fields = [field.name for field in dataclasses.fields(Run)]
     return {

@@ -25,8 +25,8 @@ from voken.collection.base import FACTS, Base, Lookup, column
 from voken.collection.filters import parse_all
 from voken.collection.store import Store
 from voken.decoding.trie import VokenTrie
-from voken.evaluation.machine import Machine
-from voken.search import Searcher, load_model
+from voken.search.searcher import Searcher, load_model
+from voken_lab.evaluation.machine import Machine
 
 FILTERS = ("date>=2020", "folder=2015")
 
@@ -64,7 +64,7 @@ def main(given: list[str] | None = None) -> None:
 
 def make(folder: Path, model: Path, count: int, *, vectors: bool) -> None:
     """A collection for `model`, of pictures that nobody took."""
-    from voken.model import Model  # here: a search does without torch
+    from voken.model.model import Model  # here: a search does without torch
 
     tokenizer = Model.load(model).tokenizer
     random = np.random.default_rng(0)

@@ -38,16 +38,16 @@ from voken.config import SearchConfig, preset
 from voken.data.captions import Dataset, read_dataset
 from voken.encoders.cache import VectorCache
 from voken.encoders.picture_vectors import picture_vectors
-from voken.evaluation.benchmark import CEILING, TWO_TOWER
-from voken.evaluation.machine import Machine
-from voken.evaluation.protocol import Conditions, SearchSystem, evaluate, pool_of
-from voken.evaluation.tables import results_table
-from voken.fit import fit
-from voken.model import Model
-from voken.search import Searcher
+from voken.model.model import Model
+from voken.search.searcher import Searcher
 from voken.shapes import Float32
-from voken.systems.faiss_tower import FaissTower
-from voken.systems.two_tower import TwoTower
+from voken.training.fit import fit
+from voken_lab.evaluation.benchmark import CEILING, TWO_TOWER
+from voken_lab.evaluation.machine import Machine
+from voken_lab.evaluation.protocol import Conditions, SearchSystem, evaluate, pool_of
+from voken_lab.evaluation.tables import results_table
+from voken_lab.systems.faiss_tower import FaissTower
+from voken_lab.systems.two_tower import TwoTower
 
 KINDS = {"PQ": FaissTower.pq, "OPQ": FaissTower.opq, "RQ": FaissTower.rq}
 

@@ -24,7 +24,7 @@ from PIL import Image
 
 from voken.data.captions import read_dataset
 from voken.data.images import open_image
-from voken.evaluation.machine import Machine
+from voken_lab.evaluation.machine import Machine
 
 SIZE = (2000, 1500)
 QUERIES = ("a red heart", "a smiling face", "an animal")

@@ -431,7 +431,7 @@ def main(given: Sequence[str] | None = None) -> None:
 
 def run(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Everything, in order."""
-    from voken.evaluation.machine import Machine
+    from voken_lab.evaluation.machine import Machine
 
     pictures, collection, aside = work / "pictures", work / "c", work / "aside"
     aside.mkdir()

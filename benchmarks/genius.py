@@ -21,12 +21,12 @@ from typing import Any
 from voken.artifact import write_json
 from voken.cli.app import use_threads
 from voken.config import TokenizerConfig
-from voken.evaluation.machine import Machine
 from voken.image_tokenizer.model import ImageTokenizer
 from voken.image_tokenizer.train import train_tokenizer
-from voken.reproduction.arena import Arena
-from voken.reproduction.tracks import TRACKS, track
-from voken.systems.genius import GeniusConfig, genius_tokenizer, train_genius
+from voken_lab.evaluation.machine import Machine
+from voken_lab.reproduction.arena import Arena
+from voken_lab.reproduction.tracks import TRACKS, track
+from voken_lab.systems.genius import GeniusConfig, genius_tokenizer, train_genius
 
 VALUES: dict[str, tuple[Any, ...]] = {
     "tokenizer.alignment": ("none", "infonce"),

@@ -220,7 +220,7 @@ def table(rows: list[Row]) -> str:
 
 def report(rows: list[Row], arguments: argparse.Namespace) -> dict[str, Any]:
     """Every figure, for `--json`."""
-    from voken.evaluation.machine import Machine
+    from voken_lab.evaluation.machine import Machine
 
     return {
         "benchmark": "index_size",

@@ -41,7 +41,7 @@ from voken.collection.text_column import TextColumn
 from voken.decoding.beam import beam_search_from_state
 from voken.decoding.nearest import NearestSequences
 from voken.decoding.trie import VokenTrie
-from voken.evaluation.machine import Machine
+from voken_lab.evaluation.machine import Machine
 
 LEVELS, ENTRIES, DIM = 4, 64, 16
 GROUP = 5

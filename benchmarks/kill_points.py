@@ -39,7 +39,7 @@ from kill import GROUP, answers, entry, groups_of, make
 
 from voken.collection.doctor import examine
 from voken.collection.store import FILE, Store
-from voken.evaluation.machine import Machine
+from voken_lab.evaluation.machine import Machine
 
 _TRACEME, _SYSCALL, _SETOPTIONS, _SYSCALL_INFO = 0, 24, 0x4200, 0x420E
 _SYSGOOD, _EXITKILL = 1, 0x100000

@@ -2,8 +2,8 @@
 
 The captions of the test split are asked twice: of a pool that holds their pictures, and of the same pool without any
 of them (the collection is made anew without). A right hit is a picture of a concept whose caption the query is. Half
-of the weight is on each case, or as the model's calibration says (its prior). It is `voken.search.Searcher` that
-answers, with the saved engine where the model has one, and the first ten hits count.
+of the weight is on each case, or as the model's calibration says (its prior). It is `voken.search.searcher.Searcher`
+that answers, with the saved engine where the model has one, and the first ten hits count.
 
   right, confidence   of first hits: how many were right, and how many the confidence promised
   ECE                 expected calibration error in ten bins of equal width: of first hits, and of all ten
@@ -38,19 +38,19 @@ from typing import Any
 import numpy as np
 
 from voken.artifact import write_json
-from voken.calibration import HITS, Calibration, Readout, ReadoutCalibration
 from voken.cli.app import use_threads
 from voken.collection.snapshot import Snapshot
 from voken.data.captions import Dataset, read_dataset
 from voken.encoders.cache import VectorCache
 from voken.encoders.picture_vectors import picture_vectors
 from voken.errors import ConfigError, EmptyDataError
-from voken.evaluation.machine import Machine
-from voken.evaluation.protocol import Pool, Query, pool_of, queries_of
-from voken.hit import Hit
-from voken.model import Model
-from voken.search import Searcher, SearchModel, load_model
+from voken.model.model import Model
+from voken.search.confidence import HITS, Calibration, Readout, ReadoutCalibration
+from voken.search.hit import Hit
+from voken.search.searcher import Searcher, SearchModel, load_model
 from voken.shapes import Bool, Float
+from voken_lab.evaluation.machine import Machine
+from voken_lab.evaluation.protocol import Pool, Query, pool_of, queries_of
 
 READOUTS: tuple[Readout, ...] = ("generate", "voken", "vector")
 BINS = 10

@@ -24,11 +24,11 @@ from voken.config import preset
 from voken.data.captions import Dataset, read_dataset
 from voken.data.splits import resplit_clean
 from voken.encoders.cache import VectorCache
-from voken.evaluation.benchmark import TWO_TOWER, benchmark
-from voken.evaluation.tables import results_table
-from voken.fit import fit
-from voken.inference.compiled import CompiledModel
-from voken.model import Model
+from voken.model.compiled import CompiledModel
+from voken.model.model import Model
+from voken.training.fit import fit
+from voken_lab.evaluation.benchmark import TWO_TOWER, benchmark
+from voken_lab.evaluation.tables import results_table
 
 
 def main() -> None:

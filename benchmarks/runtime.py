@@ -25,10 +25,10 @@ from typing import Any
 
 import numpy as np
 
-from voken.evaluation.machine import Machine
 from voken.inference.graph import Graph, Precision
 from voken.inference.runtime import LoadedGraph, session_options, value
 from voken.shapes import Float32
+from voken_lab.evaluation.machine import Machine
 
 ROWS = (1, 20, 200, 640)
 Chain = list[tuple[np.ndarray, np.ndarray]]

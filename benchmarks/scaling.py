@@ -1,9 +1,10 @@
 """Does the speed of a search hang on the size of the set? Ours beside a two-tower, sets that grow and a real one.
 
-Whole queries everywhere: from a text to the ids of the first ten pictures, through `voken.search.Searcher`. Opponents
-are a two-tower with the same text encoder, run by ONNX Runtime in the same precision, and a search over its vectors.
-All rows stay loaded in one process with --threads threads and are asked in turn; a row's number is the median over
-rounds, and a ratio between two sizes the median of the ratios within a round. Everything was asked once before.
+Whole queries everywhere: from a text to the ids of the first ten pictures, through `voken.search.searcher.Searcher`.
+Opponents are a two-tower with the same text encoder, run by ONNX Runtime in the same precision, and a search over
+its vectors. All rows stay loaded in one process with --threads threads and are
+asked in turn; a row's number is the median over rounds, and a ratio between two sizes the median of the ratios within a
+round. Everything was asked once before.
 
 Growing sets (--sizes; figure 4 of the paper). Sequences are drawn as in index_size.py: "uniform" crowds no prefix,
 "Zipf" many. Ours searches them with each of --models, and with a T5 of the small shape whose weights are random.
@@ -55,14 +56,14 @@ from voken.collection.store import Store
 from voken.config import SearchConfig
 from voken.data.captions import Dataset, read_dataset
 from voken.decoding.trie import VokenTrie
-from voken.evaluation.machine import Machine
-from voken.evaluation.metrics import first_relevant, ranked_matrices, recall_at
-from voken.evaluation.protocol import Pool, Query, queries_of
-from voken.inference.compiled import CompiledModel
 from voken.inference.engine import Engine
 from voken.inference.text_encoder import TextEncoder
-from voken.search import Searcher
+from voken.metrics import first_relevant, ranked_matrices, recall_at
+from voken.model.compiled import CompiledModel
+from voken.search.searcher import Searcher
 from voken.shapes import Float32
+from voken_lab.evaluation.machine import Machine
+from voken_lab.evaluation.protocol import Pool, Query, queries_of
 
 SIZES = [1_000, 10_000, 100_000, 1_000_000, 10_000_000]
 K = 10

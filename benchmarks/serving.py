@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
 def measure(options: argparse.Namespace) -> None:
     """Both servers, in turns."""
     from voken.artifact import write_json
-    from voken.evaluation.machine import Machine
+    from voken_lab.evaluation.machine import Machine
 
     slices = max(2, math.ceil(options.seconds / SLICE_SECONDS))
     with ExitStack() as stack:

@@ -691,7 +691,7 @@ def report(
     import sqlite3
     from importlib import metadata
 
-    from voken.evaluation.machine import Machine
+    from voken_lab.evaluation.machine import Machine
 
     lance = importlib.util.find_spec("lance") is not None
     versions = {name: metadata.version(name) for name in ("pylance", "pyarrow") if lance}

@@ -151,7 +151,7 @@ def main() -> None:
 def measure(row: Row, workload: Workload) -> Measured:
     """Train `row` for its steps in this process."""
     if row.keep_freed_memory:
-        from voken.allocator import keep_freed_memory
+        from voken.training.allocator import keep_freed_memory
 
         keep_freed_memory()
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -478,7 +478,7 @@ def _median(found: list[Measured], value: Callable[[Measured], float]) -> float:
 
 
 def _report(rounds: dict[str, list[Measured]], workload: Workload) -> dict[str, Any]:
-    from voken.evaluation.machine import Machine
+    from voken_lab.evaluation.machine import Machine
 
     rows = {}
     for name, found in rounds.items():

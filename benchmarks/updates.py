@@ -31,8 +31,8 @@ import numpy as np
 
 from voken.collection.snapshot import Snapshot
 from voken.collection.store import Entry, FileFacts, Store
-from voken.evaluation.machine import Machine
-from voken.search import Searcher, load_model
+from voken.search.searcher import Searcher, load_model
+from voken_lab.evaluation.machine import Machine
 
 MADE_UP = [f"{what} {how}" for what in ("a dog", "an arrow", "a cup", "two people") for how in ("in red", "outline")]
 

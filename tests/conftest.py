@@ -20,7 +20,7 @@ def check_shapes(function):
     return beartype(function)
 
 
-install_import_hook("voken", f"{__name__}.{check_shapes.__name__}")
+install_import_hook(["voken", "voken_lab"], f"{__name__}.{check_shapes.__name__}")
 
 import torch  # noqa: E402 - after the hook and the variable above
 

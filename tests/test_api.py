@@ -19,7 +19,7 @@ from voken.collection.store import Store
 from voken.data.captions import read_dataset
 from voken.decoding.nearest import NearestSequences
 from voken.errors import BusyError, ConfigError, DataError, PictureError
-from voken.search import Searcher
+from voken.search.searcher import Searcher
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from concurrent.futures import wait as wait_for
 
 import pytest
 
-from voken.batching import Batcher
 from voken.errors import BusyError, ConfigError, VokenError
+from voken.search.batching import Batcher
 
 SOON = 30
 """Seconds after which something hangs. Nothing waits that long where all is well."""
@@ -253,7 +253,7 @@ def test_impossible_options(impossible):
 
 
 def test_an_idle_batcher_keeps_no_thread_and_starts_another(monkeypatch):
-    monkeypatch.setattr("voken.batching._IDLE_SECONDS", 0.01)
+    monkeypatch.setattr("voken.search.batching._IDLE_SECONDS", 0.01)
     with Batcher(Squares()) as batcher:
         for item in range(3):
             assert batcher.submit(item).result(SOON) == item * item
@@ -274,7 +274,7 @@ def test_a_forked_child_has_its_own_thread_and_queue():
     done = python(
         """
 import os, threading, time
-from voken.batching import Batcher
+from voken.search.batching import Batcher
 started, go = threading.Event(), threading.Event()
 def run(key, items):
     started.set(); go.wait()
@@ -300,7 +300,7 @@ def test_the_interpreter_ends_while_a_batch_runs():
     done = python(
         """
 import threading, time
-from voken.batching import Batcher
+from voken.search.batching import Batcher
 def run(key, items):
     started.set(); time.sleep(3600)
 started = threading.Event()

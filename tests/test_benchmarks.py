@@ -15,9 +15,9 @@ from PIL import Image
 from voken.collection.indexing import create_collection
 from voken.config import preset
 from voken.data.captions import CaptionedImage, Dataset, read_dataset
-from voken.fit import fit
-from voken.reproduction import tracks
-from voken.reproduction.tracks import Track
+from voken.training.fit import fit
+from voken_lab.reproduction import tracks
+from voken_lab.reproduction.tracks import Track
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SETTINGS = {

@@ -8,8 +8,8 @@ from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from voken.errors import ArtifactError, ConfigError, DataError, EmptyDataError, PictureError
-from voken.systems.blip import BlipCaptioner, BlipScorer, CaptionStyle
-from voken.systems.one_tower import OneTower
+from voken_lab.systems.blip import BlipCaptioner, BlipScorer, CaptionStyle
+from voken_lab.systems.one_tower import OneTower
 
 WORDS = ["a", "red", "blue", "dog", "cat", "and", "on", "grass", "runs", "the"]
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]", *WORDS]

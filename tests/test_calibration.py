@@ -16,7 +16,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from tiny_model import paint_many, tiny_model
 
-from voken.calibration import (
+from voken.collection.snapshot import Snapshot
+from voken.config import RunConfig, SearchConfig, from_dict, preset
+from voken.data.captions import CaptionedImage, Dataset, read_dataset
+from voken.errors import ConfigError
+from voken.model.compiled import CompiledModel
+from voken.model.model import Model
+from voken.search.confidence import (
     Answers,
     Calibration,
     Cases,
@@ -28,14 +34,8 @@ from voken.calibration import (
     recall_and_silence,
     wilson_lower,
 )
-from voken.collection.snapshot import Snapshot
-from voken.config import RunConfig, SearchConfig, from_dict, preset
-from voken.data.captions import CaptionedImage, Dataset, read_dataset
-from voken.errors import ConfigError
-from voken.fit import fit, side_of, validation_answers, with_calibration
-from voken.inference.compiled import CompiledModel
-from voken.model import Model
-from voken.search import Searcher
+from voken.search.searcher import Searcher
+from voken.training.fit import fit, side_of, validation_answers, with_calibration
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 ONE = ReadoutCalibration(

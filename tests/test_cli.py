@@ -11,8 +11,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from voken.cli import app
-from voken.console import printable, progress_bars, shown
-from voken.evaluation.trec import read_qrels, read_run
+from voken.cli.console import printable, progress_bars, shown
+from voken_lab.evaluation.trec import read_qrels, read_run
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "yellow": (230, 220, 40)}
 SHAPES = ("square", "stripe", "corner", "dot", "frame")
@@ -191,7 +191,7 @@ def test_tokenizer_report(data, work, model):
 
 
 def test_fit_goes_on_after_ctrl_c_and_says_so(data, work, monkeypatch):
-    import voken.fit
+    import voken.training.fit
 
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
@@ -199,7 +199,7 @@ def test_fit_goes_on_after_ctrl_c_and_says_so(data, work, monkeypatch):
     settings = [part for setting in TINY for part in ("--set", setting)]
     arguments = ("fit", data, "--out", work / "again", *settings, "--cache", work / "cache")
     with monkeypatch.context() as patch:
-        patch.setattr(voken.fit, "train_generator", interrupted)
+        patch.setattr(voken.training.fit, "train_generator", interrupted)
         stopped = run(*arguments)
     assert stopped.exit_code == 130
     assert "The same command goes on" in stopped.stderr

@@ -7,10 +7,10 @@ import pytest
 from scipy import stats
 
 from voken.errors import ConfigError, DataError
-from voken.evaluation.comparison import compare_rows, comparison_table, pair_rows, read_rows
-from voken.evaluation.protocol import Conditions, Query, evaluate
-from voken.evaluation.significance import compare
-from voken.hit import Hit
+from voken.search.hit import Hit
+from voken_lab.evaluation.comparison import compare_rows, comparison_table, pair_rows, read_rows
+from voken_lab.evaluation.protocol import Conditions, Query, evaluate
+from voken_lab.evaluation.significance import compare
 
 
 class Answering:

@@ -25,9 +25,9 @@ from voken.data.captions import CaptionedImage, Dataset
 from voken.encoders.two_tower import TwoTowerEncoder, TwoTowerHead
 from voken.errors import ArtifactError, ArtifactVersionError, BusyError, CorruptArtifactError
 from voken.image_tokenizer.model import ImageTokenizer
-from voken.inference.compiled import CompiledModel
-from voken.model import Model
-from voken.search import Searcher, load_model
+from voken.model.compiled import CompiledModel
+from voken.model.model import Model
+from voken.search.searcher import Searcher, load_model
 
 TEXTS = test_inference.TEXTS
 PICTURES = 60

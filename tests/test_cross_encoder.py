@@ -15,15 +15,15 @@ from voken.errors import (
     DataError,
     EmptyDataError,
 )
-from voken.systems.cross_encoder import (
+from voken_lab.systems.cross_encoder import (
     CrossEncoder,
     CrossEncoderConfig,
     CrossEncoderScorer,
     MatchingPairs,
     train_cross_encoder,
 )
-from voken.systems.one_tower import OneTower, Reranked
-from voken.systems.two_tower import TwoTower
+from voken_lab.systems.one_tower import OneTower, Reranked
+from voken_lab.systems.two_tower import TwoTower
 
 COLOURS, THINGS = 6, 6
 NAMES = [f"{colour} {thing}" for colour in range(COLOURS) for thing in range(THINGS)]
@@ -181,7 +181,7 @@ def test_several_texts_at_once_equal_one_at_a_time():
 
 
 def test_negatives_are_near_and_never_right():
-    from voken.systems.cross_encoder import _Negatives
+    from voken_lab.systems.cross_encoder import _Negatives
 
     random = np.random.default_rng(0)
     texts = random.normal(size=(9, 4)).astype(np.float32)

@@ -12,7 +12,9 @@ from test_cli import SHAPES, TINY, draw
 
 from voken.config import preset
 from voken.data.captions import CaptionedImage, Dataset, write_dataset
-from voken.demo.page import (
+from voken.errors import ConfigError
+from voken.image_tokenizer.report import LevelUsage
+from voken_lab.demo.page import (
     Page,
     ShownEpoch,
     ShownGroup,
@@ -23,12 +25,10 @@ from voken.demo.page import (
     render,
     write_page,
 )
-from voken.demo.pairs import find_pairs
-from voken.demo.queries import demo_queries
-from voken.demo.run import run
-from voken.errors import ConfigError
-from voken.html import Picture, thumbnail
-from voken.image_tokenizer.report import LevelUsage
+from voken_lab.demo.pairs import find_pairs
+from voken_lab.demo.queries import demo_queries
+from voken_lab.demo.run import run
+from voken_lab.pages.html import Picture, thumbnail
 
 VOID = {"meta", "img", "br", "circle", "polyline"}
 

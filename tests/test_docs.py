@@ -44,12 +44,12 @@ from PIL import Image
 from test_inference import make_lite
 from typer.testing import CliRunner
 
-from voken.calibration import Calibration, ReadoutCalibration
 from voken.cli import app
 from voken.config import EncoderConfig, RunConfig, SearchConfig, TokenizerConfig
 from voken.encoders.two_tower import TwoTowerEncoder, TwoTowerHead
 from voken.image_tokenizer.model import ImageTokenizer
-from voken.model import Model
+from voken.model.model import Model
+from voken.search.confidence import Calibration, ReadoutCalibration
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "docs/tutorial.md", "docs/how-to.md", "docs/serving.md", "docs/operations.md")
@@ -469,7 +469,10 @@ def test_links_lead_somewhere(path):
 def test_options_that_are_named_exist():
     def options(command):
         found = {name for one in command.params for name in (*one.opts, *one.secondary_opts)}
-        return found.union(*(options(one) for one in getattr(command, "commands", {}).values()))
+        if not hasattr(command, "list_commands"):
+            return found
+        context = typer.Context(command)
+        return found.union(*(options(command.get_command(context, name)) for name in command.list_commands(context)))
 
     known = options(typer.main.get_command(app)) | {"--help"}
     for page in PAGES:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from voken.errors import ConfigError, DataError, EmptyDataError, MissingExtraError
-from voken.evaluation.protocol import SearchSystem
-from voken.systems.faiss_tower import FaissTower
-from voken.systems.two_tower import TwoTower
+from voken_lab.evaluation.protocol import SearchSystem
+from voken_lab.systems.faiss_tower import FaissTower
+from voken_lab.systems.two_tower import TwoTower
 
 DIM, PICTURES, QUERIES = 16, 500, 9
 

@@ -16,9 +16,9 @@ from voken.data.captions import read_dataset
 from voken.encoders.cache import VectorCache
 from voken.encoders.picture_vectors import picture_vectors
 from voken.errors import ConfigError, CorruptArtifactError, EmptyDataError, ResumeError, SplitLeakError, StorageError
-from voken.evaluation.benchmark import benchmark
-from voken.fit import caption_memory, fit, prepare, side_of, with_made_captions
-from voken.model import Model
+from voken.model.model import Model
+from voken.training.fit import caption_memory, fit, prepare, side_of, with_made_captions
+from voken_lab.evaluation.benchmark import benchmark
 
 COLOURS = {"red": (230, 30, 30), "green": (30, 200, 40), "blue": (30, 60, 230), "yellow": (240, 220, 40)}
 SHAPES = ("wide bar", "tall bar", "small square")
@@ -134,7 +134,7 @@ from voken.config import RunConfig
 from voken.data.captions import read_dataset
 from voken.encoders.cache import VectorCache
 from voken.encoders.picture_vectors import picture_vectors
-from voken.fit import fit
+from voken.training.fit import fit
 import json
 def kill(what, done, total):
     if what.startswith("generator, discrimination"):

@@ -11,9 +11,9 @@ from test_beam import PrefixModel
 from voken.config import MAX_TEXT_CHARACTERS
 from voken.decoding.trie import VokenTrie
 from voken.errors import ConfigError, DataError
-from voken.evaluation.protocol import SearchSystem
-from voken.systems import generative
-from voken.systems.generative import GenerativeSystem
+from voken_lab.evaluation.protocol import SearchSystem
+from voken_lab.systems import generative
+from voken_lab.systems.generative import GenerativeSystem
 
 SIZE, LEVELS, PICTURES = 4, 3, 40
 TEXTS = ["a red cat", "dog", "two birds"]

@@ -14,12 +14,12 @@ from voken.config import TokenizerConfig
 from voken.decoding.beam import beam_search
 from voken.decoding.trie import VokenTrie
 from voken.errors import ConfigError, EmptyDataError
-from voken.fit import Side, validation_queries
 from voken.generator.interface import Generator
 from voken.generator.train import validation_recall
 from voken.image_tokenizer.train import PairedVectors, train_tokenizer
-from voken.systems.generative import GenerativeSystem
-from voken.systems.genius import (
+from voken.training.fit import Side, validation_queries
+from voken_lab.systems.generative import GenerativeSystem
+from voken_lab.systems.genius import (
     GeniusConfig,
     GeniusGenerator,
     RememberedVectors,

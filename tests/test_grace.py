@@ -9,10 +9,10 @@ import torch
 from voken.decoding.trie import VokenTrie
 from voken.encoders.text_reader import TextStates
 from voken.errors import ConfigError, EmptyDataError
-from voken.evaluation.protocol import Conditions, Query, evaluate
-from voken.fit import Prepared, Side
-from voken.systems.generative import GenerativeSystem
-from voken.systems.grace import (
+from voken.training.fit import Prepared, Side
+from voken_lab.evaluation.protocol import Conditions, Query, evaluate
+from voken_lab.systems.generative import GenerativeSystem
+from voken_lab.systems.grace import (
     SCHEMES,
     PictureReader,
     cluster_paths,

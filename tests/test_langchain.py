@@ -13,12 +13,12 @@ from pydantic import ValidationError
 from tiny_model import paint_many, tiny_model
 
 from voken import Collection
-from voken.calibration import Calibration, ReadoutCalibration
 from voken.collection.indexing import create_collection
 from voken.config import SearchConfig
 from voken.data.captions import read_dataset
 from voken.errors import ConfigError
 from voken.langchain import VokenRetriever
+from voken.search.confidence import Calibration, ReadoutCalibration
 
 SURE = Calibration(
     prior=0.5, queries=50, concepts=50, pool=50, right=1.0, beams=4,

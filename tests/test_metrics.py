@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ir_measures import RR, Qrel, R, ScoredDoc, Success
 
+from voken import metrics
 from voken.errors import ConfigError, DataError
-from voken.evaluation import metrics
-from voken.evaluation.metrics import (
+from voken.metrics import (
     collision_rate,
     expected_recall,
     first_relevant,

@@ -14,9 +14,9 @@ from PIL import Image
 from tiny_model import COLOURS, ColourEncoder, tiny_model
 
 from voken.errors import ConfigError, DataError, EmptyDataError, MissingExtraError
-from voken.evaluation.mteb_adapter import MtebAdapter
-from voken.evaluation.protocol import Conditions, Pool, Query, evaluate
-from voken.hit import Hit
+from voken.search.hit import Hit
+from voken_lab.evaluation.mteb_adapter import MtebAdapter
+from voken_lab.evaluation.protocol import Conditions, Pool, Query, evaluate
 
 TEXTS = ["red", "green", "blue", "white", "red blue", "green red", "blue green", "grey", "white red", "red green blue"]
 CUTOFFS = (1, 3, 5, 10)

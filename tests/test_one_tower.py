@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from voken.errors import ConfigError, DataError, EmptyDataError
-from voken.evaluation.protocol import Conditions, Pool, Query, SearchSystem, evaluate
-from voken.hit import Hit
-from voken.systems.one_tower import OneTower, Reranked
+from voken.search.hit import Hit
+from voken_lab.evaluation.protocol import Conditions, Pool, Query, SearchSystem, evaluate
+from voken_lab.systems.one_tower import OneTower, Reranked
 
 
 class Table:

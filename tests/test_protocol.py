@@ -8,9 +8,9 @@ import pytest
 
 from voken.data.captions import CaptionedImage, Dataset
 from voken.errors import ConfigError, DataError, EmptyDataError
-from voken.evaluation.machine import Machine
-from voken.evaluation.protocol import Conditions, Pool, Query, evaluate, pool_of, queries_of, spread
-from voken.hit import Hit
+from voken.search.hit import Hit
+from voken_lab.evaluation.machine import Machine
+from voken_lab.evaluation.protocol import Conditions, Pool, Query, evaluate, pool_of, queries_of, spread
 
 HERE = Conditions(system="scripted", dataset="toy")
 

@@ -17,12 +17,12 @@ from voken.cli import app
 from voken.data.captions import Dataset, read_dataset
 from voken.encoders.cache import VectorCache
 from voken.errors import ConfigError, StorageError
-from voken.evaluation.trec import read_qrels, read_run
-from voken.reproduction import cells, contestants, figure4, tracks
-from voken.reproduction.arena import Arena
-from voken.reproduction.run import Request, reproduce
-from voken.reproduction.tables import TABLES, Cell, Line, Table, as_markdown, cells_of, filled
-from voken.reproduction.tracks import Track, track
+from voken_lab.evaluation.trec import read_qrels, read_run
+from voken_lab.reproduction import cells, contestants, figure4, tracks
+from voken_lab.reproduction.arena import Arena
+from voken_lab.reproduction.run import Request, reproduce
+from voken_lab.reproduction.tables import TABLES, Cell, Line, Table, as_markdown, cells_of, filled
+from voken_lab.reproduction.tracks import Track, track
 
 NAMES = ["red", "orange", "yellow", "lime", "green", "teal", "cyan", "blue", "indigo", "purple", "magenta", "rose"]
 PLACES = ["top left", "top right", "bottom left", "bottom right", "middle"]

@@ -9,10 +9,10 @@ from test_cli import draw
 from test_demo_page import Reader
 
 from voken.errors import DataError
-from voken.reproduction.charts import Mark, Point, bars, lines, scatter
-from voken.reproduction.figure5 import pairs_by_vokens
-from voken.reproduction.page import write_report
-from voken.reproduction.tables import TABLES, Measured, as_json, as_markdown, columns
+from voken_lab.reproduction.charts import Mark, Point, bars, lines, scatter
+from voken_lab.reproduction.figure5 import pairs_by_vokens
+from voken_lab.reproduction.page import write_report
+from voken_lab.reproduction.tables import TABLES, Measured, as_json, as_markdown, columns
 
 EVIL = '<script>alert("x")</script> & "quotes"'
 MACHINE = {"cpu": "Some <CPU>", "cores": 2, "threads": 1, "python": "3.11", "torch": "2.13", "numpy": "2.4"}

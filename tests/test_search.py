@@ -10,7 +10,7 @@ from tiny_model import paint, paint_many, tiny_model
 from voken.collection.indexing import create_collection
 from voken.config import SearchConfig
 from voken.errors import ArtifactError, ConfigError
-from voken.search import Searcher
+from voken.search.searcher import Searcher
 
 WIDE = SearchConfig(beams=100, voken_weight=2.0, vector_weight=3.0)
 
@@ -68,7 +68,7 @@ def test_answers_do_not_depend_on_company(collection, monkeypatch):
     searcher = Searcher(model, collection)
     texts = [f"query {n} red" for n in range(7)]
     together = searcher.search(texts, 5)
-    monkeypatch.setattr("voken.search._LOGITS_AT_ONCE", 1)  # one query at a time
+    monkeypatch.setattr("voken.search.searcher._LOGITS_AT_ONCE", 1)  # one query at a time
     alone = searcher.search(texts, 5)
     for one, other in zip(together, alone, strict=True):
         assert [hit.image_id for hit in one] == [hit.image_id for hit in other]
@@ -146,7 +146,7 @@ def test_open_says_which_model_is_missing(tmp_path):
 
 
 def calibrated_model():
-    from voken.calibration import Calibration, ReadoutCalibration, Threshold
+    from voken.search.confidence import Calibration, ReadoutCalibration, Threshold
 
     cut = (Threshold(0.5, 0.3, 0.6, 0.9, 0.1),)
     one = ReadoutCalibration("vector", 3.0, bias=-1.0, score=0.4, mass=-0.2, mean_cosine=0.0, thresholds=cut)

@@ -8,10 +8,10 @@ import pytest
 from scipy import special, stats
 
 from voken.errors import ConfigError, DataError
-from voken.evaluation import significance
-from voken.evaluation.protocol import Conditions, Query, evaluate
-from voken.evaluation.significance import compare, incomplete_beta, paired_bootstrap, paired_t_test
-from voken.hit import Hit
+from voken.search.hit import Hit
+from voken_lab.evaluation import significance
+from voken_lab.evaluation.protocol import Conditions, Query, evaluate
+from voken_lab.evaluation.significance import compare, incomplete_beta, paired_bootstrap, paired_t_test
 
 
 @pytest.mark.parametrize("a", [0.5, 1.0, 3.5, 499.5, 12_500.0])

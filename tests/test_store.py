@@ -19,7 +19,7 @@ from voken import artifact
 from voken.collection.store import Entry, FileFacts, SkippedFile, Store
 from voken.decoding.trie import VokenTrie
 from voken.errors import ArtifactError, ConfigError, CorruptArtifactError, DataError, StorageError
-from voken.search import Searcher
+from voken.search.searcher import Searcher
 
 
 def new_store(folder, *, vectors=3, levels=2):

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from voken.errors import ConfigError, DataError, EmptyDataError
-from voken.evaluation.protocol import Conditions, Pool, Query, SearchSystem, evaluate
-from voken.systems import two_tower
-from voken.systems.two_tower import TwoTower
+from voken_lab.evaluation.protocol import Conditions, Pool, Query, SearchSystem, evaluate
+from voken_lab.systems import two_tower
+from voken_lab.systems.two_tower import TwoTower
 
 
 class Lookup:

@@ -3,7 +3,7 @@
 import pytest
 
 from voken.errors import ConfigError, EmptyDataError
-from voken.evaluation.tables import results_table
+from voken_lab.evaluation.tables import results_table
 
 
 def record(system, seed=0, **changes):

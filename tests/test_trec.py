@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from ir_measures import Success
 
 from voken.errors import DataError, StorageError
-from voken.evaluation import trec
-from voken.evaluation.metrics import expected_recall, ranked_matrices
-from voken.evaluation.protocol import Query
-from voken.evaluation.trec import decode_id, encode_id, read_qrels, read_run, write_qrels, write_run
-from voken.hit import Hit
+from voken.metrics import expected_recall, ranked_matrices
+from voken.search.hit import Hit
+from voken_lab.evaluation import trec
+from voken_lab.evaluation.protocol import Query
+from voken_lab.evaluation.trec import decode_id, encode_id, read_qrels, read_run, write_qrels, write_run
 
 ODD = ["plain.jpg", "my photos/a b.jpg", "50% off", "tab\tand\nline", "日本.png", "bad\udcff", "#1", "%20", "\u00a0"]
 

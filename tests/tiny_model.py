@@ -81,7 +81,7 @@ class PrefixGenerator:
 
 @dataclass(frozen=True)
 class TinyModel:
-    """What search and collections use of `voken.model.Model`."""
+    """What search and collections use of `voken.model.model.Model`."""
 
     encoder: ColourEncoder
     tokenizer: ImageTokenizer

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from voken.api import Collection
-    from voken.hit import Hit
+    from voken.search.hit import Hit
 
 __all__ = ["Collection", "Hit"]
 
@@ -18,7 +18,7 @@ def __getattr__(name: str) -> Any:
 
         return Collection
     if name == "Hit":
-        from voken.hit import Hit
+        from voken.search.hit import Hit
 
         return Hit
     raise AttributeError(f"module 'voken' has no attribute {name!r}")

@@ -23,21 +23,21 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import numpy as np
 
-from voken import explain
 from voken.collection.filters import Filter, fields_of, parse_all
 from voken.collection.store import Store
 from voken.data.skipped import Skipped
 from voken.errors import DataError, MissingExtraError
-from voken.hit import Hit
 from voken.progress import Progress, no_progress
-from voken.search import Searcher, SearchModel, load_model
+from voken.search import explain
+from voken.search.hit import Hit
+from voken.search.searcher import Searcher, SearchModel, load_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from voken.data.captions import Dataset
     from voken.encoders.cache import VectorCache
-    from voken.model import Model
+    from voken.model.model import Model
 
 __all__ = ["Change", "Collection", "Hit", "Picture", "Why"]
 
@@ -314,7 +314,7 @@ class Collection:
         with self._encoding:
             if self._model is None:
                 if self._model_folder is None:
-                    from voken.model import Model
+                    from voken.model.model import Model
 
                     model = self._searcher.model
                     if not isinstance(model, Model) and not hasattr(model, "encoder"):
@@ -338,6 +338,6 @@ def like_file(
 def _torch_model(folder: Path, device: str) -> Model:
     if find_spec("torch") is None:
         raise MissingExtraError("torch, which reads pictures,", "train")
-    from voken.model import Model
+    from voken.model.model import Model
 
     return Model.load(folder, device=device)

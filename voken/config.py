@@ -12,8 +12,8 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
-from voken.calibration import Calibration
 from voken.errors import ConfigError
+from voken.search.confidence import Calibration
 
 MAX_TEXT_CHARACTERS = 2_000
 """Of a caption or a query; what follows is not read."""

@@ -17,8 +17,8 @@ from typing import Any, Self
 
 from voken.api import Collection
 from voken.errors import MissingExtraError
-from voken.hit import Hit
-from voken.search import SearchModel
+from voken.search.hit import Hit
+from voken.search.searcher import SearchModel
 
 try:
     from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun

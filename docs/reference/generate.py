@@ -25,11 +25,11 @@ WIDTH = 100
 """Of a signature; longer ones take a line a parameter."""
 PUBLIC: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("voken.api", ("Collection", "Picture", "Change")),
-    ("voken.hit", ("Hit",)),
-    ("voken.explain", ("Why", "Step")),
+    ("voken.search.hit", ("Hit",)),
+    ("voken.search.explain", ("Why", "Step")),
     ("voken.data.skipped", ("Skipped",)),
     ("voken.collection.filters", ("Filter", "parse_all", "matching_rows", "fields_of")),
-    ("voken.search", ("Searcher", "load_model")),
+    ("voken.search.searcher", ("Searcher", "load_model")),
     ("voken.langchain", ("VokenRetriever",)),
 )
 """Modules, and what is told of each; of `voken.errors` everything is."""
@@ -107,7 +107,9 @@ def api() -> str:
 
 
 def _commands(command: Any, words: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    for name, one in command.commands.items():
+    context = typer.Context(command)
+    for name in command.list_commands(context):
+        one = command.get_command(context, name)
         if hasattr(one, "commands"):
             yield from _commands(one, (*words, name))
         elif not one.hidden:

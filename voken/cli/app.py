@@ -7,13 +7,14 @@ import os
 import shlex
 import sys
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from voken.console import printable
+from voken.cli.console import printable
 from voken.errors import ConfigError, VokenError
 
 if TYPE_CHECKING:
@@ -28,6 +29,16 @@ _SKIPPED_SHOWN = 3
 
 class _Commands(TyperGroup):
     """Turns what voken raises on purpose, and Ctrl-C, into a line and an exit code."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """This package's commands, then those of the packages that add some."""
+        return [*super().list_commands(ctx), *(name for group in _added_groups() for name in group.list_commands(ctx))]
+
+    def get_command(self, ctx: Any, name: str) -> Any:
+        """Other packages are looked for only when the command is not one of this package."""
+        command = super().get_command(ctx, name)
+        added = () if command is not None else _added_groups()
+        return next((one for group in added if (one := group.get_command(ctx, name)) is not None), command)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; 1 for a `VokenError`, 130 for Ctrl-C."""
@@ -44,6 +55,14 @@ class _Commands(TyperGroup):
             # whoever read us has what it wanted (`voken search … | head`); Python must not flush into nothing
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
+
+
+@cache
+def _added_groups() -> list[Any]:
+    """Commands of installed packages that declare a Typer application as an entry point of `voken.commands`."""
+    from importlib.metadata import entry_points
+
+    return [typer.main.get_group(found.load()) for found in entry_points(group="voken.commands")]
 
 
 app = typer.Typer(

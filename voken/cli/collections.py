@@ -28,16 +28,16 @@ from voken.cli.app import (
     tell_skipped,
     vector_cache,
 )
+from voken.cli.console import printable, progress_bars, shown
 from voken.cli.training import tell_model
-from voken.console import printable, progress_bars, shown
 from voken.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from voken.collection.indexing import Indexed
     from voken.collection.snapshot import Snapshot
     from voken.data.captions import Dataset
-    from voken.hit import Hit
-    from voken.search import Searcher
+    from voken.search.hit import Hit
+    from voken.search.searcher import Searcher
 
 _Collection = Annotated[Path, typer.Argument(metavar="COLLECTION", help="Folder that `voken index` made.")]
 _OtherModel = Annotated[
@@ -252,7 +252,7 @@ def search(
 
     from voken.collection.filters import parse_all
     from voken.collection.store import Store
-    from voken.search import Searcher, load_model
+    from voken.search.searcher import Searcher, load_model
 
     if readout not in (None, "generate", "voken", "vector"):
         raise ConfigError(f"--readout: {readout!r} is not generate, voken or vector.")
@@ -443,7 +443,7 @@ def _is_file(query: str) -> bool:
 
 def _like_file(searcher: Searcher, path: Path, folder: Path, device: str, k: int, filters: Sequence[Any]) -> list[Hit]:
     from voken.api import like_file
-    from voken.model import Model
+    from voken.model.model import Model
 
     return like_file(searcher, Model.load(folder, device=device), path, k, filters)
 

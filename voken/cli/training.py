@@ -28,7 +28,7 @@ from voken.cli.app import (
     use_threads,
     vector_cache,
 )
-from voken.console import progress_bars, shown
+from voken.cli.console import progress_bars, shown
 from voken.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def fit(
     if out is None:
         raise ConfigError("--out is missing: name the folder to save the model in.")
     from voken.data.captions import read_dataset
-    from voken.fit import fit as train
+    from voken.training.fit import fit as train
 
     given = read_dataset(dataset, images)
     use_threads(threads)
@@ -178,7 +178,7 @@ def compile_model(
     """Make a model's engine anew: what a search on a CPU runs, without torch. Collections stay valid."""
     import dataclasses
 
-    from voken.model import Model
+    from voken.model.model import Model
 
     if precision not in ("float32", "int8"):
         raise ConfigError(f"--precision: {precision!r} is not float32 or int8.")
@@ -208,9 +208,9 @@ def report(
     from voken.data.captions import read_dataset
     from voken.encoders.picture_vectors import picture_vectors
     from voken.errors import EmptyDataError
-    from voken.fit import side_of
     from voken.image_tokenizer.report import report as measure
-    from voken.model import Model
+    from voken.model.model import Model
+    from voken.training.fit import side_of
 
     given = read_dataset(dataset, images)
     if split is not None:
@@ -242,7 +242,7 @@ def _best_recall(said: dict[str, Any]) -> float | None:
 def tell_model(folder: Path, as_json: bool) -> None:
     """What `voken info` says of a model."""
     from voken import artifact
-    from voken.inference import compiled
+    from voken.model import compiled
 
     manifest = artifact.check(folder, kind=compiled.KIND, version=compiled.VERSION, checksums=False)
     described = artifact.read_json(folder / "config.json")

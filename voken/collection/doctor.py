@@ -14,7 +14,7 @@ from voken.collection.snapshot import Snapshot
 from voken.collection.store import Store
 from voken.decoding.trie import VokenTrie
 from voken.errors import ArtifactError, VokenError
-from voken.inference import compiled
+from voken.model import compiled
 from voken.progress import Progress, no_progress
 
 _NAMED = 3

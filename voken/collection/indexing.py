@@ -29,21 +29,21 @@ from voken.data.images import date_taken, file_hash
 from voken.data.skipped import Skipped
 from voken.encoders.picture_vectors import picture_vectors
 from voken.errors import ConfigError, EmptyDataError, PictureError
-from voken.inference import compiled
+from voken.model import compiled
 from voken.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from voken.encoders.cache import VectorCache
     from voken.encoders.interface import Encoder
     from voken.image_tokenizer.model import ImageTokenizer
-    from voken.model import Model
+    from voken.model.model import Model
 
 _COMMITTED_AT_ONCE = 512
 _REASONS_SHOWN = 3
 
 
 class Indexer(Protocol):
-    """What indexing asks of a model. `voken.model.Model` is one."""
+    """What indexing asks of a model. `voken.model.model.Model` is one."""
 
     @property
     def fingerprint(self) -> str:
@@ -93,7 +93,7 @@ class SavedModel:
     def _model(self) -> Model:
         import torch
 
-        from voken.model import Model
+        from voken.model.model import Model
 
         if self.threads:
             torch.set_num_threads(self.threads)

@@ -26,7 +26,7 @@ from voken.shapes import Float16, Float32, Int32, Int64, Shaped
 
 if TYPE_CHECKING:
     from voken.data.captions import Dataset
-    from voken.model import Model
+    from voken.model.model import Model
 
 OWN = "\0"
 """Begins the name of a picture that lies in the collection's own folder: no path can hold it."""

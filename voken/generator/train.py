@@ -98,7 +98,7 @@ def validation_recall(model: Generator, validation: ValidationQueries, beams: in
     """Mean of R@1, R@5 and R@10 over images, from log-probabilities alone.
 
     A leaf that only partly fits below a cut counts in proportion (the exact expectation over ties, for one
-    right answer in the leaf); enough to choose between epochs. `voken.evaluation` gives the figures to report.
+    right answer in the leaf); enough to choose between epochs. `voken_lab.evaluation` gives the figures to report.
     """
     if not len(validation.texts):
         return 0.0

@@ -213,7 +213,7 @@ class Engine:
         return results.pop("log_probs").numpy(), results
 
     def query_vectors(self, texts: Sequence[str], state: EngineState | None = None) -> Float32[np.ndarray, "texts dim"]:
-        """Unit vectors of queries in the pictures' space, as `voken.model.Model.query_vectors`.
+        """Unit vectors of queries in the pictures' space, as `voken.model.model.Model.query_vectors`.
 
         Raises `ConfigError` where the engine has none: the encoder is not the built-in one.
         """

@@ -1,0 +1,217 @@
+"""The laboratory's commands: `voken eval`, `compare`, `reproduce` and `demo`; an entry point adds them to `voken`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from voken.cli.app import (
+    AsJson,
+    CacheFolder,
+    Device,
+    ImagesFolder,
+    ModelFolder,
+    SplitName,
+    Threads,
+    Verbose,
+    as_dicts,
+    assignments,
+    print_json,
+    tell_skipped,
+    use_threads,
+    vector_cache,
+)
+from voken.cli.console import progress_bars, shown
+
+app = typer.Typer()
+
+
+@app.command(name="eval", epilog="Example: voken eval --model emoji.model --data emoji --json emoji.json")
+def evaluate(
+    model: ModelFolder,
+    dataset: Annotated[Path, typer.Option("--data", "-d", help="A data set with captions.", show_default=False)],
+    json_out: Annotated[
+        Path | None, typer.Option("--json", metavar="OUT", help="Write every figure as JSON into this file.")
+    ] = None,
+    split: SplitName = "test",
+    all_pictures: Annotated[
+        bool, typer.Option("--all-pictures", help="All pictures are the pool, not one of each concept.")
+    ] = False,
+    every_caption: Annotated[
+        bool,
+        typer.Option("--every-caption", help="Each caption of each picture is a query, as published tables count."),
+    ] = False,
+    beams: Annotated[int | None, typer.Option(min=1, help="Beams of the search. (default: the model's)")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask this many queries at most. (default: all)")] = None,
+    seed: Annotated[int, typer.Option(help="Draws the one picture of each concept, and the queries of --limit.")] = 0,
+    per_query: Annotated[bool, typer.Option("--per-query", help="Put every query's result into the JSON too.")] = False,
+    trec: Annotated[Path | None, typer.Option("--trec", metavar="DIR", help="Write TREC run and qrels files.")] = None,
+    images: ImagesFolder = None,
+    cache: CacheFolder = None,
+    threads: Threads = 0,
+    device: Device = "cpu",
+    verbose: Verbose = False,
+) -> None:
+    """Measure recall, as docs/protocol.md says.
+
+    Rows: exact search with the encoder's vectors, the same with vectors rebuilt from vokens (the ceiling), exact search
+    from where the generator aims (if it does), and the model's three read-outs.
+    """
+    from voken.artifact import write_json
+    from voken.data.captions import read_dataset
+    from voken.model.model import Model
+    from voken_lab.evaluation.benchmark import TWO_TOWER, benchmark
+    from voken_lab.evaluation.tables import results_table
+    from voken_lab.evaluation.trec import write_qrels, write_run
+
+    given = read_dataset(dataset, images)
+    use_threads(threads)
+    with progress_bars() as progress:
+        found = benchmark(
+            Model.load(model, device=device),
+            given,
+            split=split,
+            one_per_concept=not all_pictures,
+            distinct=not every_caption,
+            limit=limit,
+            seed=seed,
+            beams=beams,
+            cache=vector_cache(cache),
+            progress=progress,
+        )
+    rows = [row.to_dict(per_query=per_query) for row in found.rows]
+    if trec is not None:
+        write_qrels(trec / "qrels.txt", found.rows[0].queries)
+        for row in found.rows:
+            tag = (row.conditions.readout or row.conditions.system).replace(",", "").replace(" ", "-")
+            write_run(trec / f"{tag}.run.txt", row.queries, row.answers, tag=tag)
+    if json_out is not None:
+        json_out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(
+            json_out,
+            {
+                "model": str(model),
+                "data": str(dataset),
+                "split": split,
+                "pool_seed": seed,
+                "rows": rows,
+                "skipped": as_dicts(found.skipped),
+            },
+        )
+    typer.echo(results_table(rows, base=TWO_TOWER))
+    tell_skipped(found.skipped, verbose)
+
+
+@app.command(epilog="Example: voken compare emoji.json other.json --row vector")
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="What `voken eval --json A --per-query` wrote.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another, of the same queries and pool; or A again.")],
+    row: Annotated[
+        str | None,
+        typer.Option(
+            "--row", help="Compare this row only: a read-out, a system, or both. (default: each with its like)"
+        ),
+    ] = None,
+    row_b: Annotated[str | None, typer.Option("--row-b", help="The row of B, where it is not that of --row.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Resamples of the bootstrap.")] = 10_000,
+    confidence: Annotated[float, typer.Option(help="Share of resamples within the interval.")] = 0.95,
+    seed: Annotated[int, typer.Option(help="Draws the resamples.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether A is better than B, or was lucky: paired bootstrap and t-test over the queries.
+
+    Queries with the same right answers are drawn together. docs/protocol.md says more.
+    """
+    from voken_lab.evaluation.comparison import compare_rows, comparison_table, pair_rows, read_rows
+
+    pairs, alone = pair_rows(read_rows(first), read_rows(second), row=row, row_b=row_b)
+    found = [compare_rows(*pair, samples=samples, confidence=confidence, seed=seed) for pair in pairs]
+    if as_json:
+        print_json({"a": str(first), "b": str(second), "rows": [one.to_dict() for one in found], "left_out": alone})
+        return
+    typer.echo(comparison_table(found))
+    if alone:
+        typer.echo(f"In one of the files only, left out: {'; '.join(alone)}.", err=True)
+
+
+@app.command(epilog="Example: voken reproduce table1 --track emoji --data emoji --out runs")
+def reproduce(
+    what: Annotated[list[str], typer.Argument(metavar="WHAT...", help="table1 to table7, figure4, figure5, or all.")],
+    track: Annotated[
+        str,
+        typer.Option("--track", help="emoji, icons, flickr30k or coco5k: protocol and settings.", show_default=False),
+    ],
+    dataset: Annotated[Path, typer.Option("--data", "-d", help="The data set.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of tables, runs and what is kept.")] = Path("runs"),
+    seeds: Annotated[list[int] | None, typer.Option("--seed", help="May be given again. (default: 0, 1, 2)")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One seed, a sixth of the concepts, small settings: to see it work.")
+    ] = False,
+    transductive: Annotated[
+        bool, typer.Option("--transductive", help="Train on captions made for the pool too, in a column of its own.")
+    ] = False,
+    captioner: Annotated[
+        str, typer.Option("--captioner", help="BLIP weights that caption the pool. (default: nearest captions)")
+    ] = "",
+    checkpoints: Annotated[
+        str, typer.Option("--checkpoints", help="Folder of the weights of t5-base, llama-7b …, or: hub.")
+    ] = "",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting over the track's.")
+    ] = None,
+    images: ImagesFolder = None,
+    cache: CacheFolder = None,
+    threads: Threads = 0,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes that share the work.")] = 1,
+) -> None:
+    """Measure the paper's tables on a data set: what the paper says, and beside it what this machine finds.
+
+    Everything finished is kept: stopped at any time, the same command goes on, and another table finds what it shares.
+    """
+    from voken_lab.reproduction.run import Request, reproduce
+
+    use_threads(threads)
+    request = Request(
+        what=tuple(what),
+        track=track,
+        data=dataset,
+        out=out,
+        images=images,
+        seeds=tuple(seeds) if seeds else (0,) if quick else (0, 1, 2),
+        quick=quick,
+        transductive=transductive,
+        settings=tuple(assignments(settings or []).items()),
+        cache=cache,
+        checkpoints=checkpoints,
+        captioner=captioner,
+        jobs=jobs,
+        threads=threads,
+    )
+    with progress_bars() as progress:
+        written = reproduce(request, tell=lambda line: typer.secho(line, err=True), progress=progress)
+    for text in written.values():
+        typer.echo(text + "\n")
+
+
+@app.command(epilog="Example: voken demo --out demo")
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for data, model, collection and page.")] = Path(
+        "demo"
+    ),
+    seed: Annotated[int, typer.Option(help="Seed of the split and the training.")] = 0,
+    threads: Threads = 0,
+) -> None:
+    """See it work: draw emoji, train both stages, search emoji never seen, and write one page with the answers.
+
+    Takes some minutes on two cores. Stopped at any time, the same command goes on.
+    """
+    from voken_lab.demo.run import run
+
+    use_threads(threads)
+    with progress_bars() as progress:
+        made = run(out, seed=seed, say=typer.echo, progress=progress)
+    typer.echo(f"\nThe page: {shown(made.page)}\n\nGo on with:")
+    for command in made.commands:
+        typer.echo(f"  {command}")

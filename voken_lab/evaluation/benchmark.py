@@ -1,0 +1,150 @@
+"""One trained model on one data set, in full: its three read-outs beside the two systems that put them in place."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from voken.collection.snapshot import Snapshot
+from voken.data.captions import Dataset
+from voken.data.skipped import Skipped
+from voken.encoders.cache import VectorCache
+from voken.encoders.picture_vectors import picture_vectors
+from voken.errors import EmptyDataError
+from voken.model.compiled import CompiledModel
+from voken.model.model import Model
+from voken.progress import Progress, no_progress
+from voken.search.searcher import Searcher, SearchModel
+from voken.shapes import Float
+from voken_lab.evaluation.protocol import (
+    Conditions,
+    Evaluation,
+    Pool,
+    Query,
+    SearchSystem,
+    evaluate,
+    pool_of,
+    queries_of,
+)
+from voken_lab.systems.two_tower import TwoTower
+
+TWO_TOWER = "two-tower, exact"
+CEILING = "quantized ceiling"
+AIMED = "two-tower + caption memory, exact"
+READOUTS: tuple[Literal["generate", "voken", "vector"], ...] = ("generate", "voken", "vector")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Rows in the order of a table: two-tower, quantized ceiling, exact search from where the generator aims if it
+    does, then the model's read-outs."""
+
+    rows: tuple[Evaluation, ...]
+    collection: Snapshot
+    """The pool, in memory."""
+    skipped: tuple[Skipped, ...]
+    """Pictures that could not be read, left out of the pool of every row."""
+
+
+def benchmark(
+    model: Model,
+    dataset: Dataset,
+    *,
+    split: str = "test",
+    one_per_concept: bool = True,
+    distinct: bool = True,
+    limit: int | None = None,
+    seed: int = 0,
+    beams: int | None = None,
+    cutoffs: Sequence[int] = (1, 5, 10),
+    reference: bool = True,
+    searched: SearchModel | None = None,
+    cache: VectorCache | None = None,
+    progress: Progress = no_progress,
+) -> Benchmark:
+    """Ask `model` the captions of `split`, over its pictures as the pool. docs/protocol.md says every word of it.
+
+    `one_per_concept` and `distinct` are those of `pool_of` and `queries_of`; `seed` draws the pool, and `limit`
+    queries where there are more (None: all are asked); `beams` None keeps the model's own number;
+    `reference=False` leaves out the systems that are not the model's own read-outs; `searched` is what these search
+    with where it is not `model` itself, as its engine in some precision.
+    Raises `EmptyDataError` without pictures or captions in the split.
+    """
+    side = dataset.split(split)
+    pool = pool_of(side, one_per_concept=one_per_concept, seed=seed)
+    collection, vectors, skipped = _index(model, side, pool, cache, progress)
+    pool = Pool(tuple(collection.ids), np.asarray(collection.vokens))
+    queries = _drawn(queries_of(side, pool, distinct=distinct), limit, seed)
+    search = model.search if beams is None else dataclasses.replace(model.search, beams=beams)
+    names, paths = list(collection.ids), [str(path) for path in collection.paths]
+    conditions = Conditions(
+        system=f"voken {model.config.name}",
+        dataset=f"{dataset.name} {split}",
+        pool=_pool_in_words(one_per_concept, distinct),
+        protocol=model.config.protocol,
+        seed=model.config.seed,
+        config=model.config.to_dict(),
+    )
+    ceiling = TwoTower.quantized(model.encoder, names, vectors, model.tokenizer, paths=paths)
+    systems: list[tuple[SearchSystem, Conditions]] = []
+    if reference:
+        exact = TwoTower(model.encoder, names, vectors, paths=paths, vokens=np.asarray(collection.vokens))
+        named = [(TWO_TOWER, exact), (CEILING, ceiling)]
+        if model.aims:
+            named.append((AIMED, TwoTower(_Aim(model), names, vectors, paths=paths)))
+        for name, system in named:
+            row = dataclasses.replace(conditions, system=name, bytes_per_picture=system.bytes_per_picture)
+            systems.append((system, row))
+    if isinstance(searched, CompiledModel):
+        conditions = dataclasses.replace(
+            conditions, system=f"{conditions.system}, engine {searched.generator.precision}"
+        )
+    for readout in READOUTS:
+        settings = dataclasses.replace(search, readout=readout)
+        size = ceiling.bytes_per_picture + (2.0 * vectors.shape[1] if readout == "vector" else 0.0)
+        row = dataclasses.replace(conditions, readout=readout, beams=settings.beams, bytes_per_picture=size)
+        systems.append((Searcher(searched or model, collection, settings, widen=False), row))
+    rows = [
+        evaluate(system, queries, pool, conditions=row, cutoffs=cutoffs, k=max(50, *cutoffs), progress=progress)
+        for system, row in systems
+    ]
+    return Benchmark(tuple(rows), collection, tuple(skipped))
+
+
+def _index(
+    model: Model, side: Dataset, pool: Pool, cache: VectorCache | None, progress: Progress
+) -> tuple[Snapshot, Float[np.ndarray, "pictures dim"], list[Skipped]]:
+    members = set(pool.image_ids)
+    drawn = [image for image in side.images if image.image_id in members]
+    encoded = picture_vectors(model.encoder, [image.path for image in drawn], cache=cache, progress=progress)
+    if not len(encoded.kept):
+        first = encoded.skipped[0]
+        raise EmptyDataError(f"{side.root}: no picture of the pool can be read ({first.path}: {first.reason}).")
+    kept = Dataset(side.name, side.root, tuple(drawn[row] for row in encoded.kept))
+    return Snapshot.of_vectors(kept, encoded.vectors, model), encoded.vectors, encoded.skipped
+
+
+class _Aim:
+    """Reads queries as the model's reranks do."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
+        return self._model.query_vectors(texts)
+
+
+def _drawn(queries: tuple[Query, ...], limit: int | None, seed: int) -> tuple[Query, ...]:
+    if limit is None or len(queries) <= limit:
+        return queries
+    kept = np.random.default_rng(seed).choice(len(queries), limit, replace=False)
+    return tuple(queries[row] for row in np.sort(kept))
+
+
+def _pool_in_words(one_per_concept: bool, distinct: bool) -> str:
+    words = "one picture per concept" if one_per_concept else "all pictures"
+    return words if distinct else f"{words}, every caption a query"

@@ -1,0 +1,200 @@
+"""Any voken system as a search model of mteb, so that its text-to-image tasks measure it.
+
+    import mteb
+    from voken_lab.evaluation.mteb_adapter import MtebAdapter
+
+    tasks = mteb.get_tasks(["Flickr30kT2IRetrieval", "MSCOCOT2IRetrieval"])
+    mteb.evaluate(MtebAdapter.of_model(Model.load(Path("clip.model"))), tasks)
+
+mteb gives `index` a task's pictures and `search` its queries, and scores the answers itself. Its `hit_rate_at_K` is our
+R@K; its `recall_at_K` is the share of all right answers found. docs/protocol.md says how else the two differ.
+
+Written against the `SearchProtocol` of mteb 2.26. Nothing here imports mteb until it asks who we are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+
+import numpy as np
+
+from voken.collection.snapshot import Snapshot
+from voken.data.captions import CaptionedImage, Dataset
+from voken.encoders.interface import Encoder
+from voken.errors import ConfigError, DataError, EmptyDataError, MissingExtraError
+from voken.model.model import Model
+from voken.progress import Progress, no_progress
+from voken.search.hit import Hit
+from voken.search.searcher import Searcher
+from voken.shapes import Float, Float32
+from voken_lab.evaluation.protocol import SearchSystem
+from voken_lab.evaluation.trec import falling_scores
+from voken_lab.systems.two_tower import TwoTower
+
+if TYPE_CHECKING:
+    from mteb.models.model_meta import ModelMeta
+    from PIL.Image import Image
+
+MakeSystem = Callable[[Sequence[str], Float32[np.ndarray, "pictures dim"]], SearchSystem]
+"""Picture ids and their vectors, by the adapter's encoder, to what searches them."""
+
+
+class PictureEncoder(Protocol):
+    """The half of an `Encoder` that a picture needs."""
+
+    def encode_images(self, images: Sequence[Image]) -> Float[np.ndarray, "images dim"]:
+        """One vector a picture."""
+        ...
+
+
+class MtebAdapter:
+    """Satisfies mteb's `SearchProtocol`: pictures in, then queries, answers out.
+
+    `make` makes the system anew for each corpus. `name`, `revision` and `settings` are what mteb files the scores
+    under: let them differ wherever answers may, or its cache hands out another system's.
+
+    Ties: mteb sees one order of them, where our figures are the mean over all. The corpus's own would flatter us
+    wherever a corpus lists right answers first, so it is drawn from `seed` and the ids alone. The scores handed out
+    then fall strictly, as in TREC files (see `voken_lab.evaluation.trec`), for mteb's scorer is TREC's.
+    """
+
+    def __init__(
+        self,
+        encoder: PictureEncoder,
+        make: MakeSystem,
+        *,
+        name: str,
+        revision: str = "1",
+        settings: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        batch_size: int = 64,
+        progress: Progress = no_progress,
+    ) -> None:
+        if batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, not {batch_size}.")
+        self._encoder = encoder
+        self._make = make
+        self._name = name
+        self._revision = revision
+        self._settings = dict(settings or {})
+        self._seed = seed
+        self._batch_size = batch_size
+        self._progress = progress
+        self._system: SearchSystem | None = None
+
+    @classmethod
+    def of_model(
+        cls,
+        model: Model,
+        *,
+        readout: Literal["generate", "voken", "vector"] = "vector",
+        beams: int | None = None,
+        **options: Any,
+    ) -> Self:
+        """A trained model: each corpus becomes a collection in memory, searched with `beams` (None: the model's).
+
+        An answer holds about as many pictures as there are beams, and figures beyond that depth say so.
+        `options` are `seed`, `batch_size` and `progress`.
+        """
+        search = dataclasses.replace(model.search, readout=readout, beams=beams or model.search.beams)
+
+        def make(ids: Sequence[str], vectors: Float32[np.ndarray, "pictures dim"]) -> SearchSystem:
+            pictures = Dataset("corpus", Path(), tuple(CaptionedImage(name, Path(name)) for name in ids))
+            collection = Snapshot.of_vectors(pictures, vectors, model, keep_vectors=readout == "vector")
+            return Searcher(model, collection, search, widen=False)
+
+        return cls(
+            model.encoder,
+            make,
+            name=f"voken {model.config.name}",
+            revision=model.fingerprint or "not saved",
+            settings={"readout": readout, "beams": search.beams, "seed": model.config.seed},
+            **options,
+        )
+
+    @classmethod
+    def two_tower(cls, encoder: Encoder, **options: Any) -> Self:
+        """Exact search over the encoder's vectors: what a model with that encoder stands beside.
+
+        `options` are `seed`, `batch_size` and `progress`.
+        """
+
+        def make(ids: Sequence[str], vectors: Float32[np.ndarray, "pictures dim"]) -> SearchSystem:
+            return TwoTower(encoder, ids, vectors)
+
+        return cls(encoder, make, name=f"two-tower {encoder.name}", revision=encoder.fingerprint, **options)
+
+    def index(self, corpus: Any, **_said: Any) -> None:
+        """Read the pictures of `corpus`: a `datasets.Dataset` whose rows have an "id" and an "image".
+
+        What else mteb says (`task_metadata`, `hf_split`, …) changes nothing. Raises `DataError` where pictures or ids
+        are missing or an id stands twice, `EmptyDataError` without a row.
+        """
+        missing = {"id", "image"} - set(corpus.column_names)
+        if missing:
+            raise DataError(
+                f"The task's documents have no {' and no '.join(sorted(missing))}, only "
+                f"{', '.join(corpus.column_names)}. Choose a text-to-image task."
+            )
+        if not len(corpus):
+            raise EmptyDataError("The task has no picture to index.")
+        ids = [str(name) for name in corpus["id"]]
+        vectors = []
+        for start in range(0, len(ids), self._batch_size):
+            pictures = corpus[start : start + self._batch_size]["image"]
+            for place, picture in enumerate(pictures, start=start):
+                if picture is None:
+                    raise DataError(f"Document {ids[place]!r} of the task has no picture. Choose a text-to-image task.")
+            vectors.append(np.asarray(self._encoder.encode_images(pictures), dtype=np.float32))
+            self._progress("pictures", start + len(pictures), len(ids))
+        self._system = self._make(ids, np.concatenate(vectors))
+        self._count = len(ids)
+
+    def search(self, queries: Any, *, top_k: int, top_ranked: Any = None, **_said: Any) -> dict[str, dict[str, float]]:
+        """For each query (rows with an "id" and a "text") at most `top_k` pictures and their scores.
+
+        Every query has an entry, also one that nothing was found for. A task's instruction is not read.
+        Raises `ConfigError` before `index`, and for `top_ranked`: reranking what others found is no search.
+        """
+        if self._system is None:
+            raise ConfigError("search came before index. Hand the adapter to mteb.evaluate, which calls both.")
+        if top_ranked is not None:
+            raise ConfigError("The task wants given pictures reranked. Choose a retrieval task: its name ends so.")
+        names, texts = [str(name) for name in queries["id"]], list(queries["text"])
+        for name, text in zip(names, texts, strict=True):
+            if not isinstance(text, str):
+                raise DataError(f"Query {name!r} is no text but {type(text).__name__}. Choose a text-to-image task.")
+        found: dict[str, dict[str, float]] = {}
+        for start in range(0, len(names), self._batch_size):
+            batch = slice(start, start + self._batch_size)
+            answers = self._system.search(texts[batch], min(top_k, self._count))
+            for name, hits in zip(names[batch], answers, strict=True):
+                ranked = sorted(hits, key=self._place)
+                scores = falling_scores([hit.score for hit in ranked], name)
+                found[name] = {hit.image_id: float(score) for hit, score in zip(ranked, scores, strict=True)}
+            self._progress("queries", len(found), len(names))
+        return found
+
+    @property
+    def mteb_model_meta(self) -> ModelMeta:
+        """Who answered, as mteb files it. Raises `MissingExtraError` without mteb."""
+        try:
+            from mteb.models.model_meta import ModelMeta
+        except ImportError:
+            raise MissingExtraError("mteb", "mteb") from None
+        return ModelMeta.create_empty(
+            {
+                "name": f"voken/{self._name.replace(' ', '-').replace('/', '-')}",
+                "revision": self._revision,
+                "modalities": ["text", "image"],
+                "experiment_kwargs": self._settings or None,
+            }
+        )
+
+    def _place(self, hit: Hit) -> tuple[float, bytes]:
+        named = f"{self._seed}\0{hit.image_id}".encode("utf-8", "surrogatepass")
+        return -hit.score, blake2b(named, digest_size=8).digest()

@@ -1,0 +1,444 @@
+"""The protocol: which queries are asked of which pool, how a system is asked, and what is reported.
+
+docs/protocol.md says it in plain words. A system is anything with `search(texts, k)`; nothing here knows
+how it answers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+from voken.data.captions import CaptionedImage, Dataset
+from voken.errors import ConfigError, DataError, EmptyDataError
+from voken.metrics import (
+    collision_rate,
+    first_relevant,
+    ranked_matrices,
+    recall_at,
+    reciprocal_rank_at,
+    sequence_recall,
+)
+from voken.progress import Progress, no_progress
+from voken.search.hit import Hit
+from voken.shapes import Float, Int
+from voken_lab.evaluation.machine import Machine
+
+
+@runtime_checkable
+class SearchSystem(Protocol):
+    """Anything that answers texts with ranked pictures."""
+
+    def search(self, texts: list[str], k: int) -> list[list[Hit]]:
+        """For each text at most `k` hits, by falling score, none twice; equal scores are ties."""
+        ...
+
+
+@dataclass(frozen=True)
+class Query:
+    """A text and all pictures of the pool that are right answers to it.
+
+    `query_id` is made from the text, so that two evaluations can tell whether they asked the same things.
+    """
+
+    query_id: str
+    text: str
+    relevant: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The pictures searched. `vokens` holds their sequences, where the system has any, in the order of the ids.
+
+    Raises `EmptyDataError` with no picture, `DataError` where an id stands twice or the rows do not match.
+    """
+
+    image_ids: tuple[str, ...]
+    vokens: Int[np.ndarray, "pictures M"] | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.image_ids:
+            raise EmptyDataError("The pool holds no picture. Check the split's name and the data set's folder.")
+        if len(set(self.image_ids)) != len(self.image_ids):
+            twice = next(name for name in self.image_ids if self.image_ids.count(name) > 1)
+            raise DataError(f"Picture {twice!r} stands twice in the pool. Give every picture its own id.")
+        if self.vokens is not None and (self.vokens.ndim != 2 or len(self.vokens) != len(self.image_ids)):
+            raise DataError(
+                f"The pool has {len(self.image_ids)} pictures and vokens of shape {self.vokens.shape}; "
+                "there must be one row of M vokens a picture."
+            )
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def with_vokens(self, vokens: Int[np.ndarray, "pictures M"]) -> Pool:
+        """The same pictures with the sequences a tokenizer gave them."""
+        return dataclasses.replace(self, vokens=vokens)
+
+
+def pool_of(images: Dataset, *, one_per_concept: bool = False, seed: int = 0) -> Pool:
+    """The pool made of a split's pictures, in their order.
+
+    `one_per_concept` draws one picture of each concept (with `seed`), so that every query has about one right
+    answer, as in the pools of captioned photographs. The draw does not depend on the order of the pictures.
+    """
+    if not one_per_concept:
+        return Pool(tuple(image.image_id for image in images.images))
+    kept: dict[str, CaptionedImage] = {}
+    for image in images.images:
+        rival = kept.get(image.concept)
+        if rival is None or _lot(seed, image.image_id) < _lot(seed, rival.image_id):
+            kept[image.concept] = image
+    return Pool(tuple(image.image_id for image in images.images if kept[image.concept] is image))
+
+
+def queries_of(images: Dataset, pool: Pool, *, distinct: bool = True) -> tuple[Query, ...]:
+    """Every distinct caption of the pool's concepts, with all pictures of the pool that it describes.
+
+    Captions are compared without regard to case and spacing; one that several concepts share lists the
+    pictures of all of them. A concept's captions are those of all its pictures in `images`, also of the ones
+    that were not drawn into the pool. Nothing is made up: a caption that the data set does not hold is never a query.
+
+    `distinct=False` asks every caption of every picture in the pool as its own query, with its own concept's
+    pictures as right answers. Published tables on Karpathy's splits count so (COCO 5K: 25,010 queries).
+
+    Raises `DataError` where the pool holds a picture that `images` does not, `EmptyDataError` without any caption.
+    """
+    known = {image.image_id: image for image in images.images}
+    unknown = [name for name in pool.image_ids if name not in known]
+    if unknown:
+        raise DataError(
+            f"{len(unknown)} pictures of the pool are not in {images.name!r}, e.g. {unknown[0]!r}. "
+            "Make the pool from the same data set."
+        )
+    pictures: dict[str, set[str]] = {}
+    for name in pool.image_ids:
+        pictures.setdefault(known[name].concept, set()).add(name)
+    if distinct:
+        queries = _distinct(images, pictures)
+    else:
+        queries = tuple(
+            Query(_query_id(name, str(place), caption), caption, frozenset(pictures[known[name].concept]))
+            for name in pool.image_ids
+            for place, caption in enumerate(known[name].captions)
+            if caption.strip()
+        )
+    if not queries:
+        raise EmptyDataError(f"No picture of the pool from {images.name!r} has a caption, so there is nothing to ask.")
+    return queries
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What must stand beside every number: who answered, over what, under which protocol.
+
+    `pool` says in words how the pool was made ("one picture per concept"); it parts tables, as `dataset` does.
+    `protocol` says whether training saw text made for the pool's pictures; `readout` which of the system's
+    read-outs ranked them ("" where it has one only); `bytes_per_picture` what must be stored for a picture
+    beside its id. `config` is the whole run's settings, JSON-ready.
+    """
+
+    system: str
+    dataset: str = ""
+    pool: str = ""
+    protocol: Literal["inductive", "transductive"] = "inductive"
+    readout: Literal["", "generate", "voken", "vector"] = ""
+    seed: int = 0
+    beams: int | None = None
+    bytes_per_picture: float | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.protocol not in ("inductive", "transductive"):
+            raise ConfigError(f"protocol: {self.protocol!r} is not 'inductive' or 'transductive'.")
+        if self.readout not in ("", "generate", "voken", "vector"):
+            raise ConfigError(f"readout: {self.readout!r} is not 'generate', 'voken', 'vector' or ''.")
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """One system, one pool, one seed. Recalls are shares between 0 and 1.
+
+    `recall[k]` is over pictures, expected over ties; `sequence_recall[k]` over sequences, the official code's
+    figure, None without vokens. The per-query arrays, the queries and the answers are kept, for paired tests
+    and TREC files.
+    """
+
+    conditions: Conditions
+    cutoffs: tuple[int, ...]
+    recall: dict[int, float]
+    reciprocal_rank: float
+    """Mean 1 / rank of the first right picture, 0 beyond the largest cutoff."""
+    sequence_recall: dict[int, float] | None
+    collision_rate: float | None
+    pool_size: int
+    query_count: int
+    queries_per_second: float
+    machine: Machine
+    queries: tuple[Query, ...] = field(repr=False)
+    answers: tuple[tuple[Hit, ...], ...] = field(repr=False)
+    recall_per_query: dict[int, Float[np.ndarray, " queries"]] = field(repr=False)
+    sequence_recall_per_query: dict[int, Float[np.ndarray, " queries"]] | None = field(repr=False)
+
+    def to_dict(self, *, per_query: bool = False) -> dict[str, Any]:
+        """Everything a table needs, JSON-ready; cutoffs become text keys.
+
+        `per_query` adds the single results, and for each query a `group`: equal where the right answers are.
+        """
+        values: dict[str, Any] = {
+            **dataclasses.asdict(self.conditions),
+            "cutoffs": list(self.cutoffs),
+            "recall": _text_keys(self.recall),
+            "reciprocal_rank": self.reciprocal_rank,
+            "sequence_recall": None if self.sequence_recall is None else _text_keys(self.sequence_recall),
+            "collision_rate": self.collision_rate,
+            "pool_size": self.pool_size,
+            "query_count": self.query_count,
+            "queries_per_second": self.queries_per_second,
+            "machine": dataclasses.asdict(self.machine),
+        }
+        if per_query:
+            values["per_query"] = {
+                "query_id": [query.query_id for query in self.queries],
+                "group": [_digest(sorted(query.relevant)) for query in self.queries],
+                "recall": {str(k): result.tolist() for k, result in self.recall_per_query.items()},
+            }
+        return values
+
+
+def evaluate(
+    system: SearchSystem,
+    queries: Sequence[Query],
+    pool: Pool | Sequence[str],
+    *,
+    conditions: Conditions,
+    cutoffs: Sequence[int] = (1, 5, 10),
+    k: int = 50,
+    batch_size: int = 256,
+    progress: Progress = no_progress,
+) -> Evaluation:
+    """Ask `system` every query and score its answers.
+
+    `k` hits are asked for at first. Where that cuts a tie that reaches into the largest cutoff, or holds too few
+    distinct sequences, the query is asked again for more, so that expected recall is exact; only the first
+    asking is timed. One query is asked before the clock starts, for what loads lazily.
+
+    Raises `DataError` where the system breaks its contract (a hit outside the pool, a picture twice, rising or
+    NaN scores, vokens that are not the pool's), or a query has no right answer in the pool.
+    """
+    pool = pool if isinstance(pool, Pool) else Pool(tuple(pool))
+    queries, cutoffs = tuple(queries), tuple(sorted(set(cutoffs)))
+    _check_request(queries, pool, cutoffs, k)
+    depth = min(k, len(pool))
+    sequences = _sequences(pool)
+    check = _AnswerCheck(conditions.system, sequences)
+
+    system.search([queries[0].text], depth)
+    answers, seconds = _ask(system, queries, depth, batch_size, check, progress)
+    while shallow := [row for row, hits in enumerate(answers) if _too_shallow(hits, depth, cutoffs[-1], sequences)]:
+        if depth == len(pool):
+            break
+        depth = min(depth * 4, len(pool))
+        deeper, _ = _ask(system, [queries[row] for row in shallow], depth, batch_size, check, no_progress)
+        for row, hits in zip(shallow, deeper, strict=True):
+            answers[row] = hits
+
+    relevant = [query.relevant for query in queries]
+    scores, right = ranked_matrices([[(hit.image_id, hit.score) for hit in hits] for hits in answers], relevant)
+    found = first_relevant(scores, right)
+    per_query = {cutoff: recall_at(found, cutoff) for cutoff in cutoffs}
+    by_sequence: dict[int, Float[np.ndarray, " queries"]] | None = None
+    if pool.vokens is not None:
+        ranked = [[sequences[hit.image_id] for hit in hits] for hits in answers]
+        wanted = [{sequences[name] for name in names} for names in relevant]
+        by_sequence = {cutoff: sequence_recall(ranked, wanted, cutoff) for cutoff in cutoffs}
+    return Evaluation(
+        conditions=conditions,
+        cutoffs=cutoffs,
+        recall={cutoff: float(result.mean()) for cutoff, result in per_query.items()},
+        reciprocal_rank=float(reciprocal_rank_at(found, cutoffs[-1]).mean()),
+        sequence_recall=None if by_sequence is None else {k: float(v.mean()) for k, v in by_sequence.items()},
+        collision_rate=None if pool.vokens is None else collision_rate(pool.vokens),
+        pool_size=len(pool),
+        query_count=len(queries),
+        queries_per_second=len(queries) / max(seconds, 1e-9),
+        machine=Machine.here(),
+        queries=queries,
+        answers=tuple(tuple(hits) for hits in answers),
+        recall_per_query=per_query,
+        sequence_recall_per_query=by_sequence,
+    )
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and spread over seeds. `std` divides by n − 1 and is None with one seed, which has no spread.
+
+    The keys are "recall@K", "sequence_recall@K", "reciprocal_rank", "collision_rate", "queries_per_second";
+    figures that any of the evaluations lacks are left out.
+    """
+
+    seeds: tuple[int, ...]
+    mean: dict[str, float]
+    std: dict[str, float | None]
+
+
+_SAME = ("system", "dataset", "pool", "protocol", "readout", "beams")
+
+
+def spread(evaluations: Sequence[Evaluation | Mapping[str, Any]]) -> Spread:
+    """Summarise evaluations (or their `to_dict`) that differ by seed only.
+
+    Raises `ConfigError` where they differ in system, data set, pool, protocol, read-out or beams, which are never
+    merged, or where a seed stands twice.
+    """
+    records = [e.to_dict() if isinstance(e, Evaluation) else e for e in evaluations]
+    if not records:
+        raise EmptyDataError("There is no evaluation to summarise.")
+    for name in _SAME:
+        values = {record.get(name) for record in records}
+        if len(values) > 1:
+            raise ConfigError(
+                f"Evaluations with different {name} ({', '.join(sorted(map(repr, values)))}) are never merged. "
+                "Summarise each by itself."
+            )
+    seeds = tuple(int(record["seed"]) for record in records)
+    if len(set(seeds)) != len(seeds):
+        raise ConfigError(f"Seeds {seeds}: one stands twice. A spread is over different seeds.")
+    figures = [_figures(record) for record in records]
+    shared = [name for name in figures[0] if all(name in other for other in figures)]
+    table = {name: np.array([row[name] for row in figures]) for name in shared}
+    return Spread(
+        seeds=seeds,
+        mean={name: float(column.mean()) for name, column in table.items()},
+        std={name: float(column.std(ddof=1)) if len(column) > 1 else None for name, column in table.items()},
+    )
+
+
+def _figures(record: Mapping[str, Any]) -> dict[str, float]:
+    values = {f"recall@{k}": float(value) for k, value in record["recall"].items()}
+    values |= {f"sequence_recall@{k}": float(value) for k, value in (record.get("sequence_recall") or {}).items()}
+    for name in ("reciprocal_rank", "collision_rate", "queries_per_second"):
+        if record.get(name) is not None:
+            values[name] = float(record[name])
+    return values
+
+
+def _distinct(images: Dataset, pictures: Mapping[str, set[str]]) -> tuple[Query, ...]:
+    texts: dict[str, str] = {}
+    relevant: dict[str, set[str]] = {}
+    for image in images.images:
+        if image.concept not in pictures:
+            continue
+        for caption in image.captions:
+            text = " ".join(caption.split())
+            if text:
+                key = text.casefold()
+                texts.setdefault(key, text)
+                relevant.setdefault(key, set()).update(pictures[image.concept])
+    return tuple(Query(_query_id(key), text, frozenset(relevant[key])) for key, text in texts.items())
+
+
+def _query_id(*parts: str) -> str:
+    return f"q{_digest(parts)}"
+
+
+def _digest(parts: Iterable[str]) -> str:
+    return blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def _lot(seed: int, image_id: str) -> bytes:
+    return blake2b(f"{seed}\0{image_id}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _text_keys(values: Mapping[int, float]) -> dict[str, float]:
+    return {str(key): value for key, value in values.items()}
+
+
+def _sequences(pool: Pool) -> dict[str, tuple[int, ...]]:
+    """Each picture's sequence; empty tuples where the pool has none."""
+    if pool.vokens is None:
+        return dict.fromkeys(pool.image_ids, ())
+    return {name: tuple(row) for name, row in zip(pool.image_ids, pool.vokens.tolist(), strict=True)}
+
+
+def _check_request(queries: tuple[Query, ...], pool: Pool, cutoffs: tuple[int, ...], k: int) -> None:
+    if not queries:
+        raise EmptyDataError("There is no query to ask.")
+    if not cutoffs or cutoffs[0] < 1:
+        raise ConfigError(f"cutoffs: {cutoffs} must hold whole numbers of 1 or more.")
+    if k < cutoffs[-1]:
+        raise ConfigError(f"k: {k} hits a query are too few for R@{cutoffs[-1]}. Ask for at least {cutoffs[-1]}.")
+    if len({query.query_id for query in queries}) != len(queries):
+        raise DataError("Two queries have one id. Give every query its own.")
+    members = set(pool.image_ids)
+    for query in queries:
+        if not query.relevant or not query.relevant <= members:
+            missing = sorted(query.relevant - members)
+            what = f"right answer {missing[0]!r} outside the pool" if missing else "no right answer"
+            raise DataError(f"Query {query.query_id} ({query.text!r}) has {what}. Make the queries from this pool.")
+
+
+class _AnswerCheck:
+    """Holds a system to its contract; otherwise a broken one would be scored as if it were a weak one."""
+
+    def __init__(self, system: str, sequences: Mapping[str, tuple[int, ...]]) -> None:
+        self._system = system
+        self._sequences = sequences
+
+    def __call__(self, query: Query, hits: Sequence[Hit], k: int) -> None:
+        problem = self._problem(hits, k)
+        if problem:
+            raise DataError(f"{self._system}, query {query.query_id} ({query.text!r}): {problem}")
+
+    def _problem(self, hits: Sequence[Hit], k: int) -> str:
+        if len(hits) > k:
+            return f"{len(hits)} hits where at most {k} were asked for."
+        seen: set[str] = set()
+        last = np.inf
+        for hit in hits:
+            if hit.image_id not in self._sequences:
+                return f"picture {hit.image_id!r} is not in the pool. Search exactly the pool's pictures."
+            if hit.image_id in seen:
+                return f"picture {hit.image_id!r} stands twice in the answer."
+            if not hit.score <= last:
+                return f"the score {hit.score} of {hit.image_id!r} follows {last}; scores must fall and not be NaN."
+            known = self._sequences[hit.image_id]
+            if known and hit.vokens and tuple(hit.vokens) != known:
+                return f"picture {hit.image_id!r} has vokens {hit.vokens}, and {known} in the pool. Use one tokenizer."
+            seen.add(hit.image_id)
+            last = hit.score
+        return ""
+
+
+def _ask(
+    system: SearchSystem, queries: Sequence[Query], k: int, batch_size: int, check: _AnswerCheck, progress: Progress
+) -> tuple[list[list[Hit]], float]:
+    answers: list[list[Hit]] = []
+    seconds = 0.0
+    for start in range(0, len(queries), batch_size):
+        batch = queries[start : start + batch_size]
+        begun = time.perf_counter()
+        found = system.search([query.text for query in batch], k)
+        seconds += time.perf_counter() - begun
+        if len(found) != len(batch):
+            raise DataError(f"The system gave {len(found)} answers to {len(batch)} queries.")
+        for query, hits in zip(batch, found, strict=True):
+            check(query, hits, k)
+        answers.extend(list(hits) for hits in found)
+        progress("queries", len(answers), len(queries))
+    return answers, seconds
+
+
+def _too_shallow(hits: Sequence[Hit], depth: int, cutoff: int, sequences: Mapping[str, tuple[int, ...]]) -> bool:
+    if len(hits) < depth:
+        return False  # the system has nothing more to give
+    tie_cut = len(hits) >= cutoff and hits[-1].score == hits[cutoff - 1].score
+    distinct = {sequences[hit.image_id] for hit in hits}
+    return tie_cut or (distinct != {()} and len(distinct) < cutoff)

@@ -1,0 +1,145 @@
+"""Runs and relevance judgements in TREC's text formats, so that any evaluation tool can check ours.
+
+A run line is `query Q0 picture rank score tag`, a judgement line `query 0 picture 1`. Ids may hold spaces
+and any other character here; in the files they are percent-encoded as in URLs, which every reader passes through
+and `read_run` and `read_qrels` undo.
+
+TREC tools rank by score, read as a 32-bit float by some, and break ties by id. So the scores written fall
+strictly: each is the system's own rounded to 32 bits, or where that does not fall, the next float below the line
+before. The tools thereby see one order of each tie, ours the expected value over all: the two agree where nothing ties.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+import numpy as np
+
+from voken.artifact import storage_errors
+from voken.errors import DataError
+from voken.search.hit import Hit
+from voken_lab.evaluation.protocol import Query
+
+_PLAIN = "/:@!$&'()*+,;="
+
+
+def write_run(path: Path, queries: Sequence[Query], answers: Sequence[Sequence[Hit]], *, tag: str = "voken") -> None:
+    """Write ranked answers, complete or not at all. A query without hits has no line.
+
+    `tag` names the system. Raises `DataError` for a score that is not finite, or answers that do not match the queries.
+    """
+    if len(queries) != len(answers):
+        raise DataError(f"{len(answers)} answers for {len(queries)} queries.")
+    name = encode_id(tag)
+    lines = []
+    for query, hits in zip(queries, answers, strict=True):
+        query_id = encode_id(query.query_id)
+        scores = falling_scores([hit.score for hit in hits], query.query_id)
+        for rank, (hit, score) in enumerate(zip(hits, scores, strict=True), start=1):
+            lines.append(f"{query_id} Q0 {encode_id(hit.image_id)} {rank} {score:.9g} {name}\n")
+    _write(path, lines)
+
+
+def write_qrels(path: Path, queries: Iterable[Query]) -> None:
+    """Write every right answer of every query, complete or not at all."""
+    _write(
+        path,
+        [
+            f"{encode_id(query.query_id)} 0 {encode_id(image_id)} 1\n"
+            for query in queries
+            for image_id in sorted(query.relevant)
+        ],
+    )
+
+
+def read_run(path: Path) -> dict[str, list[tuple[str, float]]]:
+    """Each query's (picture, score) pairs by falling score. Raises `DataError` naming the line that is not a run's."""
+    run: dict[str, list[tuple[str, float]]] = {}
+    for where, fields in _fields(path, 6):
+        try:
+            score = float(fields[4])
+        except ValueError:
+            raise DataError(f"{where}: {fields[4]!r} is not a score. Field 5 of a run is a number.") from None
+        run.setdefault(decode_id(fields[0]), []).append((decode_id(fields[2]), score))
+    return {query: sorted(pairs, key=lambda pair: -pair[1]) for query, pairs in run.items()}
+
+
+def read_qrels(path: Path) -> dict[str, frozenset[str]]:
+    """Each query's right pictures (relevance 1 or more). Raises `DataError` naming the line that is not a judgement."""
+    relevant: dict[str, set[str]] = {}
+    for where, fields in _fields(path, 4):
+        try:
+            grade = int(fields[3])
+        except ValueError:
+            raise DataError(f"{where}: {fields[3]!r} is not a whole number. Field 4 is the relevance.") from None
+        found = relevant.setdefault(decode_id(fields[0]), set())
+        if grade > 0:
+            found.add(decode_id(fields[2]))
+    return {query: frozenset(names) for query, names in relevant.items()}
+
+
+def encode_id(name: str) -> str:
+    """An id as one word of ASCII; `decode_id` gives it back. Raises `DataError` for an empty one, which has no word.
+
+    >>> encode_id("my photos/50% off.jpg")
+    'my%20photos/50%25%20off.jpg'
+    """
+    if not name:
+        raise DataError("An empty id cannot be written to a TREC file. Give every query and picture an id.")
+    return quote(name, safe=_PLAIN, errors="surrogatepass")
+
+
+def decode_id(word: str) -> str:
+    """The id that `encode_id` wrote."""
+    return unquote(word, errors="surrogatepass")
+
+
+def falling_scores(scores: Sequence[float], query_id: str) -> list[np.float32]:
+    """Ranked scores as 32-bit floats that fall strictly, as above. `query_id` is for the message.
+
+    Raises `DataError` for a score that is not finite.
+    """
+    falling: list[np.float32] = []
+    for score in scores:
+        if not np.isfinite(score):
+            raise DataError(f"Query {query_id}: a score of {score} cannot be written to a TREC run.")
+        value = np.float32(score)
+        if falling and not value < falling[-1]:
+            value = np.nextafter(falling[-1], np.float32(-np.inf))
+        falling.append(value)
+    return falling
+
+
+def _write(path: Path, lines: Sequence[str]) -> None:
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(partial, "w", encoding="ascii", newline="\n") as file:
+                file.writelines(lines)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            with suppress(FileNotFoundError):
+                partial.unlink()
+
+
+def _fields(path: Path, count: int) -> Iterable[tuple[str, list[str]]]:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file.") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not text ({error}).") from error
+    for number, line in enumerate(text.splitlines(), start=1):
+        fields = line.split()
+        if fields and len(fields) != count:
+            raise DataError(f"{path}, line {number}: {len(fields)} fields where there must be {count}.")
+        if fields:
+            yield f"{path}, line {number}", fields

@@ -1,0 +1,575 @@
+"""A small one-tower that needs no hub: a cross-encoder over frozen features of pictures and frozen states of texts.
+
+A text's token states and a handful of tokens made of a picture's features attend to each other in a layer or two,
+as in the co-attention of ViLBERT (Lu et al. 2019, section 3.1), and what both have become gives one number, which
+is added to the pair's cosine by the two-tower. It is trained to put a text's own picture before those that the
+two-tower confuses with it.
+
+Everything about one side alone is computed once: a pool's tokens when the scorer is made, a text's when it is asked.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from voken import artifact
+from voken.config import from_dict
+from voken.encoders.text_reader import TextReader
+from voken.errors import ConfigError, CorruptArtifactError, DataError, EmptyDataError
+from voken.generator.pairs import one_text_each
+from voken.progress import Progress, no_progress
+from voken.shapes import Bool, Float, Int
+
+_KIND = "cross-encoder"
+_VERSION = 1
+_BASE_WEIGHTS = (0.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0)
+_MINED_AT_ONCE = 1 << 23
+_SORTED_TOGETHER = 16
+"""Batches whose rows are sorted by length together."""
+
+
+@dataclass(frozen=True)
+class CrossEncoderConfig:
+    """Settings of the model and its training. Sized to train in minutes on one core."""
+
+    width: int = 192
+    heads: int = 4
+    layers: int = 1
+    picture_tokens: int = 6
+    """Tokens that a picture's features are spread over."""
+    max_tokens: int = 32
+    """Tokens read of a text."""
+    dropout: float = 0.1
+    feature_dropout: float = 0.3
+    """Share of a picture's features dropped in training, as in the two-tower head."""
+    base_in_training: float = 0.0
+    """Weight of the two-tower's cosine in the trained logit. It is surer of pairs it was trained on than of new ones,
+    so where those are the same pairs, 0 lets the cross-encoder learn by itself."""
+    hard_negatives: int = 6
+    """Wrong pictures a pair, drawn from the `nearest` to its text by the two-tower."""
+    random_negatives: int = 2
+    nearest: int = 64
+    epochs: int = 5
+    batch_size: int = 64
+    learning_rate: float = 5e-4
+    weight_decay: float = 0.05
+    warmup: float = 0.1
+    gradient_clip: float = 1.0
+    patience: int = 2
+    """Epochs without a better validation recall before training stops."""
+    validation_texts: int = 500
+    """Texts of the validation side that are asked after each epoch, drawn by the seed."""
+    validation_depth: int = 50
+    """How many of the two-tower's first hits are reranked in validation."""
+
+
+@dataclass(frozen=True)
+class MatchingPairs:
+    """Pictures and texts, which belongs to which, and where the two-tower puts them.
+
+    Raises `EmptyDataError` without pairs, `ConfigError` where numbers of rows differ.
+    """
+
+    features: Float[np.ndarray, "images features"]
+    """What the cross-encoder reads of a picture, e.g. `TwoTowerEncoder.features_of_images`, or `images` again."""
+    images: Float[np.ndarray, "images dim"]
+    """Unit vectors of the pictures."""
+    texts: Float[np.ndarray, "texts dim"]
+    """Unit vectors of the captions, in the same space."""
+    captions: Sequence[str]
+    pairs: Int[np.ndarray, "pairs 2"]
+    """Rows (picture, caption)."""
+    concepts: Sequence[str | int]
+    """What each picture shows. Pictures of the concepts that a text stands beside are never its negatives."""
+
+    def __post_init__(self) -> None:
+        if not len(self.pairs):
+            raise EmptyDataError("No picture has a caption, so there is nothing to match pictures and texts by.")
+        counts = {"features": self.features, "vectors": self.images, "concepts": self.concepts}
+        if len({len(rows) for rows in counts.values()}) > 1:
+            said = ", ".join(f"{len(rows)} {name}" for name, rows in counts.items())
+            raise ConfigError(f"{said} of pictures: give one each a picture.")
+        if len(self.captions) != len(self.texts):
+            raise ConfigError(f"{len(self.captions)} captions and {len(self.texts)} vectors of them: give one each.")
+
+
+@dataclass(frozen=True)
+class MatchingEpoch:
+    """How one epoch went. The recalls are shares of 1, or not a number without validation pairs."""
+
+    epoch: int
+    """From 1; 0 is the two-tower alone, before training."""
+    loss: float
+    recall_1: float
+    recall_5: float
+    recall_10: float
+    base_weight: float
+    """The weight of the two-tower's cosine that gave these recalls: the best of a few."""
+
+    @property
+    def recall(self) -> float:
+        """Mean of the three recalls: what stops the training and picks the epoch kept."""
+        return (self.recall_1 + self.recall_5 + self.recall_10) / 3
+
+
+@dataclass(frozen=True)
+class CrossEncoderRun:
+    """A trained model (that of the best epoch, in evaluation mode) and how it came to be."""
+
+    model: CrossEncoder
+    history: tuple[MatchingEpoch, ...]
+    best: MatchingEpoch
+
+
+class CrossEncoder(nn.Module):
+    """Logits of pairs. Knows neither pools nor readers: it takes features and token states.
+
+    At first its own part of a logit is 0 for every pair, so that before any training it ranks as the two-tower does.
+    """
+
+    mean: Tensor
+    std: Tensor
+    base_weight: Tensor
+
+    def __init__(self, config: CrossEncoderConfig, *, features: int, text_width: int) -> None:
+        super().__init__()
+        _check(config)
+        self.config = config
+        width = config.width
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("std", torch.ones(features))
+        self.register_buffer("base_weight", torch.tensor(max(config.base_in_training, 1.0)))
+        self.feature_drop = nn.Dropout(config.feature_dropout)
+        self.picture_in = nn.Linear(features, 2 * width)
+        self.picture_out = nn.Linear(2 * width, config.picture_tokens * width)
+        self.text_in = nn.Linear(text_width, width)
+        self.summary = nn.Parameter(torch.randn(width) / math.sqrt(width))
+        self.layers = nn.ModuleList(_CoAttention(width, config.heads, config.dropout) for _ in range(config.layers))
+        self.text_norm = nn.LayerNorm(width)
+        self.picture_norm = nn.LayerNorm(width)
+        self.up = nn.Linear(3 * width, width)
+        self.down = nn.Linear(width, 1)
+        nn.init.zeros_(self.down.weight)
+        nn.init.zeros_(self.down.bias)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.summary.device
+
+    def picture_tokens(self, features: Float[Tensor, "images features"]) -> Float[Tensor, "images tokens width"]:
+        """A picture's side of any pair."""
+        inputs = self.feature_drop((features - self.mean) / self.std)
+        spread: Tensor = self.picture_out(functional.gelu(self.picture_in(inputs)))
+        return spread.view(len(features), self.config.picture_tokens, self.config.width)
+
+    def text_tokens(
+        self, states: Float[Tensor, "texts tokens text_width"], mask: Bool[Tensor, "texts tokens"]
+    ) -> tuple[Float[Tensor, "texts more width"], Bool[Tensor, "texts more"]]:
+        """A text's side of any pair, with one more token before its own, and the mask of these."""
+        tokens = torch.cat([self.summary.expand(len(states), 1, -1), self.text_in(states)], dim=1)
+        return tokens, functional.pad(mask, (1, 0), value=True)
+
+    def forward(
+        self,
+        texts: Float[Tensor, "texts more width"],
+        mask: Bool[Tensor, "texts more"],
+        pictures: Float[Tensor, "texts pictures tokens width"],
+    ) -> Float[Tensor, "texts pictures"]:
+        """The cross-encoder's own part of the logits: each text with its row of pictures."""
+        rows, each = pictures.shape[:2]
+        read, seen, visible = texts, pictures.flatten(0, 1), _repeated(mask, each)
+        for layer in self.layers:
+            read, seen = layer(read, seen, visible)
+        weights = visible.unsqueeze(-1).to(read.dtype)
+        said = (self.text_norm(read) * weights).sum(1) / weights.sum(1)
+        shown = self.picture_norm(seen).mean(1)
+        matched = functional.gelu(self.up(torch.cat([said, shown, said * shown], dim=-1)))
+        logits: Tensor = self.down(matched).view(rows, each)
+        return logits
+
+    def save(self, folder: Path, *, replace: bool = False) -> None:
+        """Write the folder that `load` reads. Raises `ArtifactError` where something is in the way."""
+        described = {
+            "config": dataclasses.asdict(self.config),
+            "features": len(self.mean),
+            "text_width": self.text_in.in_features,
+        }
+        weights = {name: value.cpu().contiguous() for name, value in self.state_dict().items()}
+        with artifact.writing(Path(folder), kind=_KIND, version=_VERSION, replace=replace) as partial:
+            save_file(weights, partial / "model.safetensors")
+            artifact.write_json(partial / "config.json", described)
+
+    @classmethod
+    def load(cls, folder: Path, *, device: str | torch.device | None = None) -> Self:
+        """Read what `save` wrote. Raises `ArtifactError` as `voken.artifact.check` does."""
+        folder = Path(folder)
+        artifact.check(folder, kind=_KIND, version=_VERSION)
+        described = artifact.read_json(folder / "config.json")
+        try:
+            config = from_dict(CrossEncoderConfig, described["config"])
+            model = cls(config, features=described["features"], text_width=described["text_width"])
+            model.load_state_dict(load_file(folder / "model.safetensors"))
+        except (OSError, KeyError, TypeError, RuntimeError, SafetensorError, ConfigError) as error:
+            raise CorruptArtifactError(
+                f"{folder}: the saved cross-encoder cannot be read ({error}). Restore it from a copy or train it again."
+            ) from error
+        return model.eval().to(torch.device(device or "cpu"))
+
+
+class CrossEncoderScorer:
+    """A trained model bound to a pool: a `PairScorer` (see `voken_lab.systems.one_tower`).
+
+    A score is the logit: the model's own part and the weighted cosine of the two-tower's vectors. `reader` is the
+    one it was trained with, `features` and `vectors` are the pool's, as in `MatchingPairs`. The pool's tokens are
+    computed here, once, and kept on the model's device.
+
+    Raises `ConfigError` where widths are not those of training, `DataError` where numbers of pictures differ.
+    """
+
+    def __init__(
+        self,
+        model: CrossEncoder,
+        reader: TextReader,
+        features: Float[np.ndarray, "images features"],
+        vectors: Float[np.ndarray, "images dim"],
+        *,
+        batch_size: int = 256,
+    ) -> None:
+        if len(features) != len(vectors):
+            raise DataError(f"{len(features)} rows of features and {len(vectors)} vectors: give one each a picture.")
+        if features.ndim != 2 or features.shape[1] != len(model.mean) or reader.text_width != model.text_in.in_features:
+            raise ConfigError(
+                f"The cross-encoder was trained on {len(model.mean)} features of a picture and token states "
+                f"{model.text_in.in_features} wide, not {features.shape[1:]} and {reader.text_width}. "
+                "Use the encoder it was trained with."
+            )
+        if vectors.shape[1] != reader.dim:
+            raise ConfigError(f"The reader's vectors are {reader.dim} wide, the pictures' {vectors.shape[1]}.")
+        self._model = model.eval()
+        self._reader = reader
+        self._batch_size = batch_size
+        self._vectors = torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32)).to(model.device)
+        self._tokens = _projected(model, features)
+        self.bytes_per_picture = 4.0 * (features.shape[1] + vectors.shape[1])
+
+    @torch.inference_mode()
+    def score(self, text: str, rows: Int[np.ndarray, " pictures"]) -> Float[np.ndarray, " pictures"]:
+        """Logits of the text with the pictures at `rows`, float32."""
+        model, device = self._model, self._model.device
+        states = self._reader.read_texts([text], max_tokens=model.config.max_tokens)
+        tokens, mask = model.text_tokens(states.tokens.float().to(device), states.mask.to(device))
+        vector = states.vectors[0].float().to(device)
+        found = []
+        for part in torch.from_numpy(np.asarray(rows, dtype=np.int64)).to(device).split(self._batch_size):
+            own = model(tokens, mask, self._tokens[part][None])[0]
+            found.append(own + model.base_weight * (self._vectors[part] @ vector))
+        return torch.cat(found).cpu().numpy() if found else np.zeros(0, dtype=np.float32)
+
+
+def train_cross_encoder(
+    reader: TextReader,
+    train: MatchingPairs,
+    config: CrossEncoderConfig,
+    *,
+    seed: int,
+    validation: MatchingPairs | None = None,
+    device: str | torch.device | None = None,
+    progress: Progress = no_progress,
+) -> CrossEncoderRun:
+    """Train a model; the same seed gives the same model on the same machine.
+
+    Each epoch sees every captioned picture once, with one of its captions and negatives drawn anew: the loss is the
+    cross-entropy of its own picture among them. AdamW, linear warm-up, then a cosine to zero. With `validation`,
+    its texts are asked over all its pictures after every epoch, reranking the two-tower's first hits at each of a
+    few weights of the cosine; the best epoch with its best weight is kept, and training stops after
+    `config.patience` epochs without a better one. Without it, the last epoch is kept, and the cosine has the weight
+    `base_in_training`, or 1.
+
+    `reader` reads each caption as it is drawn: pass `RememberedTexts` where memory allows.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return _Training(reader, train, config, seed, validation, torch.device(device or "cpu"), progress).run()
+
+
+class _CoAttention(nn.Module):
+    """Texts attend to pictures and pictures to texts, both as they were before; then a feed-forward each.
+
+    In the first layer several pictures stand to one text, whose projections are computed once for all of them.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.text_norm = nn.LayerNorm(width)
+        self.picture_norm = nn.LayerNorm(width)
+        self.text_in = nn.Linear(width, 3 * width)
+        self.picture_in = nn.Linear(width, 3 * width)
+        self.text_out = nn.Linear(width, width)
+        self.picture_out = nn.Linear(width, width)
+        self.text_feed = _FeedForward(width, dropout)
+        self.picture_feed = _FeedForward(width, dropout)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, texts: Tensor, pictures: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
+        each = len(pictures) // max(1, len(texts))
+        asking, told, said = self._split(_repeated(self.text_in(self.text_norm(texts)), each))
+        looked_for, look, shown = self._split(self.picture_in(self.picture_norm(pictures)))
+        read = functional.scaled_dot_product_attention(asking, look, shown)
+        seen = functional.scaled_dot_product_attention(looked_for, told, said, attn_mask=visible[:, None, None, :])
+        texts = _repeated(texts, each) + self.drop(self.text_out(read.transpose(1, 2).flatten(2)))
+        pictures = pictures + self.drop(self.picture_out(seen.transpose(1, 2).flatten(2)))
+        return texts + self.text_feed(texts), pictures + self.picture_feed(pictures)
+
+    def _split(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, (rows, heads, tokens, width of a head) each."""
+        rows, length, width = states.shape
+        parts = states.view(rows, length, 3, self.heads, width // (3 * self.heads)).permute(2, 0, 3, 1, 4)
+        return parts[0], parts[1], parts[2]
+
+
+class _FeedForward(nn.Module):
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 2 * width)
+        self.down = nn.Linear(2 * width, width)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, states: Tensor) -> Tensor:
+        result: Tensor = self.drop(self.down(functional.gelu(self.up(self.norm(states)))))
+        return result
+
+
+class _Training:
+    def __init__(
+        self,
+        reader: TextReader,
+        train: MatchingPairs,
+        config: CrossEncoderConfig,
+        seed: int,
+        validation: MatchingPairs | None,
+        device: torch.device,
+        progress: Progress,
+    ) -> None:
+        self.reader, self.train, self.config, self.device, self.progress = reader, train, config, device, progress
+        self.random = np.random.default_rng(seed)
+        self.negatives = _Negatives(train, config)
+        self.judge = None if validation is None else _Validation(reader, validation, config, seed)
+        features = np.ascontiguousarray(train.features, dtype=np.float32)
+        self.model = CrossEncoder(config, features=features.shape[1], text_width=reader.text_width)
+        self.model.mean.copy_(torch.from_numpy(features.mean(axis=0)))
+        self.model.std.copy_(torch.from_numpy(features.std(axis=0)).clamp_min(1e-6))
+        self.model.to(device)
+        self.features = torch.from_numpy(features)
+        self.lengths = np.array([len(caption) for caption in train.captions])
+        self.images, self.texts = (torch.from_numpy(rows.astype(np.float32)) for rows in (train.images, train.texts))
+
+    def run(self) -> CrossEncoderRun:
+        config, model = self.config, self.model
+        pictures = len(np.unique(self.train.pairs[:, 0]))
+        batches = len(self._batches(math.ceil(pictures / config.batch_size)))
+        optimizer = self._optimizer()
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _Schedule(batches * config.epochs, config.warmup))
+        history = [self._judged(0, math.nan)]
+        best, kept = history[0], _copy(model)
+        for epoch in range(1, config.epochs + 1):
+            model.train()
+            losses = []
+            for batch, rows in enumerate(self._batches(batches)):
+                loss = self._loss(rows)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
+                optimizer.step()
+                schedule.step()
+                losses.append(float(loss.detach()))
+                self.progress("cross-encoder: batches", (epoch - 1) * batches + batch + 1, config.epochs * batches)
+            history.append(self._judged(epoch, float(np.mean(losses))))
+            if self.judge is None or history[-1].recall > best.recall:
+                best, kept = history[-1], _copy(model)
+            elif epoch - best.epoch >= config.patience:
+                break
+        model.load_state_dict(kept)
+        return CrossEncoderRun(model.eval(), tuple(history), best)
+
+    def _batches(self, count: int) -> list[Int[np.ndarray, "rows 2"]]:
+        """An epoch's rows in batches of captions of like length, so that little is spent on padding."""
+        batches: list[np.ndarray] = []
+        for rows in np.array_split(one_text_each(self.train.pairs, self.random), math.ceil(count / _SORTED_TOGETHER)):
+            ordered = rows[np.argsort(self.lengths[rows[:, 1]], kind="stable")]
+            batches += np.array_split(ordered, math.ceil(len(rows) / self.config.batch_size))
+        return [batches[row] for row in self.random.permutation(len(batches))]
+
+    def _loss(self, rows: Int[np.ndarray, "rows 2"]) -> Tensor:
+        config, model = self.config, self.model
+        wrong = self.negatives.draw(rows[:, 1], self.random)
+        candidates = torch.from_numpy(np.concatenate([rows[:, :1], wrong.clip(0)], axis=1))
+        captions = [self.train.captions[row] for row in rows[:, 1]]
+        states = self.reader.read_texts(captions, max_tokens=config.max_tokens)
+        tokens, mask = model.text_tokens(states.tokens.float().to(self.device), states.mask.to(self.device))
+        distinct, place = candidates.unique(return_inverse=True)
+        pictures = model.picture_tokens(self.features[distinct].to(self.device))
+        logits = model(tokens, mask, pictures[place.to(self.device)])
+        if config.base_in_training:
+            cosines = torch.einsum("rd,rcd->rc", self.texts[torch.from_numpy(rows[:, 1])], self.images[candidates])
+            logits = logits + config.base_in_training * cosines.to(self.device)
+        absent = functional.pad(torch.from_numpy(wrong < 0), (1, 0), value=False).to(self.device)
+        targets = torch.zeros(len(rows), dtype=torch.int64, device=self.device)
+        return functional.cross_entropy(logits.masked_fill(absent, -torch.inf), targets)
+
+    def _judged(self, epoch: int, loss: float) -> MatchingEpoch:
+        if self.judge is None:
+            return MatchingEpoch(epoch, loss, math.nan, math.nan, math.nan, float(self.model.base_weight))
+        recalls, weight = self.judge.best(self.model)
+        self.model.base_weight.fill_(weight)
+        return MatchingEpoch(epoch, loss, *recalls, weight)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        weights = list(self.model.parameters())
+        decayed, plain = [w for w in weights if w.ndim > 1], [w for w in weights if w.ndim <= 1]
+        return torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": self.config.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            lr=self.config.learning_rate,
+            fused=True,
+        )
+
+
+class _Negatives:
+    """Wrong pictures for a text: some of those the two-tower takes for right, some of any."""
+
+    def __init__(self, data: MatchingPairs, config: CrossEncoderConfig) -> None:
+        self._answers = _Answers(data)
+        self._config = config
+        self._pictures = len(data.images)
+        self._nearest = np.full((len(data.texts), min(config.nearest, self._pictures)), -1, dtype=np.int32)
+        used = np.unique(data.pairs[:, 1])
+        step = max(1, _MINED_AT_ONCE // self._pictures)
+        for start in range(0, len(used), step):
+            rows = used[start : start + step]
+            scores = data.texts[rows] @ data.images.T
+            scores[self._answers.right(rows)] = -np.inf
+            keep = self._nearest.shape[1]
+            found = np.argpartition(-scores, keep - 1, axis=1)[:, :keep]
+            self._nearest[rows] = np.where(np.isfinite(np.take_along_axis(scores, found, 1)), found, -1)
+
+    def draw(self, texts: Int[np.ndarray, " rows"], random: np.random.Generator) -> Int[np.ndarray, "rows negatives"]:
+        """Pictures a text, −1 where a draw hit nothing or a right answer."""
+        config = self._config
+        places = random.integers(0, self._nearest.shape[1], (len(texts), config.hard_negatives))
+        hard = np.take_along_axis(self._nearest[texts], places, axis=1).astype(np.int64)
+        drawn = random.integers(0, self._pictures, (len(texts), config.random_negatives))
+        right = np.take_along_axis(self._answers.right(texts), drawn, axis=1)
+        return np.concatenate([hard, np.where(right, -1, drawn)], axis=1)
+
+
+class _Answers:
+    """The right answers to texts: all pictures of the concepts they stand beside."""
+
+    def __init__(self, data: MatchingPairs) -> None:
+        self._concept = np.unique(np.asarray(data.concepts), return_inverse=True)[1].reshape(-1)
+        beside = np.unique(np.stack([data.pairs[:, 1], self._concept[data.pairs[:, 0]]], axis=1), axis=0)
+        self._concepts = beside[:, 1]
+        self._starts = np.searchsorted(beside[:, 0], np.arange(len(data.texts) + 1))
+        self._count = int(self._concept.max()) + 1
+
+    def right(self, texts: Int[np.ndarray, " rows"]) -> Bool[np.ndarray, "rows pictures"]:
+        """Whether each picture answers each text."""
+        shown = np.zeros((len(texts), self._count), dtype=bool)
+        for row, text in enumerate(texts.tolist()):
+            shown[row, self._concepts[self._starts[text] : self._starts[text + 1]]] = True
+        return np.take(shown, self._concept, axis=1)
+
+
+class _Validation:
+    """Recall over the validation pool when the two-tower's first hits are reranked. Ties count against."""
+
+    def __init__(self, reader: TextReader, data: MatchingPairs, config: CrossEncoderConfig, seed: int) -> None:
+        texts = np.unique(data.pairs[:, 1])
+        drawn = np.random.default_rng(seed).permutation(texts)[: config.validation_texts].tolist()
+        chosen = np.array(sorted(drawn, key=lambda row: len(data.captions[row])))
+        self._reader, self._config = reader, config
+        self._captions = [data.captions[row] for row in chosen]
+        self._features = data.features
+        scores = data.texts[chosen] @ data.images.T
+        depth = min(max(config.validation_depth, 10), len(data.images))
+        self._found = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
+        self._cosines = np.take_along_axis(scores, self._found, axis=1)
+        self._right = np.take_along_axis(_Answers(data).right(chosen), self._found, axis=1)
+
+    def best(self, model: CrossEncoder) -> tuple[tuple[float, float, float], float]:
+        """R@1, R@5 and R@10 at the weight of the cosine that gives the largest mean of them, and that weight."""
+        own = self._own(model.eval())
+        # a larger weight is nearer to the two-tower, and wins where there is nothing between them
+        tried = [(self._recalls(own + weight * self._cosines), weight) for weight in reversed(_BASE_WEIGHTS)]
+        return max(tried, key=lambda one: sum(one[0]))
+
+    @torch.inference_mode()
+    def _own(self, model: CrossEncoder) -> Float[np.ndarray, "texts depth"]:
+        pictures = _projected(model, self._features)
+        parts = []
+        for start in range(0, len(self._captions), 8):
+            states = self._reader.read_texts(self._captions[start : start + 8], max_tokens=model.config.max_tokens)
+            tokens, mask = model.text_tokens(states.tokens.float().to(model.device), states.mask.to(model.device))
+            rows = torch.from_numpy(self._found[start : start + 8]).to(model.device)
+            parts.append(model(tokens, mask, pictures[rows]).cpu().numpy())
+        return np.concatenate(parts)
+
+    def _recalls(self, scores: Float[np.ndarray, "texts depth"]) -> tuple[float, float, float]:
+        best = np.where(self._right, scores, -np.inf).max(axis=1)
+        better = ((scores >= best[:, None]) & ~self._right).sum(axis=1)
+        better[~self._right.any(axis=1)] = len(scores[0])  # not found at all
+        at = [float((better < rank).mean()) for rank in (1, 5, 10)]
+        return at[0], at[1], at[2]
+
+
+class _Schedule:
+    """Factor of the learning rate: linear warm-up over a share of the steps, then a cosine to zero."""
+
+    def __init__(self, steps: int, warmup: float) -> None:
+        self._steps = max(1, steps)
+        self._warm = max(1, round(steps * warmup))
+
+    def __call__(self, step: int) -> float:
+        if step < self._warm:
+            return (step + 1) / self._warm
+        return 0.5 * (1 + math.cos(math.pi * (step - self._warm) / max(1, self._steps - self._warm)))
+
+
+@torch.inference_mode()
+def _projected(model: CrossEncoder, features: Float[np.ndarray, "images features"]) -> Tensor:
+    parts = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32)).split(1024)
+    return torch.cat([model.picture_tokens(part.to(model.device)) for part in parts])
+
+
+def _repeated(rows: Tensor, times: int) -> Tensor:
+    return rows.unsqueeze(1).expand(-1, times, *rows.shape[1:]).flatten(0, 1)
+
+
+def _copy(model: nn.Module) -> dict[str, Tensor]:
+    return copy.deepcopy(model.state_dict())
+
+
+def _check(config: CrossEncoderConfig) -> None:
+    if min(config.width, config.heads, config.layers, config.picture_tokens, config.epochs, config.batch_size) < 1:
+        raise ConfigError("cross-encoder: width, heads, layers, picture_tokens, epochs, batch_size are 1 or more.")
+    if config.width % config.heads:
+        raise ConfigError(f"cross-encoder: width {config.width} does not divide into {config.heads} heads.")
+    if config.hard_negatives + config.random_negatives < 1 or config.nearest < 1:
+        raise ConfigError("cross-encoder: there must be negatives, hard or random, and nearest 1 or more.")
+    if config.base_in_training < 0:
+        raise ConfigError(f"cross-encoder: base_in_training is {config.base_in_training}; it is a weight, 0 or more.")

@@ -1,0 +1,366 @@
+"""GENIUS (Kim et al., CVPR 2025), text to image only: the query's vector alone, as a few prefix tokens.
+
+The nearest published neighbour of voken's own method. Encoder, trie, beam search and decoder layers are ours, so that
+what differs is what defines it:
+
+    query      the text's vector goes through an MLP into prefix tokens, which the decoder attends to; no token states
+    training   that vector is interpolated with the vector of the picture to be found, by a share drawn from Beta(α, α)
+    loss       cross-entropy of the picture's vokens (L_gen); nothing ranks lists
+    tokenizer  residual quantization with a contrastive loss between pictures and texts: `genius_tokenizer`
+
+Left out is the first level that names the modality, as all of the pool are pictures, and the joint training of the
+encoder. The contrast is between the quantized picture and the text as it is, where GENIUS quantizes both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from voken.artifact import read_json, write_json
+from voken.config import GeneratorConfig, TokenizerConfig, from_dict
+from voken.errors import ConfigError
+from voken.generator.decoder_layer import DecoderLayer, decay_groups
+from voken.generator.pairs import VokenPairs
+from voken.generator.shared_start import by_level, flat_positions, levels_and_sight
+from voken.generator.train import GeneratorHistory, train_generator
+from voken.generator.vocabulary import VokenVocabulary
+from voken.image_tokenizer.model import ImageTokenizer
+from voken.image_tokenizer.train import PairedVectors
+from voken.progress import Progress, no_progress
+from voken.shapes import Float, Int
+from voken.training.fit import Side, validation_queries
+
+_PAIR = "\0pair "
+"""What a text begins with that stands for a training pair; no caption does."""
+_ROW_RMS = 0.05
+
+
+class TextVectors(Protocol):
+    """The part of an `Encoder` that a query needs."""
+
+    @property
+    def dim(self) -> int:
+        """Width of a vector."""
+        ...
+
+    def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
+        """One unit vector a text, in the space of the pictures' vectors."""
+        ...
+
+
+@dataclass(frozen=True)
+class GeniusConfig:
+    """The generator and its training. The defaults are the best of fifteen, within noise (docs/log.md)."""
+
+    prefix_tokens: int = 4
+    width: int = 128
+    layers: int = 2
+    heads: int = 4
+    dropout: float = 0.2
+    mix_alpha: float = 2.0
+    """α of the share of the text's own vector in a training query, drawn from Beta(α, α); 0: no picture is mixed in."""
+    copy_voken_embeddings: bool = True
+    """Start the voken rows from the codebook, or at random."""
+    epochs: int = 16
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    patience: int = 5
+    """Epochs without a better validation recall before training stops."""
+
+    def training(self) -> GeneratorConfig:
+        """What `train_generator` is told: L_gen on the sequences themselves, and nothing else."""
+        return GeneratorConfig(
+            family="lite",
+            targets="one-hot",
+            logit_temperature=1.0,
+            discrimination="none",
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            warmup=self.warmup,
+            patience=self.patience,
+        )
+
+
+def genius_tokenizer(**changes: Any) -> TokenizerConfig:
+    """Settings of the image tokenizer that goes with it; `changes` by name.
+
+    Of nine, the ones with the best validation score of the tokenizer itself (docs/log.md).
+    """
+    settings = TokenizerConfig(
+        codebook_size=1024,
+        levels=6,
+        shared_codebook=False,
+        layers=(),
+        mixture=0.5,
+        alignment="infonce",
+        alignment_temperature=0.05,
+        epochs=30,
+        batch_size=512,
+        learning_rate=1e-4,
+    )
+    return replace(settings, **changes)
+
+
+@dataclass(frozen=True)
+class GeniusState:
+    """The query as the decoder attends to it, and what it keeps of the levels already written."""
+
+    cross: tuple[tuple[Float[Tensor, "queries heads prefix _"], Float[Tensor, "queries heads prefix _"]], ...]
+    """Keys and values of the prefix tokens, a pair a layer: computed once, shared by all beams."""
+    past: tuple[tuple[Tensor, Tensor], ...] = ()
+    """Keys and values (queries, beams, heads, levels so far, width of a head), a pair a layer."""
+    level: int = 0
+
+
+class GeniusGenerator(nn.Module):
+    """A `Generator` (see `voken.generator.interface`) that reads nothing of a query but its vector.
+
+    The encoder is not a part of what is saved: `load` is given the one it was trained with. `shared`: the codebooks
+    are one and the same, and so is the vocabulary. Raises `ConfigError` for settings that make no decoder.
+    """
+
+    def __init__(
+        self,
+        encoder: TextVectors,
+        codebooks: Float[np.ndarray, "M N e"],
+        config: GeniusConfig,
+        *,
+        shared: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        _check(config)
+        self.config = config
+        self._encoder = encoder
+        self._training_reader: TextVectors | None = None
+        self._pairs: PairedVectors | None = None
+        levels, entries, _ = codebooks.shape
+        width = config.width
+        self.prefix = nn.Sequential(
+            nn.Linear(encoder.dim, 2 * width),
+            nn.GELU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(2 * width, config.prefix_tokens * width),
+        )
+        self.prefix_norm = nn.LayerNorm(width)
+        self.start = nn.Parameter(torch.randn(width) * 0.02)
+        self.place = nn.Parameter(torch.randn(levels, width) * 0.02)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(DecoderLayer(width, config.heads, config.dropout) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(width)
+        self.vocabulary = VokenVocabulary.from_codebooks(
+            codebooks,
+            width,
+            shared=shared,
+            copy=config.copy_voken_embeddings,
+            seed=seed,
+            embedding_rms=_ROW_RMS,
+            head_rms=_ROW_RMS,
+        )
+        self.bias = nn.Parameter(torch.zeros(levels, entries))
+
+    @property
+    def codebook_size(self) -> int:
+        """N."""
+        return self.vocabulary.codebook_size
+
+    @property
+    def levels(self) -> int:
+        """M."""
+        return self.vocabulary.levels
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.start.device
+
+    def begin_training(self, pairs: PairedVectors, reader: TextVectors | None = None) -> None:
+        """Until `end_training`, `pair_text(p)` is a query: the text of pair p, in training mixed with its picture.
+
+        All other texts are read with `reader`, if there is one: it may know those of validation already.
+        """
+        self._pairs, self._training_reader = pairs, reader
+
+    def end_training(self) -> None:
+        """From now on every query is a text for the encoder."""
+        self._pairs, self._training_reader = None, None
+
+    def query_vectors(self, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:
+        """Unit vectors of queries: the encoder's, and in training those of pairs mixed with their pictures'.
+
+        The share of the text is drawn from torch's random numbers, anew for each query of each call.
+        """
+        if self._pairs is None or not any(text.startswith(_PAIR) for text in texts):
+            read = (self._training_reader or self._encoder).encode_texts(texts)
+            return torch.from_numpy(read).to(self.device, self.start.dtype)
+        if not all(text.startswith(_PAIR) for text in texts):
+            raise ConfigError("Training pairs and other texts were asked in one call. Ask them in two.")
+        rows = self._pairs.pairs[[int(text.removeprefix(_PAIR)) for text in texts]]
+        vectors = torch.from_numpy(self._pairs.texts[rows[:, 1]]).to(self.device, self.start.dtype)
+        alpha = self.config.mix_alpha
+        if not (self.training and alpha):
+            return vectors
+        pictures = torch.from_numpy(self._pairs.images[rows[:, 0]]).to(vectors)
+        share = torch.distributions.Beta(alpha, alpha).sample((len(rows), 1)).to(vectors)
+        return interpolated(vectors, pictures, share)
+
+    def prefill(self, texts: Sequence[str]) -> GeniusState:
+        """`encode` without gradients."""
+        with torch.inference_mode():
+            return self.encode(texts)
+
+    def encode(self, texts: Sequence[str]) -> GeniusState:
+        """Read the queries. Only the encoder's part is without gradients."""
+        prefix = self.prefix(self.query_vectors(texts)).view(len(texts), self.config.prefix_tokens, self.config.width)
+        memory = self.dropout(self.prefix_norm(prefix))
+        return GeniusState(tuple(layer.cross_keys(memory) for layer in self._layers()))
+
+    def step(
+        self,
+        state: GeniusState,
+        vokens: Int[Tensor, "queries beams"] | None,
+        parents: Int[Tensor, "queries beams"] | None,
+    ) -> tuple[Float[Tensor, "queries beams N"], GeniusState]:
+        """As `voken.decoding.interface.StepModel`: one level for all beams of all queries."""
+        level, past = state.level, state.past
+        queries = len(state.cross[0][0])
+        if vokens is None or parents is None:
+            hidden, past = (self.start + self.place[0]).expand(queries, 1, -1), ()
+        else:
+            hidden = self.vocabulary.embed(vokens, level - 1) + self.place[level]
+            row = torch.arange(queries, device=self.device)[:, None]
+            past = tuple((keys[row, parents], values[row, parents]) for keys, values in past)
+        kept = []
+        for number, layer in enumerate(self._layers()):
+            hidden, pair = layer.step(hidden, past[number] if past else None, state.cross[number], None)
+            kept.append(pair)
+        return self._logits(hidden, level), GeniusState(state.cross, tuple(kept), level + 1)
+
+    def teacher_forced(
+        self, state: GeniusState, vokens: Int[Tensor, "queries sequences levels"]
+    ) -> Float[Tensor, "queries sequences levels N"]:
+        """As `voken.generator.interface.Generator`."""
+        queries, sequences, levels = vokens.shape
+        written = self.vocabulary.embed_prefixes(vokens[:, :, :-1])
+        hidden = flat_positions(self.start.expand(queries, 1, -1), written)
+        level_of, sees = levels_and_sight(sequences, levels - 1, self.device)
+        hidden = self.dropout(hidden + self.place[level_of])
+        for number, layer in enumerate(self._layers()):
+            hidden = layer.teacher_forced(hidden, sees, state.cross[number], None)
+        logits = [self._logits(part, level) for level, part in enumerate(by_level(hidden, sequences))]
+        return torch.stack([part.expand(-1, sequences, -1) for part in logits], 2)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Matrices decay; norms, biases and embeddings do not."""
+        return decay_groups(self)
+
+    def save(self, folder: Path) -> None:
+        """Write `config.json` and `model.safetensors` into an existing folder."""
+        shape = [self.levels, self.codebook_size, 1]
+        described = asdict(self.config) | {"codebooks": shape, "shared": self.vocabulary.shared}
+        write_json(folder / "config.json", described)
+        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        save_file(weights, folder / "model.safetensors")
+
+    @classmethod
+    def load(cls, folder: Path, encoder: TextVectors) -> Self:
+        """Read what `save` wrote, to read queries with `encoder`."""
+        values = read_json(folder / "config.json")
+        shape, shared = values.pop("codebooks"), values.pop("shared")
+        # the rows are those saved: what they started from is gone
+        generator = cls(encoder, np.ones(shape, np.float32), from_dict(GeniusConfig, values), shared=shared)
+        generator.load_state_dict(load_file(folder / "model.safetensors"))
+        return generator.eval()
+
+    def _layers(self) -> Iterator[DecoderLayer]:
+        for layer in self.layers:
+            assert isinstance(layer, DecoderLayer)
+            yield layer
+
+    def _logits(self, hidden: Float[Tensor, "queries any width"], level: int) -> Float[Tensor, "queries any N"]:
+        return self.vocabulary.logits(self.norm(hidden), level) + self.bias[level]
+
+
+class RememberedVectors:
+    """An encoder of texts that looks up those whose vectors it is given."""
+
+    def __init__(self, encoder: TextVectors, texts: Sequence[str], vectors: Float[np.ndarray, "texts dim"]) -> None:
+        self._encoder, self._vectors = encoder, vectors
+        self._row = {text: row for row, text in enumerate(texts)}
+
+    @property
+    def dim(self) -> int:
+        """Width of a vector."""
+        return self._encoder.dim
+
+    def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
+        """Look the texts up; if one is new, read them all."""
+        rows = [self._row.get(text, -1) for text in texts]
+        return self._encoder.encode_texts(texts) if -1 in rows else self._vectors[rows]
+
+
+def interpolated(
+    texts: Float[Tensor, "rows dim"], images: Float[Tensor, "rows dim"], share: Float[Tensor, "rows 1"]
+) -> Float[Tensor, "rows dim"]:
+    """share · text + (1 - share) · picture, at unit length."""
+    return normalize(share * texts + (1 - share) * images, dim=-1)
+
+
+def pair_text(pair: int) -> str:
+    """The query that stands for a training pair while a generator trains."""
+    return f"{_PAIR}{pair}"
+
+
+def train_genius(
+    encoder: TextVectors,
+    train: Side,
+    validation: Side,
+    tokenizer: ImageTokenizer,
+    config: GeniusConfig,
+    *,
+    seed: int,
+    checkpoints: Path | None = None,
+    progress: Progress = no_progress,
+) -> tuple[GeniusGenerator, GeneratorHistory]:
+    """A generator that writes the vokens `tokenizer` gives, with the weights of the best epoch, and what training did.
+
+    The best epoch is the one with the best recall of the validation captions over the validation pictures, at ten
+    beams and without any picture mixed in. A picture gives one pair an epoch, drawn anew. `checkpoints` is a folder for
+    these very settings. Raises `EmptyDataError` without pairs.
+    """
+    torch.manual_seed(seed)
+    generator = GeniusGenerator(
+        encoder, tokenizer.codebooks, config, shared=tokenizer.config.shared_codebook, seed=seed
+    ).to(tokenizer.books.device)
+    texts = [pair_text(pair) for pair in range(len(train.pairs))]
+    numbered = np.stack([train.pairs[:, 0], np.arange(len(texts))], 1)
+    pairs = VokenPairs(texts, tokenizer.encode(train.images), train.concepts, numbered)
+    queries = validation_queries(validation, tokenizer.encode(validation.images), seed)
+    generator.begin_training(train.paired(), RememberedVectors(encoder, validation.captions, validation.texts))
+    history = train_generator(
+        generator, pairs, queries, config.training(), seed=seed, checkpoints=checkpoints, progress=progress
+    )
+    generator.end_training()
+    return generator.eval(), history
+
+
+def _check(config: GeniusConfig) -> None:
+    if min(config.prefix_tokens, config.width, config.layers, config.heads) < 1:
+        raise ConfigError("genius: prefix_tokens, width, layers and heads are 1 or more.")
+    if config.width % config.heads:
+        raise ConfigError(f"genius.width {config.width} is not a multiple of genius.heads {config.heads}.")
+    if config.mix_alpha < 0:
+        raise ConfigError(f"genius.mix_alpha is {config.mix_alpha}; a Beta distribution needs 0 or more.")

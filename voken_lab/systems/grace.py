@@ -1,0 +1,227 @@
+"""GRACE (Li et al. 2024): pictures named by identifiers made beforehand, which a generator memorizes.
+
+The paper's Table 1 compares with it. Here the generator, the trie and the beam search are ours, so that only the
+identifier differs. Schemes, with what a test picture's identifier can tell a model that never read a text about it:
+
+    numeric     a running number, one decimal digit a level                       nothing
+    string      distinct letters drawn at random, one a level                     nothing
+    atomic      one token of its own for each picture                             nothing
+    semantic    path in a tree of k-means clusters, ten children a node (the docids of Tay et al. 2022, "DSI")
+    structured  cluster of its cluster and so on, up to 256 children a node, vokens of their own at each level
+
+The last two end with a number within the cluster, which tells nothing. Clusters are of all pictures given, pool
+included: their pixels may be known, no text of theirs is.
+
+GRACE learns in two ways at once: to write a picture's identifier from the picture ("memorize", the pool's too) and a
+training picture's from its captions ("retrieve"). In a space that pictures and texts share, the first teaches about
+the pool what the second cannot; the generator reads a picture through its vector.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+
+from voken.config import GeneratorConfig
+from voken.encoders.text_reader import TextReader, TextStates
+from voken.errors import ConfigError, EmptyDataError
+from voken.generator.lite import LiteGenerator
+from voken.generator.pairs import VokenPairs
+from voken.generator.train import GeneratorHistory, train_generator
+from voken.image_tokenizer.quantizer import kmeans, nearest
+from voken.model.model import text_reader
+from voken.progress import Progress, no_progress
+from voken.shapes import Float, Int
+from voken.training.fit import Prepared, validation_queries
+
+Scheme = Literal["numeric", "string", "semantic", "structured", "atomic"]
+SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
+
+_LETTERS = 26
+_PICTURE = "\0picture "
+"""What a text begins with that stands for a picture; no caption does."""
+
+
+@dataclass(frozen=True)
+class Identifiers:
+    """A sequence for every picture, none twice."""
+
+    sequences: Int[np.ndarray, "pictures M"]
+    codebook_size: int
+    """N, how many values there are at each level."""
+
+
+def identifiers(scheme: Scheme, vectors: Float[np.ndarray, "pictures dim"], *, seed: int) -> Identifiers:
+    """Identifiers of a scheme (see the module) for pictures with these vectors; `seed` draws what is drawn.
+
+    Raises `ConfigError` for a scheme that there is not, `EmptyDataError` without pictures.
+    """
+    if not len(vectors):
+        raise EmptyDataError("There is no picture to give an identifier to.")
+    random = np.random.default_rng(seed)
+    pictures = len(vectors)
+    if scheme == "atomic":
+        return Identifiers(random.permutation(pictures)[:, None].astype(np.int32), pictures)
+    if scheme == "numeric":
+        return Identifiers(_digits(random.permutation(pictures), 10), 10)
+    if scheme == "string":
+        # a thousandth of the strings there are: they look as arbitrary as file names
+        length = max(1, math.ceil(math.log(1000 * pictures, _LETTERS)))
+        drawn = random.choice(_LETTERS**length, pictures, replace=False, shuffle=True)
+        return Identifiers(_digits(drawn, _LETTERS, length), _LETTERS)
+    if scheme == "semantic":
+        return cluster_paths(vectors, children=10, seed=seed)
+    if scheme == "structured":
+        return cluster_paths(vectors, children=min(256, max(2, math.ceil(pictures**0.5))), seed=seed)
+    raise ConfigError(f"{scheme!r}: no such identifier. There are: {', '.join(SCHEMES)}.")
+
+
+def cluster_paths(vectors: Float[np.ndarray, "pictures dim"], *, children: int, seed: int) -> Identifiers:
+    """Paths in a tree of k-means clusters, split until none holds more than `children` pictures.
+
+    The last value is the picture's number in its cluster. Shorter paths are filled up with a value that no cluster
+    has, so that all are of one length: N is `children` + 1.
+    """
+    random = torch.Generator().manual_seed(seed)
+    everything = torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32))
+    paths: list[list[int]] = [[] for _ in range(len(vectors))]
+    waiting = [np.arange(len(vectors))]
+    while waiting:
+        rows = waiting.pop()
+        if len(rows) <= children:
+            for number, row in enumerate(rows.tolist()):
+                paths[row].append(number)
+            continue
+        cluster = _clusters(everything[torch.from_numpy(rows)], children, random)
+        for number in np.unique(cluster).tolist():
+            inside = rows[cluster == number]
+            for row in inside.tolist():
+                paths[row].append(number)
+            waiting.append(inside)
+    length = max(map(len, paths))
+    sequences = np.full((len(vectors), length), children, dtype=np.int32)
+    for row, path in enumerate(paths):
+        sequences[row, : len(path)] = path
+    return Identifiers(sequences, children + 1)
+
+
+def _clusters(vectors: torch.Tensor, children: int, random: torch.Generator) -> Int[np.ndarray, " pictures"]:
+    found = nearest(vectors, kmeans(vectors, children, generator=random)).numpy()
+    # equal vectors are one cluster for ever: they are shared out by their place
+    return found if len(np.unique(found)) > 1 else np.arange(len(vectors)) % children
+
+
+def _digits(
+    numbers: Int[np.ndarray, " pictures"], base: int, length: int | None = None
+) -> Int[np.ndarray, "pictures M"]:
+    """Numbers as digits, the highest first."""
+    length = max(1, len(np.base_repr(int(numbers.max()), base))) if length is None else length
+    powers = base ** np.arange(length - 1, -1, -1, dtype=np.int64)
+    return (numbers[:, None] // powers % base).astype(np.int32)
+
+
+def grace_settings(**changes: int | float) -> GeneratorConfig:
+    """Settings that did best on validation (docs/log.md); `changes` by name."""
+    settings = GeneratorConfig(
+        family="lite",
+        layers=2,
+        query_vector=True,
+        copy_voken_embeddings=False,
+        logit_temperature=1.0,
+        discrimination="none",
+        epochs=6,
+        patience=3,
+        learning_rate=1e-3,
+    )
+    return replace(settings, **changes)  # type: ignore[arg-type]
+
+
+class PictureReader:
+    """A `TextReader` that also reads pictures: a text made by `picture_text` gives the vector, and no tokens."""
+
+    def __init__(self, reader: TextReader, vectors: Float[np.ndarray, "pictures dim"]) -> None:
+        self._reader = reader
+        self._vectors = torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32))
+
+    @property
+    def text_width(self) -> int:
+        """Width of a token state."""
+        return self._reader.text_width
+
+    @property
+    def dim(self) -> int:
+        """Width of a vector."""
+        return self._reader.dim
+
+    def read_texts(self, texts: Sequence[str], *, max_tokens: int) -> TextStates:
+        """As `TextReader`."""
+        picture = [int(text.removeprefix(_PICTURE)) if text.startswith(_PICTURE) else -1 for text in texts]
+        rows = torch.tensor(picture)
+        captions = [text for text, row in zip(texts, picture, strict=True) if row < 0]
+        if not captions:
+            return TextStates(
+                torch.zeros(len(texts), 1, self.text_width),
+                torch.zeros(len(texts), 1, dtype=torch.bool),
+                self._vectors[rows],
+            )
+        read = self._reader.read_texts(captions, max_tokens=max_tokens)
+        tokens = read.tokens.new_zeros(len(texts), *read.tokens.shape[1:])
+        mask = read.mask.new_zeros(len(texts), read.mask.shape[1])
+        vectors = read.vectors.new_zeros(len(texts), self.dim)
+        tokens[rows < 0], mask[rows < 0], vectors[rows < 0] = read.tokens, read.mask, read.vectors
+        vectors[rows >= 0] = self._vectors[rows[rows >= 0]].to(vectors)
+        return TextStates(tokens, mask, vectors)
+
+
+def picture_text(picture: int) -> str:
+    """The text that stands for a picture in `PictureReader`."""
+    return f"{_PICTURE}{picture}"
+
+
+def train_grace(
+    prepared: Prepared,
+    pool: Float[np.ndarray, "pool dim"],
+    scheme: Scheme,
+    settings: GeneratorConfig,
+    *,
+    seed: int,
+    repeats: int = 8,
+    in_train: bool = False,
+    checkpoints: Path | None = None,
+    progress: Progress = no_progress,
+) -> tuple[LiteGenerator, Identifiers, GeneratorHistory]:
+    """A generator that has memorized the pool's pictures, the identifiers of these, and what training did.
+
+    Pictures of the pool and of validation are memorized `repeats` times an epoch; the best epoch is the one with
+    the best recall of the validation captions over the validation pictures. `in_train`: the last pictures of the
+    train side are the pool's own, as in the transductive protocol, and have captions made for them.
+    """
+    train, validation = prepared.train, prepared.validation
+    seen = len(train.images) - (len(pool) if in_train else 0)
+    world = np.concatenate([train.images, validation.images, *([] if in_train else [pool])])
+    made = identifiers(scheme, world, seed=seed)
+    pool_rows = np.arange(seen, seen + len(pool)) if in_train else np.arange(len(world) - len(pool), len(world))
+    memorized = np.union1d(np.arange(len(train.images), len(world)), pool_rows)
+    rows = np.concatenate([np.arange(len(train.images)), np.tile(memorized, repeats)])
+    texts = [*train.captions, *map(picture_text, range(len(world)))]
+    itself = np.stack([np.arange(len(rows)), len(train.captions) + rows], 1)
+    pairs = VokenPairs(texts, made.sequences[rows], rows, np.concatenate([train.pairs, itself]))
+    books = np.zeros((made.sequences.shape[1], made.codebook_size, pool.shape[1]), np.float32)
+    torch.manual_seed(seed)
+    generator = LiteGenerator(text_reader(prepared.encoder), books, settings)
+    known = prepared.remembered(settings.max_query_tokens) or text_reader(prepared.encoder)
+    generator.begin_training(PictureReader(known, world))
+    held_out = made.sequences[len(train.images) : len(train.images) + len(validation.images)]
+    queries = validation_queries(validation, held_out, seed)
+    history = train_generator(
+        generator.to(prepared.device), pairs, queries, settings, seed=seed, checkpoints=checkpoints, progress=progress
+    )
+    generator.end_training()
+    of_pool = Identifiers(made.sequences[pool_rows], made.codebook_size)
+    return generator.eval(), of_pool, history
