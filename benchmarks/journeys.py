@@ -1,6 +1,6 @@
 """Which files of the package a command passes through, in the order in which they are first entered.
 
-python docs/reference/journeys.py --model MODEL --pictures FOLDER --captions DATASET
+python benchmarks/journeys.py --model MODEL --pictures FOLDER --captions DATASET
 
 Three commands run in this process, with a profiler that notes every call of a function of the package, imports aside:
 
