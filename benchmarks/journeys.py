@@ -74,7 +74,7 @@ def travel(arguments: list[str]) -> Journey:
             app(arguments, standalone_mode=False)
     finally:
         sys.setprofile(None)
-        threading.setprofile(None)  # type: ignore[arg-type]
+        threading.setprofile(None)
     return journey
 
 
