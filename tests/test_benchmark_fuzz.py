@@ -4,6 +4,7 @@ import importlib
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -83,8 +84,8 @@ def test_what_became_of_a_file_is_judged(fuzz, tmp_path):
     assert (row.unaccounted, row.wrongly, row.indexed) == (2, 1, 1)
 
 
-def test_files_are_what_they_are_said_to_be(fuzz, tmp_path):
-    """Against the reader itself: whole pictures of every format, and nothing but those."""
+def test_files_are_what_their_kind_says_at_any_time(fuzz, tmp_path, monkeypatch):
+    """Against the reader itself: whole pictures of every format, and nothing but those; the clock changes no byte."""
     made = list(fuzz.make(tmp_path, 120, 1, near_limit=0))
     assert {one.kind for one in made} == {*importlib.import_module("hostile_files").KINDS, "no plain file"}
     for one in made:
@@ -93,6 +94,8 @@ def test_files_are_what_they_are_said_to_be(fuzz, tmp_path):
         if one.fate == "skipped":
             with pytest.raises(PictureError):
                 open_image(one.path)
+    tomorrow = time.time() + 86_400
+    monkeypatch.setattr(time, "time", lambda: tomorrow)
     again = list(fuzz.make(tmp_path / "again", 120, 1, near_limit=0))
     assert [one.path.relative_to(tmp_path) for one in made] == [
         one.path.relative_to(tmp_path / "again") for one in again
