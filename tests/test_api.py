@@ -8,8 +8,8 @@ import threading
 
 import numpy as np
 import pytest
-from tiny_model import COLOURS, paint, paint_many, tiny_model
 
+from builders.tiny_model import COLOURS, paint, paint_many, tiny_model
 from voken import Collection
 from voken.api import like_file
 from voken.collection.doctor import examine

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_model import paint_many, tiny_model
 
+from builders.tiny_model import paint_many, tiny_model
 from voken.collection.indexing import create_collection
 from voken.collection.store import Store
 

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from tiny_model import paint_many, tiny_model
 
+from builders.tiny_model import paint_many, tiny_model
 from voken.collection.snapshot import Snapshot
 from voken.config import RunConfig, SearchConfig, from_dict, preset
 from voken.data.captions import CaptionedImage, Dataset, read_dataset

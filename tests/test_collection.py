@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_model import COLOURS, ColourEncoder, paint, paint_many, tiny_model
 
+from builders.tiny_model import COLOURS, ColourEncoder, paint, paint_many, tiny_model
 from voken.collection.indexing import create_collection
 from voken.collection.snapshot import refuse_twice
 from voken.collection.store import Store

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import test_inference
-import test_lite
 import torch
 from typer.testing import CliRunner
 
+import test_inference
+import test_lite
 from voken.cli import app
 from voken.collection.snapshot import Snapshot
 from voken.collection.store import Store

@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
-from test_cli import SHAPES, TINY, draw
 
+from test_cli import SHAPES, TINY, draw
 from voken.config import preset
 from voken.data.captions import CaptionedImage, Dataset, write_dataset
 from voken.errors import ConfigError

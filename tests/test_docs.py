@@ -37,13 +37,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import test_lite
 import torch
 import typer
 from PIL import Image
-from test_inference import make_lite
 from typer.testing import CliRunner
 
+import test_lite
+from test_inference import make_lite
 from voken.cli import app
 from voken.config import EncoderConfig, RunConfig, SearchConfig, TokenizerConfig
 from voken.encoders.two_tower import TwoTowerEncoder, TwoTowerHead

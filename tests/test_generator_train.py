@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import test_llama
-import test_t5
 import torch
 
+import test_llama
+import test_t5
 from voken.config import GeneratorConfig
 from voken.decoding.beam import beam_search_from_state
 from voken.encoders.text_reader import TextStates

@@ -7,8 +7,8 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_model import COLOURS, ColourEncoder, paint, paint_many, tiny_model
 
+from builders.tiny_model import COLOURS, ColourEncoder, paint, paint_many, tiny_model
 from voken.collection.filters import Filter, fields_of, matching_rows
 from voken.collection.indexing import add_pictures, create_collection, index_pictures, new_store
 from voken.collection.store import PICTURES, Store

@@ -5,8 +5,8 @@ import shutil
 import socket
 
 import pytest
-from tiny_model import paint, tiny_model
 
+from builders.tiny_model import paint, tiny_model
 from voken.collection.indexing import add_pictures, index_pictures, new_store
 from voken.data.captions import read_dataset
 from voken.data.images import MAX_BYTES

@@ -8,11 +8,11 @@ import sys
 
 import numpy as np
 import pytest
+import torch
+
 import test_lite
 import test_llama
 import test_t5
-import torch
-
 from voken.config import EncoderConfig
 from voken.decoding.beam import beam_search
 from voken.decoding.interface import StepModel

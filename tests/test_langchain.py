@@ -10,8 +10,8 @@ import pytest
 from langchain_core.documents import Document
 from langchain_core.runnables import RunnableLambda
 from pydantic import ValidationError
-from tiny_model import paint_many, tiny_model
 
+from builders.tiny_model import paint_many, tiny_model
 from voken import Collection
 from voken.collection.indexing import create_collection
 from voken.config import SearchConfig

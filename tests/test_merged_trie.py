@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_beam import LogProbPrefixModel, NumpyPrefixModel, PrefixModel
 
+from test_beam import LogProbPrefixModel, NumpyPrefixModel, PrefixModel
 from voken.decoding.beam import beam_search
 from voken.decoding.merged_trie import merged_trie, places_of
 from voken.decoding.starts import BitStarts, NumberStarts, Starts

@@ -11,8 +11,8 @@ from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models import SearchProtocol
 from PIL import Image
-from tiny_model import COLOURS, ColourEncoder, tiny_model
 
+from builders.tiny_model import COLOURS, ColourEncoder, tiny_model
 from voken.errors import ConfigError, DataError, EmptyDataError, MissingExtraError
 from voken.search.hit import Hit
 from voken_lab.evaluation.mteb_adapter import MtebAdapter

@@ -23,9 +23,9 @@ import uvicorn
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Page, Request, expect, sync_playwright
-from tiny_model import COLOURS, paint, tiny_model
 
 import voken.serve
+from builders.tiny_model import COLOURS, paint, tiny_model
 from voken.api import Collection
 from voken.collection.indexing import create_collection
 from voken.config import SearchConfig

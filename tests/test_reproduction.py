@@ -299,8 +299,9 @@ def test_a_backbone_at_hand_has_its_row(pictures, out, tmp_path):
 
 
 def test_blip_has_its_rows_and_captions_the_pool_where_it_is_at_hand(pictures, out, tmp_path, monkeypatch):
-    from test_blip import save
     from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval
+
+    from test_blip import save
 
     (tmp_path / "blip").mkdir()
     (tmp_path / "writer").mkdir()

@@ -5,9 +5,9 @@ import re
 
 import numpy as np
 import pytest
+
 from test_cli import draw
 from test_demo_page import Reader
-
 from voken.errors import DataError
 from voken_lab.reproduction.charts import Mark, Point, bars, lines, scatter
 from voken_lab.reproduction.figure5 import pairs_by_vokens

@@ -5,8 +5,8 @@ import itertools
 
 import numpy as np
 import pytest
-from tiny_model import paint, paint_many, tiny_model
 
+from builders.tiny_model import paint, paint_many, tiny_model
 from voken.collection.indexing import create_collection
 from voken.config import SearchConfig
 from voken.errors import ArtifactError, ConfigError

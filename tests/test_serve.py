@@ -10,10 +10,10 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from served import PICTURES, SOON, TOKEN, Exchange, HeldGenerator, Served, error_of, together
 from starlette.testclient import TestClient
-from tiny_model import tiny_model
 
+from builders.served import PICTURES, SOON, TOKEN, Exchange, HeldGenerator, Served, error_of, together
+from builders.tiny_model import tiny_model
 from voken.errors import BusyError, ConfigError, MissingExtraError
 from voken.serve.app import create_app
 from voken.serve.pace import Pace

@@ -13,10 +13,10 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 from PIL import Image
-from served import PICTURES, SOON, TOKEN, Exchange, Served, as_file, error_of, noise, upload
 from starlette.testclient import TestClient
-from tiny_model import paint, tiny_model
 
+from builders.served import PICTURES, SOON, TOKEN, Exchange, Served, as_file, error_of, noise, upload
+from builders.tiny_model import paint, tiny_model
 from voken import Collection
 from voken.collection.indexing import create_collection
 from voken.errors import MissingExtraError, StorageError

@@ -16,9 +16,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from served import SOON, HeldGenerator, Served, as_file, noise, upload
-from tiny_model import tiny_model
 
+from builders.served import SOON, HeldGenerator, Served, as_file, noise, upload
+from builders.tiny_model import tiny_model
 from voken.errors import ArtifactError
 from voken.serve.process import serve
 from voken.serve.server import Server
@@ -29,7 +29,7 @@ import dataclasses, sys, time
 from pathlib import Path
 
 sys.path.insert(0, {tests!r})
-from tiny_model import PrefixGenerator, tiny_model
+from builders.tiny_model import PrefixGenerator, tiny_model
 
 import voken.api
 from voken.serve.process import serve

@@ -14,7 +14,8 @@ import schemathesis
 from hypothesis import strategies as st
 from schemathesis.engine import from_schema
 from schemathesis.engine.events import EngineFinished, FatalError, NonFatalError, ScenarioFinished
-from served import TOKEN, Served, as_file, noise
+
+from builders.served import TOKEN, Served, as_file, noise
 
 EXAMPLES = 6
 """An operation and phase; what is sure to be asked (limits, methods, types) comes besides."""

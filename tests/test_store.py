@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_model import tiny_model
 
+from builders.tiny_model import tiny_model
 from voken import artifact
 from voken.collection.store import Entry, FileFacts, SkippedFile, Store
 from voken.decoding.trie import VokenTrie

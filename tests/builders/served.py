@@ -12,8 +12,8 @@ import httpx2
 import numpy as np
 from PIL import Image
 from starlette.testclient import TestClient
-from tiny_model import PrefixGenerator, paint_many, tiny_model
 
+from builders.tiny_model import PrefixGenerator, paint_many, tiny_model
 from voken import Collection
 from voken.collection.indexing import create_collection
 from voken.serve.app import create_app

@@ -1,0 +1,1 @@
+"""What several tests build: tiny models, drawings, collections, servers."""
