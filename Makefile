@@ -3,6 +3,7 @@
 #   make demo        data, training, search and one HTML page with pictures in it
 #   make test        lint, then every test
 #   make lint        ruff, mypy and the import layers
+#   make docs        the documentation as a site, docs/_build/index.html; a warning is an error
 #   make reproduce   the paper's tables and figures on emoji and icons: hours; stopped at any time, it goes on
 #
 # PYTHON  the interpreter the environment is made with (3.11 or newer)
@@ -16,7 +17,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PINS := $(VENV)/constraints.txt
 
-.PHONY: demo test lint reproduce clean
+.PHONY: demo test lint docs reproduce clean
 
 demo: $(VENV)/.data
 	$(BIN)/voken demo --out runs/demo
@@ -29,6 +30,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.docs
+	$(BIN)/sphinx-build --fail-on-warning --quiet docs docs/_build
 
 # SmolLM2's package is its weights; what it asks for beside them is a program that is not used.
 reproduce: $(VENV)/.data $(VENV)/.bench

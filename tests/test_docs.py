@@ -52,8 +52,10 @@ from voken.model.model import Model
 from voken.search.confidence import Calibration, ReadoutCalibration
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/tutorial.md", "docs/how-to.md", "docs/serving.md", "docs/operations.md")
-MAKES_ITS_COLLECTION = ("README.md", "docs/tutorial.md")
+SERVING = "docs/how-to/serve.md"
+TUTORIAL = "docs/tutorial/your-pictures.md"
+PAGES = ("README.md", TUTORIAL, "docs/how-to/recipes.md", SERVING, "docs/how-to/operate.md")
+MAKES_ITS_COLLECTION = ("README.md", TUTORIAL)
 SOON = 60
 """Seconds after which something hangs."""
 PORT = "7860"
@@ -422,7 +424,7 @@ class Session:
 def test_what_a_page_says_to_do_can_be_done(page, home):
     if page not in MAKES_ITS_COLLECTION:
         invoke(shlex.split("voken index photos --model model --out photos.voken"))
-    if page == "docs/serving.md" and shutil.which("curl") is None:
+    if page == SERVING and shutil.which("curl") is None:
         pytest.skip("curl is not installed")
     every, session = steps(page), Session()
     assert every, f"{page}: no command was found"
@@ -490,14 +492,14 @@ def test_every_command_has_a_recipe():
 
     known, text = (
         names(typer.main.get_command(app), ["voken"]),
-        (ROOT / "docs" / "how-to.md").read_text(encoding="utf-8"),
+        (ROOT / "docs" / "how-to" / "recipes.md").read_text(encoding="utf-8"),
     )
     assert "voken tokenizer report" in known
     assert [name for name in known if name not in text] == []
 
 
 def test_the_doctor_can_say_what_is_explained():
-    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "how-to" / "operate.md").read_text(encoding="utf-8")
     (table,) = re.findall(r"^## What the doctor says$(.*?)^## ", text, flags=re.MULTILINE | re.DOTALL)
     sources = [*(ROOT / "voken" / "collection").glob("*.py"), ROOT / "voken" / "artifact.py"]
     said = re.sub(r'"\s*f?"', "", " ".join(path.read_text(encoding="utf-8") for path in sources))
@@ -509,16 +511,18 @@ def test_the_doctor_can_say_what_is_explained():
         assert phrase in said, phrase
 
 
-def test_the_references_are_what_is_generated():
+def test_the_site_is_built_without_a_warning(tmp_path):
     # not in this process, where signatures are changed to be checked (conftest.py)
-    done = subprocess.run(
-        [sys.executable, ROOT / "docs" / "reference" / "generate.py", "--check"],
+    result = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "dirhtml", ROOT / "docs", tmp_path / "site"],
         capture_output=True,
         text=True,
         timeout=SOON,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
+    commands = (tmp_path / "site" / "reference" / "commands" / "index.html").read_text(encoding="utf-8")
+    assert "voken reproduce" in commands
 
 
 def test_a_line_that_is_not_printed_is_found():
