@@ -515,7 +515,7 @@ def judge(row: Row, one: Made, listed: set[str], there: set[str], skipped: dict[
 
 def sent_judged(rows: dict[str, Row], kinds: dict[str, Made], sent: Watched) -> list[str]:
     """Count what became of the files that were uploaded; what is odd."""
-    from voken.serve.uploads import shown_name
+    from voken.collection.uploads import display_name
 
     odd = []
     for one in sent.answers:
@@ -533,7 +533,9 @@ def sent_judged(rows: dict[str, Row], kinds: dict[str, Made], sent: Watched) -> 
             digest = blake2b(made.path.read_bytes(), digest_size=16).hexdigest()
             raw = os.fsencode(made.path.name).replace(b'"', b"%22").replace(b"\n", b"%0A").replace(b"\r", b"%0D")
             is_taken = digest in taken
-            is_refused = any(refused.get(shown_name(raw.decode(coding, "replace"))) for coding in ("utf-8", "latin-1"))
+            is_refused = any(
+                refused.get(display_name(raw.decode(coding, "replace"))) for coding in ("utf-8", "latin-1")
+            )
             row.taken += is_taken
             row.refused += is_refused and not is_taken
             if not is_taken and not is_refused:

@@ -18,6 +18,7 @@ from starlette.testclient import TestClient
 from builders.served import PICTURES, SOON, TOKEN, Exchange, Served, as_file, error_of, noise, upload
 from builders.tiny_model import paint, tiny_model
 from voken import Collection
+from voken.api import Picture
 from voken.collection.indexing import create_collection
 from voken.errors import MissingExtraError, StorageError
 from voken.serve.app import create_app
@@ -49,6 +50,10 @@ def served(tmp_path):
 def client(served):
     with served.client() as client:
         yield client
+
+
+def file_at(path):
+    return PictureFile.look(Picture(path.name, path, (), {}))
 
 
 def strange_names(root):
@@ -194,18 +199,18 @@ def test_thumbnails_have_a_least_and_a_most_size(side, asking):
 
 def test_a_changed_picture_has_another_thumbnail_and_a_kept_one_is_not_made_again(served, tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr("voken.serve.thumbnails.open_image", lambda path: made.append(path) or Image.open(path))
+    monkeypatch.setattr("voken.data.images.open_image", lambda path: made.append(path) or Image.open(path))
     cache = Thumbnails(tmp_path / "kept", 1)
     path = served.paths[0]
-    first = cache.get(PictureFile.look(path), 32)
-    assert Thumbnails(tmp_path / "kept", 1).get(PictureFile.look(path), 32) == first
+    first = cache.get(file_at(path), 32)
+    assert Thumbnails(tmp_path / "kept", 1).get(file_at(path), 32) == first
     assert len(made) == 1
     (file,) = (tmp_path / "kept").glob("??/*")
     file.write_bytes(file.read_bytes()[:-3])  # a power cut
-    assert cache.get(PictureFile.look(path), 32) == first
+    assert cache.get(file_at(path), 32) == first
     paint(path, (1, 2, 3))
     os.utime(path, ns=(0, 5))
-    assert cache.get(PictureFile.look(path), 32) != first
+    assert cache.get(file_at(path), 32) != first
     assert len(made) == 3
 
 
@@ -214,22 +219,22 @@ def test_the_least_used_thumbnails_go_first(tmp_path):
     for number, path in enumerate(pictures):
         noise(256, seed=number).save(path)
     cache = Thumbnails(tmp_path / "kept", 1)
-    size = len(cache.get(PictureFile.look(pictures[0]), 256))
+    size = len(cache.get(file_at(pictures[0]), 256))
     assert 3 * size < (1 << 20) < 20 * size
     for number, path in enumerate(pictures):
-        cache.get(PictureFile.look(path), 256)
-        (newest,) = [file for file in (tmp_path / "kept").glob("??/*") if PictureFile.look(path).mark in file.name]
+        cache.get(file_at(path), 256)
+        (newest,) = [file for file in (tmp_path / "kept").glob("??/*") if file_at(path).mark in file.name]
         os.utime(newest, (number, number))
     kept = {file.name.partition("-")[0] for file in (tmp_path / "kept").glob("??/*")}
     assert sum(file.stat().st_size for file in (tmp_path / "kept").glob("??/*")) <= 1 << 20
-    marks = [PictureFile.look(path).mark for path in pictures]
+    marks = [file_at(path).mark for path in pictures]
     assert kept == set(marks[-len(kept) :])
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing_but_time(still, tmp_path):
     (tmp_path / "in-the-way").write_text("")
     for cache in (Thumbnails(tmp_path / "in-the-way", 1), Thumbnails(tmp_path / "none", 0)):
-        made = cache.get(PictureFile.look(still.paths[0]), 32)
+        made = cache.get(file_at(still.paths[0]), 32)
         assert Image.open(io.BytesIO(made)).size == (8, 8)
     assert not (tmp_path / "none").exists()
 
@@ -306,7 +311,7 @@ def test_uploads_that_are_no_pictures_are_told_and_leave_nothing(served, client)
 
 
 def test_what_the_collection_itself_would_not_take_does_not_stay(served, client, monkeypatch):
-    monkeypatch.setattr("voken.serve.uploads.open_image", lambda *given, **named: None)
+    monkeypatch.setattr("voken.collection.uploads.open_image", lambda *given, **named: None)
     good = as_file(noise())
     said = upload(client, ("torn.png", good[: len(good) // 2]), ("good.png", good)).json()
     assert [one["path"] for one in said["skipped"]] == ["torn.png"]

@@ -16,7 +16,8 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
@@ -34,6 +35,8 @@ from voken.search.searcher import Searcher, SearchModel, load_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from PIL.Image import Image
 
     from voken.data.captions import Dataset
     from voken.encoders.cache import VectorCache
@@ -53,6 +56,20 @@ class Picture:
     vokens: tuple[int, ...]
     metadata: dict[str, Any]
     """What its line of metadata.jsonl said, without the captions."""
+
+    def media_type(self) -> str | None:
+        """The kind of its file, by content; None if that is no picture. Raises `OSError` if it cannot be read."""
+        from voken.data.images import picture_format
+
+        with open(self.path, "rb") as file:
+            kind = picture_format(file)
+        return kind.media_type if kind else None
+
+    def image(self) -> Image:
+        """The pixels, in mode RGB and upright. Raises `PictureError` if they cannot be read."""
+        from voken.data.images import open_image
+
+        return open_image(self.path)
 
 
 @dataclass(frozen=True)
@@ -295,6 +312,39 @@ class Collection:
         done = self._store.commit(remove=[*ids, *snapshot.ids_of_names(named)])
         self._searcher.refresh()
         return Change(done.version, removed=done.removed)
+
+    def add_uploads(self, files: Sequence[tuple[str, BinaryIO]], max_pixels: int) -> Change:
+        """Store open files, each with its sender's name for it, in the collection's own folder, and add them.
+
+        Files that are no pictures of at most `max_pixels` are skipped. Raises as `add`; then nothing is stored.
+        """
+        from voken.collection import uploads
+
+        accepted, skipped = uploads.check(files, max_pixels)
+        if not accepted:
+            return Change(self.version, skipped=tuple(skipped))
+        with uploads.stored(self._store, accepted) as titles:
+            change = self.add(list(titles), metadata=[{"title": title} for title in titles.values()])
+        skipped += [Skipped(titles[Path(file.path)], file.reason) for file in change.skipped]
+        return replace(change, skipped=tuple(skipped))
+
+    def delete(self, image_id: str) -> Change:
+        """Remove a picture, and its file if that was uploaded. Raises `DataError` if there is no such picture."""
+        from voken.collection import uploads
+
+        path, folder = self.picture(image_id).path, self.folder
+        uploaded = uploads.is_upload(path, folder)
+        with uploads.locked(folder) if uploaded else nullcontext():
+            change = self.remove([image_id])
+            if uploaded and change.removed:
+                uploads.delete([path])
+        if not change.removed:
+            raise DataError(f"{image_id}: no picture of the collection has that id.")
+        return change
+
+    def stored_version(self) -> int:
+        """The version on the disk now. Raises `VokenError` if the collection cannot be read any more."""
+        return self._store.snapshot(self._searcher.collection).version
 
     def compact(self) -> bool:
         """Write everything out in one piece, while searches go on; whether there was anything to write."""

@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 import re
 import stat
+import struct
 import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from hashlib import blake2b
@@ -50,6 +52,46 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+
+
+@dataclass(frozen=True)
+class PictureFormat:
+    """The format of a picture's file, by content and not by name. No format here can hold a script."""
+
+    media_type: str
+    suffix: str
+
+
+_PICTURE_FORMATS = {
+    "JPEG": PictureFormat("image/jpeg", ".jpg"),  # its first bytes are also those of Pillow's MPO
+    "PNG": PictureFormat("image/png", ".png"),
+    "WEBP": PictureFormat("image/webp", ".webp"),
+    "GIF": PictureFormat("image/gif", ".gif"),
+    "AVIF": PictureFormat("image/avif", ".avif"),
+    "TIFF": PictureFormat("image/tiff", ".tif"),
+    "BMP": PictureFormat("image/bmp", ".bmp"),
+    "PPM": PictureFormat("image/x-portable-anymap", ".ppm"),
+    "DIB": PictureFormat("image/bmp", ".dib"),
+}
+_PREFIX_BYTES = 16
+"""Pillow tells formats apart by these."""
+
+
+def picture_format(file: BinaryIO) -> PictureFormat | None:
+    """The format of an open file by its first bytes, or None if `open_image` cannot read it. Rewinds the file."""
+    Image.init()
+    file.seek(0)
+    prefix = file.read(_PREFIX_BYTES)
+    file.seek(0)
+    return next((form for name, form in _PICTURE_FORMATS.items() if _accepts(name, prefix)), None)
+
+
+def _accepts(name: str, prefix: bytes) -> bool:
+    accept = Image.OPEN[name][1] if name in Image.OPEN else None
+    try:
+        return accept is not None and accept(prefix) is True
+    except (SyntaxError, IndexError, TypeError, struct.error):
+        return False  # fewer bytes than the test reads
 
 
 def list_images(folder: Path) -> list[Path]:

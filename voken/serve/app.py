@@ -90,7 +90,7 @@ def _add_facts(app: FastAPI, service: Service) -> None:
         if service.closing:
             raise RefusedError(503, "The server is closing. Ask another, or again in a moment.", {"Retry-After": "1"})
         try:
-            number = await asyncio.to_thread(_checked_version, collection)
+            number = await asyncio.to_thread(collection.stored_version)
         except VokenError as error:
             raise RefusedError(503, one_line(error), {"Retry-After": "10"}) from None
         return JsonAnswer({"status": "ok", "pictures": len(collection), "version": number})
@@ -138,11 +138,6 @@ def _about(service: Service) -> dict[str, Any]:
         "uploads": bool(service.settings.token),
         "examples": [],
     }
-
-
-def _checked_version(collection: Collection) -> int:
-    """Of the collection on the disk. Raises `VokenError` where that cannot be read any more."""
-    return collection.store.snapshot(collection.searcher.collection).version
 
 
 def _invalid(request: Request, error: Exception) -> Response:

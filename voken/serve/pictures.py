@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import secrets
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 from urllib.parse import unquote_to_bytes
 
 from fastapi import Depends, FastAPI, Query, Request
@@ -17,8 +17,9 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.responses import FileResponse, Response
 
+from voken.api import Change
 from voken.errors import DataError, PictureError
-from voken.serve import answers, thumbnails, uploads
+from voken.serve import answers, thumbnails
 from voken.serve.guards import PICTURE_POLICY
 from voken.serve.json_answer import JsonAnswer
 from voken.serve.multipart import multipart_body, parts
@@ -70,7 +71,7 @@ def add_pictures(app: FastAPI, service: Service) -> None:
             found = service.collection.picture(_id_of(request))
         except DataError:
             raise RefusedError(404, _GONE) from None
-        file = await service.readers.run(PictureFile.look, found.path)
+        file = await service.readers.run(PictureFile.look, found)
         mark = f'"{file.mark}-{thumbnail}"' if thumbnail else f'"{file.mark}"'
         headers = {"ETag": mark, "Cache-Control": "private, no-cache", "Content-Security-Policy": PICTURE_POLICY}
         if _knows(request, mark):
@@ -82,9 +83,9 @@ def add_pictures(app: FastAPI, service: Service) -> None:
             # a name may hold bytes that are no text
             name = found.path.name.encode("utf-8", "replace").decode()
             return FileResponse(
-                file.path,
+                found.path,
                 headers=headers,
-                media_type=file.kind.media_type,
+                media_type=file.media_type,
                 filename=name,
                 stat_result=file.stat,
                 content_disposition_type="inline",
@@ -107,7 +108,7 @@ def add_pictures(app: FastAPI, service: Service) -> None:
         async with parts(request, service.forms, files=service.settings.max_files, fields=1) as sent:
             if sent.fields:
                 raise RefusedError(422, "Send nothing but files, in the field 'files'.")
-            files = [uploads.Upload(one.filename or "", one.file) for one in sent.files("files")]
+            files = [(one.filename or "", one.file) for one in sent.files("files")]
             try:
                 taken = await service.writers.run(_take, service, files)
             except PictureError:
@@ -128,22 +129,22 @@ def add_pictures(app: FastAPI, service: Service) -> None:
     )
     async def remove(request: Request, image_id: str) -> Response:
         try:
-            version, removed = await service.writers.run(_remove, service, _id_of(request))
+            change = await service.writers.run(_remove, service, _id_of(request))
         except DataError:
             raise RefusedError(404, _GONE) from None
-        return JsonAnswer({"version": version, "removed": removed})
+        return JsonAnswer({"version": change.version, "removed": change.removed})
 
 
-def _take(service: Service, files: list[uploads.Upload]) -> uploads.Taken:
-    taken = uploads.take(service.collection, files, service.settings.max_pixels)
+def _take(service: Service, files: list[tuple[str, BinaryIO]]) -> Change:
+    taken = service.collection.add_uploads(files, service.settings.max_pixels)
     service.compaction.consider()
     return taken
 
 
-def _remove(service: Service, image_id: str) -> tuple[int, tuple[str, ...]]:
-    removed = uploads.remove(service.collection, image_id)
+def _remove(service: Service, image_id: str) -> Change:
+    change = service.collection.delete(image_id)
     service.compaction.consider()
-    return removed
+    return change
 
 
 _bearer = HTTPBearer(auto_error=False, description="The token that the server was started with.")

@@ -18,7 +18,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from voken.data.images import open_image
 from voken.serve.picture_file import PictureFile
 
 MEDIA_TYPE = "image/webp"
@@ -45,7 +44,7 @@ class Thumbnails:
         place = self._folder / picture.mark[:2] / f"{picture.mark}-{side}.webp"
         if self._most and (kept := _kept(place)):
             return kept
-        image = open_image(picture.path)
+        image = picture.picture.image()
         image.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0)
         written = io.BytesIO()
         image.save(written, "WEBP", quality=_QUALITY, method=_EFFORT)

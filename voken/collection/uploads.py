@@ -1,0 +1,146 @@
+"""Uploaded pictures: checked, then stored in a collection's own folder.
+
+    COLLECTION/pictures/3f/3f9a….jpg    named after its content, so that a file that is sent twice is stored once
+
+A file lies there complete, and on the disk, before the collection lists it. A file that the collection does not accept
+is deleted again. A process that is killed in between leaves a file that nobody refers to, and that the same upload
+uses again. One process at a time changes the folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from hashlib import blake2b
+from pathlib import Path
+from typing import BinaryIO
+
+from voken.artifact import storage_errors
+from voken.collection.store import PICTURES, Store
+from voken.data.images import open_image, picture_format
+from voken.data.skipped import Skipped
+from voken.database import connected
+from voken.errors import PictureError, VokenError
+
+_LOCK = ".lock.sqlite3"
+_BLOCK = 1 << 20
+_TITLE_CHARACTERS = 200
+
+Accepted = dict[str, tuple[str, BinaryIO]]
+"""Title and open file of each picture that can be stored, by its path below the folder of uploads."""
+
+
+def check(files: Sequence[tuple[str, BinaryIO]], max_pixels: int) -> tuple[Accepted, list[Skipped]]:
+    """The usable pictures of at most `max_pixels` among `files` (sender's name, open file), and the other files."""
+    accepted: Accepted = {}
+    skipped: list[Skipped] = []
+    for name, file in files:
+        title = display_name(name)
+        try:
+            accepted.setdefault(_stored_path(file, max_pixels), (title, file))
+        except PictureError as error:
+            skipped.append(Skipped(title, error.reason))
+    return accepted, skipped
+
+
+def _stored_path(file: BinaryIO, max_pixels: int) -> str:
+    kind = picture_format(file)
+    if kind is None:
+        raise PictureError("upload", "not a picture of a known kind" if file.read(1) else "empty file")
+    open_image(file, max_pixels=max_pixels)
+    file.seek(0)
+    digest = blake2b(digest_size=16)
+    while block := file.read(_BLOCK):
+        digest.update(block)
+    name = digest.hexdigest()
+    return f"{name[:2]}/{name}{kind.suffix}"
+
+
+def display_name(name: str) -> str:
+    """A sender's name for a file, fit to be stored and shown: without folders and invisible characters."""
+    last = name.replace("\\", "/").rpartition("/")[2].encode("utf-8", "replace").decode("utf-8")
+    visible = "".join(character if character.isprintable() else " " for character in last)
+    return visible.strip()[:_TITLE_CHARACTERS] or "?"
+
+
+@contextmanager
+def stored(store: Store, accepted: Accepted) -> Iterator[dict[Path, str]]:
+    """Write the files; the body adds them to the collection. Gives their titles by path.
+
+    At the end, files that were written and that the collection does not list are deleted, also after an error. Raises
+    `StorageError` if the disk refuses.
+    """
+    root = store.folder.absolute()
+    folder = root / PICTURES
+    written: list[Path] = []
+    with locked(store.folder):
+        try:
+            for path, (_, file) in accepted.items():
+                if _write(folder / path, file):
+                    written.append(folder / path)
+            _sync_folders(written)
+            yield {folder / path: title for path, (title, _) in accepted.items()}
+        finally:
+            with suppress(VokenError):
+                snapshot = store.snapshot()
+                delete([path for path in written if snapshot.find(path.relative_to(root).as_posix()) is None])
+
+
+def is_upload(path: Path, collection: Path) -> bool:
+    """Whether a picture's file lies in the collection's own folder."""
+    return path.resolve().is_relative_to((collection / PICTURES).resolve())
+
+
+def delete(paths: Sequence[Path]) -> None:
+    """Delete files. A file that cannot be deleted is not worth an error, because nobody refers to it."""
+    for path in paths:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(collection: Path) -> Iterator[None]:
+    """Keep other uploads and removals out, in any process. The lock is SQLite's: it ends with a killed holder."""
+    folder = collection / PICTURES
+    with storage_errors(folder):
+        folder.mkdir(exist_ok=True)
+    damaged = "the lock of the uploaded pictures cannot be used ({why}). Remove it"
+    with connected(folder / _LOCK, damaged=damaged, create=True) as connection:
+        connection.execute("BEGIN EXCLUSIVE")
+        yield
+        connection.execute("ROLLBACK")
+
+
+def _write(path: Path, file: BinaryIO) -> bool:
+    """Write a file complete or not at all. False if it is there already."""
+    if path.exists():
+        return False
+    partial = path.with_name(f".{path.name}.partial")
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file.seek(0)
+            with open(partial, "wb") as target:
+                while block := file.read(_BLOCK):
+                    target.write(block)
+                target.flush()
+                os.fsync(target.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    return True
+
+
+def _sync_folders(files: Sequence[Path]) -> None:
+    # a file's name is on the disk only when its folder is; Windows cannot sync folders
+    if os.name == "nt":
+        return
+    for folder in sorted({above for path in files for above in path.parents[:3]}):
+        with storage_errors(folder):
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
