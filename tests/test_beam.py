@@ -12,75 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from builders.prefix_models import LogProbPrefixModel, NumpyPrefixModel, PrefixModel
 from voken.decoding import numpy_trie, torch_trie
 from voken.decoding.beam import beam_search, beam_search_from_state, score_sequences
 from voken.decoding.interface import StepModel
 from voken.decoding.trie import VokenTrie
 from voken.errors import ConfigError, VokenError
-
-
-class PrefixModel:
-    """Logits are a table indexed by text and whole prefix; its state is what each beam has taken so far.
-
-    A wrong parent or a forgotten reordering changes the prefix and so the logits.
-    """
-
-    device: torch.device | None = torch.device("cpu")
-
-    def __init__(self, size: int, levels: int, *, grain: float = 0.0) -> None:
-        self.codebook_size, self.levels, self.grain = size, levels, grain
-        self.widths: list[int] = []
-
-    def given(self, logits: np.ndarray) -> torch.Tensor | np.ndarray:
-        return torch.tensor(logits, dtype=torch.float32)
-
-    def logits(self, text: str, prefix: tuple[int, ...]) -> np.ndarray:
-        seed = [len(text), *map(ord, text), 999, *prefix]
-        logits = np.random.default_rng(seed).normal(0, 2, self.codebook_size)
-        return np.round(logits / self.grain) * self.grain if self.grain else logits
-
-    def prefill(self, texts):
-        return [(text, [()]) for text in texts]
-
-    def step(self, state, vokens, parents):
-        if vokens is not None:
-            state = [
-                (text, [(*prefixes[p], v) for p, v in zip(parents[q].tolist(), vokens[q].tolist(), strict=True)])
-                for q, (text, prefixes) in enumerate(state)
-            ]
-        self.widths.append(len(state[0][1]))
-        rows = [[self.logits(text, prefix) for prefix in prefixes] for text, prefixes in state]
-        return self.given(np.array(rows)), state
-
-    def log_prob(self, text: str, sequence: tuple[int, ...], temperature: float = 1.0) -> float:
-        total = 0.0
-        for level, voken in enumerate(sequence):
-            logits = self.logits(text, sequence[:level]) / temperature
-            total += logits[voken] - np.log(np.exp(logits).sum())
-        return total
-
-
-class NumpyPrefixModel(PrefixModel):
-    """The same without torch."""
-
-    device = None
-
-    def step(self, state, vokens, parents):
-        assert vokens is None or vokens.dtype == parents.dtype == np.int64
-        return super().step(state, vokens, parents)
-
-    def given(self, logits):
-        return logits.astype(np.float32)
-
-
-class LogProbPrefixModel(NumpyPrefixModel):
-    """The same with log-probabilities at once."""
-
-    log_probs = True
-
-    def given(self, logits):
-        return super().given(logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True)))
-
 
 KINDS = [PrefixModel, NumpyPrefixModel, LogProbPrefixModel]
 
@@ -290,8 +227,8 @@ def test_what_the_model_rules_out_is_no_answer(kind):
 @pytest.mark.parametrize("size", [3, 600])
 def test_a_diverged_model_is_an_error(kind, wrong, size):
     class Diverged(kind):
-        def given(self, logits):
-            return super().given(logits) * wrong
+        def converted(self, logits):
+            return super().converted(logits) * wrong
 
     with pytest.raises(VokenError, match="diverged"):
         beam_search(Diverged(size, 2), VokenTrie.from_vokens(np.arange(600).reshape(-1, 2) % size, size), ["x"], 2)

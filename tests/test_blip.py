@@ -4,64 +4,25 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipForImageTextRetrieval, CLIPConfig
-from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval, CLIPConfig
 
+from builders.tiny_blip import PIECES, save_blip
 from voken.errors import ArtifactError, ConfigError, DataError, EmptyDataError, PictureError
 from voken_lab.systems.blip import BlipCaptioner, BlipScorer, CaptionStyle
 from voken_lab.systems.one_tower import OneTower
 
-WORDS = ["a", "red", "blue", "dog", "cat", "and", "on", "grass", "runs", "the"]
-PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]", *WORDS]
 ENC = PIECES.index("[ENC]")
 TEXTS = ["a red dog", "cat", "the blue cat runs on the grass and a dog runs on the red grass", ""]
 
 
-def config():
-    text = {
-        "vocab_size": len(PIECES),
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 40,
-        "bos_token_id": PIECES.index("[DEC]"),
-        "eos_token_id": PIECES.index("[SEP]"),
-        "sep_token_id": PIECES.index("[SEP]"),
-        "pad_token_id": 0,
-        "initializer_range": 0.5,
-    }
-    vision = {
-        "hidden_size": 24,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "image_size": 32,
-        "patch_size": 8,
-        "initializer_range": 0.5,
-    }
-    return BlipConfig(text_config=text, vision_config=vision, image_text_hidden_size=16, initializer_range=0.5)
-
-
-def save(kind, folder):
-    torch.manual_seed(0)
-    (folder / "words.txt").write_text("\n".join(PIECES))
-    model = kind(config()).eval()
-    images = BlipImageProcessorPil(size={"height": 32, "width": 32})
-    texts = BertTokenizer(str(folder / "words.txt"))
-    for part in (model, images, texts):
-        part.save_pretrained(folder)
-    return folder, model, images, texts
-
-
 @pytest.fixture(scope="module")
 def matcher(tmp_path_factory):
-    return save(BlipForImageTextRetrieval, tmp_path_factory.mktemp("matcher"))
+    return save_blip(BlipForImageTextRetrieval, tmp_path_factory.mktemp("matcher"))
 
 
 @pytest.fixture(scope="module")
 def writer(tmp_path_factory):
-    return save(BlipForConditionalGeneration, tmp_path_factory.mktemp("writer"))
+    return save_blip(BlipForConditionalGeneration, tmp_path_factory.mktemp("writer"))
 
 
 @pytest.fixture(scope="module")

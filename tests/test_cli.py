@@ -7,37 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from typer.testing import CliRunner
 
+from builders.drawings import COLOURS, SHAPES, TINY_SETTINGS, draw
 from voken.cli import app
 from voken.cli.console import printable, progress_bars, shown
 from voken_lab.evaluation.trec import read_qrels, read_run
 
-COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "yellow": (230, 220, 40)}
-SHAPES = ("square", "stripe", "corner", "dot", "frame")
-TINY = [
-    "encoder.image_size=32", "encoder.hidden=16", "encoder.dim=16", "encoder.epochs=2", "encoder.batch_size=16",
-    "tokenizer.codebook_size=4", "tokenizer.levels=3", "generator.epochs=1", "generator.width=16",
-    "generator.layers=1", "generator.heads=2", "generator.discrimination_epochs=1", "generator.batch_size=16",
-]  # fmt: skip
-
 
 def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def draw(colour, shape):
-    pixels = np.full((24, 24, 3), 255, np.uint8)
-    where = {
-        "square": np.s_[4:20, 4:20],
-        "stripe": np.s_[9:15, :],
-        "corner": np.s_[:12, :12],
-        "dot": np.s_[10:14, 10:14],
-        "frame": np.s_[:, 2:6],
-    }
-    pixels[where[shape]] = colour
-    return Image.fromarray(pixels)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +44,7 @@ def work(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(data, work):
-    settings = [part for setting in TINY for part in ("--set", setting)]
+    settings = [part for setting in TINY_SETTINGS for part in ("--set", setting)]
     result = run("fit", data, "--out", work / "model", *settings, "--cache", work / "cache", "--json")
     assert result.exit_code == 0, result.output
     said = json.loads(result.stdout)
@@ -196,7 +175,7 @@ def test_fit_goes_on_after_ctrl_c_and_says_so(data, work, monkeypatch):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    settings = [part for setting in TINY for part in ("--set", setting)]
+    settings = [part for setting in TINY_SETTINGS for part in ("--set", setting)]
     arguments = ("fit", data, "--out", work / "again", *settings, "--cache", work / "cache")
     with monkeypatch.context() as patch:
         patch.setattr(voken.training.fit, "train_generator", interrupted)

@@ -12,52 +12,31 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from typer.testing import CliRunner
 
-import test_inference
-import test_lite
+from builders.tiny_lite import DIM, LEVELS, SIZE, make_whole_model
 from voken.cli import app
 from voken.collection.snapshot import Snapshot
 from voken.collection.store import Store
-from voken.config import EncoderConfig, RunConfig, SearchConfig, TokenizerConfig
+from voken.config import SearchConfig
 from voken.data.captions import CaptionedImage, Dataset
-from voken.encoders.two_tower import TwoTowerEncoder, TwoTowerHead
 from voken.errors import ArtifactError, ArtifactVersionError, BusyError, CorruptArtifactError
-from voken.image_tokenizer.model import ImageTokenizer
 from voken.model.compiled import CompiledModel
 from voken.model.model import Model
 from voken.search.searcher import Searcher, load_model
 
-TEXTS = test_inference.TEXTS
+TEXTS = ["a red cat", "two small birds on the hill under rain", "dog", "a blue dog on the hill"]
 PICTURES = 60
 
 
 def make_model(*, layers: tuple[int, ...] = (), precision="float32") -> Model:
-    torch.manual_seed(3)
-    head = TwoTowerHead(EncoderConfig(dim=test_lite.DIM, hidden=16)).eval()
-    encoder = TwoTowerEncoder(head)
-    generator = test_inference.make_lite(encoder, memory_weight=0.7, copy_voken_embeddings=False)
-    config = TokenizerConfig(
-        codebook_size=test_lite.SIZE,
-        levels=test_lite.LEVELS,
-        layers=layers,
-        code_dim=test_lite.DIM,
-        shared_codebook=False,
+    return make_whole_model(
+        SearchConfig(beams=7, voken_weight=2.0, vector_weight=3.0, precision=precision), layers=layers
     )
-    tokenizer = ImageTokenizer(test_lite.DIM, config).eval()
-    for name, buffer in tokenizer.named_buffers():
-        if "running_mean" in name:
-            buffer.normal_()
-        elif "running_var" in name:
-            buffer.uniform_(0.5, 2)
-    search = SearchConfig(beams=7, voken_weight=2.0, vector_weight=3.0, precision=precision)
-    run = RunConfig(tokenizer=config, generator=generator.config)
-    return Model(run, encoder, tokenizer, generator, search, {})
 
 
 def make_collection(model: Model) -> Snapshot:
-    vectors = np.random.default_rng(0).normal(size=(PICTURES, test_lite.DIM)).astype(np.float32)
+    vectors = np.random.default_rng(0).normal(size=(PICTURES, DIM)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     images = tuple(CaptionedImage(f"p{row}", Path(f"/pictures/p{row}.png")) for row in range(PICTURES))
     return Snapshot.of_vectors(Dataset("pictures", Path("/pictures"), images), vectors, model)
@@ -196,8 +175,8 @@ assert not wrong, wrong
 def test_info_says_where_the_bytes_go(saved):
     shown = CliRunner().invoke(app, ["info", str(saved / "collection"), "--json"])
     told = json.loads(shown.output)
-    assert (told["pictures"], told["levels"], told["codebook_size"]) == (PICTURES, test_lite.LEVELS, test_lite.SIZE)
-    assert told["bytes"]["vectors"] == PICTURES * test_lite.DIM * 2
+    assert (told["pictures"], told["levels"], told["codebook_size"]) == (PICTURES, LEVELS, SIZE)
+    assert told["bytes"]["vectors"] == PICTURES * DIM * 2
     for kind in ("collection", "model"):
         shown = CliRunner().invoke(app, ["info", str(saved / kind)])
         assert shown.exit_code == 0, shown.output

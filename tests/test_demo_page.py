@@ -3,13 +3,13 @@
 import base64
 import io
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from test_cli import SHAPES, TINY, draw
+from builders.drawings import SHAPES, TINY_SETTINGS, draw
+from builders.html_reader import HtmlReader
 from voken.config import preset
 from voken.data.captions import CaptionedImage, Dataset, write_dataset
 from voken.errors import ConfigError
@@ -29,35 +29,6 @@ from voken_lab.demo.pairs import find_pairs
 from voken_lab.demo.queries import demo_queries
 from voken_lab.demo.run import run
 from voken_lab.pages.html import Picture, thumbnail
-
-VOID = {"meta", "img", "br", "circle", "polyline"}
-
-
-class Reader(HTMLParser):
-    """Checks that tags close in order; collects tags with their attributes, and the text."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.open, self.tags, self.text = [], [], ""
-        self.feed(html)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-    def all(self, tag):
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 @pytest.fixture
@@ -93,7 +64,7 @@ def page(tmp_path):
 
 def test_everything_said_is_on_the_page_and_nothing_is_markup(page):
     html = render(page)
-    read = Reader(html)
+    read = HtmlReader(html)
     assert read.all("script") == []
     for text in (
         "A <title>", '<script>alert("x")</script> & "quotes"', "“<b>red</b> & blue”", "score -1.25", "cosine 0.91",
@@ -114,7 +85,7 @@ def test_the_page_fetches_nothing_and_fits_phones_and_dark_rooms(page):
     assert not re.search(r"https?://|//[a-z]", re.sub(r'data:[^"]+', "", html))
     assert 'src="http' not in html
     assert not re.search(r"url\(|@import|<link|<iframe", html)
-    read = Reader(html)
+    read = HtmlReader(html)
     policy = next(meta for meta in read.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
     assert policy["content"].startswith("default-src 'none'")
     assert any("width=device-width" in (meta.get("content") or "") for meta in read.all("meta"))
@@ -190,11 +161,11 @@ def test_the_whole_demo_on_a_miniature(tmp_path):
             images.append(CaptionedImage(path.name, path, (f"shape {shape} {number}",), split, f"c{number}", "MIT"))
         return write_dataset(folder, "mini", images)
 
-    config = preset("demo").override(dict(setting.split("=") for setting in TINY))
+    config = preset("demo").override(dict(setting.split("=") for setting in TINY_SETTINGS))
     said = []
     made = run(tmp_path / "out", config=config, make_data=make, say=said.append)
     html = made.page.read_text(encoding="utf-8")
-    read = Reader(html)
+    read = HtmlReader(html)
     assert len(read.all("article")) >= 3
     assert "10 unseen pictures" in read.text.replace("  ", " ") or "unseen pictures of 10 concepts" in read.text
     assert [what for what, _ in made.steps] == ["data", "training", "indexing", "evaluation", "page"]

@@ -37,18 +37,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-import test_lite
-from test_inference import make_lite
+from builders.tiny_lite import make_whole_model
 from voken.cli import app
-from voken.config import EncoderConfig, RunConfig, SearchConfig, TokenizerConfig
-from voken.encoders.two_tower import TwoTowerEncoder, TwoTowerHead
-from voken.image_tokenizer.model import ImageTokenizer
-from voken.model.model import Model
+from voken.config import SearchConfig
 from voken.search.confidence import Calibration, ReadoutCalibration
 
 ROOT = Path(__file__).parents[1]
@@ -196,27 +191,10 @@ def parts(words):
 
 def make_model(folder):
     """Random weights, in the true format, that say of every hit that it is right with some probability."""
-    torch.manual_seed(3)
-    small = EncoderConfig(dim=test_lite.DIM, hidden=16, image_size=32)
-    encoder = TwoTowerEncoder(TwoTowerHead(small).eval())
-    generator = make_lite(encoder, memory_weight=0.7, copy_voken_embeddings=False)
-    config = TokenizerConfig(
-        codebook_size=test_lite.SIZE,
-        levels=test_lite.LEVELS,
-        layers=(),
-        code_dim=test_lite.DIM,
-        shared_codebook=False,
-    )
     weights = {"generate": 0.0, "voken": 2.0, "vector": 3.0}
-    sure = tuple(ReadoutCalibration(name, weight, -1.0, 0.05, 0.0, 0.0) for name, weight in weights.items())
-    search = SearchConfig(
-        beams=7,
-        voken_weight=2.0,
-        vector_weight=3.0,
-        calibration=Calibration(0.5, 50, 50, 50, 1.0, 7, sure),
-    )
-    run = RunConfig(name="demo", encoder=small, tokenizer=config, generator=generator.config)
-    Model(run, encoder, ImageTokenizer(test_lite.DIM, config).eval(), generator, search, {}).save(folder)
+    readouts = tuple(ReadoutCalibration(name, weight, -1.0, 0.05, 0.0, 0.0) for name, weight in weights.items())
+    calibration = Calibration(0.5, 50, 50, 50, 1.0, 7, readouts)
+    make_whole_model(SearchConfig(beams=7, voken_weight=2.0, vector_weight=3.0, calibration=calibration)).save(folder)
 
 
 def draw(path, random, year=2024):

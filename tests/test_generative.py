@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from test_beam import PrefixModel
+from builders.prefix_models import PrefixModel
 from voken.config import MAX_TEXT_CHARACTERS
 from voken.decoding.trie import VokenTrie
 from voken.errors import ConfigError, DataError

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-import test_llama
-import test_t5
+from builders import tiny_llama, tiny_t5
 from voken.config import GeneratorConfig
 from voken.decoding.beam import beam_search_from_state
 from voken.encoders.text_reader import TextStates
@@ -410,14 +409,14 @@ def test_a_killed_process_resumed_equals_uninterrupted(tmp_path):
 def t5(folder: Path):
     checkpoint = folder / "checkpoint"
     if not checkpoint.exists():
-        test_t5.make_checkpoint(checkpoint, "t5")
+        tiny_t5.make_checkpoint(checkpoint, "t5")
     return T5StepModel.from_pretrained(checkpoint, make_codebooks(), dropout=0.1)
 
 
 def llama(folder: Path):
     checkpoint = folder / "checkpoint"
     if not checkpoint.exists():
-        test_llama.make_checkpoint(checkpoint, "untied")
+        tiny_llama.make_checkpoint(checkpoint, "untied")
     return LlamaStepModel.from_pretrained(checkpoint, make_codebooks(), lora=Lora(rank=3, alpha=5, dropout=0.1))
 
 

@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-import test_lite
-import test_llama
-import test_t5
+from builders import tiny_llama, tiny_t5
+from builders.tiny_lite import DIM, SETTINGS, SIZE, make_lite, make_lite_over
+from builders.tiny_llama import make_llama
+from builders.tiny_t5 import make_t5
 from voken.config import EncoderConfig
 from voken.decoding.beam import beam_search
 from voken.decoding.interface import StepModel
 from voken.decoding.trie import VokenTrie
 from voken.encoders.two_tower import TwoTowerEncoder, TwoTowerHead
 from voken.errors import ArtifactVersionError, ConfigError, CorruptArtifactError, MissingExtraError
-from voken.generator.lite import CaptionMemory, LiteGenerator
+from voken.generator.lite import LiteGenerator
 from voken.generator.llama import Lora
 from voken.generator.t5 import T5StepModel
 from voken.inference.engine import HEADER, Engine
@@ -28,35 +29,13 @@ from voken.inference.export import can_export, export_generator
 TEXTS = ["a red cat", "two small birds on the hill under rain", "dog", "a blue dog on the hill"]
 
 
-def make_t5(folder, kind="t5", **options):
-    return test_t5.make_model(folder, kind, **options)
-
-
-def make_llama(folder, kind="tied", **options):
-    return test_llama.make_model(folder, kind, **options)
-
-
 @pytest.fixture(scope="module")
 def encoder():
     torch.manual_seed(3)
-    head = TwoTowerHead(EncoderConfig(dim=test_lite.DIM, hidden=16)).eval()
+    head = TwoTowerHead(EncoderConfig(dim=DIM, hidden=16)).eval()
     head.text_tower.mean.normal_(0, 0.02)
     head.text_tower.std.uniform_(0.03, 0.06)
     return TwoTowerEncoder(head)
-
-
-def make_lite(encoder, memory=3, **settings):
-    torch.manual_seed(1)
-    config = test_lite.dataclasses.replace(test_lite.SMALL, **settings)
-    model = LiteGenerator(encoder, test_lite.make_codebooks(), config)
-    for name, weight in model.named_parameters():
-        if not name.startswith("text."):
-            weight.data.add_(torch.randn(weight.shape) * 0.3)
-    if config.memory_weight:
-        rows = np.random.default_rng(6).normal(size=(2, memory, test_lite.DIM))
-        vectors, pictures = rows / np.linalg.norm(rows, axis=2, keepdims=True)
-        model.memorize(CaptionMemory(["w"] * memory, vectors.astype(np.float32), pictures.astype(np.float32), {}))
-    return model.eval()
 
 
 def exported(generator, folder, **options):
@@ -79,7 +58,7 @@ def assert_same_search(generator, engine, *, images=25, tolerance=2e-4):
             assert (found.vokens == expected.vokens).all()
 
 
-@pytest.mark.parametrize("kind", test_t5.KINDS)
+@pytest.mark.parametrize("kind", tiny_t5.KINDS)
 @pytest.mark.parametrize("shared", [True, False])
 def test_t5_searches_alike(tmp_path, kind, shared):
     generator = make_t5(tmp_path, kind, shared=shared)
@@ -89,7 +68,7 @@ def test_t5_searches_alike(tmp_path, kind, shared):
     assert len(names) == (1 if shared else generator.levels)
 
 
-@pytest.mark.parametrize("kind", test_llama.KINDS)
+@pytest.mark.parametrize("kind", tiny_llama.KINDS)
 @pytest.mark.parametrize("shared", [True, False])
 def test_llama_searches_alike(tmp_path, kind, shared):
     generator = make_llama(tmp_path, kind, shared=shared)
@@ -101,9 +80,9 @@ def test_llama_with_adapters_and_a_separator(tmp_path):
     assert_same_search(generator, exported(generator, tmp_path / "engine"))
 
 
-@pytest.mark.parametrize("name", test_lite.SETTINGS)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_lite_searches_alike(tmp_path, encoder, name):
-    generator = make_lite(encoder, **test_lite.SETTINGS[name])
+    generator = make_lite_over(encoder, **SETTINGS[name])
     engine = exported(generator, tmp_path / "engine", encoder=encoder)
     assert_same_search(generator, engine)
     aims = generator.config.query_vector
@@ -114,7 +93,7 @@ def test_lite_searches_alike(tmp_path, encoder, name):
 
 
 def test_lite_with_a_tuned_encoder(tmp_path, encoder):
-    generator = make_lite(encoder, tune_encoder=True)
+    generator = make_lite_over(encoder, tune_encoder=True)
     for weight in generator.text.parameters():
         weight.data.mul_(1.01)
     assert_same_search(generator, exported(generator, tmp_path / "engine", encoder=encoder))
@@ -123,7 +102,7 @@ def test_lite_with_a_tuned_encoder(tmp_path, encoder):
 def test_queries_that_are_too_long_or_empty_are_cut_alike(tmp_path, encoder):
     long = " ".join(["a red cat on the hill"] * 40)
     makes = [lambda **o: make_t5(tmp_path / "t5", **o), lambda **o: make_llama(tmp_path / "llama", **o)]
-    makes.append(lambda **o: make_lite(encoder, **o))
+    makes.append(lambda **o: make_lite_over(encoder, **o))
     for number, make in enumerate(makes):
         generator = make(max_query_tokens=9)
         engine = exported(generator, tmp_path / str(number), encoder=encoder)
@@ -141,7 +120,7 @@ def test_int8_is_close(tmp_path, encoder, family):
     elif family == "llama":
         generator = make_llama(tmp_path)
     else:
-        generator, options = make_lite(encoder, query_vector=False), {"encoder": encoder}
+        generator, options = make_lite_over(encoder, query_vector=False), {"encoder": encoder}
     exact = exported(generator, tmp_path / "exact", **options)
     rounded = exported(generator, tmp_path / "rounded", precision="int8", **options)
     trie = VokenTrie.from_vokens(
@@ -156,7 +135,7 @@ def test_int8_is_close(tmp_path, encoder, family):
 
 
 def test_a_large_memory_is_searched_by_its_nearest_captions_in_int8(tmp_path, encoder, monkeypatch):
-    generator = make_lite(encoder, memory_weight=0.7, memory=300)
+    generator = make_lite_over(encoder, memory_weight=0.7, memory=300)
     whole = exported(generator, tmp_path / "whole", precision="int8", encoder=encoder).query_vectors(TEXTS)
     monkeypatch.setattr("voken.inference.lite.RECALLED", 290)
     nearest = exported(generator, tmp_path / "nearest", precision="int8", encoder=encoder).query_vectors(TEXTS)
@@ -169,8 +148,8 @@ def test_a_large_memory_is_searched_by_its_nearest_captions_in_int8(tmp_path, en
 @pytest.mark.parametrize("precision", ["float32", "int8"])
 def test_a_query_does_not_depend_on_its_batch(tmp_path, encoder, precision):
     """In int8 rows are rounded by themselves; what is left is the order in which attention adds."""
-    engine = exported(make_lite(encoder), tmp_path / "engine", precision=precision, encoder=encoder)
-    trie = VokenTrie.from_vokens(np.random.default_rng(2).integers(0, test_lite.SIZE, (25, 3)), test_lite.SIZE)
+    engine = exported(make_lite_over(encoder), tmp_path / "engine", precision=precision, encoder=encoder)
+    trie = VokenTrie.from_vokens(np.random.default_rng(2).integers(0, SIZE, (25, 3)), SIZE)
     together = beam_search(engine, trie, TEXTS, 6)
     for row, text in enumerate(TEXTS):
         alone = beam_search(engine, trie, [text], 6)
@@ -192,7 +171,7 @@ def test_without_text_vectors_the_remedy_is_named(tmp_path):
 
 
 def test_what_has_no_graph_is_refused(tmp_path):
-    generator = test_lite.make_model()
+    generator = make_lite()
     assert not can_export(generator, None)
     with pytest.raises(ConfigError, match="Search with torch"):
         export_generator(generator, tmp_path / "engine")

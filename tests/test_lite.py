@@ -4,77 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import zlib
 
 import numpy as np
 import pytest
 import torch
 
-from voken.config import GeneratorConfig
+from builders.tiny_lite import (
+    LEVELS,
+    SETTINGS,
+    SIZE,
+    SMALL,
+    WordReader,
+    make_codebooks,
+    make_lite,
+    make_memory,
+)
 from voken.decoding.beam import beam_search
 from voken.decoding.trie import VokenTrie
-from voken.encoders.text_reader import RememberedTexts, TextReader, TextStates
+from voken.encoders.text_reader import RememberedTexts, TextReader
 from voken.errors import ConfigError, CorruptArtifactError
 from voken.generator.interface import Generator
-from voken.generator.lite import CaptionMemory, LiteGenerator
+from voken.generator.lite import LiteGenerator
 
-LEVELS, SIZE, DIM = 3, 5, 8
 TEXTS = ["a red cat", "dog", "two small birds on the hill", "a", "under heavy rain"]
-SMALL = GeneratorConfig(family="lite", width=12, layers=2, heads=3, dropout=0.2, query_vector=True)
-SETTINGS = {
-    "paper": {"query_vector": False},
-    "random rows": {"query_vector": False, "copy_voken_embeddings": False},
-    "query vector": {},
-    "query vector, random rows": {"copy_voken_embeddings": False},
-    "memory": {"memory_weight": 0.7},
-    "one layer, as wide as the codes": {"layers": 1, "width": 8, "heads": 2},
-}
-
-
-class WordReader:
-    """Each word has a state that depends on the word and its place. Behind a text's end stands noise."""
-
-    text_width, dim = 7, DIM
-
-    def __init__(self) -> None:
-        self.noise = torch.Generator().manual_seed(0)
-
-    def read_texts(self, texts, *, max_tokens):
-        words = [text.split()[:max_tokens] for text in texts]
-        longest = max(map(len, words), default=0)
-        tokens = torch.randn(len(texts), longest, self.text_width, generator=self.noise) * 100
-        mask = torch.zeros(len(texts), longest, dtype=torch.bool)
-        for row, text in enumerate(words):
-            for place, word in enumerate(text):
-                tokens[row, place] = draw(f"{word} {place}", self.text_width)
-                mask[row, place] = True
-        vectors = torch.stack([draw(text, self.dim) for text in texts])
-        return TextStates(tokens, mask, torch.nn.functional.normalize(vectors, dim=-1))
-
-
-def draw(name: str, size: int) -> torch.Tensor:
-    return torch.randn(size, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
-
-
-def make_codebooks(*, shared: bool = False) -> np.ndarray:
-    codebooks = np.random.default_rng(5).normal(size=(LEVELS, SIZE, DIM)).astype(np.float32)
-    return np.repeat(codebooks[:1], LEVELS, 0) if shared else codebooks
-
-
-def make_memory(own: dict[str, np.ndarray] | None = None) -> CaptionMemory:
-    random = np.random.default_rng(6)
-    vectors, pictures = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in random.normal(size=(2, 4, DIM)))
-    return CaptionMemory(list("wxyz"), vectors.astype(np.float32), pictures.astype(np.float32), own or {})
-
-
-def make_model(*, shared: bool = False, **settings) -> LiteGenerator:
-    torch.manual_seed(1)
-    model = LiteGenerator(WordReader(), make_codebooks(shared=shared), dataclasses.replace(SMALL, **settings))
-    for weight in model.parameters():  # away from the start, where much is zero or one
-        weight.data.add_(torch.randn(weight.shape) * 0.3)
-    if model.config.memory_weight:
-        model.memorize(make_memory())
-    return model.eval()
 
 
 def every_sequence() -> torch.Tensor:
@@ -89,7 +41,7 @@ def sequence_scores(model: LiteGenerator, texts: list[str], sequences: torch.Ten
 
 
 def test_it_is_a_generator_and_its_reader_a_reader():
-    assert isinstance(make_model(), Generator)
+    assert isinstance(make_lite(), Generator)
     assert isinstance(WordReader(), TextReader)
 
 
@@ -97,7 +49,7 @@ def test_it_is_a_generator_and_its_reader_a_reader():
 @pytest.mark.parametrize("name", SETTINGS)
 def test_steps_equal_the_teacher_forced_pass(name, shared):
     """Beams that take any voken and any parent, also one parent twice, see the logits of their own prefix."""
-    model = make_model(shared=shared, **SETTINGS[name])
+    model = make_lite(shared=shared, **SETTINGS[name])
     random = np.random.default_rng(3)
     with torch.no_grad():
         read = model.encode(TEXTS)
@@ -118,7 +70,7 @@ def test_steps_equal_the_teacher_forced_pass(name, shared):
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_level_does_not_see_the_vokens_from_it_on(name):
-    model = make_model(**SETTINGS[name])
+    model = make_lite(**SETTINGS[name])
     sequences = torch.tensor([[[0, 1, 2], [0, 1, 4], [0, 3, 2]]])
     with torch.no_grad():
         logits = model.teacher_forced(model.encode(TEXTS[:1]), sequences)[0]
@@ -129,7 +81,7 @@ def test_a_level_does_not_see_the_vokens_from_it_on(name):
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_search_at_full_width_equals_brute_force(name):
-    model = make_model(**SETTINGS[name])
+    model = make_lite(**SETTINGS[name])
     images = every_sequence()[np.random.default_rng(0).permutation(SIZE**LEVELS)[:60]].numpy()
     trie = VokenTrie.from_vokens(images, SIZE)
     leaves = torch.from_numpy(trie.leaf_vokens(np.arange(trie.sequences))).long()
@@ -141,13 +93,13 @@ def test_search_at_full_width_equals_brute_force(name):
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_probabilities_of_all_sequences_sum_to_one(name):
-    total = np.exp(sequence_scores(make_model(**SETTINGS[name]), TEXTS, every_sequence())).sum(1)
+    total = np.exp(sequence_scores(make_lite(**SETTINGS[name]), TEXTS, every_sequence())).sum(1)
     np.testing.assert_allclose(total, 1, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_query_alone_equals_the_query_in_a_batch(name):
-    model = make_model(**SETTINGS[name])
+    model = make_lite(**SETTINGS[name])
     together = sequence_scores(model, TEXTS, every_sequence())
     for row, text in enumerate(TEXTS):
         np.testing.assert_allclose(sequence_scores(model, [text], every_sequence())[0], together[row], atol=1e-4)
@@ -155,14 +107,14 @@ def test_a_query_alone_equals_the_query_in_a_batch(name):
 
 def test_an_empty_text_has_finite_logits():
     for name in SETTINGS:
-        scores = sequence_scores(make_model(**SETTINGS[name]), ["", "a red cat"], every_sequence())
+        scores = sequence_scores(make_lite(**SETTINGS[name]), ["", "a red cat"], every_sequence())
         assert np.isfinite(scores).all(), name
         np.testing.assert_allclose(np.exp(scores).sum(1), 1, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_saved_model_is_the_same(tmp_path, name):
-    model = make_model(**SETTINGS[name])
+    model = make_lite(**SETTINGS[name])
     model.save(tmp_path)
     loaded = LiteGenerator.load(tmp_path, WordReader())
     assert loaded.config == model.config
@@ -173,7 +125,7 @@ def test_a_saved_model_is_the_same(tmp_path, name):
 
 
 def test_a_damaged_settings_file_is_refused(tmp_path):
-    make_model().save(tmp_path)
+    make_lite().save(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CorruptArtifactError, match=r"config\.json"):
         LiteGenerator.load(tmp_path, WordReader())
@@ -181,7 +133,7 @@ def test_a_damaged_settings_file_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_weight_gets_a_gradient_and_the_codebook_none(name):
-    model = make_model(**SETTINGS[name]).train()
+    model = make_lite(**SETTINGS[name]).train()
     model.teacher_forced(model.encode(TEXTS), every_sequence().expand(len(TEXTS), -1, -1)).log_softmax(-1)[
         ..., 0
     ].sum().backward()
@@ -194,7 +146,7 @@ def test_every_weight_gets_a_gradient_and_the_codebook_none(name):
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_parameter_groups_hold_each_weight_once(name):
-    model = make_model(**SETTINGS[name])
+    model = make_lite(**SETTINGS[name])
     groups = model.parameter_groups()
     held = [id(weight) for group in groups for weight in group["params"]]
     assert len(held) == len(set(held))
@@ -218,7 +170,7 @@ def test_rows_keep_the_codebooks_angles():
 
 def test_query_vector_adds_inner_products_by_hand():
     """Without rows and biases, level 1 is s₁ ⟨W t, e⟩ and level 2 is ⟨s₂ W t − r₂ e₁, e⟩."""
-    model = make_model()
+    model = make_lite()
     model.voken_out.data.zero_()
     model.bias.data.zero_()
     codebooks = make_codebooks().astype(np.float64)
@@ -233,7 +185,7 @@ def test_query_vector_adds_inner_products_by_hand():
 
 
 def test_memory_by_hand_and_without_own_captions_while_they_are_owned():
-    model = make_model(memory_weight=0.7, memory_temperature=0.2)
+    model = make_lite(memory_weight=0.7, memory_temperature=0.2)
     vector = model._reader.read_texts(["dog"], max_tokens=9).vectors[0].double().numpy()
 
     def aim(rows: list[int]) -> np.ndarray:
@@ -254,7 +206,7 @@ def test_memory_by_hand_and_without_own_captions_while_they_are_owned():
 
 
 def test_another_reader_stands_in_while_training():
-    model = make_model()
+    model = make_lite()
     expected = model.encode(TEXTS).aim
     remembered = RememberedTexts(WordReader(), TEXTS, max_tokens=model.config.max_query_tokens)
     model.begin_training(remembered)
@@ -267,7 +219,7 @@ def test_another_reader_stands_in_while_training():
 
 
 def test_dropout_acts_in_training_only():
-    model = make_model()
+    model = make_lite()
     sequence = torch.tensor([[[1, 2, 3]]])
 
     def logits() -> torch.Tensor:
@@ -280,7 +232,7 @@ def test_dropout_acts_in_training_only():
 
 def test_heads_must_divide_the_width():
     with pytest.raises(ConfigError, match=r"generator\.width 12 is not a multiple of generator\.heads 5"):
-        make_model(heads=5)
+        make_lite(heads=5)
 
 
 def test_remembered_texts_are_what_the_reader_reads():

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import builtins
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.processors import TemplateProcessing
 
+from builders.tiny_llama import KINDS, LEVELS, SIZE, WORDS, make_checkpoint, make_codebooks, make_llama
 from voken.decoding.beam import beam_search, beam_search_from_state, score_sequences
 from voken.decoding.trie import VokenTrie
 from voken.errors import ConfigError, CorruptArtifactError, MissingExtraError
@@ -20,57 +16,8 @@ from voken.generator.interface import Generator
 from voken.generator.llama import LlamaStepModel, Lora
 
 torch.set_num_threads(1)
-SENTENCE = "a red blue cat dog on the hill under rain with two small birds picture :"
-WORDS = ["<s>", "</s>", "<unk>", *SENTENCE.split()]
 TEXTS = ["a red cat", "two small birds on the hill under rain", "dog"]
-LEVELS, SIZE = 3, 6
-KINDS = ["tied", "untied"]
 LORAS = [None, Lora(rank=3, alpha=5, dropout=0.1)]
-
-
-def make_checkpoint(folder: Path, kind: str) -> Path:
-    """A tiny random checkpoint with grouped key heads, and a word-level tokenizer without a padding token."""
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(WORDS),
-        hidden_size=24,
-        intermediate_size=20,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=6,
-        bos_token_id=0,
-        eos_token_id=1,
-        tie_word_embeddings=kind == "tied",
-        max_position_embeddings=64,
-    )
-    model = LlamaForCausalLM(config)
-    for name, weight in model.named_parameters():  # the library's own start is too flat to tell beams apart
-        if "norm" not in name:
-            weight.data.normal_(0, 0.4)
-    model.save_pretrained(folder)
-    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
-    ).save_pretrained(folder)
-    return folder
-
-
-def make_codebooks() -> np.ndarray:
-    return np.random.default_rng(5).normal(size=(LEVELS, SIZE, 10)).astype(np.float32)
-
-
-def make_model(folder: Path, kind: str, **options) -> LlamaStepModel:
-    checkpoint = make_checkpoint(folder / "checkpoint", kind)
-    model = LlamaStepModel.from_pretrained(checkpoint, make_codebooks(), **options).eval()
-    for name, weight in model.named_parameters():  # adapters start without effect; give them one
-        if ".lora_B." in name:
-            weight.data.normal_(0, 0.3)
-    return model
 
 
 def make_trie(images: int = 25) -> VokenTrie:
@@ -122,7 +69,7 @@ def plain_log_probs(plain, model: LlamaStepModel, text: str, sequences: np.ndarr
 @pytest.mark.parametrize("lora", LORAS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_search_equals_transformers(tmp_path, kind, lora):
-    model, trie = make_model(tmp_path, kind, lora=lora, separator="picture :"), make_trie()
+    model, trie = make_llama(tmp_path, kind, lora=lora, separator="picture :"), make_trie()
     assert model.vocabulary.tied == (kind == "tied")
     plain = model.to_transformers()
     sequences = trie.leaf_vokens(np.arange(trie.sequences))
@@ -145,7 +92,7 @@ def test_kept_weights_are_the_checkpoints(tmp_path, kind):
     """After the prompt, the checkpoint's own head on our state gives the untouched checkpoint's next word."""
     from transformers import AutoModelForCausalLM
 
-    model = make_model(tmp_path, kind)
+    model = make_llama(tmp_path, kind)
     original = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint").eval()
     with torch.no_grad():
         state = model.encode(TEXTS)
@@ -156,7 +103,7 @@ def test_kept_weights_are_the_checkpoints(tmp_path, kind):
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_teacher_forcing_equals_stepping(tmp_path, shared):
-    model, trie = make_model(tmp_path, "untied", shared=shared, lora=LORAS[1]), make_trie()
+    model, trie = make_llama(tmp_path, "untied", shared=shared, lora=LORAS[1]), make_trie()
     sequences = torch.from_numpy(trie.leaf_vokens(np.arange(7)).astype(np.int64)).expand(len(TEXTS), -1, -1)
     with torch.no_grad():
         state = model.encode(TEXTS)
@@ -181,7 +128,7 @@ def test_one_level_needs_the_prompt_alone(tmp_path):
 
 
 def test_padding_does_not_matter(tmp_path):
-    model, trie = make_model(tmp_path, "untied"), make_trie()
+    model, trie = make_llama(tmp_path, "untied"), make_trie()
     together = beam_search(model, trie, TEXTS, 5)
     for query, text in enumerate(TEXTS):
         alone = beam_search(model, trie, [text], 5)
@@ -191,7 +138,7 @@ def test_padding_does_not_matter(tmp_path):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_the_tokenizers_padding_side_does_not_matter(tmp_path, side):
-    model = make_model(tmp_path, "tied")
+    model = make_llama(tmp_path, "tied")
     model.reader.tokenizer.padding_side = model.reader.tokenizer.truncation_side = side
     tokens = model.reader(TEXTS, torch.device("cpu"))
     assert tokens.tokens[2].tolist() == [0, WORDS.index("dog")] + [0] * 7
@@ -199,7 +146,7 @@ def test_the_tokenizers_padding_side_does_not_matter(tmp_path, side):
 
 
 def test_separator_survives_truncation(tmp_path):
-    model = make_model(tmp_path, "tied", separator="picture :", max_query_tokens=5)
+    model = make_llama(tmp_path, "tied", separator="picture :", max_query_tokens=5)
     tokens = model.reader(["two small birds on the hill", ""], torch.device("cpu"))
     ends = [WORDS.index("picture"), WORDS.index(":")]
     assert tokens.tokens[0].tolist() == [0, WORDS.index("two"), WORDS.index("small"), *ends]
@@ -211,7 +158,7 @@ def test_separator_survives_truncation(tmp_path):
 
 
 def test_prompts_are_read_once_and_shared_by_their_beams(tmp_path):
-    model = make_model(tmp_path, "tied")
+    model = make_llama(tmp_path, "tied")
     rows = []
     model.transformer.layers[0].mlp.register_forward_hook(lambda _, inputs, __: rows.append(inputs[0].shape[:-1]))
     beams = torch.zeros(len(TEXTS), 4, dtype=torch.long)
@@ -227,7 +174,7 @@ def test_prompts_are_read_once_and_shared_by_their_beams(tmp_path):
 @pytest.mark.parametrize("lora", LORAS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_reach_adapters_and_vokens_only(tmp_path, kind, lora):
-    model = make_model(tmp_path, kind, lora=lora).train()
+    model = make_llama(tmp_path, kind, lora=lora).train()
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     vokens = torch.tensor([[0, 1, 2], [3, 4, 5], [1, 1, 1]])
     torch.nn.functional.cross_entropy(model(TEXTS, vokens).flatten(0, 1), vokens.flatten()).backward()
@@ -244,7 +191,7 @@ def test_gradients_reach_adapters_and_vokens_only(tmp_path, kind, lora):
 
 
 def test_training_learns(tmp_path):
-    model, trie = make_model(tmp_path, "untied", lora=Lora(rank=4, dropout=0.0)).train(), make_trie()
+    model, trie = make_llama(tmp_path, "untied", lora=Lora(rank=4, dropout=0.0)).train(), make_trie()
     target = torch.from_numpy(trie.leaf_vokens(np.array([4, 9, 14])).astype(np.int64))
     optimizer = torch.optim.AdamW(model.parameter_groups(), lr=2e-2)
     for _ in range(30):
@@ -261,7 +208,7 @@ def test_saved_model_is_the_same(tmp_path, kind, lora, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     options = {"lora": lora, "shared": kind == "tied", "separator": "picture :", "max_query_tokens": 7}
-    model, trie = make_model(tmp_path, kind, **options), make_trie()
+    model, trie = make_llama(tmp_path, kind, **options), make_trie()
     model.save(tmp_path / "saved")
     mine = beam_search(model, trie, TEXTS, 6)
 
@@ -317,11 +264,11 @@ def test_what_cannot_be_opened_is_said(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="is a gpt2 checkpoint"):
         LlamaStepModel.from_pretrained(tmp_path / "gpt2", make_codebooks())
     with pytest.raises(ConfigError, match="one codebook a level"):
-        make_model(tmp_path, "tied", shared=False).to_transformers()
+        make_llama(tmp_path, "tied", shared=False).to_transformers()
 
 
 def test_damaged_folders_are_named(tmp_path):
-    model, saved = make_model(tmp_path, "tied", lora=LORAS[1]), tmp_path / "saved"
+    model, saved = make_llama(tmp_path, "tied", lora=LORAS[1]), tmp_path / "saved"
     model.save(saved)
     (saved / "adapter.safetensors").unlink()
     with pytest.raises(CorruptArtifactError, match=r"adapter\.safetensors"):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from test_beam import LogProbPrefixModel, NumpyPrefixModel, PrefixModel
+from builders.prefix_models import LogProbPrefixModel, NumpyPrefixModel, PrefixModel
 from voken.decoding.beam import beam_search
 from voken.decoding.merged_trie import merged_trie, places_of
 from voken.decoding.starts import BitStarts, NumberStarts, Starts
@@ -171,7 +171,7 @@ class TreePrefixModel(LogProbPrefixModel):
         read = [(*prefixes[p], v) for p, v in zip(parents[0].tolist(), vokens[0, :beams].tolist(), strict=True)]
         for above, voken in zip(extended.tolist(), vokens[0, beams:].tolist(), strict=True):
             read.append((*read[above], voken))
-        return self.given(np.array([[self.logits(text, prefix) for prefix in read]]))
+        return self.converted(np.array([[self.logits(text, prefix) for prefix in read]]))
 
 
 def test_a_search_that_looks_ahead_finds_the_same():

@@ -291,7 +291,7 @@ def test_what_is_asked_for_once_is_measured_with_the_first_seed(pictures, out, m
 
 
 def test_a_backbone_at_hand_has_its_row(pictures, out, tmp_path):
-    from test_t5 import make_checkpoint
+    from builders.tiny_t5 import make_checkpoint
 
     make_checkpoint(tmp_path / "t5-base", "t5")
     written = reproduce(request(pictures, out, "table6", checkpoints=str(tmp_path)))
@@ -301,12 +301,12 @@ def test_a_backbone_at_hand_has_its_row(pictures, out, tmp_path):
 def test_blip_has_its_rows_and_captions_the_pool_where_it_is_at_hand(pictures, out, tmp_path, monkeypatch):
     from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval
 
-    from test_blip import save
+    from builders.tiny_blip import save_blip
 
     (tmp_path / "blip").mkdir()
     (tmp_path / "writer").mkdir()
-    save(BlipForImageTextRetrieval, tmp_path / "blip")
-    save(BlipForConditionalGeneration, tmp_path / "writer")
+    save_blip(BlipForImageTextRetrieval, tmp_path / "blip")
+    save_blip(BlipForConditionalGeneration, tmp_path / "writer")
     written = reproduce(request(pictures, out, "table2", checkpoints=str(tmp_path)))
     assert "| one-tower, BLIP | 87.6 / 97.7 / 99 |" in written["table2"]
     assert "two-tower, first 50 reranked by BLIP" in written["table2"]

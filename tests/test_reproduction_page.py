@@ -6,8 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from test_cli import draw
-from test_demo_page import Reader
+from builders.drawings import draw
+from builders.html_reader import HtmlReader
 from voken.errors import DataError
 from voken_lab.reproduction.charts import Mark, Point, bars, lines, scatter
 from voken_lab.reproduction.figure5 import pairs_by_vokens
@@ -132,7 +132,7 @@ def folder(tmp_path):
     return out
 
 
-class Page(Reader):
+class Page(HtmlReader):
     """Also the text of each section and of each table cell, by the section's name."""
 
     def __init__(self, path):

@@ -15,24 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from builders.tiny_model import tiny_model
+from builders.tiny_store import entry, new_store
 from voken import artifact
-from voken.collection.store import Entry, FileFacts, SkippedFile, Store
+from voken.collection.store import SkippedFile, Store
 from voken.decoding.trie import VokenTrie
 from voken.errors import ArtifactError, ConfigError, CorruptArtifactError, DataError, StorageError
 from voken.search.searcher import Searcher
-
-
-def new_store(folder, *, vectors=3, levels=2):
-    model = tiny_model(levels=levels)
-    return Store.create(
-        folder, root=folder.parent, fingerprint=model.fingerprint, tokenizer=model.tokenizer, vectors=vectors
-    )
-
-
-def entry(name, sequence=(0, 0), *, vector=(1, 0, 0), metadata="", size=1):
-    facts = FileFacts(size, 2, 3, bytes(range(15)) + b"\0")
-    kept = None if vector is None else np.array(vector, dtype=np.float16)
-    return Entry(name, name, np.array(sequence, dtype=np.int32), kept, facts, metadata)
 
 
 def told(snapshot):
@@ -295,7 +283,7 @@ WRITER = """
     import sys
     import numpy as np
     sys.path.insert(0, sys.argv[2])
-    from test_store import entry
+    from builders.tiny_store import entry
     from pathlib import Path
     from voken.collection.store import Store
     store = Store.open(Path(sys.argv[1]))

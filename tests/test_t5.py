@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.processors import TemplateProcessing
 
+from builders.tiny_t5 import KINDS, LEVELS, SIZE, WORDS, make_checkpoint, make_codebooks, make_t5
 from voken.decoding.beam import beam_search, beam_search_from_state, score_sequences
 from voken.decoding.trie import VokenTrie
 from voken.errors import ArtifactVersionError, ConfigError, CorruptArtifactError
@@ -19,58 +14,7 @@ from voken.generator.interface import Generator
 from voken.generator.t5 import T5StepModel
 
 torch.set_num_threads(1)
-SENTENCE = "a red blue cat dog on the hill under rain with two small birds"
-WORDS = ["<pad>", "</s>", "<unk>", *SENTENCE.split()]
 TEXTS = ["a red cat", "two small birds on the hill under rain", "dog"]
-LEVELS, SIZE = 3, 6
-KINDS = ["t5", "t5 untied gated", "mt5 untied gated", "t5 gated, tied, unscaled"]
-
-
-def make_checkpoint(folder: Path, kind: str, *, d_model: int = 16, seed: int = 0) -> Path:
-    """A tiny random checkpoint as transformers saves it, with a word-level tokenizer."""
-    from safetensors.torch import load_file, save_file
-    from transformers import (
-        MT5Config,
-        MT5ForConditionalGeneration,
-        PreTrainedTokenizerFast,
-        T5Config,
-        T5ForConditionalGeneration,
-    )
-
-    torch.manual_seed(seed)
-    sizes = {"vocab_size": len(WORDS), "d_model": d_model, "d_kv": 5, "d_ff": 24, "num_layers": 2}
-    sizes |= {"num_heads": 3, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1, "dropout_rate": 0.1}
-    if kind != "t5":
-        sizes |= {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
-    if kind.startswith("mt5"):
-        model = MT5ForConditionalGeneration(MT5Config(**sizes))
-    else:
-        model = T5ForConditionalGeneration(T5Config(**sizes))
-    for name, weight in model.named_parameters():  # the library's own start is too flat to tell beams apart
-        if "layer_norm" not in name:
-            weight.data.normal_(0, 0.5)
-    model.save_pretrained(folder)
-    if "untied" in kind:
-        # As the published v1.1, Flan and mT5 files are: a head of its own beside the table of words.
-        weights = load_file(folder / "model.safetensors")
-        weights["lm_head.weight"] = torch.randn(len(WORDS), d_model)
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", eos_token="</s>"
-    ).save_pretrained(folder)
-    return folder
-
-
-def make_codebooks(width: int = 16) -> np.ndarray:
-    return np.random.default_rng(5).normal(size=(LEVELS, SIZE, width)).astype(np.float32)
-
-
-def make_model(folder: Path, kind: str, **options) -> T5StepModel:
-    checkpoint = make_checkpoint(folder / "checkpoint", kind)
-    return T5StepModel.from_pretrained(checkpoint, options.pop("codebooks", make_codebooks()), **options).eval()
 
 
 def make_trie(images: int = 25) -> VokenTrie:
@@ -122,7 +66,7 @@ def plain_log_probs(plain, model: T5StepModel, text: str, sequences: np.ndarray)
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_search_equals_transformers(tmp_path, kind):
-    model, trie = make_model(tmp_path, kind), make_trie()
+    model, trie = make_t5(tmp_path, kind), make_trie()
     plain = model.to_transformers()
     sequences = trie.leaf_vokens(np.arange(trie.sequences))
     everything = beam_search(model, trie, TEXTS, trie.sequences)
@@ -144,7 +88,7 @@ def test_kept_weights_are_the_checkpoints(tmp_path, kind):
     """Logits over words from our decoder, with the checkpoint's own head, are those of the untouched checkpoint."""
     from transformers import AutoModelForSeq2SeqLM
 
-    model = make_model(tmp_path, kind)
+    model = make_t5(tmp_path, kind)
     original = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "checkpoint").eval()
     assert model.vocabulary.tied == ("untied" not in kind)
     inputs = model.reader(["a red dog"], torch.device("cpu"))
@@ -156,7 +100,7 @@ def test_kept_weights_are_the_checkpoints(tmp_path, kind):
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_teacher_forcing_equals_stepping(tmp_path, shared):
-    model, trie = make_model(tmp_path, "t5 untied gated", shared=shared), make_trie()
+    model, trie = make_t5(tmp_path, "t5 untied gated", shared=shared), make_trie()
     sequences = torch.from_numpy(trie.leaf_vokens(np.arange(7)).astype(np.int64)).expand(len(TEXTS), -1, -1)
     with torch.no_grad():
         state = model.encode(TEXTS)
@@ -173,7 +117,7 @@ def test_teacher_forcing_equals_stepping(tmp_path, shared):
 
 def test_a_table_a_level_is_used_at_its_level(tmp_path):
     """With one table a level, swapping rows of a level's table swaps that level's logits and no other's."""
-    model = make_model(tmp_path, "t5 untied gated", shared=False)
+    model = make_t5(tmp_path, "t5 untied gated", shared=False)
     vokens = torch.tensor([[0, 1, 2], [3, 4, 5], [5, 5, 5]])
     with torch.no_grad():
         before = model(TEXTS, vokens)
@@ -187,7 +131,7 @@ def test_a_table_a_level_is_used_at_its_level(tmp_path):
 
 
 def test_padding_does_not_matter(tmp_path):
-    model, trie = make_model(tmp_path, "t5"), make_trie()
+    model, trie = make_t5(tmp_path, "t5"), make_trie()
     together = beam_search(model, trie, TEXTS, 5)
     for query, text in enumerate(TEXTS):
         alone = beam_search(model, trie, [text], 5)
@@ -196,7 +140,7 @@ def test_padding_does_not_matter(tmp_path):
 
 
 def test_a_plain_model_leaves_this_one_as_it_was(tmp_path):
-    model = make_model(tmp_path, "t5")
+    model = make_t5(tmp_path, "t5")
     words = model.config.vocab_size
     assert len(model.to_transformers().lm_head.weight) == len(model.to_transformers().lm_head.weight) == words + SIZE
     assert model.config.vocab_size == words
@@ -206,7 +150,7 @@ def test_a_plain_model_leaves_this_one_as_it_was(tmp_path):
 
 def test_many_queries_are_read_as_one_is(tmp_path):
     """More than are read in one part, lengths mixed."""
-    model = make_model(tmp_path, "t5")
+    model = make_t5(tmp_path, "t5")
     texts = [" ".join(np.random.default_rng(row).choice(WORDS[3:], 1 + row * 7 % 11)) for row in range(40)]
     together = model.prefill(texts)
     for row, text in enumerate(texts):
@@ -218,7 +162,7 @@ def test_many_queries_are_read_as_one_is(tmp_path):
 
 
 def test_queries_are_read_once_and_shared_by_their_beams(tmp_path):
-    model, trie = make_model(tmp_path, "t5"), make_trie()
+    model, trie = make_t5(tmp_path, "t5"), make_trie()
     calls = []
     for block in model.decoder.block:
         block.layer[1].EncDecAttention.k.register_forward_hook(lambda *_: calls.append("k"))
@@ -235,7 +179,7 @@ def test_queries_are_read_once_and_shared_by_their_beams(tmp_path):
 
 
 def test_long_and_empty_queries(tmp_path):
-    model = make_model(tmp_path, "t5", max_query_tokens=4)
+    model = make_t5(tmp_path, "t5", max_query_tokens=4)
     with torch.no_grad():
         long, cut = model.encode(["a red cat on the hill"]), model.encode(["a red cat"])
         torch.testing.assert_close(long.cross_keys[0], cut.cross_keys[0])
@@ -249,7 +193,7 @@ def test_saved_model_is_the_same(tmp_path, kind, shared, monkeypatch):
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    model, trie = make_model(tmp_path, kind, shared=shared, max_query_tokens=5), make_trie()
+    model, trie = make_t5(tmp_path, kind, shared=shared, max_query_tokens=5), make_trie()
     model.save(tmp_path / "saved")
     loaded = T5StepModel.load(tmp_path / "saved")
     assert not loaded.training
@@ -263,7 +207,7 @@ def test_saved_model_is_the_same(tmp_path, kind, shared, monkeypatch):
 
 
 def test_everything_is_trained_once(tmp_path):
-    model = make_model(tmp_path, "mt5 untied gated").train()
+    model = make_t5(tmp_path, "mt5 untied gated").train()
     vokens = torch.tensor([[0, 1, 2], [3, 4, 5], [1, 1, 1]])
     loss = torch.nn.functional.cross_entropy(model(TEXTS, vokens).flatten(0, 1), vokens.flatten())
     loss.backward()
@@ -276,7 +220,7 @@ def test_everything_is_trained_once(tmp_path):
 
 
 def test_training_learns(tmp_path):
-    model, trie = make_model(tmp_path, "t5", dropout=0.0).train(), make_trie()
+    model, trie = make_t5(tmp_path, "t5", dropout=0.0).train(), make_trie()
     target = torch.from_numpy(trie.leaf_vokens(np.array([4, 9, 14])).astype(np.int64))
     optimizer = torch.optim.AdamW(model.parameter_groups(), lr=1e-2)
     for _ in range(40):
@@ -287,7 +231,7 @@ def test_training_learns(tmp_path):
 
 
 def test_dropout_replaces_the_checkpoints(tmp_path):
-    model = make_model(tmp_path, "t5", dropout=0.45)
+    model = make_t5(tmp_path, "t5", dropout=0.45)
     rates = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
     assert rates == {0.45}
     assert model.config.dropout_rate == 0.45
@@ -297,7 +241,7 @@ def test_dropout_replaces_the_checkpoints(tmp_path):
 def test_voken_rows_keep_the_codebooks_angles(tmp_path, width):
     """An orthonormal map and one scale keep the angles between rows, except onto a narrower space."""
     codebooks = make_codebooks(width)
-    model = make_model(tmp_path, "t5 untied gated", codebooks=codebooks, shared=False)
+    model = make_t5(tmp_path, "t5 untied gated", codebooks=codebooks, shared=False)
     words = model.encoder.embed_tokens.weight.detach().square().mean(dtype=torch.float64) ** 0.5
     for level in range(LEVELS):
         rows = model.vocabulary.embeddings[level].detach().numpy()
@@ -353,7 +297,7 @@ def test_another_architecture_is_refused(tmp_path):
 
 
 def test_damaged_folders_are_named(tmp_path):
-    model = make_model(tmp_path, "t5")
+    model = make_t5(tmp_path, "t5")
     saved = tmp_path / "saved"
     with pytest.raises(CorruptArtifactError, match=r"generator\.json"):
         T5StepModel.load(saved)
