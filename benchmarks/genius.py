@@ -122,7 +122,7 @@ class Trial:
     def _tokenizer(self, config: TokenizerConfig) -> ImageTokenizer:
         if config not in self._tokenizers:
             prepared = self._arena.prepared
-            train, validation = prepared.train.paired(), prepared.validation.paired()
+            train, validation = prepared.train.paired_vectors(), prepared.validation.paired_vectors()
             self._tokenizers[config], _ = train_tokenizer(
                 train, validation, config, seed=self._arena.seed, device=prepared.device
             )

@@ -35,7 +35,9 @@ from voken.search.confidence import (
     wilson_lower,
 )
 from voken.search.searcher import Searcher
-from voken.training.fit import fit, side_of, validation_answers, with_calibration
+from voken.training.choose import validation_answers, with_calibration
+from voken.training.fit import fit
+from voken.training.sides import side_of
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 ONE = ReadoutCalibration(

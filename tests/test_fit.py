@@ -17,7 +17,8 @@ from voken.encoders.cache import VectorCache
 from voken.encoders.picture_vectors import picture_vectors
 from voken.errors import ConfigError, CorruptArtifactError, EmptyDataError, ResumeError, SplitLeakError, StorageError
 from voken.model.model import Model
-from voken.training.fit import caption_memory, fit, prepare, side_of, with_made_captions
+from voken.training.fit import fit, prepare
+from voken.training.sides import caption_memory, side_of, with_pool
 from voken_lab.evaluation.benchmark import benchmark
 
 COLOURS = {"red": (230, 30, 30), "green": (30, 200, 40), "blue": (30, 60, 230), "yellow": (240, 220, 40)}
@@ -256,7 +257,7 @@ def test_a_captioners_captions_are_added_beside_those_there(pictures, cache, tmp
     prepared = prepare(read_dataset(pictures), TINY, tmp_path / "work", cache=cache)
     known = prepared.train.captions[3]
     vectors = prepared.train.images[:2]
-    made = with_made_captions(prepared, vectors, [["a new thing", known, "a new thing"], ["another"]])
+    made = with_pool(prepared, vectors, [["a new thing", known, "a new thing"], ["another"]])
     train = made.train
     assert list(train.captions) == [*prepared.train.captions, "a new thing", "another"]
     count = len(prepared.train.captions)

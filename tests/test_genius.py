@@ -17,7 +17,7 @@ from voken.errors import ConfigError, EmptyDataError
 from voken.generator.interface import Generator
 from voken.generator.train import validation_recall
 from voken.image_tokenizer.train import PairedVectors, train_tokenizer
-from voken.training.fit import Side, validation_queries
+from voken.training.sides import Side, validation_queries
 from voken_lab.systems.generative import GenerativeSystem
 from voken_lab.systems.genius import (
     GeniusConfig,
@@ -298,7 +298,7 @@ def make_side(seed: int, captions_from: int, *, shuffled: bool = False) -> Side:
 
 def make_tokenizer(train: Side):
     config = genius_tokenizer(codebook_size=12, levels=2, epochs=3)
-    return train_tokenizer(train.paired(), train.paired(), config, seed=0)[0]
+    return train_tokenizer(train.paired_vectors(), train.paired_vectors(), config, seed=0)[0]
 
 
 def concept_recall(model: GeniusGenerator, tokenizer, side: Side) -> float:

@@ -9,7 +9,7 @@ import torch
 from voken.decoding.trie import VokenTrie
 from voken.encoders.text_reader import TextStates
 from voken.errors import ConfigError, EmptyDataError
-from voken.training.fit import Prepared, Side
+from voken.training.sides import Side, TrainingInputs
 from voken_lab.evaluation.protocol import Conditions, Query, evaluate
 from voken_lab.systems.generative import GenerativeSystem
 from voken_lab.systems.grace import (
@@ -130,7 +130,7 @@ def toy(*, shuffled=False):
         name: Side(images[part], table[part], [str(row) for row in part], np.stack([np.arange(len(part))] * 2, 1), part)
         for name, part in rows.items()
     }
-    prepared = Prepared(VectorReader(table), sides["train"], sides["validation"])
+    prepared = TrainingInputs(VectorReader(table), sides["train"], sides["validation"])
     return prepared, images[140:]
 
 

@@ -210,7 +210,7 @@ def report(
     from voken.errors import EmptyDataError
     from voken.image_tokenizer.report import report as measure
     from voken.model.model import Model
-    from voken.training.fit import side_of
+    from voken.training.sides import side_of
 
     given = read_dataset(dataset, images)
     if split is not None:

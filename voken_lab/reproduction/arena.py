@@ -23,7 +23,8 @@ from voken.encoders.cache import VectorCache
 from voken.encoders.picture_vectors import picture_vectors
 from voken.progress import Progress, no_progress
 from voken.shapes import Float
-from voken.training.fit import Prepared, prepare, with_made_captions
+from voken.training.fit import prepare
+from voken.training.sides import TrainingInputs, with_pool
 from voken_lab.evaluation.protocol import Pool, Query, pool_of, queries_of
 from voken_lab.reproduction.tracks import Track
 
@@ -88,7 +89,7 @@ class Arena:
         return self.dataset.fingerprint
 
     @cached_property
-    def prepared(self) -> Prepared:
+    def prepared(self) -> TrainingInputs:
         """Inductive: nothing of the pool is in it."""
         config = dataclasses.replace(self.config, protocol="inductive")
         made_from = json.dumps([dataclasses.asdict(config.encoder), self.fingerprint])
@@ -96,18 +97,18 @@ class Arena:
         return prepare(self.dataset, config, work, cache=self.cache, progress=self.progress)
 
     @cached_property
-    def transductive(self) -> Prepared:
+    def transductive(self) -> TrainingInputs:
         """The same encoder; the train side also holds the pool's pictures, with captions made for them."""
         if not self.captioner:
-            return with_made_captions(self.prepared, self.vectors)
+            return with_pool(self.prepared, self.vectors)
         from voken_lab.systems.blip import BlipCaptioner
 
         pictures = [open_image(image.path) for image in self.images]
         captioner = BlipCaptioner.from_pretrained(self.captioner)
         made = captioner.caption(pictures, captions_each=5, seed=self.seed, progress=self.progress)
-        return with_made_captions(self.prepared, self.vectors, made)
+        return with_pool(self.prepared, self.vectors, made)
 
-    def prepared_for(self, protocol: str) -> Prepared:
+    def prepared_for(self, protocol: str) -> TrainingInputs:
         """By the name of a protocol."""
         return self.transductive if protocol == "transductive" else self.prepared
 

@@ -27,7 +27,8 @@ from voken.model.model import Model, text_reader
 from voken.search.confidence import Readout
 from voken.search.searcher import Searcher, load_model
 from voken.shapes import Float, Int
-from voken.training.fit import Prepared, Side, fit_stages
+from voken.training.fit import fit_stages
+from voken.training.sides import Side, TrainingInputs
 from voken_lab.evaluation.protocol import SearchSystem
 from voken_lab.reproduction.arena import Arena
 from voken_lab.systems.cross_encoder import CrossEncoderConfig, CrossEncoderScorer, MatchingPairs, train_cross_encoder
@@ -176,8 +177,8 @@ def genius(arena: Arena, order: Order) -> Iterator[Contestant]:
     prepared = arena.prepared_for(order.protocol)
     train, validation = prepared.train, prepared.validation
     tokenizer, _ = train_tokenizer(
-        train.paired(),
-        validation.paired(),
+        train.paired_vectors(),
+        validation.paired_vectors(),
         tokenizer_settings,
         seed=arena.seed,
         device=prepared.device,
@@ -304,7 +305,7 @@ def one_tower(arena: Arena, order: Order) -> Iterator[Contestant]:
 
     config = _cross_encoder_settings(order)
     trained = train_cross_encoder(
-        prepared.remembered(config.max_tokens) or text_reader(encoder),
+        prepared.caption_reader(config.max_tokens) or text_reader(encoder),
         pairs(arena.dataset.split("train"), prepared.train),
         config,
         seed=arena.seed,
@@ -356,7 +357,7 @@ def _fitted(arena: Arena, order: Order, name: str, *, reranks: bool = True) -> C
 
     `reranks`: see `fit_stages`.
     """
-    prepared: Prepared = arena.prepared_for(order.protocol)
+    prepared: TrainingInputs = arena.prepared_for(order.protocol)
     folder = order.work / "model"
     if folder.exists():
         model = Model.load(folder)

@@ -130,7 +130,11 @@ def _model(arena: Arena, work: Path) -> Path:
         prepared, config = arena.prepared, arena.config
         short = dataclasses.replace(config.tokenizer, epochs=0)
         tokenizer, _ = train_tokenizer(
-            prepared.train.paired(), prepared.validation.paired(), short, seed=arena.seed, progress=arena.progress
+            prepared.train.paired_vectors(),
+            prepared.validation.paired_vectors(),
+            short,
+            seed=arena.seed,
+            progress=arena.progress,
         )
         generator = make_generator(prepared, tokenizer, config)
         search = dataclasses.replace(config.search, voken_weight=0.0, vector_weight=0.0)

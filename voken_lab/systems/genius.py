@@ -37,7 +37,7 @@ from voken.image_tokenizer.model import ImageTokenizer
 from voken.image_tokenizer.train import PairedVectors
 from voken.progress import Progress, no_progress
 from voken.shapes import Float, Int
-from voken.training.fit import Side, validation_queries
+from voken.training.sides import Side, validation_queries
 
 _PAIR = "\0pair "
 """What a text begins with that stands for a training pair; no caption does."""
@@ -349,7 +349,7 @@ def train_genius(
     numbered = np.stack([train.pairs[:, 0], np.arange(len(texts))], 1)
     pairs = VokenPairs(texts, tokenizer.encode(train.images), train.concepts, numbered)
     queries = validation_queries(validation, tokenizer.encode(validation.images), seed)
-    generator.begin_training(train.paired(), RememberedVectors(encoder, validation.captions, validation.texts))
+    generator.begin_training(train.paired_vectors(), RememberedVectors(encoder, validation.captions, validation.texts))
     history = train_generator(
         generator, pairs, queries, config.training(), seed=seed, checkpoints=checkpoints, progress=progress
     )

@@ -38,7 +38,7 @@ from voken.image_tokenizer.quantizer import kmeans, nearest
 from voken.model.model import text_reader
 from voken.progress import Progress, no_progress
 from voken.shapes import Float, Int
-from voken.training.fit import Prepared, validation_queries
+from voken.training.sides import TrainingInputs, validation_queries
 
 Scheme = Literal["numeric", "string", "semantic", "structured", "atomic"]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
@@ -185,7 +185,7 @@ def picture_text(picture: int) -> str:
 
 
 def train_grace(
-    prepared: Prepared,
+    prepared: TrainingInputs,
     pool: Float[np.ndarray, "pool dim"],
     scheme: Scheme,
     settings: GeneratorConfig,
@@ -215,7 +215,7 @@ def train_grace(
     books = np.zeros((made.sequences.shape[1], made.codebook_size, pool.shape[1]), np.float32)
     torch.manual_seed(seed)
     generator = LiteGenerator(text_reader(prepared.encoder), books, settings)
-    known = prepared.remembered(settings.max_query_tokens) or text_reader(prepared.encoder)
+    known = prepared.caption_reader(settings.max_query_tokens) or text_reader(prepared.encoder)
     generator.begin_training(PictureReader(known, world))
     held_out = made.sequences[len(train.images) : len(train.images) + len(validation.images)]
     queries = validation_queries(validation, held_out, seed)

@@ -1,0 +1,191 @@
+"""The train and the validation side of a data set as the two stages see them: vectors and which caption is whose.
+
+This module trains nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from voken.data.captions import CaptionedImage, Dataset
+from voken.data.skipped import Skipped
+from voken.data.splits import check_disjoint, one_per_concept, split_by_concept
+from voken.encoders import Encoder
+from voken.encoders.text_reader import RememberedTexts
+from voken.errors import EmptyDataError
+from voken.generator.lite import CaptionMemory
+from voken.generator.pairs import ValidationQueries
+from voken.image_tokenizer.train import PairedVectors
+from voken.model.model import text_reader
+from voken.shapes import Float, Int
+
+_VALIDATION_QUERIES = 1000
+_TOKEN_STATE_BYTES = 2 << 30
+"""Most memory that the token states of the training captions may take."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a split: vectors of pictures and captions, and which caption belongs to which picture."""
+
+    images: Float[np.ndarray, "images dim"]
+    texts: Float[np.ndarray, "texts dim"]
+    captions: Sequence[str]
+    pairs: Int[np.ndarray, "pairs 2"]
+    """Rows (picture, caption)."""
+    concepts: Int[np.ndarray, " images"]
+
+    def paired_vectors(self) -> PairedVectors:
+        """The part that stage 1 is trained on."""
+        return PairedVectors(self.images, self.texts, self.pairs)
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """The encoder and both sides of the split, from which the two stages start."""
+
+    encoder: Encoder
+    train: Side
+    validation: Side
+    skipped: tuple[Skipped, ...] = ()
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    _readers: dict[int, RememberedTexts | None] = field(default_factory=dict, repr=False)
+
+    def caption_reader(self, max_tokens: int) -> RememberedTexts | None:
+        """A reader that holds the token states of all training captions, or None if they take too much memory.
+
+        The frozen encoder then reads each caption only once for all runs.
+        """
+        if max_tokens not in self._readers:
+            reader = text_reader(self.encoder)
+            captions = self.train.captions
+            longest = max((len(caption.split()) for caption in captions), default=0)
+            tokens = min(max_tokens, 2 * longest + 2)
+            fits = len(captions) * tokens * reader.text_width * 2 <= _TOKEN_STATE_BYTES
+            self._readers[max_tokens] = RememberedTexts(reader, captions, max_tokens=max_tokens) if fits else None
+        return self._readers[max_tokens]
+
+
+def split_sides(dataset: Dataset, seed: int) -> tuple[Dataset, Dataset]:
+    """The train and the validation pictures; validation holds one picture per concept.
+
+    A data set without a validation split gets one: a tenth of the training concepts, drawn by `seed`. Raises
+    `EmptyDataError` without captions and `SplitLeakError` if a concept is on two sides.
+    """
+    if not any(image.captions for image in dataset.images):
+        raise EmptyDataError(
+            f"{dataset.root}: no picture has a caption, so there is nothing to train on. Give captions in "
+            "metadata.jsonl, or index the pictures with a model that is already trained."
+        )
+    if "validation" not in {image.split for image in dataset.images}:
+        seen = replace(dataset, images=tuple(image for image in dataset.images if image.split in ("", "train")))
+        held_out = tuple(image for image in dataset.images if image.split == "test")
+        drawn = split_by_concept(seen, seed=seed, fractions=(0.9, 0.1, 0.0))
+        dataset = replace(dataset, images=(*drawn.images, *held_out))
+    check_disjoint(dataset)
+    return dataset.split("train"), one_per_concept(dataset.split("validation"), seed)
+
+
+def side_of(
+    images: Sequence[CaptionedImage], vectors: Float[np.ndarray, "images dim"], encode_texts: Callable[..., Any]
+) -> Side:
+    """The side that `images` with these vectors make. Each distinct caption is encoded once."""
+    captions = list(dict.fromkeys(caption for image in images for caption in image.captions))
+    row_of = {caption: row for row, caption in enumerate(captions)}
+    pairs = [(row, row_of[caption]) for row, image in enumerate(images) for caption in dict.fromkeys(image.captions)]
+    concepts = {concept: row for row, concept in enumerate(dict.fromkeys(image.concept for image in images))}
+    texts = encode_texts(captions) if captions else np.zeros((0, vectors.shape[1]), np.float32)
+    return Side(
+        vectors,
+        texts,
+        captions,
+        np.array(pairs, np.int64).reshape(-1, 2),
+        np.array([concepts[image.concept] for image in images], np.int64),
+    )
+
+
+def with_pool(
+    inputs: TrainingInputs,
+    pool: Float[np.ndarray, "pool dim"],
+    captions: Sequence[Sequence[str]] | None = None,
+    *,
+    per_picture: int = 5,
+) -> TrainingInputs:
+    """The transductive protocol: train also on the pictures `pool`, with generated captions.
+
+    `captions` holds a few captions per picture, written by a captioner (see `voken_lab.systems.blip`), as in the
+    official code. If it is None, each picture gets the `per_picture` training captions nearest to it. Every picture
+    of the pool is a concept of its own. The encoder is not trained again.
+    """
+    train = inputs.train
+    if captions is None:
+        used = np.unique(train.pairs[:, 1])
+        similarity = pool @ train.texts[used].T
+        nearest = used[np.argsort(-similarity, axis=1, kind="stable")[:, :per_picture]]
+        added = [(row, caption) for row, rows in enumerate(nearest.tolist()) for caption in rows]
+        texts, all_captions = train.texts, list(train.captions)
+    else:
+        row_of = {caption: row for row, caption in enumerate(train.captions)}
+        for caption in (caption for written in captions for caption in written):
+            row_of.setdefault(caption, len(row_of))
+        added = [(row, row_of[caption]) for row, written in enumerate(captions) for caption in dict.fromkeys(written)]
+        all_captions = list(row_of)
+        new = all_captions[len(train.captions) :]
+        texts = np.concatenate([train.texts, inputs.encoder.encode_texts(new)]) if new else train.texts
+    pairs = np.array(added, np.int64).reshape(-1, 2)
+    pairs[:, 0] += len(train.images)
+    extended = Side(
+        images=np.concatenate([train.images, pool]),
+        texts=texts,
+        captions=all_captions,
+        pairs=np.concatenate([train.pairs, pairs]),
+        concepts=np.concatenate([train.concepts, train.concepts.max() + 1 + np.arange(len(pool))]),
+    )
+    return replace(inputs, train=extended, _readers={})
+
+
+def caption_memory(train: Side, codes: Float[np.ndarray, "images e"], *, size: int, seed: int) -> CaptionMemory:
+    """The training captions (at most `size`, drawn by `seed`), each with the mean code of its pictures."""
+    used = np.unique(train.pairs[:, 1])
+    if len(used) > size:
+        used = np.sort(np.random.default_rng(seed).choice(used, size, replace=False))
+    row_of = np.full(len(train.captions), -1)
+    row_of[used] = np.arange(len(used))
+    pairs = train.pairs[row_of[train.pairs[:, 1]] >= 0]
+    pictures = np.zeros((len(used), codes.shape[1]), np.float32)
+    np.add.at(pictures, row_of[pairs[:, 1]], codes[pairs[:, 0]])
+    pictures /= np.linalg.norm(pictures, axis=1, keepdims=True).clip(1e-12)
+    rows_of_concept: dict[int, set[int]] = {}
+    for picture, caption in pairs:
+        rows_of_concept.setdefault(int(train.concepts[picture]), set()).add(int(row_of[caption]))
+    hidden: dict[str, set[int]] = {}
+    for picture, caption in train.pairs:
+        rows = rows_of_concept.get(int(train.concepts[picture]), set())
+        hidden.setdefault(train.captions[caption], set()).update(rows)
+    return CaptionMemory(
+        [train.captions[caption] for caption in used],
+        train.texts[used],
+        pictures,
+        {text: np.array(sorted(rows), np.int64) for text, rows in hidden.items()},
+    )
+
+
+def query_rows(validation: Side, seed: int) -> Int[np.ndarray, " captions"]:
+    """At most a thousand captions of the validation pictures, drawn by `seed`, in ascending order."""
+    rows = np.unique(validation.pairs[:, 1])
+    if len(rows) > _VALIDATION_QUERIES:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, _VALIDATION_QUERIES, replace=False))
+    return rows
+
+
+def validation_queries(validation: Side, vokens: Int[np.ndarray, "images M"], seed: int) -> ValidationQueries:
+    """The captions of `query_rows` as queries over the validation pictures."""
+    rows = query_rows(validation, seed)
+    pairs = validation.pairs[np.isin(validation.pairs[:, 1], rows)]
+    relevant = np.stack([np.searchsorted(rows, pairs[:, 1]), pairs[:, 0]], 1)
+    return ValidationQueries([validation.captions[row] for row in rows], vokens, relevant)
