@@ -36,8 +36,7 @@ from voken.artifact import is_artifact, write_json
 from voken.collection.snapshot import Snapshot
 from voken.config import SearchConfig, preset
 from voken.data.captions import Dataset, read_dataset
-from voken.encoders.cache import VectorCache
-from voken.encoders.picture_vectors import picture_vectors
+from voken.encoders.cache import VectorCache, picture_vectors
 from voken.model.model import Model
 from voken.search.searcher import Searcher
 from voken.shapes import Float32

@@ -117,8 +117,7 @@ def drawn(
 
 def synthetic(draw: str, vokens: Int32[np.ndarray, "pictures levels"], codebook_size: int, rounds: int) -> Row:
     """Build, save in a temporary folder, open."""
-    from voken.collection.base import Base
-    from voken.collection.number_column import NumberColumn
+    from voken.collection.base import Base, NumberColumn
     from voken.collection.store import Store
 
     seconds, trie = built(vokens, codebook_size, rounds)

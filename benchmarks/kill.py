@@ -33,11 +33,10 @@ from typing import Any
 
 import numpy as np
 
-from voken.collection.base import FACTS, Base, Lookup, column
+from voken.collection.base import FACTS, Base, Lookup, TextColumn, column
 from voken.collection.doctor import examine
 from voken.collection.snapshot import Snapshot
 from voken.collection.store import Entry, FileFacts, Store
-from voken.collection.text_column import TextColumn
 from voken.decoding.beam import beam_search_from_state
 from voken.decoding.nearest import NearestSequences
 from voken.decoding.trie import VokenTrie

@@ -41,8 +41,7 @@ from voken.artifact import write_json
 from voken.cli.app import use_threads
 from voken.collection.snapshot import Snapshot
 from voken.data.captions import Dataset, read_dataset
-from voken.encoders.cache import VectorCache
-from voken.encoders.picture_vectors import picture_vectors
+from voken.encoders.cache import VectorCache, picture_vectors
 from voken.errors import ConfigError, EmptyDataError
 from voken.model.model import Model
 from voken.search.confidence import HITS, Calibration, Readout, ReadoutCalibration

@@ -49,8 +49,7 @@ from decoding import Workload, make_generator, query_texts
 from index_size import DRAWS, drawn
 
 from voken.artifact import write_json
-from voken.collection.base import Base
-from voken.collection.number_column import NumberColumn
+from voken.collection.base import Base, NumberColumn
 from voken.collection.snapshot import Origin, Snapshot
 from voken.collection.store import Store
 from voken.config import SearchConfig

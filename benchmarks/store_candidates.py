@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from voken.collection.text_column import TextColumn
+from voken.collection.base import TextColumn
 from voken.shapes import Int64, UInt32
 
 if TYPE_CHECKING:

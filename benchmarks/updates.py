@@ -125,7 +125,7 @@ def fill(store: Store, wanted: int, seed: int) -> None:
         done = len(snapshot)
         entries = copies(store, snapshot, min(missing, 20_000), random)
         named = [dataclasses.replace(one, image_id=f"fill/{done + place}") for place, one in enumerate(entries)]
-        store.commit([dataclasses.replace(one, name=one.image_id) for one in named])
+        store.commit([dataclasses.replace(one, stored_path=one.image_id) for one in named])
         store.compact()
 
 

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builders.tiny_model import COLOURS, ColourEncoder, paint, paint_many, tiny_model
+from voken.collection.base import TextColumn
 from voken.collection.indexing import create_collection
-from voken.collection.snapshot import refuse_twice
+from voken.collection.snapshot import refuse_repeats
 from voken.collection.store import Store
-from voken.collection.text_column import TextColumn
 from voken.data.captions import CaptionedImage, Dataset, read_dataset
 from voken.encoders.cache import VectorCache
 from voken.errors import (
@@ -103,7 +103,7 @@ def test_only_bad_pictures_are_no_collection(tmp_path):
 def test_ids_that_stand_twice_are_refused(tmp_path):
     path = paint(tmp_path / "a.png", (1, 2, 3))
     twice = Dataset("d", tmp_path, (CaptionedImage("same", path), CaptionedImage("same", path)))
-    with pytest.raises(DataError, match="'same' stands twice"):
+    with pytest.raises(DataError, match="'same' occurs twice"):
         create_collection(tmp_path / "c", twice, tiny_model())
 
 
@@ -208,10 +208,10 @@ def test_ids_that_are_numbers_and_paths_that_are_not_ids(tmp_path):
 
 def test_an_id_that_stands_twice_is_found_among_many():
     ids = [f"p{place}" for place in range(5000)]
-    refuse_twice(ids)
-    refuse_twice([])
-    with pytest.raises(DataError, match="'p77' stands twice"):
-        refuse_twice([*ids, "p77"])
+    refuse_repeats(ids)
+    refuse_repeats([])
+    with pytest.raises(DataError, match="'p77' occurs twice"):
+        refuse_repeats([*ids, "p77"])
 
 
 def test_opening_needs_no_pictures_no_model_and_no_torch(tmp_path):

@@ -13,8 +13,7 @@ from PIL import Image
 
 from voken.config import RunConfig, preset
 from voken.data.captions import read_dataset
-from voken.encoders.cache import VectorCache
-from voken.encoders.picture_vectors import picture_vectors
+from voken.encoders.cache import VectorCache, picture_vectors
 from voken.errors import ConfigError, CorruptArtifactError, EmptyDataError, ResumeError, SplitLeakError, StorageError
 from voken.model.model import Model
 from voken.training.fit import fit, prepare
@@ -134,7 +133,7 @@ torch.set_num_threads(1)
 from voken.config import RunConfig
 from voken.data.captions import read_dataset
 from voken.encoders.cache import VectorCache
-from voken.encoders.picture_vectors import picture_vectors
+from voken.encoders.cache import picture_vectors
 from voken.training.fit import fit
 import json
 def kill(what, done, total):

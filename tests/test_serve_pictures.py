@@ -436,7 +436,7 @@ def test_one_compaction_at_a_time_and_none_in_the_way_of_closing(served, monkeyp
 
 
 def test_compaction_happens_and_changes_no_answer(served, monkeypatch):
-    monkeypatch.setattr("voken.collection.store._LEAST_COMPACTED", 1)
+    monkeypatch.setattr("voken.collection.store._MIN_CHANGES", 1)
     with served.client() as client:
         for place in range(2):
             client.delete(f"/pictures/p00{place}.png", headers=TOKEN)

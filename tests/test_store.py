@@ -146,7 +146,7 @@ def test_nothing_is_changed_by_what_is_refused(tmp_path):
     store = new_store(tmp_path / "c")
     store.commit([entry("a")])
     before = store.snapshot()
-    with pytest.raises(DataError, match="'b' stands twice"):
+    with pytest.raises(DataError, match="'b' occurs twice"):
         store.commit([entry("b"), entry("b")])
     with pytest.raises(ConfigError, match=r"\[9, 0\] is no sequence of 2 vokens of 4"):
         store.commit([entry("b"), entry("c", (9, 0))])
@@ -168,8 +168,8 @@ def test_skipped_files_are_remembered_until_they_are_pictures(tmp_path):
 def test_a_second_writer_waits_and_readers_do_not(tmp_path, monkeypatch):
     store = new_store(tmp_path / "c")
     store.commit([entry("a")])
-    monkeypatch.setattr("voken.database.WAIT_SECONDS", 0.05)
-    with store._writing():
+    monkeypatch.setattr("voken.artifact.WAIT_SECONDS", 0.05)
+    with store._transaction():
         assert list(told(Store.open(tmp_path / "c").snapshot())) == ["a"]
         with pytest.raises(StorageError, match="another process kept it locked"):
             Store.open(tmp_path / "c").commit([entry("b")])
@@ -194,7 +194,7 @@ def test_a_compaction_removes_no_base_of_another(tmp_path, monkeypatch):
     """Between the end of one and its sweeping another process changes and compacts the collection again."""
     first, second = new_store(tmp_path / "c"), Store.open(tmp_path / "c")
     first.commit([entry("a")])
-    writing = first._writing
+    writing = first._transaction
 
     @contextmanager
     def writing_and_then_another():
@@ -203,7 +203,7 @@ def test_a_compaction_removes_no_base_of_another(tmp_path, monkeypatch):
         second.commit([entry("b")])
         second.compact()
 
-    monkeypatch.setattr(first, "_writing", writing_and_then_another)
+    monkeypatch.setattr(first, "_transaction", writing_and_then_another)
     assert first.compact()
     assert sorted(told(Store.open(tmp_path / "c").snapshot(verify=True))) == ["a", "b"]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from voken import database
+from voken import artifact
 from voken.encoders.cache import FILE, VectorCache
 from voken.errors import ArtifactVersionError, ConfigError, CorruptArtifactError, StorageError
 
@@ -185,7 +185,7 @@ def test_a_full_disk_is_told_and_what_was_there_is_kept(cache, paths, monkeypatc
         return connection
 
     connect = sqlite3.connect
-    monkeypatch.setattr(database.sqlite3, "connect", small_disk)
+    monkeypatch.setattr(artifact.sqlite3, "connect", small_disk)
     with pytest.raises(StorageError, match=r"vectors\.sqlite3.*full.*Free some space"):
         cache.put_many("one", [str(n) for n in range(50)], np.zeros((50, 500), np.float32))
     monkeypatch.undo()
@@ -194,7 +194,7 @@ def test_a_full_disk_is_told_and_what_was_there_is_kept(cache, paths, monkeypatc
 
 
 def test_a_locked_cache_is_told(cache, monkeypatch):
-    monkeypatch.setattr(database, "WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(artifact, "WAIT_SECONDS", 0.01)
     holder = sqlite3.connect(cache.path, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     with pytest.raises(StorageError, match="another process"):

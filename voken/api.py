@@ -305,11 +305,11 @@ class Collection:
 
     def remove(self, ids: Sequence[str] = (), *, paths: Sequence[str | Path] = ()) -> Change:
         """Remove pictures in one transaction; their files stay. Those that are not there are passed over."""
-        from voken.collection.snapshot import relative_name
+        from voken.collection.snapshot import stored_path
 
         snapshot = self._store.snapshot()
-        named = [relative_name(Path(path), snapshot.root) for path in paths]
-        done = self._store.commit(remove=[*ids, *snapshot.ids_of_names(named)])
+        named = [stored_path(Path(path), snapshot.root) for path in paths]
+        done = self._store.commit(remove=[*ids, *snapshot.ids_of_paths(named).values()])
         self._searcher.refresh()
         return Change(done.version, removed=done.removed)
 

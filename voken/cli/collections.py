@@ -164,7 +164,7 @@ def remove(
     as_json: AsJson = False,
 ) -> None:
     """Remove pictures from a collection. Their files stay; `voken index` adds those of its folder again."""
-    from voken.collection.snapshot import relative_name
+    from voken.collection.snapshot import stored_path
     from voken.collection.store import Store
 
     store = Store.open(collection)
@@ -173,7 +173,7 @@ def remove(
     for name in names:
         path = Path(name)
         found = [name] if snapshot.find(name) is not None else []
-        found = found or snapshot.ids_of_names([relative_name(path, snapshot.root)])
+        found = found or list(snapshot.ids_of_paths([stored_path(path, snapshot.root)]).values())
         ids += found
         absent += [] if found else [name]
     done = store.commit(remove=ids)

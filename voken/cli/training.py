@@ -206,7 +206,7 @@ def report(
     captions, the recall that a search over the vokens could reach.
     """
     from voken.data.captions import read_dataset
-    from voken.encoders.picture_vectors import picture_vectors
+    from voken.encoders.cache import picture_vectors
     from voken.errors import EmptyDataError
     from voken.image_tokenizer.report import report as measure
     from voken.model.model import Model

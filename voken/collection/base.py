@@ -1,41 +1,48 @@
-"""A collection's pictures as mapped arrays, as they were when they were last written out in one piece. Immutable.
+"""The pictures of a collection as memory-mapped arrays, as the last compaction wrote them. Immutable.
 
-    base.json            how many pictures, and which of the parts below there are
-    ids.* · paths.*      a text each picture (see `text_column`); no ids where they are 0, 1, 2 …, no paths where they
-                         are the ids
-    lookup.*.npy         hashes of the ids, sorted, and whose they are
-    trie/                the voken sequences and who has them (see `voken.decoding.trie`)
-    vectors.npy          float16 (pictures, dim), only where a rerank by stored vectors is wanted
+    base.json            how many pictures there are, and which of the files below exist
+    ids.* · paths.*      one text per picture (see `TextColumn`); ids are absent if they are 0, 1, 2 …, paths are absent
+                         if they equal the ids
+    lookup.*.npy         the sorted hashes of the ids, and the row of each
+    trie/                the voken sequences and the pictures of each (see `voken.decoding.trie`)
+    vectors.npy          float16 (pictures, dim), only if searches rerank by stored vectors
     files.npy            size, time and content hash of each file, and when the picture was taken
-    metadata.*           a JSON object each picture, where any has one
+    metadata.*           one JSON object per picture, if any picture has one
 
-Opening imports nothing that reads pictures or runs a model, and reads nothing but the headers.
+Opening reads nothing but the headers, and imports nothing that reads pictures or runs a model.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
+from itertools import islice
 from operator import eq
 from pathlib import Path
-from typing import Self
+from typing import Self, overload
 
 import numpy as np
 
 from voken import artifact
-from voken.collection.number_column import NumberColumn
-from voken.collection.text_column import TextColumn
 from voken.decoding.trie import VokenTrie
 from voken.errors import CorruptArtifactError, StorageError
-from voken.shapes import Float16, Int64, Shaped, UInt32, UInt64
+from voken.shapes import Float16, Int64, Shaped, UInt8, UInt32, UInt64
 
 KIND, VERSION = "collection base", 1
 FACTS = np.dtype([("size", "<i8"), ("modified", "<i8"), ("taken", "<i8"), ("hash", "V16")])
 """Bytes; nanoseconds since 1970; seconds since 1970, local time read as UTC; BLAKE2b of the content."""
-_AT_ONCE = 1 << 14
+_ROWS_PER_WRITE = 1 << 14
+_TEXTS_PER_BLOCK = 128
+_CACHED_BLOCKS = 64
+"""About a megabyte."""
+_END_OF_TEXT = b"\xff"
+# a file name may hold bytes that are not UTF-8; Python shows them as lone surrogates, which must survive the round trip
+_SURROGATES = "surrogatepass"
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,73 +50,120 @@ class Base:
     """Row i of every column is picture i."""
 
     ids: TextColumn | NumberColumn
-    names: TextColumn | NumberColumn
-    """Paths, relative to the pictures' folder. `ids` itself where equal."""
+    stored_paths: TextColumn | NumberColumn
+    """Relative to the pictures' folder. The same object as `ids` if the two are equal."""
     trie: VokenTrie
     vectors: Float16[np.ndarray, "pictures dim"] | None = None
     facts: Shaped[np.ndarray, " pictures"] | None = None
-    """Of `FACTS`; None where nobody looked at the files."""
+    """Of type `FACTS`; None if the files were never examined."""
     metadata: TextColumn | None = None
     lookup: Lookup | None = None
-    """None where the ids are numbers."""
+    """None if the ids are numbers."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @classmethod
     def empty(cls, levels: int, codebook_size: int, dim: int = 0) -> Self:
-        """Without pictures; `dim` is the width of the vectors there would be, 0 for none."""
+        """A base without pictures; `dim` is the width of the vectors that pictures would have, 0 for none."""
         vectors = np.zeros((0, dim), np.float16) if dim else None
-        none = TextColumn.of([])
-        return cls(none, none, VokenTrie.empty(levels, codebook_size), vectors, np.zeros(0, FACTS))
+        no_texts = TextColumn.of([])
+        return cls(no_texts, no_texts, VokenTrie.empty(levels, codebook_size), vectors, np.zeros(0, FACTS))
 
     def row_of(self, image_id: str) -> int | None:
-        """Whose id it is."""
+        """The row of the picture with this id, or None."""
         if self.lookup is not None:
             return next((row for row in self.lookup.rows_of(image_id) if self.ids[row] == image_id), None)
         if isinstance(self.ids, NumberColumn):
             number = int(image_id) if image_id.isdecimal() and image_id.isascii() else -1
             return number if 0 <= number < len(self) and str(number) == image_id else None
-        return next((row for row, name in enumerate(self.ids) if name == image_id), None)
+        return next((row for row, other in enumerate(self.ids) if other == image_id), None)
 
     def save(self, folder: Path) -> None:
-        """Write it as the folder `folder`, whole or not at all. Raises `StorageError` where the disk refuses."""
-        vectors = self.vectors
+        """Write it as `folder`, complete or not at all. Raises `StorageError` if the disk refuses."""
         write_base(
             folder,
+            np.arange(len(self)),
             self.ids,
-            self.ids if self.names is self.ids else self.names,
+            self.stored_paths,
             self.trie,
-            None if vectors is None else (lambda rows: vectors[rows], vectors.shape[1]),
+            self.vectors,
             self.facts,
             self.metadata,
         )
 
     @classmethod
     def open(cls, folder: Path, *, verify: bool = False) -> Self:
-        """Map what was written. `verify` reads all of it and compares checksums; otherwise only sizes are.
+        """Map what `save` wrote. `verify` reads every byte and compares checksums; otherwise only sizes are compared.
 
-        Raises `ArtifactError` if there is none, `CorruptArtifactError` where it is not what was written.
+        Raises `ArtifactError` if there is none, `CorruptArtifactError` if the files differ from what was saved.
         """
         artifact.check(folder, kind=KIND, version=VERSION, checksums=verify)
-        described = artifact.read_json(folder / "base.json")
+        header = artifact.read_json(folder / "base.json")
         try:
-            count = int(described["pictures"])
-            ids = NumberColumn(count) if described["ids_are_numbers"] else TextColumn.load(folder, "ids", count)
-            names = ids if described["paths_are_ids"] else TextColumn.load(folder, "paths", count)
+            count = int(header["pictures"])
+            ids = NumberColumn(count) if header["ids_are_numbers"] else TextColumn.load(folder, "ids", count)
+            stored_paths = ids if header["paths_are_ids"] else TextColumn.load(folder, "paths", count)
             trie = VokenTrie.load(folder / "trie")
-            vectors = mapped(folder / "vectors.npy") if described["with_vectors"] else None
-            facts = mapped(folder / "files.npy") if described["with_files"] else None
-            metadata = TextColumn.load(folder, "metadata", count) if described["with_metadata"] else None
-            lookup = None if described["ids_are_numbers"] else Lookup.load(folder)
+            vectors = map_array(folder / "vectors.npy") if header["with_vectors"] else None
+            facts = map_array(folder / "files.npy") if header["with_files"] else None
+            metadata = TextColumn.load(folder, "metadata", count) if header["with_metadata"] else None
+            lookup = None if header["ids_are_numbers"] else Lookup.load(folder)
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptArtifactError(
                 f"{folder / 'base.json'}: is not what was saved there ({error!r}). Make the collection again."
             ) from error
         lengths = {trie.images, *(len(part) for part in (vectors, facts) if part is not None)}
         if lengths != {count}:
-            raise CorruptArtifactError(f"{folder}: its parts are not of one collection. Make the collection again.")
-        return cls(ids, names, trie, vectors, facts, metadata, lookup)
+            raise CorruptArtifactError(f"{folder}: its files are not of one collection. Make the collection again.")
+        return cls(ids, stored_paths, trie, vectors, facts, metadata, lookup)
+
+
+def write_base(
+    folder: Path,
+    rows: Int64[np.ndarray, " pictures"],
+    ids: Sequence[str],
+    stored_paths: Sequence[str],
+    trie: VokenTrie,
+    vectors: Float16[np.ndarray, "all dim"] | AppendedRows | None,
+    facts: Shaped[np.ndarray, " pictures"] | None,
+    metadata: Sequence[str] | None,
+) -> None:
+    """Write what `Base.open` reads. The vector of picture i is `vectors[rows[i]]`; never all are in memory at once.
+
+    Raises `StorageError` if the disk refuses; then nothing is left behind.
+    """
+    numbers = all(map(eq, ids, NumberColumn(len(ids))))
+    with artifact.writing(folder, kind=KIND, version=VERSION) as partial, _disk_full_errors(folder):
+        if not numbers:
+            TextColumn.of(ids).save(partial, "ids")
+            Lookup.of(ids).save(partial)
+        if stored_paths is not ids:
+            TextColumn.of(stored_paths).save(partial, "paths")
+        if vectors is not None:
+            with open(partial / "vectors.npy", "wb") as file:
+                shape = (len(rows), vectors[rows[:1]].shape[1])
+                header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                for start in range(0, len(rows), _ROWS_PER_WRITE):
+                    file.write(np.ascontiguousarray(vectors[rows[start : start + _ROWS_PER_WRITE]], "<f2").data)
+        if facts is not None:
+            np.save(partial / "files.npy", facts, allow_pickle=False)
+        with_metadata = metadata is not None and any(metadata)
+        if with_metadata and metadata is not None:
+            TextColumn.of(metadata).save(partial, "metadata")
+        trie.save(partial / "trie")
+        artifact.write_json(
+            partial / "base.json",
+            {
+                "pictures": len(ids),
+                "ids_are_numbers": numbers,
+                "paths_are_ids": stored_paths is ids,
+                "with_vectors": vectors is not None,
+                "with_files": facts is not None,
+                "with_metadata": with_metadata,
+            },
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +176,7 @@ class Lookup:
 
     @classmethod
     def of(cls, ids: Sequence[str]) -> Self:
-        """Of the ids in order."""
+        """The lookup of ids that are in the order of their rows."""
         hashes = np.fromiter(map(_hash, ids), dtype=np.uint64, count=len(ids))
         order = np.argsort(hashes, kind="stable")
         return cls(hashes[order], order.astype(np.uint32))
@@ -131,80 +185,200 @@ class Lookup:
         """Rows whose id has the same hash: nearly always one or none."""
         wanted = np.uint64(_hash(image_id))
         low, high = self.hashes.searchsorted(wanted, "left"), self.hashes.searchsorted(wanted, "right")
-        found: list[int] = self.rows[low:high].tolist()
-        return found
+        rows: list[int] = self.rows[low:high].tolist()
+        return rows
 
     def save(self, folder: Path) -> None:
-        """Two files."""
+        """Write both arrays into `folder`."""
         np.save(folder / "lookup.hashes.npy", self.hashes, allow_pickle=False)
         np.save(folder / "lookup.rows.npy", self.rows, allow_pickle=False)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Map them."""
-        return cls(mapped(folder / "lookup.hashes.npy"), mapped(folder / "lookup.rows.npy"))
+        """Map what `save` wrote."""
+        return cls(map_array(folder / "lookup.hashes.npy"), map_array(folder / "lookup.rows.npy"))
 
 
-def write_base(
-    folder: Path,
-    ids: Sequence[str],
-    names: Sequence[str],
-    trie: VokenTrie,
-    vectors: tuple[Callable[[Int64[np.ndarray, " rows"]], Float16[np.ndarray, "rows dim"]], int] | None,
-    facts: Shaped[np.ndarray, " pictures"] | None,
-    metadata: Sequence[str] | None,
-) -> None:
-    """Write what `Base.open` reads. `vectors` gives those of some rows, and their width: never all are held at once.
+class _Texts(Sequence[str]):
+    """A sequence of texts whose class says how to read one row."""
 
-    Raises `StorageError` where the disk refuses; then nothing is left behind.
+    def _text(self, row: int) -> str:
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self._text(row) for row in range(*index.indices(len(self)))]
+        row = index + len(self) if index < 0 else index
+        if not 0 <= row < len(self):
+            raise IndexError(f"text {index} of {len(self)}")
+        return self._text(row)
+
+
+class TextColumn(_Texts):
+    """A read-only sequence of short texts, compressed in blocks and memory-mapped. Make one with `of` or `load`.
+
+    Millions of ids open in a millisecond. `NAME.zlib` holds blocks of 128 texts, each text ended by a byte that UTF-8
+    never uses; `NAME.blocks.npy` holds the int64 start of each block, and the end of the last. To read a text costs the
+    unpacking of its block, about 20 µs; the 64 blocks used last are cached.
     """
-    numbers = all(map(eq, ids, NumberColumn(len(ids))))
-    with artifact.writing(folder, kind=KIND, version=VERSION) as partial, _full_disk(folder):
-        if not numbers:
-            TextColumn.of(ids).save(partial, "ids")
-            Lookup.of(ids).save(partial)
-        same = names is ids
-        if not same:
-            TextColumn.of(names).save(partial, "paths")
-        if vectors is not None:
-            rows_of, dim = vectors
-            with open(partial / "vectors.npy", "wb") as file:
-                header = {"descr": "<f2", "fortran_order": False, "shape": (len(ids), dim)}
-                np.lib.format.write_array_header_1_0(file, header)
-                for at in range(0, len(ids), _AT_ONCE):
-                    file.write(np.ascontiguousarray(rows_of(np.arange(at, min(at + _AT_ONCE, len(ids)))), "<f2").data)
-        if facts is not None:
-            np.save(partial / "files.npy", facts, allow_pickle=False)
-        with_metadata = metadata is not None and any(metadata)
-        if with_metadata and metadata is not None:
-            TextColumn.of(metadata).save(partial, "metadata")
-        trie.save(partial / "trie")
-        artifact.write_json(
-            partial / "base.json",
-            {
-                "pictures": len(ids),
-                "ids_are_numbers": numbers,
-                "paths_are_ids": same,
-                "with_vectors": vectors is not None,
-                "with_files": facts is not None,
-                "with_metadata": with_metadata,
-            },
-        )
+
+    def __init__(
+        self, content: UInt8[np.ndarray, " bytes"], starts: Int64[np.ndarray, " blocks+1"], texts: int, name: str = ""
+    ) -> None:
+        self._content = content
+        self._starts = starts
+        self._texts = texts
+        self._name = name
+        self._block = lru_cache(_CACHED_BLOCKS)(self._unpack)
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> Self:
+        """A column of `texts`, in memory."""
+        remaining, count = iter(texts), 0
+        blocks, starts = [], [0]
+        while block := list(islice(remaining, _TEXTS_PER_BLOCK)):
+            plain = b"".join(text.encode("utf-8", _SURROGATES) + _END_OF_TEXT for text in block)
+            blocks.append(zlib.compress(plain, 9))
+            starts.append(starts[-1] + len(blocks[-1]))
+            count += len(block)
+        return cls(np.frombuffer(b"".join(blocks), dtype=np.uint8), np.array(starts, dtype=np.int64), count)
+
+    def save(self, folder: Path, name: str) -> None:
+        """Write both files into `folder`."""
+        (folder / f"{name}.zlib").write_bytes(self._content.data)
+        np.save(folder / f"{name}.blocks.npy", self._starts, allow_pickle=False)
+
+    @classmethod
+    def load(cls, folder: Path, name: str, texts: int) -> Self:
+        """Map the `texts` texts that `save` wrote. Raises `CorruptArtifactError` if the files cannot hold them."""
+        path = folder / f"{name}.zlib"
+        try:
+            starts = np.load(folder / f"{name}.blocks.npy", mmap_mode="r", allow_pickle=False)
+            # an empty file cannot be mapped
+            empty = path.stat().st_size == 0
+            content = np.zeros(0, np.uint8) if empty else np.memmap(path, dtype=np.uint8, mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            raise CorruptArtifactError(f"{path}: cannot be read ({error}). Make the collection again.") from error
+        if (
+            starts.dtype != np.int64
+            or starts.shape != (-(-texts // _TEXTS_PER_BLOCK) + 1,)
+            or starts[-1] != len(content)
+        ):
+            raise CorruptArtifactError(f"{path}: does not fit its blocks. Make the collection again.")
+        return cls(np.asarray(content), np.asarray(starts), texts, str(path))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both arrays."""
+        return self._content.nbytes + self._starts.nbytes
+
+    def __len__(self) -> int:
+        return self._texts
+
+    def __iter__(self) -> Iterator[str]:
+        for block in range(len(self._starts) - 1):
+            for text in self._unpack(block):
+                yield text.decode("utf-8", _SURROGATES)
+
+    def _text(self, row: int) -> str:
+        return self._block(row // _TEXTS_PER_BLOCK)[row % _TEXTS_PER_BLOCK].decode("utf-8", _SURROGATES)
+
+    def _unpack(self, block: int) -> list[bytes]:
+        """Raises `CorruptArtifactError` if the block is not what was written."""
+        expected = min(_TEXTS_PER_BLOCK, self._texts - block * _TEXTS_PER_BLOCK)
+        try:
+            # the zlib format carries a checksum, which is compared here
+            plain = zlib.decompress(self._content[self._starts[block] : self._starts[block + 1]].data)
+        except zlib.error as error:
+            raise CorruptArtifactError(f"{self._name}: is damaged ({error}). Make the collection again.") from error
+        texts = plain.split(_END_OF_TEXT)[:-1]
+        if len(texts) != expected:
+            raise CorruptArtifactError(
+                f"{self._name}: block {block} holds {len(texts)} texts, not {expected}. Make the collection again."
+            )
+        return texts
+
+
+class NumberColumn(_Texts):
+    """The numbers below `count`, as texts "0", "1", "2" …: ids that take no bytes."""
+
+    nbytes = 0
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[str]:
+        return map(str, range(self._count))
+
+    def _text(self, row: int) -> str:
+        return str(row)
+
+
+class AppendedTextColumn(_Texts):
+    """A written column, and the texts added since by row number. A hole holds the empty text."""
+
+    def __init__(self, base: TextColumn | NumberColumn, added: Mapping[int, str]) -> None:
+        self._base, self._added = base, added
+        self._length = max([len(base), *(row + 1 for row in added)])
+        self.nbytes = base.nbytes + sum(map(len, added.values()))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def _text(self, row: int) -> str:
+        return self._base[row] if row < len(self._base) else self._added.get(row, "")
+
+
+@dataclass(frozen=True, eq=False)
+class AppendedRows:
+    """The rows of a written array, and those added since. The added rows start where the written ones end."""
+
+    base: Shaped[np.ndarray, base * row]
+    added: Shaped[np.ndarray, added * row]
+    added_rows: Int64[np.ndarray, " added"]
+    """The row number of each added row, ascending; there may be holes."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both parts."""
+        return self.base.nbytes + self.added.nbytes
+
+    @property
+    def dtype(self) -> np.dtype[np.generic]:
+        """The type of a number."""
+        dtype: np.dtype[np.generic] = self.base.dtype
+        return dtype
+
+    def __getitem__(self, rows: Int64[np.ndarray, " rows"]) -> Shaped[np.ndarray, rows * row]:
+        """The values of rows that exist. The result for a hole is undefined; a row past the end raises IndexError."""
+        rows = np.asarray(rows)
+        values = np.empty((*rows.shape, *self.base.shape[1:]), self.base.dtype)
+        is_base = rows < len(self.base)
+        values[is_base] = self.base[rows[is_base]]
+        values[~is_base] = self.added[self.added_rows.searchsorted(rows[~is_base])]
+        return values
 
 
 def column(texts: Sequence[str]) -> TextColumn | NumberColumn:
-    """In memory, as short as they can be."""
+    """A column of `texts` in memory, as small as it can be."""
     numbers = NumberColumn(len(texts))
     return numbers if all(map(eq, texts, numbers)) else TextColumn.of(texts)
 
 
 def metadata_text(fields: dict[str, object]) -> str:
-    """As it is stored; nothing for no field."""
+    """Metadata as it is stored: a JSON object, or the empty text if there is no field."""
     return json.dumps(fields, ensure_ascii=False, separators=(",", ":")) if fields else ""
 
 
-def mapped(path: Path) -> np.ndarray:
-    """An array as it lies in its file. Raises `CorruptArtifactError`."""
+def map_array(path: Path) -> np.ndarray:
+    """Memory-map a saved array. Raises `CorruptArtifactError`."""
     try:
         array: np.ndarray = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
         return array
@@ -213,12 +387,12 @@ def mapped(path: Path) -> np.ndarray:
 
 
 def _hash(image_id: str) -> int:
-    return int.from_bytes(blake2b(image_id.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+    return int.from_bytes(blake2b(image_id.encode("utf-8", _SURROGATES), digest_size=8).digest(), "little")
 
 
 @contextmanager
-def _full_disk(folder: Path) -> Iterator[None]:
-    """numpy says that a disk is full by an OSError without a number, which `storage_errors` cannot know."""
+def _disk_full_errors(folder: Path) -> Iterator[None]:
+    """numpy reports a full disk by an OSError without a number, which `artifact.storage_errors` cannot recognise."""
     try:
         yield
     except OSError as error:

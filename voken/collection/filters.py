@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from voken.collection.snapshot import OWN, Snapshot
+from voken.collection.snapshot import UPLOAD_PREFIX, Snapshot
 from voken.errors import ConfigError
 from voken.shapes import Bool, Int64
 
@@ -86,7 +86,7 @@ def _lets_through(snapshot: Snapshot, rows: Int64[np.ndarray, " rows"], one: Fil
         return _dates(facts[rows]["taken"], one)
     if one.field == FOLDER:
         test = _folder_test(one)
-        return np.fromiter((test(snapshot.names[row]) for row in rows.tolist()), bool, len(rows))
+        return np.fromiter((test(snapshot.stored_paths[row]) for row in rows.tolist()), bool, len(rows))
     value_test = _value_test(one)
     return np.fromiter(
         (value_test(_fields(snapshot.metadata(row)).get(one.field)) for row in rows.tolist()), bool, len(rows)
@@ -130,7 +130,7 @@ def _folder_test(one: Filter) -> Callable[[str], bool]:
     wanted = one.value.strip("/").removeprefix("./")
 
     def folder(name: str) -> str:
-        return name.removeprefix(OWN).rpartition("/")[0].strip("/")
+        return name.removeprefix(UPLOAD_PREFIX).rpartition("/")[0].strip("/")
 
     def within(name: str) -> bool:
         here = folder(name)

@@ -22,12 +22,12 @@ import numpy as np
 
 from voken import artifact
 from voken.collection.base import FACTS
-from voken.collection.snapshot import OWN, Snapshot, relative_name
-from voken.collection.store import Committed, Entry, FileFacts, SkippedFile, Store
+from voken.collection.snapshot import UPLOAD_PREFIX, Snapshot, stored_path
+from voken.collection.store import Change, Entry, FileFacts, SkippedFile, Store
 from voken.data.captions import CaptionedImage, Dataset
 from voken.data.images import date_taken, file_hash
 from voken.data.skipped import Skipped
-from voken.encoders.picture_vectors import picture_vectors
+from voken.encoders.cache import picture_vectors
 from voken.errors import ConfigError, EmptyDataError, PictureError
 from voken.model import compiled
 from voken.progress import Progress, no_progress
@@ -228,7 +228,7 @@ def add_pictures(
     metadata: Sequence[str] | None = None,
     cache: VectorCache | None = None,
     progress: Progress = no_progress,
-) -> tuple[Committed, tuple[Skipped, ...]]:
+) -> tuple[Change, tuple[Skipped, ...]]:
     """Add single pictures in one transaction; one whose id is there is replaced.
 
     An id is the path relative to the collection's folder of pictures, or the whole path where a picture lies elsewhere.
@@ -238,9 +238,9 @@ def add_pictures(
     before.check_model(model)
     works, refused = [], []
     for place, path in enumerate(dict.fromkeys(pictures)):
-        name = store.own_name(path) or relative_name(path, before.root)
+        name = store.upload_path(path) or stored_path(path, before.root)
         image = CaptionedImage(
-            image_id=ids[place] if ids else name.removeprefix(OWN),
+            image_id=ids[place] if ids else name.removeprefix(UPLOAD_PREFIX),
             path=path,
             metadata=metadata[place] if metadata else "",
         )
@@ -301,7 +301,7 @@ def _planned(
     listed, names = set(), set()
     for done, image in enumerate(dataset.images, start=1):
         listed.add(image.image_id)
-        name = relative_name(image.path, dataset.root)
+        name = stored_path(image.path, dataset.root)
         names.add(name)
         try:
             size, modified = _stat(image.path)
@@ -378,7 +378,7 @@ def _commit_fresh(
     done: Counter[str],
     progress: Progress,
 ) -> None:
-    entries, bad = _encoded(part, model, cache, progress, keep_vectors=store.keeps_vectors)
+    entries, bad = _encoded(part, model, cache, progress, keep_vectors=store.stores_vectors)
     kinds = {work.image.image_id: work.kind for work in part}
     kept = {entry.image_id for entry in entries}
     # a file that was a picture and is none any more
@@ -449,7 +449,7 @@ def _looked_at_or_not(path: Path, modified: int) -> tuple[int, bytes] | PictureE
 
 
 def _is_own(snapshot: Snapshot, row: int) -> bool:
-    return snapshot.names[row].startswith(OWN)
+    return snapshot.stored_paths[row].startswith(UPLOAD_PREFIX)
 
 
 def _all_skipped(dataset: Dataset, skipped: Sequence[Skipped]) -> str:

@@ -1,7 +1,7 @@
-"""One version of a collection: pictures with their voken sequences, as a search sees them. Immutable.
+"""One version of a collection: pictures and their voken sequences, as a search sees them. Immutable.
 
-What was written out in one piece (`voken.collection.base`) is mapped; what was added since is in memory. A picture is
-a row number, which stays its own until the collection is compacted; rows of removed pictures are holes.
+What the last compaction wrote (`voken.collection.base`) is memory-mapped; what was added since is in memory. A picture
+is a row number, which does not change until the next compaction; the rows of removed pictures are holes.
 """
 
 from __future__ import annotations
@@ -15,9 +15,16 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import numpy as np
 
 from voken import artifact
-from voken.collection.base import FACTS, Base, Lookup, column
-from voken.collection.grown import GrownRows, GrownTexts
-from voken.collection.size import CollectionSize
+from voken.collection.base import (
+    FACTS,
+    AppendedRows,
+    AppendedTextColumn,
+    Base,
+    Lookup,
+    NumberColumn,
+    TextColumn,
+    column,
+)
 from voken.data.skipped import Skipped
 from voken.decoding.merged_trie import merged_trie, places_of
 from voken.decoding.trie import VokenTrie
@@ -28,12 +35,42 @@ if TYPE_CHECKING:
     from voken.data.captions import Dataset
     from voken.model.model import Model
 
-OWN = "\0"
-"""Begins the name of a picture that lies in the collection's own folder: no path can hold it."""
+UPLOAD_PREFIX = "\0"
+"""Begins the stored path of a picture in the collection's own folder. No path of a file can hold it."""
+
+
+@dataclass(frozen=True)
+class CollectionSize:
+    """Bytes of a collection's arrays, in memory or in its files; file headers are not counted."""
+
+    pictures: int
+    trie_levels: int
+    """The voken sequences: the nodes of every level, and where their children start."""
+    picture_numbers: int
+    """Which pictures each sequence has."""
+    ids: int
+    """0 if the ids are the row numbers."""
+    paths: int
+    """0 if the paths are the ids."""
+    vectors: int
+    """0 if they are not stored."""
+    files: int = 0
+    """Size, time and hash of each file, which show whether it has changed."""
+    metadata: int = 0
+
+    @property
+    def index(self) -> int:
+        """What a search reads: trie, picture numbers and vectors."""
+        return self.trie_levels + self.picture_numbers + self.vectors
+
+    @property
+    def total(self) -> int:
+        """The sum of all parts."""
+        return self.index + self.ids + self.paths + self.files + self.metadata
 
 
 class Fingerprinted(Protocol):
-    """What a collection knows a model by."""
+    """A model, as far as a collection must recognise it."""
 
     @property
     def fingerprint(self) -> str:
@@ -42,70 +79,69 @@ class Fingerprinted(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Added:
-    """Pictures that came after the base was written, in the order of their rows."""
+class AddedPictures:
+    """The pictures added since the base was written, in the order of their rows."""
 
     rows: Int64[np.ndarray, " added"]
     ids: tuple[str, ...]
-    names: tuple[str, ...]
+    stored_paths: tuple[str, ...]
     vokens: Int32[np.ndarray, "added M"]
     vectors: Float16[np.ndarray, "added dim"] | None
     facts: Shaped[np.ndarray, " added"]
     metadata: tuple[str, ...]
-    """JSON objects; empty where there is nothing to say."""
+    """One JSON object each; the empty text if there is none."""
 
     @classmethod
-    def none(cls, levels: int) -> Self:
-        """No picture."""
-        nothing = np.zeros(0, np.int64)
-        return cls(nothing, (), (), np.zeros((0, levels), np.int32), None, np.zeros(0, FACTS), ())
+    def empty(cls, levels: int) -> Self:
+        """No pictures."""
+        return cls(np.zeros(0, np.int64), (), (), np.zeros((0, levels), np.int32), None, np.zeros(0, FACTS), ())
 
     @cached_property
     def row_of(self) -> dict[str, int]:
-        """By id."""
+        """Row numbers by id."""
         return dict(zip(self.ids, self.rows.tolist(), strict=True))
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where pictures and model of a collection lie."""
+    """Where the pictures and the model of a collection are."""
 
     root: Path
-    """The folder that `names` start from."""
+    """The folder that stored paths are relative to."""
     model_fingerprint: str
     folder: Path | None = None
     """Where the collection is saved; None in memory."""
     model_folders: tuple[Path, ...] = ()
-    """Where the model it was made with may lie."""
+    """Where its model may be, the likeliest first."""
 
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """Make one with `of_vectors` (in memory), or by `voken.collection.store.Store`."""
+    """Make one with `of_vectors` (in memory), or with `voken.collection.store.Store`."""
 
     base: Base
     origin: Origin
     version: int = 0
     """Grows with every change."""
     uid: str = ""
-    """Of the collection: one that was put in its place has another."""
+    """Of the collection: one that replaces it has another."""
     removed: Int64[np.ndarray, " removed"] = field(default_factory=lambda: np.zeros(0, np.int64))
     """Rows of the base, ascending."""
     removed_places: Int64[np.ndarray, " removed"] = field(default_factory=lambda: np.zeros(0, np.int64))
-    """Where these stand in the base's trie."""
-    more: Added | None = None
-    """What was added since the base was written."""
+    """Their places in the base's trie."""
+    additions: AddedPictures | None = None
+    """None is the same as none."""
     skipped: tuple[Skipped, ...] = field(default=(), repr=False)
     """Pictures that could not be used, and why."""
 
     @cached_property
-    def added(self) -> Added:
-        """What was added since the base was written, maybe nothing."""
-        return self.more or Added.none(self.base.trie.levels)
+    def added(self) -> AddedPictures:
+        """What was added since the base was written; may be empty."""
+        return self.additions or AddedPictures.empty(self.base.trie.levels)
 
     @property
     def key(self) -> tuple[str, int]:
-        """Equal only for one version of one collection."""
+        """Equal only for the same version of the same collection."""
         return self.uid, self.version
 
     def __len__(self) -> int:
@@ -113,51 +149,47 @@ class Snapshot:
 
     @property
     def is_changed(self) -> bool:
-        """Whether there is more to it than the base."""
+        """Whether pictures were added or removed since the base was written."""
         return bool(len(self.removed) or len(self.added.rows))
 
     @cached_property
     def rows(self) -> Int64[np.ndarray, " pictures"]:
-        """Row numbers of the pictures, ascending."""
-        kept = np.delete(np.arange(len(self.base)), self.removed)
-        return np.concatenate([kept, self.added.rows])
+        """The row numbers of the pictures, ascending."""
+        return np.concatenate([np.delete(np.arange(len(self.base)), self.removed), self.added.rows])
 
     @cached_property
     def ids(self) -> Sequence[str]:
-        """By row."""
-        added = self.added
-        more = dict(zip(added.rows.tolist(), added.ids, strict=True))
-        return GrownTexts(self.base.ids, more, _length(added.ids), self.base.ids.nbytes) if more else self.base.ids
+        """Ids by row."""
+        return self._by_row(self.base.ids, self.added.ids)
 
     @cached_property
-    def names(self) -> Sequence[str]:
-        """Paths by row, relative to the pictures' folder; absolute where a picture lies elsewhere."""
-        added = self.added
-        more = dict(zip(added.rows.tolist(), added.names, strict=True))
-        return (
-            GrownTexts(self.base.names, more, _length(added.names), self.base.names.nbytes) if more else self.base.names
-        )
+    def stored_paths(self) -> Sequence[str]:
+        """Paths by row, as `stored_path` gives them; those of uploads begin with `UPLOAD_PREFIX`."""
+        return self._by_row(self.base.stored_paths, self.added.stored_paths)
+
+    def _by_row(self, base: TextColumn | NumberColumn, added: tuple[str, ...]) -> Sequence[str]:
+        return AppendedTextColumn(base, dict(zip(self.added.rows.tolist(), added, strict=True))) if added else base
 
     @cached_property
     def trie(self) -> VokenTrie:
-        """The voken sequences; its row numbers are these."""
+        """The voken sequences, with the row numbers of the pictures of each."""
         if not self.is_changed:
             return self.base.trie
         return merged_trie(self.base.trie, np.sort(self.removed_places), self.added.vokens, self.added.rows)
 
     @cached_property
-    def vectors(self) -> Float16[np.ndarray, "pictures dim"] | GrownRows | None:
-        """What a rerank by stored vectors needs, by row; None where they were not kept."""
+    def vectors(self) -> Float16[np.ndarray, "pictures dim"] | AppendedRows | None:
+        """By row, for reranking by stored vectors; None if the collection stores none."""
         base, added = self.base.vectors, self.added
         if base is None or added.vectors is None:
             return base
-        return GrownRows(base, added.vectors, added.rows)
+        return AppendedRows(base, added.vectors, added.rows)
 
     @cached_property
-    def facts(self) -> Shaped[np.ndarray, " pictures"] | GrownRows | None:
-        """Size, time and hash of each file by row; None where nobody looked."""
+    def facts(self) -> Shaped[np.ndarray, " pictures"] | AppendedRows | None:
+        """Size, time and hash of each file by row; None if the files were never examined."""
         base, added = self.base.facts, self.added
-        return GrownRows(base, added.facts, added.rows) if base is not None and len(added.rows) else base
+        return AppendedRows(base, added.facts, added.rows) if base is not None and len(added.rows) else base
 
     @property
     def root(self) -> Path:
@@ -171,74 +203,72 @@ class Snapshot:
 
     @property
     def model_folders(self) -> tuple[Path, ...]:
-        """Where the model it was made with may lie."""
+        """Where its model may be, the likeliest first."""
         return self.origin.model_folders
 
     @property
     def model_fingerprint(self) -> str:
-        """Of the model it was made with."""
+        """Of the model that it was made with."""
         return self.origin.model_fingerprint
 
     def path(self, row: int) -> Path:
-        """Where the file of a picture lies."""
-        return self.placed(self.names[row])
-
-    def placed(self, name: str) -> Path:
-        """Where the file of that name lies."""
-        if name.startswith(OWN) and self.folder is not None:
-            return self.folder / name[len(OWN) :]
-        return self.root / name
+        """Where the file of a picture is."""
+        stored = self.stored_paths[row]
+        if stored.startswith(UPLOAD_PREFIX) and self.folder is not None:
+            return self.folder / stored[len(UPLOAD_PREFIX) :]
+        return self.root / stored
 
     @property
     def paths(self) -> list[Path]:
-        """Where the files of all pictures lie, in the order of `rows`."""
+        """Where the files of all pictures are, in the order of `rows`."""
         return [self.path(row) for row in self.rows.tolist()]
 
     def metadata(self, row: int) -> str:
-        """The JSON object that was given with a picture; "" for none."""
+        """The JSON object of a picture's metadata; the empty text if it has none."""
         if row < len(self.base):
             return "" if self.base.metadata is None else self.base.metadata[row]
         return self.added.metadata[int(self.added.rows.searchsorted(row))]
 
     def find(self, image_id: str) -> int | None:
-        """The row of the picture with that id; None where there is none."""
+        """The row of the picture with this id, or None."""
         row = self.added.row_of.get(image_id)
         if row is not None:
             return row
         row = self.base.row_of(image_id)
-        if row is None or row in self._removed:
-            return None
-        return row
+        return None if row in self._removed else row
 
-    def ids_of_names(self, names: Sequence[str]) -> list[str]:
-        """The ids of the pictures with these names; a name that no picture has gives none."""
-        found, others = [], []
-        for name in names:
-            row = self.find(name)
-            if row is not None and self.names[row] == name:
-                found.append(name)
-            elif self.base.names is not self.base.ids or self.added.ids != self.added.names:
-                others.append(name)
-        wanted = set(others)
-        return found + [self.ids[row] for row in self.rows.tolist() if wanted and self.names[row] in wanted]
+    def ids_of_paths(self, stored_paths: Sequence[str]) -> dict[str, str]:
+        """The id of each picture by its stored path; a path that no picture has is left out."""
+        ids: dict[str, str] = {}
+        others = set()
+        for path in stored_paths:
+            row = self.find(path)
+            if row is not None and self.stored_paths[row] == path:
+                ids[path] = path
+            elif self.base.stored_paths is not self.base.ids or self.added.ids != self.added.stored_paths:
+                others.add(path)
+        for row in self.rows.tolist() if others else ():
+            if self.stored_paths[row] in others:
+                ids[self.stored_paths[row]] = self.ids[row]
+        return ids
 
     @cached_property
-    def _removed(self) -> frozenset[int]:
+    def _removed(self) -> frozenset[int | None]:
         return frozenset(self.removed.tolist())
 
     @cached_property
     def vokens(self) -> Int32[np.ndarray, "pictures M"]:
-        """The voken sequences of all pictures in the order of `rows`, unpacked from the trie when first asked for.
+        """The voken sequences of all pictures in the order of `rows`, unpacked from the trie on first use.
 
-        Takes 4 · M bytes a picture in memory; the sequences of a few leaves come cheaper from `trie.leaf_vokens`.
+        Takes 4 · M bytes per picture in memory; for a few leaves `trie.leaf_vokens` is cheaper.
         """
         return self.trie.row_vokens()[1] if self.is_changed else self.trie.image_vokens()
 
     def sequence(self, row: int) -> Int32[np.ndarray, " M"]:
-        """The vokens of one picture. Reads the row numbers of all the base, 40 ms at ten million."""
+        """The vokens of one picture. Reads the row numbers of the whole base: 40 ms for ten million pictures."""
         if row >= len(self.base):
-            found: np.ndarray = self.added.vokens[self.added.rows.searchsorted(row)]
-            return found
+            vokens: np.ndarray = self.added.vokens[self.added.rows.searchsorted(row)]
+            return vokens
         trie = self.base.trie
         leaf = trie.row_starts.parents(places_of(trie, np.array([row])))
         sequence: np.ndarray = trie.leaf_vokens(leaf)[0]
@@ -246,43 +276,43 @@ class Snapshot:
 
     @property
     def size(self) -> CollectionSize:
-        """Bytes by part."""
+        """Bytes of each part."""
         trie = self.trie
         return CollectionSize(
             pictures=len(self),
             trie_levels=trie.nbytes - trie.row_nbytes,
             picture_numbers=trie.row_nbytes,
             ids=_nbytes(self.ids),
-            paths=0 if self.base.names is self.base.ids else _nbytes(self.names),
+            paths=0 if self.base.stored_paths is self.base.ids else _nbytes(self.stored_paths),
             vectors=_nbytes(self.vectors),
             files=_nbytes(self.facts),
-            metadata=_nbytes(self.base.metadata) + _length(self.added.metadata),
+            metadata=_nbytes(self.base.metadata) + sum(map(len, self.added.metadata)),
         )
 
     @property
     def bytes_per_picture(self) -> float:
-        """Bytes stored for a picture beside its id and path: its part of the trie, its number, and its vector."""
+        """Bytes per picture without its id and path: its share of the trie, its number and its vector."""
         return self.size.index / max(1, len(self))
 
     @classmethod
     def of_vectors(
         cls, pictures: Dataset, vectors: Float32[np.ndarray, "pictures dim"], model: Model, *, keep_vectors: bool = True
     ) -> Self:
-        """A collection in memory, of pictures whose vectors (by the model's encoder) are at hand.
+        """A collection in memory, of pictures whose vectors (by the model's encoder) are known.
 
-        Raises `EmptyDataError` without pictures, `DataError` where an id stands twice or the rows do not match.
+        Raises `EmptyDataError` without pictures, `DataError` for a repeated id or a wrong number of vectors.
         """
         if not len(pictures):
             raise EmptyDataError("There is no picture to index.")
         if len(vectors) != len(pictures):
-            raise DataError(f"{len(pictures)} pictures and {len(vectors)} vectors: there must be one a picture.")
+            raise DataError(f"{len(pictures)} pictures and {len(vectors)} vectors: give one vector per picture.")
         ids = [image.image_id for image in pictures.images]
-        refuse_twice(ids)
-        names = [relative_name(image.path, pictures.root) for image in pictures.images]
-        made = column(ids)
+        refuse_repeats(ids)
+        stored_paths = [stored_path(image.path, pictures.root) for image in pictures.images]
+        id_column = column(ids)
         base = Base(
-            ids=made,
-            names=made if names == ids else column(names),
+            ids=id_column,
+            stored_paths=id_column if stored_paths == ids else column(stored_paths),
             trie=VokenTrie.from_vokens(model.tokenizer.encode(vectors), model.tokenizer.codebook_size),
             vectors=vectors.astype(np.float16) if keep_vectors else None,
             lookup=Lookup.of(ids),
@@ -290,28 +320,29 @@ class Snapshot:
         return cls(base, Origin(pictures.root.absolute(), model.fingerprint))
 
     def check_model(self, model: Fingerprinted) -> None:
-        """Raise `ArtifactError` where `model` is not the one that the collection was made with."""
+        """Raise `ArtifactError` if the collection was made with another model than `model`."""
         if model.fingerprint != self.model_fingerprint:
-            where = self.folder or "The collection"
-            named = f" ({self.model_folders[0]})" if self.model_folders else ""
+            place = self.folder or "The collection"
+            its_model = f" ({self.model_folders[0]})" if self.model_folders else ""
             raise ArtifactError(
-                f"{where}: was made with another model (fingerprint {self.model_fingerprint[:12]}, this model's is "
-                f"{model.fingerprint[:12]}). Search with that model{named}, or index the pictures again with this one."
+                f"{place}: was made with another model (fingerprint {self.model_fingerprint[:12]}, this model's is "
+                f"{model.fingerprint[:12]}). Search with that model{its_model}, or index the pictures again with this "
+                "one."
             )
 
     def find_model(self) -> Path:
-        """The folder of the model it was made with. Raises `ArtifactError` where that is no longer there."""
+        """The folder of the model that it was made with. Raises `ArtifactError` if that folder does not exist."""
         for folder in self.model_folders:
             if artifact.is_artifact(folder):
                 return folder
-        where = self.model_folders[0] if self.model_folders else "a model that was not saved"
+        model = self.model_folders[0] if self.model_folders else "a model that was not saved"
         raise ArtifactError(
-            f"{self.folder}: was made with {where}, which is not there. Name the model's folder (--model)."
+            f"{self.folder}: was made with {model}, which is not there. Name the model's folder (--model)."
         )
 
 
-def relative_name(path: Path, root: Path) -> str:
-    """How a picture's path is stored: relative to the pictures' folder where it lies in it."""
+def stored_path(path: Path, root: Path) -> str:
+    """A picture's path as it is stored: relative to the folder `root` if it is in it, else absolute."""
     absolute = path.absolute()
     try:
         return absolute.relative_to(root.absolute()).as_posix()
@@ -319,21 +350,17 @@ def relative_name(path: Path, root: Path) -> str:
         return absolute.as_posix()
 
 
-def refuse_twice(ids: Sequence[str]) -> None:
-    """Raise `DataError` where an id is there more than once. Takes eight bytes an id, however long they are."""
+def refuse_repeats(ids: Sequence[str]) -> None:
+    """Raise `DataError` if an id occurs more than once. Takes eight bytes per id, however long the ids are."""
     hashes = np.fromiter(map(hash, ids), dtype=np.int64, count=len(ids))
     hashes.sort()
     suspects = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
     seen: set[str] = set()
-    for name in ids if suspects else ():
-        if hash(name) in suspects:
-            if name in seen:
-                raise DataError(f"Picture id {name!r} stands twice. Give every picture its own id.")
-            seen.add(name)
-
-
-def _length(texts: Sequence[str]) -> int:
-    return sum(map(len, texts))
+    for image_id in ids if suspects else ():
+        if hash(image_id) in suspects:
+            if image_id in seen:
+                raise DataError(f"Picture id {image_id!r} occurs twice. Give every picture its own id.")
+            seen.add(image_id)
 
 
 def _nbytes(part: Any) -> int:

@@ -1,15 +1,15 @@
-"""A collection on disk: what was written out in one piece, and what was added and removed since.
+"""A collection on disk: what the last compaction wrote, and what was added and removed since.
 
-    manifest.json        that this is a collection, and of which format
-    collection.sqlite3   where pictures and model lie, which base holds, what was added and removed since, what was
-                         skipped. The only file that changes: a commit here is what makes a change so
-    base-000001/         most pictures, as mapped arrays (see `voken.collection.base`); a compaction writes the next
-    codebooks.npy        of the tokenizer: what finds pictures like a picture without torch
-    pictures/            those that came without a file of the user's own, by upload
+    manifest.json        says that this is a collection, and of which format
+    collection.sqlite3   where the pictures and the model are, which base is current, what was added and removed since,
+                         which files were skipped. The only file that changes: every change is a commit in it
+    base-000001/         most pictures, as mapped arrays (see `voken.collection.base`); a compaction writes the next one
+    codebooks.npy        of the tokenizer: with it, pictures like a picture are searched without torch
+    pictures/            pictures that were uploaded, which have no other file
 
-Any number of processes may read while one writes: a reader takes one version in one transaction and keeps it. Changes
-are transactions with SQLite's own durability: what `commit` returned from is there after a kill or a power cut, and a
-killed change left nothing. SQLite and not Lance or a log of our own: docs/method.md has the test.
+Any number of processes may read while one writes: a reader takes one version in one transaction and stays with it.
+Changes are transactions with SQLite's durability: what `commit` has returned survives a kill or a power cut, and a
+killed change leaves nothing. docs/method.md compares SQLite with Lance and with a log of our own.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from voken import artifact
-from voken.collection.base import FACTS, Base, mapped, write_base
-from voken.collection.snapshot import OWN, Added, Fingerprinted, Origin, Snapshot, refuse_twice
+from voken.artifact import open_database
+from voken.collection.base import FACTS, Base, map_array, write_base
+from voken.collection.snapshot import UPLOAD_PREFIX, AddedPictures, Origin, Snapshot, refuse_repeats
 from voken.data.skipped import Skipped
-from voken.database import connected
 from voken.decoding.merged_trie import places_of
 from voken.decoding.trie import VokenTrie
 from voken.errors import ArtifactError, ArtifactVersionError, ConfigError, CorruptArtifactError, StorageError
-from voken.shapes import Float16, Float32, Int32
+from voken.shapes import Float16, Float32, Int32, Int64
 
 KIND, VERSION = "collection", 3
 FILE, CODEBOOKS, PICTURES = "collection.sqlite3", "codebooks.npy", "pictures"
@@ -52,13 +52,14 @@ _TABLES = """
     CREATE TABLE skipped (
         path TEXT PRIMARY KEY, reason TEXT NOT NULL, size INTEGER NOT NULL, modified INTEGER NOT NULL) WITHOUT ROWID;
 """
-_LEAST_COMPACTED = 4_096
-_COMPACTED_SHARE = 16
-"""A base is written anew when the changes are this part of it."""
+_MIN_CHANGES = 4_096
+_CHANGED_SHARE = 16
+"""A compaction is due if there are more changes than the base's pictures divided by this."""
+_ATTEMPTS = 20
 
 
 class Codebooks(Protocol):
-    """What a collection wants to know of its model's tokenizer."""
+    """What a collection needs of its model's tokenizer."""
 
     @property
     def levels(self) -> int:
@@ -78,24 +79,25 @@ class Codebooks(Protocol):
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What tells whether a file is the one it was."""
+    """What shows whether a file has changed."""
 
     size: int
+    """Bytes."""
     modified: int
     """Nanoseconds since 1970."""
     taken: int = 0
-    """Seconds since 1970: when the picture was taken, as its camera says, or else the file's time."""
+    """Seconds since 1970: when the picture was taken, by its EXIF data; else the file's time."""
     hash: bytes = bytes(16)
     """BLAKE2b of the content, 128 bits."""
 
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """A picture to be kept."""
+    """A picture to be stored."""
 
     image_id: str
-    name: str
-    """Its path, as `relative_name` says it."""
+    stored_path: str
+    """See `voken.collection.snapshot.stored_path`."""
     vokens: Int32[np.ndarray, " M"]
     vector: Float16[np.ndarray, " dim"] | None
     facts: FileFacts
@@ -103,21 +105,24 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Committed:
-    """What one change did, by id."""
+class Change:
+    """What a change did, by id."""
 
     version: int
+    """Of the collection after it."""
     added: tuple[str, ...] = ()
     updated: tuple[str, ...] = ()
-    """Were there and were replaced."""
+    """Existed and were replaced."""
     removed: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
-    """Were to be removed and were not there."""
+    """Should have been removed but did not exist."""
+    skipped: tuple[Skipped, ...] = ()
+    """Could not be used, and why."""
 
 
 @dataclass(frozen=True)
 class SkippedFile:
-    """A file that could not be used, and what tells whether it has changed since."""
+    """A file that could not be used, and what shows whether it has changed since."""
 
     path: str
     reason: str
@@ -127,7 +132,7 @@ class SkippedFile:
 
 @dataclass(frozen=True)
 class _State:
-    """The settings, read in one transaction."""
+    """The settings table, read in one transaction."""
 
     uid: str
     version: int
@@ -136,7 +141,7 @@ class _State:
     levels: int
     codebook_size: int
     dim: int
-    """Of the stored vectors; 0 where none are stored."""
+    """Width of the stored vectors; 0 if none are stored."""
     fingerprint: str
     root: str
     root_relative: str
@@ -165,10 +170,10 @@ class Store:
         replace: bool = False,
         base: Base | None = None,
     ) -> Self:
-        """A collection of the pictures of `base`, or of none. `vectors` is the width of the vectors it keeps, or 0.
+        """Make a collection of the pictures of `base`, or of none.
 
-        Raises `ArtifactError` where `folder` is taken (`replace` allows an older collection), `StorageError` where the
-        disk refuses; then nothing is left behind.
+        `vectors` is the width of the vectors it stores, or 0 for none. Raises `ArtifactError` if `folder` is not empty
+        (`replace` allows an older collection), `StorageError` if the disk refuses; then nothing is left behind.
         """
         folder = Path(folder)
         if artifact.is_artifact(folder):
@@ -199,18 +204,18 @@ class Store:
             if base is not None and state.base:
                 base.save(partial / state.base)
             np.save(partial / CODEBOOKS, tokenizer.codebooks.astype(np.float32), allow_pickle=False)
-            with connected(partial / FILE, damaged=_DAMAGED, create=True) as connection:
+            with open_database(partial / FILE, damaged=_DAMAGED, create=True) as connection:
                 connection.execute("PRAGMA auto_vacuum = FULL")
                 connection.executescript(f"BEGIN; {_TABLES}")
-                _write_state(connection, state)
+                _write_settings(connection, **vars(state))
                 connection.execute("COMMIT")
         return cls(folder)
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """One that is there.
+        """Open a saved collection.
 
-        Raises `ArtifactError` if there is none, `ArtifactVersionError` where another voken made it.
+        Raises `ArtifactError` if there is none, `ArtifactVersionError` if another version of voken made it.
         """
         folder = Path(folder)
         manifest = artifact.check(folder, kind=KIND, version=VERSION, checksums=False)
@@ -223,39 +228,37 @@ class Store:
         return cls(folder)
 
     def snapshot(self, known: Snapshot | None = None, *, verify: bool = False, wait: float | None = None) -> Snapshot:
-        """The version that holds now; `known` itself where that is the one. `verify` reads all and compares checksums.
+        """The current version; `known` itself if it is that one. `verify` reads every byte and compares checksums.
 
-        `wait` is how many seconds it may take until a writer is done; None: a minute. Raises `StorageError` where that
-        is not enough, and `CorruptArtifactError` where what is there cannot be read.
+        `wait` is how many seconds a writer may hold the lock; None means a minute. Raises `StorageError` if it takes
+        longer, `CorruptArtifactError` if the files cannot be read.
         """
-        for attempt in range(_TRIES):
-            with self._connected(wait) as connection:
+        for attempt in range(_ATTEMPTS):
+            with self._connection(wait) as connection:
                 connection.execute("BEGIN")
                 state = _read_state(connection, self.folder)
                 if known is not None and not verify and known.key == (state.uid, state.version):
                     return known
-                more = _read_added(connection, state)
-                removed = connection.execute("SELECT row, place FROM removed ORDER BY row").fetchall()
+                added, removed = _read_added(connection, state), _read_removed(connection)
                 skipped = connection.execute("SELECT path, reason FROM skipped ORDER BY path").fetchall()
                 connection.execute("COMMIT")
             try:
-                base = self._opened(state, verify=verify)
+                base = self._open_base(state, verify=verify)
             except ArtifactError:
-                # a compaction may have put another in its place since
-                if attempt + 1 < _TRIES and self._state().base != state.base:
+                # a compaction may have replaced the base since
+                if attempt + 1 < _ATTEMPTS and self._state().base != state.base:
                     continue
                 raise
-            gone = np.array(removed, dtype=np.int64).reshape(-1, 2)
             origin = self._origin(state)
             return Snapshot(
                 base=base,
                 origin=origin,
                 version=state.version,
                 uid=state.uid,
-                removed=gone[:, 0].copy(),
-                removed_places=gone[:, 1].copy(),
-                more=more,
-                skipped=tuple(Skipped(str(origin.root / _told(path)), reason) for path, reason in skipped),
+                removed=removed[:, 0].copy(),
+                removed_places=removed[:, 1].copy(),
+                additions=added,
+                skipped=tuple(Skipped(str(origin.root / _decode_text(path)), reason) for path, reason in skipped),
             )
         raise StorageError(f"{self.folder}: is compacted over and over by another process. Try again in a moment.")
 
@@ -266,145 +269,138 @@ class Store:
         remove: Sequence[str] = (),
         skipped: Sequence[SkippedFile] = (),
         forget: Sequence[str] = (),
-    ) -> Committed:
-        """Add `entries` and remove ids, all or nothing. An entry whose id is there replaces it.
+    ) -> Change:
+        """Add `entries` and remove ids, all or nothing. An entry replaces the picture that has its id.
 
-        When it returns, the change is on the disk. `skipped` are remembered, until a picture of that name comes or
-        they are in `forget`. Raises `DataError` where an id stands twice, `ConfigError` for vokens or vectors of
-        another model, `StorageError` where the disk refuses; then nothing has changed.
+        When it returns, the change is on the disk. `skipped` files are remembered until a picture with that path is
+        added, or until the path is in `forget`. Raises `DataError` for a repeated id, `ConfigError` for vokens or
+        vectors of another model, `StorageError` if the disk refuses; then nothing has changed.
         """
-        refuse_twice([entry.image_id for entry in entries])
-        with self._writing() as (connection, state):
-            base = self._opened(state)
+        refuse_repeats([entry.image_id for entry in entries])
+        with self._transaction() as (connection, state):
+            base = self._open_base(state)
             _check_entries(entries, state)
             leaving = list(dict.fromkeys([*(entry.image_id for entry in entries), *remove]))
-            there = {name for name in leaving if _delete_added(connection, name)}
+            existed = {image_id for image_id in leaving if _delete_added(connection, image_id)}
             rows = {}
-            for name in leaving:
-                row = base.row_of(name)
+            for image_id in leaving:
+                row = base.row_of(image_id)
                 if row is None or connection.execute("SELECT 1 FROM removed WHERE row = ?", (row,)).fetchone():
                     continue
-                rows[row] = name
+                rows[row] = image_id
             places = places_of(base.trie, np.array(sorted(rows), dtype=np.int64))
-            gone = zip(sorted(rows), places.tolist(), strict=True)
-            connection.executemany("INSERT INTO removed (row, place) VALUES (?, ?)", gone)
-            there |= set(rows.values())
-            written = [_as_row(state.next_row + place, entry) for place, entry in enumerate(entries)]
-            connection.executemany(f"INSERT INTO added VALUES ({','.join('?' * 10)})", written)
+            connection.executemany(
+                "INSERT INTO removed (row, place) VALUES (?, ?)", zip(sorted(rows), places.tolist(), strict=True)
+            )
+            existed |= set(rows.values())
+            values = [_as_row(state.next_row + place, entry) for place, entry in enumerate(entries)]
+            connection.executemany(f"INSERT INTO added VALUES ({','.join('?' * 10)})", values)
             connection.executemany(
                 "DELETE FROM skipped WHERE path = ?",
-                [(_stored(name),) for name in (*forget, *(entry.name for entry in entries))],
+                [(_encode_text(path),) for path in (*forget, *(entry.stored_path for entry in entries))],
             )
             connection.executemany(
                 "INSERT OR REPLACE INTO skipped VALUES (?, ?, ?, ?)",
-                [(_stored(one.path), one.reason, one.size, one.modified) for one in skipped],
+                [(_encode_text(file.path), file.reason, file.size, file.modified) for file in skipped],
             )
             version = state.version + 1
-            _write(connection, version=version, next_row=state.next_row + len(entries))
-        ours = {entry.image_id for entry in entries}
-        return Committed(
+            _write_settings(connection, version=version, next_row=state.next_row + len(entries))
+        entered = {entry.image_id for entry in entries}
+        return Change(
             version,
-            added=tuple(name for name in ours if name not in there),
-            updated=tuple(name for name in ours if name in there),
-            removed=tuple(name for name in remove if name in there and name not in ours),
-            absent=tuple(name for name in remove if name not in there),
+            added=tuple(image_id for image_id in entered if image_id not in existed),
+            updated=tuple(image_id for image_id in entered if image_id in existed),
+            removed=tuple(image_id for image_id in remove if image_id in existed and image_id not in entered),
+            absent=tuple(image_id for image_id in remove if image_id not in existed),
         )
 
     def skipped(self) -> dict[str, SkippedFile]:
-        """What could not be used, by path."""
-        with self._connected() as connection:
+        """The files that could not be used, by stored path."""
+        with self._connection() as connection:
             rows = connection.execute("SELECT path, reason, size, modified FROM skipped").fetchall()
-        return {_told(path): SkippedFile(_told(path), *said) for path, *said in rows}
+        return {_decode_text(path): SkippedFile(_decode_text(path), *values) for path, *values in rows}
 
     @property
-    def keeps_vectors(self) -> bool:
-        """Whether pictures are kept with a vector."""
+    def stores_vectors(self) -> bool:
+        """Whether a vector is stored with each picture."""
         return self._state().dim > 0
 
-    def own_name(self, path: Path) -> str | None:
-        """The name of a picture that lies in the collection's own folder; None for one of the user's."""
+    def upload_path(self, path: Path) -> str | None:
+        """The stored path of a picture in the collection's own folder; None for a file elsewhere."""
         try:
             inside = path.absolute().relative_to((self.folder / PICTURES).absolute())
         except ValueError:
             return None
-        return f"{OWN}{PICTURES}/{inside.as_posix()}"
+        return f"{UPLOAD_PREFIX}{PICTURES}/{inside.as_posix()}"
 
     @property
     def wants_compaction(self) -> bool:
-        """Whether the changes have grown so that opening feels them."""
-        with self._connected() as connection:
+        """Whether there are so many changes that opening has become slower."""
+        with self._connection() as connection:
             state = _read_state(connection, self.folder)
             changes = connection.execute(
                 "SELECT (SELECT count(*) FROM added) + (SELECT count(*) FROM removed)"
             ).fetchone()[0]
-        return int(changes) > max(_LEAST_COMPACTED, len(self._opened(state)) // _COMPACTED_SHARE)
+        return int(changes) > max(_MIN_CHANGES, len(self._open_base(state)) // _CHANGED_SHARE)
 
     def compact(self) -> bool:
-        """Write everything out in one piece; whether there was anything to write.
+        """Write all pictures into a new base. Returns False if there were no changes to write.
 
-        Searches go on meanwhile, in this process and in others; other writers wait. Killed at any moment it has not
-        happened, and the next one removes what was left. Row numbers change, ids do not.
+        Searches go on meanwhile, in this process and in others; other writers wait. If it is killed, nothing has
+        changed, and the next compaction removes what it left. Row numbers change, ids do not.
         """
-        with self._writing() as (connection, state):
-            base = self._opened(state)
-            removed = np.array(
-                connection.execute("SELECT row, place FROM removed ORDER BY row").fetchall(), dtype=np.int64
-            ).reshape(-1, 2)
-            more = _read_added(connection, state)
+        with self._transaction() as (connection, state):
+            removed = _read_removed(connection)
             snapshot = Snapshot(
-                base,
+                self._open_base(state),
                 self._origin(state),
                 removed=removed[:, 0].copy(),
                 removed_places=removed[:, 1].copy(),
-                more=more,
+                additions=_read_added(connection, state),
             )
             if not snapshot.is_changed:
-                self._sweep(state.base)
+                self._remove_other_bases(state.base)
                 return False
-            name = f"base-{_number(state.base) + 1:06d}" if len(snapshot) else ""
+            name = f"base-{int(state.base.rpartition('-')[2] or 0) + 1:06d}" if len(snapshot) else ""
             if name:
-                self._sweep(state.base)  # what compactions left that were killed
-                _write_out(snapshot, self.folder / name)
+                self._remove_other_bases(state.base)  # those that killed compactions left
+                _write_snapshot(snapshot, self.folder / name)
             connection.execute("DELETE FROM added")
             connection.execute("DELETE FROM removed")
-            _write(connection, base=name, version=state.version + 1, next_row=len(snapshot))
-        # only who may write knows what nobody needs: another process may have compacted again since. Where one writes
-        # just now, the next compaction sweeps
-        with suppress(StorageError), self._connected(wait=0) as connection:
+            _write_settings(connection, base=name, version=state.version + 1, next_row=len(snapshot))
+        # only the process that holds the lock knows which base nobody needs: another may have compacted again since.
+        # If another process is writing now, the next compaction removes the old base
+        with suppress(StorageError), self._connection(wait=0) as connection:
             connection.execute("BEGIN IMMEDIATE")
-            self._sweep(_read_state(connection, self.folder).base)
+            self._remove_other_bases(_read_state(connection, self.folder).base)
             connection.execute("ROLLBACK")
         return True
 
     def integrity(self) -> list[str]:
-        """What SQLite finds wrong with its file; nothing where all is well."""
-        with self._connected() as connection:
-            said = [str(row[0]) for row in connection.execute("PRAGMA integrity_check").fetchall()]
-        return [] if said == ["ok"] else said
+        """The faults that SQLite finds in its file; empty if there are none."""
+        with self._connection() as connection:
+            messages = [str(row[0]) for row in connection.execute("PRAGMA integrity_check").fetchall()]
+        return [] if messages == ["ok"] else messages
 
     def leftovers(self) -> list[Path]:
-        """What killed compactions left in the folder; harmless, and swept away by the next one."""
-        return self._others(self._state().base)
-
-    def check_model(self, model: Fingerprinted) -> None:
-        """Raise `ArtifactError` where `model` is not the one that the collection was made with."""
-        Snapshot(Base.empty(1, 2), self._origin(self._state())).check_model(model)
+        """What killed compactions left in the folder: harmless, and removed by the next compaction."""
+        return self._other_bases(self._state().base)
 
     def codebooks(self) -> Float32[np.ndarray, "M N e"]:
-        """Of the tokenizer it was made with."""
-        return mapped(self.folder / CODEBOOKS)
+        """The codebooks of the tokenizer that it was made with."""
+        return map_array(self.folder / CODEBOOKS)
 
     @contextmanager
-    def _connected(self, wait: float | None = None) -> Iterator[sqlite3.Connection]:
-        with connected(self.folder / FILE, damaged=_DAMAGED, wait=wait) as connection:
-            # of the journal, too, the removal is synced: what was reported outlasts a power cut
+    def _connection(self, wait: float | None = None) -> Iterator[sqlite3.Connection]:
+        with open_database(self.folder / FILE, damaged=_DAMAGED, wait=wait) as connection:
+            # the removal of the journal is synced too: a commit that was reported survives a power cut
             connection.execute("PRAGMA synchronous = EXTRA")
             yield connection
 
     @contextmanager
-    def _writing(self) -> Iterator[tuple[sqlite3.Connection, _State]]:
-        """One transaction, alone: it is committed where the block ends well, and else has never been."""
-        with self._connected() as connection:
+    def _transaction(self) -> Iterator[tuple[sqlite3.Connection, _State]]:
+        """One exclusive transaction: committed if the block succeeds, rolled back if it raises."""
+        with self._connection() as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection, _read_state(connection, self.folder)
@@ -415,10 +411,10 @@ class Store:
                 raise
 
     def _state(self) -> _State:
-        with self._connected() as connection:
+        with self._connection() as connection:
             return _read_state(connection, self.folder)
 
-    def _opened(self, state: _State, *, verify: bool = False) -> Base:
+    def _open_base(self, state: _State, *, verify: bool = False) -> Base:
         key = f"{state.uid} {state.base}"
         if self._base is None or self._base[0] != key or verify:
             if state.base:
@@ -435,40 +431,33 @@ class Store:
         root = absolute if absolute.is_dir() else relative.resolve() if relative.is_dir() else absolute
         return Origin(root, state.fingerprint, self.folder, models)
 
-    def _others(self, base: str) -> list[Path]:
+    def _other_bases(self, base: str) -> list[Path]:
         return sorted(
             path for path in self.folder.iterdir() if path.name.lstrip(".").startswith("base-") and path.name != base
         )
 
-    def _sweep(self, base: str) -> None:
-        """Remove all bases but one. Whoever calls it is the only one who may write."""
-        # a reader that has mapped an older base keeps it; where that cannot be removed now, the next sweep will
-        for path in self._others(base):
+    def _remove_other_bases(self, base: str) -> None:
+        """Remove every base but `base`. Only the process that holds the write lock may call it."""
+        # a reader keeps an older base that it has mapped; if it cannot be removed now, the next compaction will do it
+        for path in self._other_bases(base):
             shutil.rmtree(path, ignore_errors=True)
-
-
-_TRIES = 20
 
 
 def _read_state(connection: sqlite3.Connection, folder: Path) -> _State:
     try:
-        said = {name: json.loads(value) for name, value in connection.execute("SELECT name, value FROM settings")}
-        return _State(**said)
+        settings = {name: json.loads(value) for name, value in connection.execute("SELECT name, value FROM settings")}
+        return _State(**settings)
     except (TypeError, ValueError) as error:
         raise CorruptArtifactError(f"{folder / FILE}: {_DAMAGED.format(why=error)}.") from error
 
 
-def _write_state(connection: sqlite3.Connection, state: _State) -> None:
-    _write(connection, **vars(state))
-
-
-def _write(connection: sqlite3.Connection, **settings: Any) -> None:
+def _write_settings(connection: sqlite3.Connection, **settings: Any) -> None:
     rows = [(name, json.dumps(value)) for name, value in settings.items()]
     connection.executemany("INSERT OR REPLACE INTO settings VALUES (?, ?)", rows)
 
 
 def _delete_added(connection: sqlite3.Connection, image_id: str) -> bool:
-    return connection.execute("DELETE FROM added WHERE id = ?", (_stored(image_id),)).rowcount > 0
+    return connection.execute("DELETE FROM added WHERE id = ?", (_encode_text(image_id),)).rowcount > 0
 
 
 def _check_entries(entries: Sequence[Entry], state: _State) -> None:
@@ -480,7 +469,7 @@ def _check_entries(entries: Sequence[Entry], state: _State) -> None:
                 f"{state.codebook_size}. Use the model that the collection was made with."
             )
         if state.dim and (entry.vector is None or entry.vector.shape != (state.dim,)):
-            raise ConfigError(f"{entry.image_id}: the collection keeps vectors of {state.dim} numbers. Give one.")
+            raise ConfigError(f"{entry.image_id}: the collection stores vectors of {state.dim} numbers. Give one.")
 
 
 def _as_row(row: int, entry: Entry) -> tuple[Any, ...]:
@@ -488,8 +477,8 @@ def _as_row(row: int, entry: Entry) -> tuple[Any, ...]:
     facts = entry.facts
     return (
         row,
-        _stored(entry.image_id),
-        _stored(entry.name),
+        _encode_text(entry.image_id),
+        _encode_text(entry.stored_path),
         np.asarray(entry.vokens, dtype="<i4").tobytes(),
         vector,
         facts.size,
@@ -500,31 +489,36 @@ def _as_row(row: int, entry: Entry) -> tuple[Any, ...]:
     )
 
 
-def _read_added(connection: sqlite3.Connection, state: _State) -> Added:
-    rows = connection.execute("SELECT * FROM added ORDER BY row").fetchall()
-    if not rows:
-        return Added.none(state.levels)
-    number, ids, names, vokens, vectors, size, modified, taken, digest, metadata = zip(*rows, strict=True)
-    facts = np.zeros(len(rows), FACTS)
-    for name, values in (("size", size), ("modified", modified), ("taken", taken)):
-        facts[name] = values
+def _read_removed(connection: sqlite3.Connection) -> Int64[np.ndarray, "removed 2"]:
+    rows = connection.execute("SELECT row, place FROM removed ORDER BY row").fetchall()
+    return np.array(rows, dtype=np.int64).reshape(-1, 2)
+
+
+def _read_added(connection: sqlite3.Connection, state: _State) -> AddedPictures:
+    records = connection.execute("SELECT * FROM added ORDER BY row").fetchall()
+    if not records:
+        return AddedPictures.empty(state.levels)
+    rows, ids, stored_paths, vokens, vectors, size, modified, taken, digest, metadata = zip(*records, strict=True)
+    facts = np.zeros(len(records), FACTS)
+    for field_name, values in (("size", size), ("modified", modified), ("taken", taken)):
+        facts[field_name] = values
     facts["hash"] = np.frombuffer(b"".join(digest), dtype="V16")
-    kept = None
+    stored_vectors = None
     if state.dim:
-        kept = np.frombuffer(b"".join(vectors), dtype="<f2").reshape(len(rows), state.dim)
-    return Added(
-        rows=np.array(number, dtype=np.int64),
-        ids=tuple(map(_told, ids)),
-        names=tuple(map(_told, names)),
-        vokens=np.frombuffer(b"".join(vokens), dtype="<i4").reshape(len(rows), state.levels),
-        vectors=kept,
+        stored_vectors = np.frombuffer(b"".join(vectors), dtype="<f2").reshape(len(records), state.dim)
+    return AddedPictures(
+        rows=np.array(rows, dtype=np.int64),
+        ids=tuple(map(_decode_text, ids)),
+        stored_paths=tuple(map(_decode_text, stored_paths)),
+        vokens=np.frombuffer(b"".join(vokens), dtype="<i4").reshape(len(records), state.levels),
+        vectors=stored_vectors,
         facts=facts,
         metadata=metadata,
     )
 
 
-def _stored(text: str) -> str | bytes:
-    """File names may hold bytes that are no UTF-8, which Python shows as lone surrogates and SQLite refuses as text."""
+def _encode_text(text: str) -> str | bytes:
+    """File names may hold bytes that are not UTF-8; Python shows them as lone surrogates, which SQLite refuses."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -532,32 +526,22 @@ def _stored(text: str) -> str | bytes:
     return text
 
 
-def _told(stored: str | bytes) -> str:
-    return stored if isinstance(stored, str) else stored.decode("utf-8", "surrogatepass")
+def _decode_text(value: str | bytes) -> str:
+    return value if isinstance(value, str) else value.decode("utf-8", "surrogatepass")
 
 
-def _write_out(snapshot: Snapshot, folder: Path) -> None:
+def _write_snapshot(snapshot: Snapshot, folder: Path) -> None:
     rows = snapshot.rows
     numbers = rows.tolist()
     ids = [snapshot.ids[row] for row in numbers]
-    names = [snapshot.names[row] for row in numbers]
-    vectors, facts = snapshot.vectors, snapshot.facts
+    stored_paths = [snapshot.stored_paths[row] for row in numbers]
     write_base(
         folder,
+        rows,
         ids,
-        ids if names == ids else names,
+        ids if stored_paths == ids else stored_paths,
         VokenTrie.from_vokens(snapshot.trie.row_vokens()[1], snapshot.trie.codebook_size),
-        None if vectors is None else (lambda places: vectors[rows[places]], _width(snapshot)),
-        None if facts is None else facts[rows],
+        snapshot.vectors,
+        None if snapshot.facts is None else snapshot.facts[rows],
         [snapshot.metadata(row) for row in numbers],
     )
-
-
-def _width(snapshot: Snapshot) -> int:
-    base = snapshot.base.vectors
-    assert base is not None
-    return int(base.shape[1])
-
-
-def _number(base: str) -> int:
-    return int(base.rpartition("-")[2] or 0)

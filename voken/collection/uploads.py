@@ -16,11 +16,10 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import BinaryIO
 
-from voken.artifact import storage_errors
+from voken.artifact import open_database, storage_errors
 from voken.collection.store import PICTURES, Store
 from voken.data.images import open_image, picture_format
 from voken.data.skipped import Skipped
-from voken.database import connected
 from voken.errors import PictureError, VokenError
 
 _LOCK = ".lock.sqlite3"
@@ -106,7 +105,7 @@ def locked(collection: Path) -> Iterator[None]:
     with storage_errors(folder):
         folder.mkdir(exist_ok=True)
     damaged = "the lock of the uploaded pictures cannot be used ({why}). Remove it"
-    with connected(folder / _LOCK, damaged=damaged, create=True) as connection:
+    with open_database(folder / _LOCK, damaged=damaged, create=True) as connection:
         connection.execute("BEGIN EXCLUSIVE")
         yield
         connection.execute("ROLLBACK")

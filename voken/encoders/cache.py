@@ -10,6 +10,7 @@ This module knows neither encoders nor pictures: it stores rows of numbers.
 from __future__ import annotations
 
 import sqlite3
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,10 +20,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL.Image import Image
 
-from voken.artifact import storage_errors
+from voken.artifact import open_database, storage_errors
 from voken.data.images import file_hash, load_images
 from voken.data.skipped import Skipped
-from voken.database import connected
+from voken.encoders.interface import Encoder
 from voken.errors import ArtifactVersionError, ConfigError, CorruptArtifactError, PictureError, StorageError
 from voken.progress import Progress, no_progress
 from voken.shapes import Float, Int
@@ -172,9 +173,37 @@ class VectorCache:
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        with connected(self.path, damaged=_DAMAGED, create=True) as connection:
+        with open_database(self.path, damaged=_DAMAGED, create=True) as connection:
             connection.execute("PRAGMA synchronous = NORMAL")
             yield connection
+
+
+def picture_vectors(
+    encoder: Encoder,
+    paths: Sequence[Path],
+    *,
+    cache: VectorCache | None = None,
+    hashes: Sequence[str] | None = None,
+    progress: Progress = no_progress,
+) -> EncodedFiles:
+    """Vectors of the files that can be read, and the list of the others. Without `cache` nothing is kept.
+
+    `hashes` are those of `voken.data.images.file_hash`, where they are known already.
+    """
+    from voken.encoders.two_tower import TwoTowerEncoder
+
+    if cache is None:
+        with tempfile.TemporaryDirectory(prefix="voken-") as folder:
+            kept = VectorCache(Path(folder))
+            return picture_vectors(encoder, paths, cache=kept, hashes=hashes, progress=progress)
+    if not isinstance(encoder, TwoTowerEncoder):
+        return cache.encode_files(paths, encoder.encode_images, encoder.fingerprint, hashes=hashes, progress=progress)
+    pictures = encoder.pictures
+    found = cache.encode_files(
+        paths, encoder.features_of_images, pictures.fingerprint, hashes=hashes, progress=progress
+    )
+    vectors = encoder.project_images(found.vectors) if len(found.kept) else found.vectors
+    return EncodedFiles(vectors, found.kept, found.skipped)
 
 
 class _Rows:

@@ -23,9 +23,8 @@ from voken.data.captions import CaptionedImage, Dataset
 from voken.data.skipped import Skipped
 from voken.encoders import Encoder, load_encoder
 from voken.encoders.builtin import PictureFeatures, SentenceEncoder
-from voken.encoders.cache import VectorCache
+from voken.encoders.cache import VectorCache, picture_vectors
 from voken.encoders.clip import HubEncoder
-from voken.encoders.picture_vectors import picture_vectors
 from voken.encoders.two_tower import PairedFeatures, TwoTowerEncoder, train_two_tower
 from voken.errors import ConfigError, EmptyDataError, ResumeError
 from voken.generator.interface import Generator

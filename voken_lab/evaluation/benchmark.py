@@ -12,8 +12,7 @@ import numpy as np
 from voken.collection.snapshot import Snapshot
 from voken.data.captions import Dataset
 from voken.data.skipped import Skipped
-from voken.encoders.cache import VectorCache
-from voken.encoders.picture_vectors import picture_vectors
+from voken.encoders.cache import VectorCache, picture_vectors
 from voken.errors import EmptyDataError
 from voken.model.compiled import CompiledModel
 from voken.model.model import Model

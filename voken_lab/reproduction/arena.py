@@ -19,8 +19,7 @@ import numpy as np
 from voken.config import RunConfig
 from voken.data.captions import CaptionedImage, Dataset
 from voken.data.images import open_image
-from voken.encoders.cache import VectorCache
-from voken.encoders.picture_vectors import picture_vectors
+from voken.encoders.cache import VectorCache, picture_vectors
 from voken.progress import Progress, no_progress
 from voken.shapes import Float
 from voken.training.fit import prepare

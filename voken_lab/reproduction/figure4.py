@@ -19,8 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from voken.collection.base import Base
-from voken.collection.number_column import NumberColumn
+from voken.collection.base import Base, NumberColumn
 from voken.collection.snapshot import Origin, Snapshot
 from voken.decoding.trie import VokenTrie
 from voken.encoders.two_tower import TwoTowerEncoder
