@@ -24,7 +24,7 @@ from voken.config import TokenizerConfig
 from voken.image_tokenizer.model import ImageTokenizer
 from voken.image_tokenizer.train import train_tokenizer
 from voken_lab.evaluation.machine import Machine
-from voken_lab.reproduction.arena import Arena
+from voken_lab.reproduction.experiment import Experiment
 from voken_lab.reproduction.tracks import TRACKS, track
 from voken_lab.systems.genius import GeniusConfig, genius_tokenizer, train_genius
 
@@ -64,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     chosen = track(options.track)
     trials = [
-        Trial(Arena.open(chosen, options.dataset, options.out, seed, quick=options.quick)) for seed in options.seeds
+        Trial(Experiment.open(chosen, options.dataset, options.out, seed, quick=options.quick))
+        for seed in options.seeds
     ]
     for row in search(trials, options.settings):
         report["rows"].append(row)
@@ -100,14 +101,14 @@ def _mean_recall(trials: Sequence[Trial], settings: dict[str, Any]) -> float:
 class Trial:
     """A seed, with the split and the encoder that the reproduction has. Each tokenizer is trained once."""
 
-    def __init__(self, arena: Arena) -> None:
-        self._arena = arena
+    def __init__(self, experiment: Experiment) -> None:
+        self._arena = experiment
         self._tokenizers: dict[TokenizerConfig, ImageTokenizer] = {}
 
     def recall(self, settings: dict[str, Any]) -> float:
         """Of the best epoch."""
-        arena, prepared = self._arena, self._arena.prepared
-        same = arena.config.tokenizer
+        experiment, prepared = self._arena, self._arena.prepared
+        same = experiment.config.tokenizer
         of_tokenizer = {name.partition(".")[2]: value for name, value in settings.items() if "." in name}
         of_generator = {name: value for name, value in settings.items() if "." not in name}
         tokenizer = self._tokenizer(
@@ -115,7 +116,7 @@ class Trial:
         )
         config = GeniusConfig(**of_generator)
         _, history = train_genius(
-            prepared.encoder, prepared.train, prepared.validation, tokenizer, config, seed=arena.seed
+            prepared.encoder, prepared.train, prepared.validation, tokenizer, config, seed=experiment.seed
         )
         return max((history.untrained_recall, *(epoch.recall for epoch in history.epochs)))
 

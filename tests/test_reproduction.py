@@ -7,6 +7,7 @@ import multiprocessing
 import random
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,10 +19,12 @@ from voken.data.captions import Dataset, read_dataset
 from voken.encoders.cache import VectorCache
 from voken.errors import ConfigError, StorageError
 from voken_lab.evaluation.trec import read_qrels, read_run
-from voken_lab.reproduction import cells, contestants, figure4, tracks
-from voken_lab.reproduction.arena import Arena
+from voken_lab.reproduction import builders, cells, figure4, tracks
+from voken_lab.reproduction.cells import Cell
+from voken_lab.reproduction.experiment import Experiment
+from voken_lab.reproduction.results import measured_lines, table_json, table_markdown
 from voken_lab.reproduction.run import Request, reproduce
-from voken_lab.reproduction.tables import TABLES, Cell, Line, Table, as_markdown, cells_of, filled
+from voken_lab.reproduction.tables import TABLES, Line, Table, cells_of
 from voken_lab.reproduction.tracks import Track, track
 
 NAMES = ["red", "orange", "yellow", "lime", "green", "teal", "cyan", "blue", "indigo", "purple", "magenta", "rose"]
@@ -67,7 +70,7 @@ def tiny_track(monkeypatch):
     monkeypatch.setitem(tracks.TRACKS, "tiny", TINY)
     # every builder once, and the second protocol where it differs most: the rest are the same code with other words
     kept = [
-        dataclasses.replace(line, both=line.label in ("AVG, generate", "GRACE (atomic id)"))
+        dataclasses.replace(line, both_protocols=line.label in ("AVG, generate", "GRACE (atomic id)"))
         for line in TABLES["table1"].lines
         if line.label not in ("GRACE (string id)", "GRACE (semantic id)")
     ]
@@ -86,8 +89,8 @@ def request(pictures, out, *what, **options):
 
 
 def test_tables_say_what_was_measured_beside_what_the_paper_says(pictures, out):
-    told = []
-    written = reproduce(request(pictures, out, "table1", "table2", transductive=True), tell=told.append)
+    printed = []
+    written = reproduce(request(pictures, out, "table1", "table2", transductive=True), print_line=printed.append)
     assert set(written) == {"table1", "table2"}
     lines = {line.split("|")[1].strip(): line for line in written["table1"].splitlines() if line.startswith("| ")}
     assert {"GRACE (numeric id)", "GRACE (atomic id)", "IRGen", "AVG, generate", "AVG, + vector rerank"} <= set(lines)
@@ -107,21 +110,21 @@ def test_tables_say_what_was_measured_beside_what_the_paper_says(pictures, out):
     assert row["recall"]["5"] == pytest.approx(hits)
     assert row["recall"]["5"] > 0.6
     assert not list(folder.parent.rglob("work"))
-    assert told[-1] == f"page: {out / 'tiny' / 'index.html'}"
+    assert printed[-1] == f"page: {out / 'tiny' / 'index.html'}"
     page = (out / "tiny" / "index.html").read_text(encoding="utf-8")
     for section in ("about", "table1", "table2", "trade-offs", "vokens", "cases"):
         assert f'id="{section}"' in page
     # faiss's codes want 256 pictures to train on: said, and no row made up
-    assert any("left out: approximate" in line and "256" in line for line in told)
+    assert any("left out: approximate" in line and "256" in line for line in printed)
 
 
 def test_what_is_there_is_not_measured_again(pictures, out, monkeypatch):
     first = reproduce(request(pictures, out, "table1", transductive=True))
 
-    def never(arena, order):
-        raise AssertionError(order.builder)
+    def never(experiment, spec):
+        raise AssertionError(spec.builder)
 
-    monkeypatch.setattr(cells, "BUILDERS", dict.fromkeys(contestants.BUILDERS, never))
+    monkeypatch.setattr(cells, "BUILDERS", dict.fromkeys(builders.BUILDERS, never))
     assert reproduce(request(pictures, out, "table1", transductive=True)) == first
     with pytest.raises(AssertionError, match="grace"):
         reproduce(request(pictures, out, "table1", settings=(("tokenizer.levels", "2"),)))
@@ -144,14 +147,19 @@ def test_a_cell_says_all_that_it_was_trained_with(pictures, out, monkeypatch):
     assert said("grace-scheme-atomic")[0]["own"]["generator"]["epochs"] == 6
     assert "own" not in said("ours")[0]
     # other settings of a baseline are another cell
-    changed = contestants.grace_settings(epochs=1)
-    monkeypatch.setattr(contestants, "grace_settings", lambda: changed)
-    assert contestants.own_settings(None, contestants.Order("grace", {}, "inductive", out))["generator"]["epochs"] == 1
+    changed = builders.grace_settings(epochs=1)
+    monkeypatch.setattr(builders, "grace_settings", lambda: changed)
+    assert (
+        builders.baseline_settings(SimpleNamespace(quick=False), builders.BuildSpec("grace", {}, "inductive", out))[
+            "generator"
+        ]["epochs"]
+        == 1
+    )
 
-    def never(arena, order):
-        raise AssertionError(order.builder)
+    def never(experiment, spec):
+        raise AssertionError(spec.builder)
 
-    monkeypatch.setattr(cells, "BUILDERS", dict.fromkeys(contestants.BUILDERS, never))
+    monkeypatch.setattr(cells, "BUILDERS", dict.fromkeys(builders.BUILDERS, never))
     with pytest.raises(AssertionError, match="grace"):
         reproduce(request(pictures, out, "table1"))
 
@@ -159,7 +167,7 @@ def test_a_cell_says_all_that_it_was_trained_with(pictures, out, monkeypatch):
 def test_no_encoder_is_taken_for_one_of_other_settings_or_data(pictures, tmp_path):
     def encoder(dataset, **settings):
         config = TINY.config(0, quick=False).override({"encoder.epochs": "1", **settings})
-        return Arena(TINY, dataset, config, tmp_path, VectorCache(tmp_path)).prepared.encoder.fingerprint
+        return Experiment(TINY, dataset, config, tmp_path, VectorCache(tmp_path)).prepared.encoder.fingerprint
 
     dataset = TINY.read(pictures, None, 0, quick=False)
     first = encoder(dataset)
@@ -188,18 +196,18 @@ def test_several_processes_measure_the_same(pictures, out, tmp_path):
     kept = [folder for name in ("grace-", "two-tower-") for folder in (out / "tiny" / "seed-0").glob(f"{name}*")]
     for folder in kept:
         shutil.copytree(folder, tmp_path / "tiny" / "seed-0" / folder.name)
-    told = []
-    written = reproduce(request(pictures, tmp_path, "table1", "table2", jobs=2), tell=told.append)
+    printed = []
+    written = reproduce(request(pictures, tmp_path, "table1", "table2", jobs=2), print_line=printed.append)
 
     def without_speed(table):
         return [line.rsplit("|", 2)[0] for line in table.splitlines()]
 
     assert set(written) == set(expected)
     assert all(without_speed(written[name]) == without_speed(expected[name]) for name in written)
-    done = [line for line in told if " done: " in line]
+    done = [line for line in printed if " done: " in line]
     assert any("IRGen" in line for line in done)
     assert not any("GRACE" in line for line in done)
-    assert any("left out: approximate" in line for line in told)
+    assert any("left out: approximate" in line for line in printed)
 
 
 def test_an_error_in_another_process_is_told_and_ends_them(pictures, tmp_path):
@@ -228,15 +236,15 @@ def test_without_being_asked_nothing_is_transductive(pictures, out):
 def test_an_interrupted_run_goes_on(pictures, tmp_path, monkeypatch):
     built = []
 
-    def interrupted(arena, order):
-        built.append(order.settings["scheme"])
+    def interrupted(experiment, spec):
+        built.append(spec.settings["scheme"])
         if len(built) == 2:
             raise KeyboardInterrupt
-        yield from contestants.two_tower(arena, order)
+        yield from builders.two_tower(experiment, spec)
 
     monkeypatch.setitem(cells.BUILDERS, "grace", interrupted)
-    monkeypatch.setitem(cells.BUILDERS, "ours", contestants.two_tower)
-    monkeypatch.setitem(cells.BUILDERS, "irgen", contestants.two_tower)
+    monkeypatch.setitem(cells.BUILDERS, "ours", builders.two_tower)
+    monkeypatch.setitem(cells.BUILDERS, "irgen", builders.two_tower)
     with pytest.raises(KeyboardInterrupt):
         reproduce(request(pictures, tmp_path, "table1"))
     assert "GRACE (numeric id)" in (tmp_path / "tiny" / "table1.md").read_text()
@@ -265,12 +273,12 @@ def test_shuffled_captions_fall_to_chance(pictures, tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_built_has_no_row_and_is_told(pictures, out, monkeypatch):
-    monkeypatch.setattr(contestants, "find_spec", lambda name: None)
-    told = []
-    written = reproduce(request(pictures, out, "table6"), tell=told.append)
+    monkeypatch.setattr(builders, "find_spec", lambda name: None)
+    printed = []
+    written = reproduce(request(pictures, out, "table6"), print_line=printed.append)
     assert "lite (frozen MiniLM, 1 layer)" in written["table6"]
     assert "T5-base" not in written["table6"]
-    assert any("t5-base: its weights are not at hand" in line for line in told)
+    assert any("t5-base: its weights are not on this machine" in line for line in printed)
     left_out = json.loads((out / "tiny" / "run.json").read_text())["left out"]
     assert set(left_out) == {
         "backbone t5-base",
@@ -282,7 +290,10 @@ def test_what_cannot_be_built_has_no_row_and_is_told(pictures, out, monkeypatch)
 
 
 def test_what_is_asked_for_once_is_measured_with_the_first_seed(pictures, out, monkeypatch):
-    lines = (Line("always", Cell("two-tower")), Line("once", Cell("two-tower", {"name": "again"}), once=True))
+    lines = (
+        Line("always", Cell("two-tower")),
+        Line("once", Cell("two-tower", {"name": "again"}), first_seed_only=True),
+    )
     monkeypatch.setitem(TABLES, "table2", dataclasses.replace(TABLES["table2"], lines=lines))
     written = reproduce(dataclasses.replace(request(pictures, out, "table2"), seeds=(0, 1)))
     rows = {line.split("|")[1].strip(): line for line in written["table2"].splitlines() if line.startswith("| ")}
@@ -367,7 +378,7 @@ def test_unknown_names_are_said():
 def test_every_line_of_every_table_has_a_builder_or_says_so():
     for table in TABLES.values():
         for cell in cells_of(table.lines):
-            assert cell.builder in contestants.BUILDERS
+            assert cell.builder in builders.BUILDERS
 
 
 def test_a_difference_is_paired_and_signed():
@@ -386,8 +397,8 @@ def test_a_difference_is_paired_and_signed():
 
     lines = (
         Line("weak", Cell("weak")),
-        Line("weaker", Cell("weaker"), against="weak"),
-        Line("alone", Cell("weaker"), against="not measured"),
+        Line("weaker", Cell("weaker"), compared_with="weak"),
+        Line("alone", Cell("weaker"), compared_with="not measured"),
         Line("AVG, generate", Cell("ours"), readout="generate"),
     )
     table = Table("t", "T", lines)
@@ -396,7 +407,7 @@ def test_a_difference_is_paired_and_signed():
         "weaker [] inductive": {seed: [record("weaker", 0.2, seed)] for seed in (0, 1)},
         "ours [] inductive": {seed: [record("ours", 0.75, seed)] for seed in (0, 1)},
     }
-    text = as_markdown(table, filled(table, results), "emoji")
+    text = table_markdown(table_json(table, measured_lines(table, results), "emoji"))
     weak, weaker, alone = text.splitlines()[4:7]
     assert "-50.0 (< 0.001) |" in weak
     assert "25.0 ± 0.0" in weak

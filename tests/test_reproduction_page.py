@@ -10,9 +10,10 @@ from builders.drawings import draw
 from builders.html_reader import HtmlReader
 from voken.errors import DataError
 from voken_lab.reproduction.charts import Mark, Point, bars, lines, scatter
-from voken_lab.reproduction.figure5 import pairs_by_vokens
+from voken_lab.reproduction.figure5 import pair_groups
 from voken_lab.reproduction.page import write_report
-from voken_lab.reproduction.tables import TABLES, Measured, as_json, as_markdown, columns
+from voken_lab.reproduction.results import MeasuredLine, columns, table_json, table_markdown
+from voken_lab.reproduction.tables import TABLES
 
 EVIL = '<script>alert("x")</script> & "quotes"'
 MACHINE = {"cpu": "Some <CPU>", "cores": 2, "threads": 1, "python": "3.11", "torch": "2.13", "numpy": "2.4"}
@@ -195,7 +196,7 @@ def test_figures_are_those_of_the_json_and_papers_stand_apart(page):
     assert ("paper", "the paper says") in heads
     assert ("inductive", "measured here, inductive") in heads
     assert ("transductive", "measured here, transductive") in heads
-    assert "Pool 12 pictures, 24 queries a seed; seeds 0, 1" in page.parts["table1"]
+    assert "Pool 12 pictures, 24 queries per seed; seeds 0, 1" in page.parts["table1"]
     assert "A note of <the table>." in page.parts["table1"]
     assert "Not measured: GRACE (numeric id)" in page.parts["table1"]
     # no hit at a rank past the beams, on the page and in the chart
@@ -320,9 +321,9 @@ def test_a_row_compared_with_another_says_so_and_is_never_the_bold_one(folder):
 def test_both_renderings_show_the_same_cells(folder):
     saved = json.loads((folder / "table1.json").read_text())
     known = {one.label: one for one in TABLES["table1"].lines}
-    measured = [Measured(known["GRACE (structured id)"], tuple(saved["lines"][0]["inductive"]))]
-    text = as_markdown(TABLES["table1"], measured, "tiny")
-    for column in columns(as_json(TABLES["table1"], measured, "tiny")):
+    measured = [MeasuredLine(known["GRACE (structured id)"], tuple(saved["lines"][0]["inductive"]))]
+    text = table_markdown(table_json(TABLES["table1"], measured, "tiny"))
+    for column in columns(table_json(TABLES["table1"], measured, "tiny")):
         assert f"| {column.cells[0]} |" in text
         assert column.head in text
 
@@ -330,12 +331,12 @@ def test_both_renderings_show_the_same_cells(folder):
 def test_pairs_do_not_depend_on_captions():
     vokens = np.array([[0, 0, 0], [0, 0, 1], [0, 1, 1], [2, 2, 2], [2, 2, 2]])
     ids = list("abcde")
-    found = pairs_by_vokens(ids, [["x"]] * 5, vokens, count=9)
+    found = pair_groups(ids, [["x"]] * 5, vokens, count=9)
     assert [(group.shared, group.total) for group in found] == [(0, 6), (1, 2), (2, 1), (3, 1)]
     assert [set(pair) for pair in found[2].shown] == [{0, 1}]
     assert [set(pair) for pair in found[3].shown] == [{3, 4}]
     assert all(group.overlap == 1 for group in found)
-    others = pairs_by_vokens(ids, [[str(row)] for row in range(5)], vokens, count=9)
+    others = pair_groups(ids, [[str(row)] for row in range(5)], vokens, count=9)
     assert [group.shown for group in others] == [group.shown for group in found]
     assert all(group.overlap == 0 for group in others)
     members = [row for pair in found[0].shown for row in pair]
@@ -343,7 +344,7 @@ def test_pairs_do_not_depend_on_captions():
 
 
 def test_short_sequences_have_fewer_groups():
-    groups = pairs_by_vokens(["a", "b", "c"], [[], [], []], np.array([[1], [1], [2]]))
+    groups = pair_groups(["a", "b", "c"], [[], [], []], np.array([[1], [1], [2]]))
     assert [(group.shared, group.total, group.overlap) for group in groups] == [(0, 2, 0.0), (1, 1, 0.0)]
 
 

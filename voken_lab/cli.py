@@ -190,7 +190,7 @@ def reproduce(
         threads=threads,
     )
     with progress_bars() as progress:
-        written = reproduce(request, tell=lambda line: typer.secho(line, err=True), progress=progress)
+        written = reproduce(request, print_line=lambda line: typer.secho(line, err=True), progress=progress)
     for text in written.values():
         typer.echo(text + "\n")
 

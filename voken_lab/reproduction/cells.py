@@ -1,11 +1,11 @@
-"""One cell: a builder with its settings on one track, seed and protocol. Computed once, kept, found again.
+"""A cell: one builder with its settings, on one track, seed and protocol. It is measured once and then read from disk.
 
 CELL/
-  cell.json          what it is, complete settings included; its hash is part of the folder's name
-  evaluations.json   a row a contestant, single queries' results included, and what it cost; written last
-  qrels.txt, *.run.txt   the same for TREC tools
-  cases.json         some queries, what was answered first, and the sequences of the answers
-  sequences.json     the pool's pictures with their sequences, where the system has any
+  cell.json          what the cell is, with its complete settings; their hash is part of the folder's name
+  evaluations.json   one row per system, with every query's result, and the cost; written last
+  qrels.txt, *.run.txt   the same results for TREC tools
+  cases.json         some queries, with the first hits and their voken sequences
+  sequences.json     the pool's pictures with their voken sequences, if the system has any
 """
 
 from __future__ import annotations
@@ -31,59 +31,58 @@ from voken.shapes import Int
 from voken_lab.evaluation.machine import Machine
 from voken_lab.evaluation.protocol import Conditions, Evaluation, evaluate
 from voken_lab.evaluation.trec import write_qrels, write_run
-from voken_lab.reproduction.arena import Arena, short_digest
-from voken_lab.reproduction.contestants import BUILDERS, Order, our_config, own_settings
+from voken_lab.reproduction.builders import BUILDERS, BuildSpec, baseline_settings, our_config
+from voken_lab.reproduction.experiment import Experiment, short_digest
 
 FORMAT = 2
-"""Raised whenever a builder changes what it measures, so that no old cell is taken for a new one."""
+"""Raised whenever a builder changes what it measures, so that cells of older code are not used."""
 _CASES = 40
 _ROWS = "evaluations.json"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """`builder` is a name of `BUILDERS`, `settings` are dotted settings over the track's."""
+    """`builder` is a key of `BUILDERS`, `settings` are dotted settings that replace the track's."""
 
     builder: str
     settings: Mapping[str, str] = field(default_factory=dict)
     protocol: Literal["inductive", "transductive"] = "inductive"
 
-    def key(self, arena: Arena, *, quick: bool) -> dict[str, Any]:
-        """Everything that its figures depend on, but for the code: JSON-ready."""
-        order = Order(self.builder, self.settings, self.protocol, Path(), quick)
-        made: dict[str, Any] = {"captioner": arena.captioner} if self.protocol == "transductive" else {}
-        own = own_settings(arena, order)
-        if own:
-            made["own"] = own
-        return made | {
+    def key(self, experiment: Experiment) -> dict[str, Any]:
+        """Everything that the cell's figures depend on except the code, JSON-ready."""
+        spec = BuildSpec(self.builder, self.settings, self.protocol, Path())
+        baseline = baseline_settings(experiment, spec)
+        return {
+            **({"captioner": experiment.captioner} if self.protocol == "transductive" else {}),
+            **({"own": baseline} if baseline else {}),
             "format": FORMAT,
             "builder": self.builder,
             "settings": dict(sorted(self.settings.items())),
             "protocol": self.protocol,
-            "quick": quick,
-            "track": arena.track.name,
-            "queries": arena.track.queries,
-            "seed": arena.seed,
-            "config": our_config(arena, order).to_dict(),
-            "dataset": arena.fingerprint,
+            "quick": experiment.quick,
+            "track": experiment.track.name,
+            "queries": experiment.track.queries,
+            "seed": experiment.seed,
+            "config": our_config(experiment, spec).to_dict(),
+            "dataset": experiment.fingerprint,
         }
 
 
-def told_once(cell: Cell, arena: Arena) -> Cell:
-    """A variant that changes none of the track's settings is ours."""
-    if cell.builder == "variant" and arena.config.override(dict(cell.settings)) == arena.config:
+def canonical_cell(cell: Cell, experiment: Experiment) -> Cell:
+    """The cell under its first name: a variant that changes none of the track's settings is our system."""
+    if cell.builder == "variant" and experiment.config.override(dict(cell.settings)) == experiment.config:
         return dataclasses.replace(cell, builder="ours", settings={})
     return cell
 
 
-def run_cell(cell: Cell, arena: Arena, *, quick: bool, checkpoints: str = "") -> list[dict[str, Any]]:
-    """The rows of a cell, as `Evaluation.to_dict(per_query=True)`: those kept, or measured now.
+def run_cell(cell: Cell, experiment: Experiment) -> list[dict[str, Any]]:
+    """Return the cell's rows, as `Evaluation.to_dict(per_query=True)`: read from disk, or else measured now.
 
-    An interrupted cell goes on where its training stopped. What training leaves is removed when the rows are there.
+    After an interruption, training continues where it stopped. Its working files are removed at the end.
     """
-    cell = told_once(cell, arena)
-    key = cell.key(arena, quick=quick)
-    folder = arena.folder / _folder_name(cell, key)
+    cell = canonical_cell(cell, experiment)
+    key = cell.key(experiment)
+    folder = experiment.folder / _folder_name(cell, key)
     path = folder / _ROWS
     if path.exists():
         rows: list[dict[str, Any]] = artifact.read_json(path)["rows"]
@@ -93,32 +92,30 @@ def run_cell(cell: Cell, arena: Arena, *, quick: bool, checkpoints: str = "") ->
     artifact.write_json(folder / "cell.json", key)
     begin, processor = time.perf_counter(), time.process_time()
     rows = []
-    order = Order(cell.builder, cell.settings, cell.protocol, work, quick, checkpoints)
-    for contestant in BUILDERS[cell.builder](arena, order):
-        pool = arena.pool if contestant.vokens is None else arena.pool.with_vokens(contestant.vokens)
-        found = evaluate(
-            contestant.system,
-            arena.queries,
-            pool,
+    for built in BUILDERS[cell.builder](experiment, BuildSpec(cell.builder, cell.settings, cell.protocol, work)):
+        evaluation = evaluate(
+            built.system,
+            experiment.queries,
+            experiment.pool if built.vokens is None else experiment.pool.with_vokens(built.vokens),
             conditions=Conditions(
-                system=contestant.name,
-                dataset=f"{arena.track.name} test",
-                pool=arena.pool_in_words,
+                system=built.name,
+                dataset=f"{experiment.track.name} test",
+                pool=experiment.pool_in_words,
                 protocol=cell.protocol,
-                readout=contestant.readout,
-                seed=arena.seed,
-                beams=contestant.beams,
-                bytes_per_picture=contestant.bytes_per_picture,
+                readout=built.readout,
+                seed=experiment.seed,
+                beams=built.beams,
+                bytes_per_picture=built.bytes_per_picture,
                 config=key["config"],
             ),
-            progress=arena.progress,
+            progress=experiment.progress,
         )
-        rows.append(found.to_dict(per_query=True))
-        _write_trec(folder, found)
-        if len(rows) == 1:  # of the cell's first contestant: for ours, log-probability alone
-            artifact.write_json(folder / "cases.json", {"cases": _cases(found, arena)})
-            if contestant.vokens is not None:
-                artifact.write_json(folder / "sequences.json", {"pictures": _sequences(contestant.vokens, arena)})
+        rows.append(evaluation.to_dict(per_query=True))
+        _write_trec(folder, evaluation)
+        if len(rows) == 1:  # the cell's first system; of ours, the read-out "generate"
+            artifact.write_json(folder / "cases.json", {"cases": _cases(evaluation, experiment)})
+            if built.vokens is not None:
+                artifact.write_json(folder / "sequences.json", {"pictures": _sequences(built.vokens, experiment)})
     cost = {
         "seconds": time.perf_counter() - begin,
         "processor_seconds": time.process_time() - processor,
@@ -131,69 +128,71 @@ def run_cell(cell: Cell, arena: Arena, *, quick: bool, checkpoints: str = "") ->
     return rows
 
 
-def try_cell(cell: Cell, arena: Arena, *, quick: bool, checkpoints: str = "") -> str:
-    """`run_cell`: "" where the rows are kept now, else what is missing here (weights, an extra); no folder is left."""
+def try_cell(cell: Cell, experiment: Experiment) -> str:
+    """Run the cell. Return "", or what is missing on this machine (weights, an extra); then no folder is left."""
     try:
-        run_cell(cell, arena, quick=quick, checkpoints=checkpoints)
+        run_cell(cell, experiment)
     except (ConfigError, MissingExtraError) as error:
-        shutil.rmtree(folder_of(cell, arena, quick=quick), ignore_errors=True)
+        shutil.rmtree(folder_of(cell, experiment), ignore_errors=True)
         return str(error)
     return ""
 
 
-def is_kept(cell: Cell, arena: Arena, *, quick: bool) -> bool:
-    """Whether `run_cell` would only read."""
-    return (folder_of(cell, arena, quick=quick) / _ROWS).exists()
+def is_measured(cell: Cell, experiment: Experiment) -> bool:
+    """Whether `run_cell` only has to read the rows."""
+    return (folder_of(cell, experiment) / _ROWS).exists()
 
 
-def cost_of(cell: Cell, arena: Arena, *, quick: bool) -> dict[str, Any]:
-    """What a finished cell took."""
-    found: dict[str, Any] = artifact.read_json(folder_of(cell, arena, quick=quick) / _ROWS)["cost"]
-    return found
+def cost_of(cell: Cell, experiment: Experiment) -> dict[str, Any]:
+    """Time and memory that a measured cell took."""
+    cost: dict[str, Any] = artifact.read_json(folder_of(cell, experiment) / _ROWS)["cost"]
+    return cost
 
 
-def folder_of(cell: Cell, arena: Arena, *, quick: bool) -> Path:
-    """Where a cell is kept."""
-    cell = told_once(cell, arena)
-    return arena.folder / _folder_name(cell, cell.key(arena, quick=quick))
+def folder_of(cell: Cell, experiment: Experiment) -> Path:
+    """The cell's folder on disk."""
+    cell = canonical_cell(cell, experiment)
+    return experiment.folder / _folder_name(cell, cell.key(experiment))
 
 
-def _cases(found: Evaluation, arena: Arena) -> list[dict[str, Any]]:
-    """The first queries by id, which is a hash: as good as drawn at random, and nobody's choice."""
-    paths = {image.image_id: str(image.path) for image in arena.images}
-    order = sorted(range(len(found.queries)), key=lambda row: found.queries[row].query_id)[:_CASES]
+def _cases(evaluation: Evaluation, experiment: Experiment) -> list[dict[str, Any]]:
+    """The first queries in the order of their ids. An id is a hash, so nobody chose these queries."""
+    paths = {image.image_id: str(image.path) for image in experiment.pool_images}
+    first = sorted(zip(evaluation.queries, evaluation.answers, strict=True), key=lambda pair: pair[0].query_id)[:_CASES]
     return [
         {
-            "text": found.queries[row].text,
-            "relevant": [{"id": name, "path": paths[name]} for name in sorted(found.queries[row].relevant)],
+            "text": query.text,
+            "relevant": [{"id": image_id, "path": paths[image_id]} for image_id in sorted(query.relevant)],
             "answers": [
                 {"id": hit.image_id, "path": paths[hit.image_id], "score": hit.score, "vokens": list(hit.vokens)}
-                for hit in found.answers[row][:5]
+                for hit in hits[:5]
             ],
         }
-        for row in order
+        for query, hits in first
     ]
 
 
-def _sequences(vokens: Int[np.ndarray, "pool M"], arena: Arena) -> list[dict[str, Any]]:
+def _sequences(vokens: Int[np.ndarray, "pool M"], experiment: Experiment) -> list[dict[str, Any]]:
     return [
         {"id": image.image_id, "path": str(image.path), "captions": list(image.captions[:2]), "vokens": sequence}
-        for image, sequence in zip(arena.images, vokens.tolist(), strict=True)
+        for image, sequence in zip(experiment.pool_images, vokens.tolist(), strict=True)
     ]
 
 
-def _write_trec(folder: Path, found: Evaluation) -> None:
-    said = found.conditions
-    words = (said.system, said.readout, str(said.beams or ""))
-    name = re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")
-    write_qrels(folder / "qrels.txt", found.queries)
-    write_run(folder / f"{name}.run.txt", found.queries, found.answers, tag=name)
+def _write_trec(folder: Path, evaluation: Evaluation) -> None:
+    conditions = evaluation.conditions
+    tag = _slug(f"{conditions.system} {conditions.readout} {conditions.beams or ''}", "")
+    write_qrels(folder / "qrels.txt", evaluation.queries)
+    write_run(folder / f"{tag}.run.txt", evaluation.queries, evaluation.answers, tag=tag)
 
 
 def _folder_name(cell: Cell, key: dict[str, Any]) -> str:
-    said = " ".join([cell.builder, *(f"{name} {value}" for name, value in sorted(cell.settings.items()))])
-    words = re.sub(r"[^a-z0-9.]+", "-", said.lower())[:60].strip("-")
-    return f"{words}-{cell.protocol}-{short_digest(json.dumps(key, sort_keys=True))}"
+    words = " ".join([cell.builder, *(f"{name} {value}" for name, value in sorted(cell.settings.items()))])
+    return f"{_slug(words, '.')[:60].strip('-')}-{cell.protocol}-{short_digest(json.dumps(key, sort_keys=True))}"
+
+
+def _slug(text: str, punctuation: str) -> str:
+    return re.sub(rf"[^a-z0-9{punctuation}]+", "-", text.lower()).strip("-")
 
 
 def _peak_megabytes() -> float:

@@ -1,10 +1,11 @@
-"""Figure 4 of the paper: queries a second against the size of the pool.
+"""Figure 4 of the paper: queries per second against the size of the pool.
 
-Speed does not depend on what vectors and sequences say, so these are random, and any pool size can be had; the
-encoder and the generator's shapes are the track's. Texts are the track's queries, one at a time. Systems take turns.
+Speed does not depend on the content of vectors and sequences. They are random here, so a pool can have any size; the
+encoder and the generator's shapes are the track's. The texts are the track's queries, searched one at a time, and
+the systems take turns.
 
-GRACE has no line: its identifiers on our generator (see `voken_lab.systems.grace`) are as fast as our vokens of
-the same length. In the paper it is slower for its larger language model.
+GRACE has no line: with our generator (see `voken_lab.systems.grace`) its identifiers are as fast as our vokens of the
+same length. In the paper it is slower because its language model is larger.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import dataclasses
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ from voken.model.model import Model
 from voken.search.searcher import Searcher, load_model
 from voken.training.fit import make_generator
 from voken_lab.evaluation.machine import Machine, processor_of
-from voken_lab.reproduction.arena import Arena, short_digest
-from voken_lab.reproduction.tables import markdown_row
+from voken_lab.reproduction.experiment import Experiment, short_digest
+from voken_lab.reproduction.results import markdown_table
 from voken_lab.systems.two_tower import TextEncoder
 
 SIZES = (1_000, 10_000, 100_000, 370_000)
@@ -43,68 +44,70 @@ _TOP = 10
 Search = Callable[[list[str]], object]
 
 
-def key(arena: Arena, *, quick: bool) -> str:
-    """Changes with whatever changes the figure: the settings, the data, the sizes."""
-    said = [arena.config.to_dict(), arena.fingerprint, QUICK_SIZES if quick else SIZES, BEAMS]
-    return short_digest(json.dumps(said, sort_keys=True))
+def _sizes(experiment: Experiment) -> tuple[int, ...]:
+    return QUICK_SIZES if experiment.quick else SIZES
 
 
-def measure(arena: Arena, work: Path, *, quick: bool, rounds: int = 5) -> dict[str, Any]:
-    """Queries a second of our system and of the exact two-tower, by pool size: medians over `rounds`."""
-    sizes = QUICK_SIZES if quick else SIZES
-    texts = [query.text for query in arena.queries[:_TEXTS]]
-    searches = {size: _searches(arena, work, size) for size in sizes}
+def key(experiment: Experiment) -> str:
+    """A digest of everything that the figure depends on: the settings, the data, the sizes, the beams."""
+    inputs = [experiment.config.to_dict(), experiment.fingerprint, _sizes(experiment), BEAMS]
+    return short_digest(json.dumps(inputs, sort_keys=True))
+
+
+def measure(experiment: Experiment, work: Path, *, rounds: int = 5) -> dict[str, Any]:
+    """Queries per second of our system and of the exact two-tower by pool size, as medians over `rounds`."""
+    texts = [query.text for query in experiment.queries[:_TEXTS]]
+    searches = {size: _searches(experiment, work, size) for size in _sizes(experiment)}
     seconds: dict[str, dict[int, list[float]]] = {}
-    for number in range(-1, rounds):  # the first round pays for what loads lazily
+    for number in range(-1, rounds):  # the first round loads what is loaded lazily and is not counted
         for size, systems in searches.items():
             for name, search in systems.items():
                 begin = time.perf_counter()
                 for text in texts:
                     search([text])
                 if number >= 0:
-                    taken = (time.perf_counter() - begin) / len(texts)
-                    seconds.setdefault(name, {}).setdefault(size, []).append(taken)
-        arena.progress("figure 4", number + 2, rounds + 1)
+                    per_query = (time.perf_counter() - begin) / len(texts)
+                    seconds.setdefault(name, {}).setdefault(size, []).append(per_query)
+        experiment.progress("figure 4", number + 2, rounds + 1)
     return {
         "figure": "figure4",
-        "title": "Figure 4. Queries a second against the size of the pool",
-        "track": arena.track.name,
+        "title": "Figure 4. Queries per second against the size of the pool",
+        "track": experiment.track.name,
         "beams": BEAMS,
-        "sizes": list(sizes),
+        "sizes": list(searches),
         "queries_per_second": {
-            name: {str(size): 1 / statistics.median(times) for size, times in found.items()}
-            for name, found in seconds.items()
+            name: {str(size): 1 / statistics.median(times) for size, times in by_size.items()}
+            for name, by_size in seconds.items()
         },
         "machine": dataclasses.asdict(Machine.here()),
     }
 
 
-def as_markdown(found: dict[str, Any]) -> str:
-    """A line a system, a column a size."""
-    sizes: Sequence[int] = found["sizes"]
-    lines = [f"**{found['title']}** — {found['track']}, one query at a time, {found['beams']} beams", ""]
-    lines.append(markdown_row(["", *(f"{size:,}" for size in sizes), "largest / smallest"]))
-    lines.append(markdown_row(["---", *["---:"] * (len(sizes) + 1)]))
-    for name, speeds in found["queries_per_second"].items():
-        values = [speeds[str(size)] for size in sizes]
-        lines.append(markdown_row([name, *(f"{value:,.1f}" for value in values), f"{values[-1] / values[0]:.2f}"]))
-    machine = found["machine"]
-    return "\n".join([*lines, "", f"Random vectors and sequences; {processor_of(machine)}."])
+def as_markdown(figure: dict[str, Any]) -> str:
+    """One row per system, one column per size."""
+    heads = ["", *(f"{size:,}" for size in figure["sizes"]), "largest / smallest"]
+    rows = []
+    for name, by_size in figure["queries_per_second"].items():
+        speeds = [by_size[str(size)] for size in figure["sizes"]]
+        rows.append([name, *(f"{speed:,.1f}" for speed in speeds), f"{speeds[-1] / speeds[0]:.2f}"])
+    title = f"**{figure['title']}** — {figure['track']}, one query at a time, {figure['beams']} beams"
+    note = f"Random vectors and sequences; {processor_of(figure['machine'])}."
+    return "\n".join([title, "", *markdown_table(heads, rows), "", note])
 
 
-def _searches(arena: Arena, work: Path, size: int) -> dict[str, Search]:
+def _searches(experiment: Experiment, work: Path, size: int) -> dict[str, Search]:
     from voken_lab.systems.faiss_tower import FaissTower
 
-    random = np.random.default_rng(arena.seed)
-    encoder = _text_encoder(arena, work)
-    model = load_model(_model(arena, work))
-    levels, entries = arena.config.tokenizer.levels, arena.config.tokenizer.codebook_size
+    random = np.random.default_rng(experiment.seed)
+    encoder = _text_encoder(experiment, work)
+    model = load_model(_untrained_model(experiment, work))
+    levels, entries = experiment.config.tokenizer.levels, experiment.config.tokenizer.codebook_size
     trie = VokenTrie.from_vokens(random.integers(0, entries, (size, levels), dtype=np.int32), entries)
     ids = NumberColumn(size)
     collection = Snapshot(Base(ids, ids, trie), Origin(Path(), model.fingerprint))
     settings = dataclasses.replace(model.search, beams=BEAMS, readout="generate")
     ours = Searcher(model, collection, settings, widen=False)
-    vectors = random.standard_normal((size, arena.vectors.shape[1]), dtype=np.float32)
+    vectors = random.standard_normal((size, experiment.pool_vectors.shape[1]), dtype=np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     exact = FaissTower.flat(encoder, [str(row) for row in range(size)], vectors)
     return {
@@ -113,27 +116,26 @@ def _searches(arena: Arena, work: Path, size: int) -> dict[str, Search]:
     }
 
 
-def _text_encoder(arena: Arena, work: Path) -> TextEncoder:
-    """The two-tower reads with the same runtime as ours, where there is a graph for its encoder."""
-    encoder = arena.prepared.encoder
+def _text_encoder(experiment: Experiment, work: Path) -> TextEncoder:
+    """The two-tower's text encoder, in the same runtime as ours if it can be exported."""
+    encoder = experiment.prepared.encoder
     if not isinstance(encoder, TwoTowerEncoder):
         return encoder
     export_text_encoder(encoder, work / "texts")
     return CompiledTextEncoder.load(work / "texts")
 
 
-def _model(arena: Arena, work: Path) -> Path:
-    """Our system with its real codebooks and an untrained generator, whose speed is that of a trained one."""
+def _untrained_model(experiment: Experiment, work: Path) -> Path:
+    """The folder of our system with real codebooks and an untrained generator, which is as fast as a trained one."""
     folder = work / "model"
     if not folder.exists():
-        prepared, config = arena.prepared, arena.config
-        short = dataclasses.replace(config.tokenizer, epochs=0)
+        prepared, config = experiment.prepared, experiment.config
         tokenizer, _ = train_tokenizer(
             prepared.train.paired_vectors(),
             prepared.validation.paired_vectors(),
-            short,
-            seed=arena.seed,
-            progress=arena.progress,
+            dataclasses.replace(config.tokenizer, epochs=0),
+            seed=experiment.seed,
+            progress=experiment.progress,
         )
         generator = make_generator(prepared, tokenizer, config)
         search = dataclasses.replace(config.search, voken_weight=0.0, vector_weight=0.0)

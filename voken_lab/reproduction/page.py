@@ -23,8 +23,9 @@ from voken_lab.evaluation.protocol import spread
 from voken_lab.pages.html import Picture, chips, document, half, image, section, table, write_html
 from voken_lab.reproduction import charts
 from voken_lab.reproduction.charts import Mark, Point, bars, lines, scatter
-from voken_lab.reproduction.figure5 import PairGroup, pairs_of
-from voken_lab.reproduction.tables import TABLES, Record, columns, footer, recall_of
+from voken_lab.reproduction.figure5 import PairGroup, pair_groups_of
+from voken_lab.reproduction.results import columns, footer, recall_of
+from voken_lab.reproduction.tables import TABLES, Record
 
 _QUICK = "A sixth of the concepts and small settings: it shows that everything works, and reproduces nothing."
 _TRANSDUCTIVE = "; in the columns called transductive, training also reads captions made for the pool"
@@ -416,7 +417,7 @@ def _pairs(pictures: Sequence[Mapping[str, Any]]) -> str:
     levels = len(pictures[0]["vokens"])
     shown = [_shown(picture, " · ".join(picture["captions"])) for picture in pictures]
     body = ""
-    for group in pairs_of(pictures):
+    for group in pair_groups_of(pictures):
         pairs = "".join(
             f'<li class="pair">{half(shown[one], group.shared)}{half(shown[other], group.shared)}</li>'
             for one, other in group.shown

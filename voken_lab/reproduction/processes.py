@@ -1,4 +1,4 @@
-"""Cells in several processes. A cell is trained and measured by itself, so which process does it changes no figure."""
+"""Measures cells in several processes. Cells do not depend on each other, so the figures are those of one process."""
 
 from __future__ import annotations
 
@@ -11,64 +11,58 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
 from voken.progress import no_progress
-from voken_lab.reproduction.arena import Arena
 from voken_lab.reproduction.cells import Cell, try_cell
+from voken_lab.reproduction.experiment import Experiment
 
-_arenas: dict[int, Arena] = {}
-"""By seed: what a process works on, told when it begins."""
+_experiments: dict[int, Experiment] = {}
+"""The experiments of a worker process by seed, set when it starts."""
 
 
-def in_processes(
-    arenas: Mapping[int, Arena],
-    wanted: Sequence[tuple[int, Cell]],
-    *,
-    jobs: int,
-    threads: int,
-    quick: bool,
-    checkpoints: str,
+def measure_in_processes(
+    experiments: Mapping[int, Experiment], wanted: Sequence[tuple[int, Cell]], *, jobs: int, threads: int
 ) -> Iterator[tuple[int, Cell, str]]:
-    """`try_cell` of each pair (seed, cell) in `jobs` processes of `threads` threads, as each is done.
+    """Run `try_cell` for each pair (seed, cell) in `jobs` processes of `threads` threads; yield each as it ends.
 
-    The script that calls this guards its entry with `if __name__ == "__main__"`. Whoever leaves early, or dies, ends
-    the processes; what they had finished is kept.
+    The calling script guards its entry with `if __name__ == "__main__"`. If the caller stops early or dies, the
+    processes end too; cells that were complete stay on disk.
     """
-    silent = {seed: dataclasses.replace(arena, progress=no_progress) for seed, arena in arenas.items()}
+    silent = {seed: dataclasses.replace(experiment, progress=no_progress) for seed, experiment in experiments.items()}
     with ProcessPoolExecutor(
-        jobs, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(silent, threads)
+        jobs, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(silent, threads)
     ) as pool:
         try:
-            # first the encoders, a seed a process: every cell of a seed waits for the same one
-            for _ in pool.map(_encode, sorted({seed for seed, _ in wanted})):
+            # The encoders come first, one seed per process: every cell of a seed waits for the same encoder.
+            for _ in pool.map(_encode_pool, sorted({seed for seed, _ in wanted})):
                 pass
-            asked = {pool.submit(_measure, seed, cell, quick, checkpoints): (seed, cell) for seed, cell in wanted}
-            for done in as_completed(asked):
-                yield (*asked[done], done.result())
+            jobs_by_future = {pool.submit(_measure, seed, cell): (seed, cell) for seed, cell in wanted}
+            for future in as_completed(jobs_by_future):
+                yield (*jobs_by_future[future], future.result())
         except BaseException:
             for child in multiprocessing.active_children():
                 child.terminate()
             raise
 
 
-def _begin(arenas: dict[int, Arena], threads: int) -> None:
+def _start_worker(experiments: dict[int, Experiment], threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    _arenas.update(arenas)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who ends its children
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    _experiments.update(experiments)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends its children
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with_the_parent() -> None:
-    """A parent that is killed cannot say so, and a child would wait for it for ever."""
+def _exit_with_parent() -> None:
+    """End this process when the parent dies: a killed parent cannot tell its children."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
         os._exit(1)
 
 
-def _encode(seed: int) -> None:
-    _ = _arenas[seed].vectors  # trains the encoder, and keeps both on the disk
+def _encode_pool(seed: int) -> None:
+    _ = _experiments[seed].pool_vectors  # trains the encoder and saves it and the vectors
 
 
-def _measure(seed: int, cell: Cell, quick: bool, checkpoints: str) -> str:
-    return try_cell(cell, _arenas[seed], quick=quick, checkpoints=checkpoints)
+def _measure(seed: int, cell: Cell) -> str:
+    return try_cell(cell, _experiments[seed])

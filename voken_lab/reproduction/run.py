@@ -1,10 +1,10 @@
-"""`voken reproduce`: the tables and figures of the paper, on one track, from one command that can be stopped."""
+"""`voken reproduce`: the paper's tables and figures on one track. A run can be stopped and continued at any time."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,21 +14,24 @@ from voken import artifact
 from voken.errors import ConfigError
 from voken.progress import Progress, no_progress
 from voken_lab.reproduction import figure4, figure5
-from voken_lab.reproduction.arena import Arena
-from voken_lab.reproduction.cells import Cell, cost_of, folder_of, is_kept, run_cell, told_once, try_cell
+from voken_lab.reproduction.cells import Cell, canonical_cell, cost_of, folder_of, is_measured, run_cell, try_cell
+from voken_lab.reproduction.experiment import Experiment
 from voken_lab.reproduction.page import write_report
-from voken_lab.reproduction.processes import in_processes
-from voken_lab.reproduction.tables import OURS, TABLES, Line, Record, as_json, as_markdown, cell_name, cells_of, filled
+from voken_lab.reproduction.processes import measure_in_processes
+from voken_lab.reproduction.results import cell_key, measured_lines, table_json, table_markdown
+from voken_lab.reproduction.tables import OURS, TABLES, Line, Record, cells_of
 from voken_lab.reproduction.tracks import track
 
-FIGURES = {"figure4": (), "figure5": (Line("AVG", OURS, once=True),)}
-"""With the cells that they show."""
+FIGURES = {"figure4": (), "figure5": (Line("AVG", OURS, first_seed_only=True),)}
+"""The figures, with the lines whose cells they show."""
 QUICK_TABLES = ("table1", "table3", "table7")
+
+PrintLine = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to reproduce. `what` are names of tables, "figure4", "figure5", or "all"."""
+    """What to reproduce. `what` holds names of tables, "figure4", "figure5", or "all"."""
 
     what: tuple[str, ...]
     track: str
@@ -37,187 +40,202 @@ class Request:
     images: Path | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
     quick: bool = False
-    """A sixth of the concepts, small settings, and of "all" three tables and both figures: for a look, and for CI."""
+    """A sixth of the concepts and small settings; "all" is then three tables and both figures. For a look, or CI."""
     transductive: bool = False
-    """Also the second protocol, in its own column."""
+    """Also measure the transductive protocol, in a column of its own."""
     settings: tuple[tuple[str, str], ...] = ()
-    """Dotted settings over the track's."""
+    """Dotted settings that replace the track's."""
     cache: Path | None = None
     captioner: str = ""
-    """BLIP weights that caption the pool, with `transductive`; "": the nearest training captions."""
+    """BLIP weights that caption the pool if `transductive`; "": the nearest training captions are used."""
     checkpoints: str = ""
-    """Folder of the backbones' weights, or "hub" where it can be reached."""
+    """Folder of the backbones' weights, or "hub" to download them."""
     jobs: int = 1
-    """Processes that train and measure cells at once, with `threads` each; see `in_processes`."""
+    """Number of processes that measure cells, each with `threads` threads; see `measure_in_processes`."""
     threads: int = 0
-    """0: the processor's, shared out."""
+    """0: the processor's cores, shared among the processes."""
+
+    def names(self) -> tuple[str, ...]:
+        """The tables and figures, each once. Raises `ConfigError` for an unknown name."""
+        if "all" in self.what:
+            return (*(QUICK_TABLES if self.quick else TABLES), *FIGURES)
+        for name in self.what:
+            if name not in TABLES and name not in FIGURES:
+                known = ", ".join([*TABLES, *FIGURES])
+                raise ConfigError(f"{name!r}: there is no such table or figure. Choose from: {known}, all.")
+        return tuple(dict.fromkeys(self.what))
+
+    def experiment(self, seed: int, progress: Progress) -> Experiment:
+        """The experiment of one seed."""
+        return Experiment.open(
+            track(self.track),
+            self.data,
+            self.out,
+            seed,
+            images=self.images,
+            quick=self.quick,
+            settings=dict(self.settings),
+            cache=self.cache,
+            progress=progress,
+            captioner=self.captioner,
+            checkpoints=self.checkpoints,
+        )
 
 
 def reproduce(
-    request: Request, *, tell: Callable[[str], None] = lambda line: None, progress: Progress = no_progress
+    request: Request, *, print_line: PrintLine = lambda line: None, progress: Progress = no_progress
 ) -> dict[str, str]:
-    """Measure what is not measured yet, and write `OUT/TRACK/tableN.md` and `.json`, and at the end all of them as
-    the page `OUT/TRACK/index.html`, which is told. Returns the Markdown by table.
+    """Measure what is not measured yet; write OUT/TRACK/tableN.md and .json, figureN.md and .json and index.html.
 
-    Every cell is kept in `OUT/TRACK/seed-S/`: the same call goes on where it was stopped, and another table finds
-    what it shares. What cannot be built here (weights that are not at hand, a missing extra) has no row, and is told.
-    Raises `ConfigError` for a table or track that there is not.
+    Cells are saved in OUT/TRACK/seed-S/: the same call continues where it was stopped, and tables share cells. A
+    system that cannot be built on this machine (no weights, a missing extra) has no row; `print_line` reports it.
+    Returns the Markdown by table. Raises `ConfigError` for an unknown table or track.
     """
-    names = _names(request)
-    chosen = track(request.track)
-    folder = request.out / request.track
+    names = request.names()
+    folder = request.out / track(request.track).name
     lines = [line for name in names for line in (TABLES[name].lines if name in TABLES else FIGURES[name])]
-    cells = [cell for cell in cells_of(lines) if request.transductive or cell.protocol == "inductive"]
-    # a cell is told by the first row it fills
-    labels = {cell_name(cell): line.label for line in reversed(lines) for cell in (line.cell, line.transductive)}
-    always = [line.cell for line in lines if not line.once]
-    once = [line.cell for line in lines if line.once and line.cell not in always]
-    wanted = [(seed, cell) for seed in request.seeds for cell in cells if seed == request.seeds[0] or cell not in once]
-
-    @cache
-    def arena_of(seed: int) -> Arena:
-        return Arena.open(
-            chosen,
-            request.data,
-            request.out,
-            seed,
-            images=request.images,
-            quick=request.quick,
-            settings=dict(request.settings),
-            cache=request.cache,
-            progress=progress,
-            captioner=request.captioner,
-        )
-
+    experiment_of = cache(lambda seed: request.experiment(seed, progress))
+    measuring = _Measuring(request, lines, experiment_of, print_line)
     results: dict[str, dict[int, list[Record]]] = {}
     costs: dict[str, dict[str, Any]] = {}
-    absent: dict[str, str] = {}
-    for arena, cell, new in _measured(request, wanted, arena_of, labels, absent, tell):
-        results.setdefault(cell_name(cell), {})[arena.seed] = run_cell(cell, arena, quick=request.quick)
-        kept = str(folder_of(cell, arena, quick=request.quick).relative_to(folder))
-        if kept not in costs:  # cells of two names may be one
-            words = _words(told_once(cell, arena))
-            which = {"cell": words, "seed": arena.seed, "protocol": cell.protocol, "folder": kept}
-            costs[kept] = which | cost_of(cell, arena, quick=request.quick)
-        if new:
-            _write(names, results, folder, request.track)
-    written = _write(names, results, folder, request.track)
-    if "figure4" in names:
-        written["figure4"] = _figure4(arena_of(request.seeds[0]), folder, quick=request.quick, tell=tell)
-    if "figure5" in names:
-        written["figure5"] = _figure5(arena_of(request.seeds[0]), folder, quick=request.quick)
-    asked = {name: str(value) if isinstance(value, Path) else value for name, value in vars(request).items()}
-    run = {"request": asked, "written": list(written), "costs": list(costs.values()), "left out": absent}
-    artifact.write_json(folder / "run.json", run)
+    for experiment, cell, is_new in measuring.cells():
+        results.setdefault(cell_key(cell), {})[experiment.seed] = run_cell(cell, experiment)
+        cell_folder = str(folder_of(cell, experiment).relative_to(folder))
+        if cell_folder not in costs:  # two names can mean the same cell
+            name = _cell_name(canonical_cell(cell, experiment))
+            origin = {"cell": name, "seed": experiment.seed, "protocol": cell.protocol, "folder": cell_folder}
+            costs[cell_folder] = origin | cost_of(cell, experiment)
+        if is_new:  # a run of hours can be watched
+            _write_tables(names, results, folder)
+    written = _write_tables(names, results, folder)
+    for name in FIGURES:
+        if name in names:
+            experiment = experiment_of(request.seeds[0])
+            figure = _figure4(experiment, print_line) if name == "figure4" else _figure5(experiment)
+            written[name] = figure4.as_markdown(figure) if name == "figure4" else figure5.as_markdown(figure)
+            _write(folder, name, figure, written[name])
+    request_json = {name: str(value) if isinstance(value, Path) else value for name, value in vars(request).items()}
+    artifact.write_json(
+        folder / "run.json",
+        {
+            "request": request_json,
+            "written": list(written),
+            "costs": list(costs.values()),
+            "left out": measuring.left_out,
+        },
+    )
     if written:
-        tell(f"page: {write_report(folder)}")
+        print_line(f"page: {write_report(folder)}")
     return written
 
 
-def _measured(
-    request: Request,
-    wanted: Sequence[tuple[int, Cell]],
-    arena_of: Callable[[int], Arena],
-    labels: Mapping[str, str],
-    absent: dict[str, str],
-    tell: Callable[[str], None],
-) -> Iterator[tuple[Arena, Cell, bool]]:
-    """Every pair (seed, cell) as soon as its rows are kept, and whether they are new.
+class _Measuring:
+    """Measures the cells of `lines`; `left_out` says why a cell could not be built, by the cell's name."""
 
-    What cannot be built is told, and `absent` says why.
-    """
-    quick, checkpoints = request.quick, request.checkpoints
+    def __init__(
+        self,
+        request: Request,
+        lines: Sequence[Line],
+        experiment_of: Callable[[int], Experiment],
+        print_line: PrintLine,
+    ) -> None:
+        self.left_out: dict[str, str] = {}
+        self._request = request
+        self._experiment_of = experiment_of
+        self._print_line = print_line
+        cells = [cell for cell in cells_of(lines) if request.transductive or cell.protocol == "inductive"]
+        # Messages name a cell by the first row that it fills.
+        self._labels = {
+            cell_key(cell): line.label for line in reversed(lines) for cell in (line.cell, line.transductive)
+        }
+        every_seed = [line.cell for line in lines if not line.first_seed_only]
+        first_only = [line.cell for line in lines if line.first_seed_only and line.cell not in every_seed]
+        self._wanted = [
+            (seed, cell)
+            for seed in request.seeds
+            for cell in cells
+            if seed == request.seeds[0] or cell not in first_only
+        ]
 
-    def built(cell: Cell, missing: str) -> bool:
-        if missing and _words(cell) not in absent:
-            tell(f"left out: {_words(cell)}: {missing}")
-            absent[_words(cell)] = missing
+    def cells(self) -> Iterator[tuple[Experiment, Cell, bool]]:
+        """Yield each (experiment, cell) once its rows are on disk, and whether they are new."""
+        return self._in_turn() if self._request.jobs == 1 else self._in_parallel()
+
+    def _in_turn(self) -> Iterator[tuple[Experiment, Cell, bool]]:
+        for number, (seed, cell) in enumerate(self._wanted, start=1):
+            if _cell_name(cell) in self.left_out:
+                continue
+            experiment = self._experiment_of(seed)
+            self._print_line(f"{number} of {len(self._wanted)}: {self._describe(seed, cell)}")
+            is_new = not is_measured(cell, experiment)
+            if self._is_built(cell, try_cell(cell, experiment) if is_new else ""):
+                yield experiment, cell, is_new
+
+    def _in_parallel(self) -> Iterator[tuple[Experiment, Cell, bool]]:
+        experiments = {seed: self._experiment_of(seed) for seed, _ in self._wanted}
+        unmeasured: dict[Path, list[tuple[int, Cell]]] = {}  # by folder: two names can mean the same cell
+        for seed, cell in self._wanted:
+            if is_measured(cell, experiments[seed]):
+                yield experiments[seed], cell, False
+            else:
+                unmeasured.setdefault(folder_of(cell, experiments[seed]), []).append((seed, cell))
+        if not unmeasured:
+            return
+        jobs = self._request.jobs
+        threads = self._request.threads or max(1, (os.cpu_count() or 1) // jobs)
+        firsts = [same[0] for same in unmeasured.values()]
+        finished = measure_in_processes(experiments, firsts, jobs=jobs, threads=threads)
+        for number, (seed, cell, missing) in enumerate(finished, start=1):
+            self._print_line(f"{number} of {len(unmeasured)} done: {self._describe(seed, cell)}")
+            if self._is_built(cell, missing):
+                for _, same in unmeasured[folder_of(cell, experiments[seed])]:
+                    yield experiments[seed], same, True
+
+    def _is_built(self, cell: Cell, missing: str) -> bool:
+        name = _cell_name(cell)
+        if missing and name not in self.left_out:
+            self._print_line(f"left out: {name}: {missing}")
+            self.left_out[name] = missing
         return not missing
 
-    if request.jobs > 1:
-        arenas = {seed: arena_of(seed) for seed, _ in wanted}
-        left: dict[Path, list[tuple[int, Cell]]] = {}  # by folder: cells of two names may be one
-        for seed, cell in wanted:
-            if is_kept(cell, arenas[seed], quick=quick):
-                yield arenas[seed], cell, False
-            else:
-                left.setdefault(folder_of(cell, arenas[seed], quick=quick), []).append((seed, cell))
-        if not left:
-            return
-        threads = request.threads or max(1, (os.cpu_count() or 1) // request.jobs)
-        firsts = [alike[0] for alike in left.values()]
-        done = in_processes(arenas, firsts, jobs=request.jobs, threads=threads, quick=quick, checkpoints=checkpoints)
-        for number, (seed, cell, missing) in enumerate(done, start=1):
-            tell(f"{number} of {len(left)} done: seed {seed}, {_said(cell, labels)}")
-            if built(cell, missing):
-                for _, alike in left[folder_of(cell, arenas[seed], quick=quick)]:
-                    yield arenas[seed], alike, True
-        return
-    for number, (seed, cell) in enumerate(wanted, start=1):
-        if _words(cell) in absent:
-            continue
-        arena = arena_of(seed)
-        tell(f"{number} of {len(wanted)}: seed {seed}, {_said(cell, labels)}")
-        new = not is_kept(cell, arena, quick=quick)
-        if built(cell, try_cell(cell, arena, quick=quick, checkpoints=checkpoints) if new else ""):
-            yield arena, cell, new
+    def _describe(self, seed: int, cell: Cell) -> str:
+        return f"seed {seed}, {self._labels[cell_key(cell)]}, {cell.protocol}"
 
 
-def _words(cell: Cell) -> str:
+def _cell_name(cell: Cell) -> str:
     return " ".join([cell.builder, *cell.settings.values()])
 
 
-def _said(cell: Cell, labels: Mapping[str, str]) -> str:
-    return f"{labels[cell_name(cell)]}, {cell.protocol}"
-
-
-def _names(request: Request) -> tuple[str, ...]:
-    if "all" in request.what:
-        return (*(QUICK_TABLES if request.quick else TABLES), *FIGURES)
-    for name in request.what:
-        if name not in TABLES and name not in FIGURES:
-            raise ConfigError(f"{name!r}: no such table. There are: {', '.join([*TABLES, *FIGURES])}, all.")
-    return tuple(dict.fromkeys(request.what))
-
-
-def _figure4(arena: Arena, folder: Path, *, quick: bool, tell: Callable[[str], None]) -> str:
-    """Measured once, as a cell is: what the same settings gave is found again."""
-    kept = arena.folder / f"figure4-{figure4.key(arena, quick=quick)}.json"
-    if not kept.exists():
-        tell("queries a second against the size of the pool")
-        work = kept.with_suffix(".work")
+def _figure4(experiment: Experiment, print_line: PrintLine) -> dict[str, Any]:
+    """Measured once and then read from disk, as a cell is."""
+    path = experiment.folder / f"figure4-{figure4.key(experiment)}.json"
+    if not path.exists():
+        print_line("queries per second against the size of the pool")
+        work = path.with_suffix(".work")
         work.mkdir(parents=True, exist_ok=True)
-        artifact.write_json(kept, figure4.measure(arena, work, quick=quick))
+        artifact.write_json(path, figure4.measure(experiment, work))
         shutil.rmtree(work, ignore_errors=True)
-    found = artifact.read_json(kept)
-    return _write_figure(folder, found, figure4.as_markdown(found))
+    figure: dict[str, Any] = artifact.read_json(path)
+    return figure
 
 
-def _figure5(arena: Arena, folder: Path, *, quick: bool) -> str:
-    pictures = artifact.read_json(folder_of(OURS, arena, quick=quick) / "sequences.json")["pictures"]
-    found = figure5.measure(pictures, arena.track.name)
-    return _write_figure(folder, found, figure5.as_markdown(found))
+def _figure5(experiment: Experiment) -> dict[str, Any]:
+    pictures = artifact.read_json(folder_of(OURS, experiment) / "sequences.json")["pictures"]
+    return figure5.measure(pictures, experiment.track.name)
 
 
-def _write_figure(folder: Path, found: dict[str, Any], text: str) -> str:
-    artifact.write_json(folder / f"{found['figure']}.json", found)
-    (folder / f"{found['figure']}.md").write_text(text + "\n", encoding="utf-8")
-    return text
-
-
-def _write(
-    names: Sequence[str], results: dict[str, dict[int, list[Record]]], folder: Path, track_name: str
-) -> dict[str, str]:
-    """After every cell that is new, so that a run of hours can be watched. Tests of all rows take seconds."""
+def _write_tables(names: Sequence[str], results: dict[str, dict[int, list[Record]]], folder: Path) -> dict[str, str]:
+    """Write every table that has a measured row; return the Markdown by table. The tests of all rows take seconds."""
     written = {}
     for name in names:
-        if name not in TABLES:
-            continue
-        measured = filled(TABLES[name], results)
-        if not measured:
-            continue
-        text = as_markdown(TABLES[name], measured, track_name)
-        (folder / f"{name}.md").write_text(text + "\n", encoding="utf-8")
-        artifact.write_json(folder / f"{name}.json", as_json(TABLES[name], measured, track_name))
-        written[name] = text
+        measured = measured_lines(TABLES[name], results) if name in TABLES else []
+        if measured:
+            table = table_json(TABLES[name], measured, folder.name)
+            written[name] = table_markdown(table)
+            _write(folder, name, table, written[name])
     return written
+
+
+def _write(folder: Path, name: str, values: dict[str, Any], markdown: str) -> None:
+    artifact.write_json(folder / f"{name}.json", values)
+    (folder / f"{name}.md").write_text(markdown + "\n", encoding="utf-8")

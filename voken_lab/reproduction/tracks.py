@@ -1,4 +1,4 @@
-"""The data sets of the reproduction: how each is split, and the settings that fit it."""
+"""The data sets of the reproduction: how each is split, and its settings."""
 
 from __future__ import annotations
 
@@ -15,45 +15,45 @@ from voken.errors import ConfigError
 
 @dataclass(frozen=True)
 class Track:
-    """A data set and its protocol. `test_concepts` None: the data set's own split is kept, as Karpathy's."""
+    """A data set and its protocol. If `test_concepts` is None, the data set's own split is used, such as Karpathy's."""
 
     name: str
     preset: str
     settings: dict[str, str] = field(default_factory=dict)
-    """Dotted settings over the preset's."""
+    """Dotted settings that replace the preset's."""
     test_concepts: int | None = None
     validation_concepts: int = 200
     distance: int | None = 2
-    """Test pictures with a train picture's dHash within so many bits are dropped; None: no picture is."""
+    """Test pictures whose dHash is within this many bits of a train picture's are dropped; None: none is dropped."""
     queries: int | None = 1000
-    """Drawn by the seed where there are more; None: all are asked."""
+    """The largest number of queries; the seed draws them if there are more. None: all."""
     distinct: bool = True
-    """False: every caption of every picture is a query, as published tables count."""
-    smaller: dict[str, str] = field(default_factory=dict)
-    """Settings of `--quick`."""
+    """Whether equal captions are one query. False: every caption of every picture is one, as published tables count."""
+    quick_settings: dict[str, str] = field(default_factory=dict)
+    """Dotted settings of `--quick`."""
 
     def config(self, seed: int, *, quick: bool) -> RunConfig:
-        """Settings of our system on this track."""
-        smaller = self.smaller if quick else {}
-        return preset(self.preset).override(self.settings | smaller | {"seed": str(seed)})
+        """The settings of our system on this track."""
+        quick_settings = self.quick_settings if quick else {}
+        return preset(self.preset).override(self.settings | quick_settings | {"seed": str(seed)})
 
     def read(self, folder: Path, images: Path | None, seed: int, *, quick: bool) -> Dataset:
-        """The data set as this seed splits it; `quick` keeps a sixth of the concepts.
+        """The data set as this seed splits it; with `quick` only a sixth of the concepts.
 
-        Raises `DataError` where `folder` is not a data set.
+        Raises `DataError` if `folder` is not a data set.
         """
         dataset = read_dataset(folder, images)
         if self.test_concepts is None:
             return dataset
-        wanted, validation = self.test_concepts, self.validation_concepts
+        test, validation = self.test_concepts, self.validation_concepts
         if quick:
             names = sorted(dataset.concepts)
-            kept = {names[row] for row in np.random.default_rng(seed).permutation(len(names))[: len(names) // 6]}
-            pictures = tuple(image for image in dataset.images if image.concept in kept)
+            sixth = {names[row] for row in np.random.default_rng(seed).permutation(len(names))[: len(names) // 6]}
+            pictures = tuple(image for image in dataset.images if image.concept in sixth)
             dataset = Dataset(dataset.name, dataset.root, pictures)
-            wanted, validation = wanted // 6, validation // 6
+            test, validation = test // 6, validation // 6
         clean, _ = resplit_clean(
-            dataset, seed=seed, test_concepts=wanted, validation_concepts=validation, distance=self.distance
+            dataset, seed=seed, test_concepts=test, validation_concepts=validation, distance=self.distance
         )
         return clean
 
@@ -68,15 +68,15 @@ _QUICK = {
 _PHOTOGRAPHS = {"encoder.family": "clip", "encoder.checkpoint": "openai/clip-vit-large-patch14-336"}
 
 TRACKS: dict[str, Track] = {
-    "emoji": Track("emoji", "default", test_concepts=400, smaller=_QUICK),
-    "icons": Track("icons", "default", test_concepts=1000, validation_concepts=500, smaller=_QUICK),
+    "emoji": Track("emoji", "default", test_concepts=400, quick_settings=_QUICK),
+    "icons": Track("icons", "default", test_concepts=1000, validation_concepts=500, quick_settings=_QUICK),
     "flickr30k": Track("flickr30k", "default", _PHOTOGRAPHS, queries=None, distinct=False),
     "coco5k": Track("coco5k", "default", _PHOTOGRAPHS, queries=None, distinct=False),
 }
 
 
 def track(name: str) -> Track:
-    """Raises `ConfigError` naming the tracks there are."""
+    """The track of that name. Raises `ConfigError` for an unknown one."""
     if name not in TRACKS:
-        raise ConfigError(f"{name!r}: no such track. There are: {', '.join(TRACKS)}.")
+        raise ConfigError(f"{name!r}: there is no such track. Choose from: {', '.join(TRACKS)}.")
     return TRACKS[name]

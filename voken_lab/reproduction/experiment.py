@@ -1,0 +1,166 @@
+"""One data set and one seed: everything that the compared systems share, so that only the systems differ.
+
+That is the split, the pool, the queries, the encoder (trained once on the train side) and every vector.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from voken.config import RunConfig
+from voken.data.captions import CaptionedImage, Dataset
+from voken.data.images import open_image
+from voken.encoders.cache import VectorCache, picture_vectors
+from voken.progress import Progress, no_progress
+from voken.shapes import Float
+from voken.training.fit import prepare
+from voken.training.sides import TrainingInputs, with_pool
+from voken_lab.evaluation.protocol import Pool, Query, pool_of, queries_of
+from voken_lab.reproduction.tracks import Track
+
+
+def short_digest(text: str) -> str:
+    """Ten hexadecimal digits that end the name of a folder or file whose content `text` determines."""
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Computes everything on first use. The encoder is saved in `folder`, vectors in `cache`."""
+
+    track: Track
+    dataset: Dataset
+    config: RunConfig
+    """Settings of our system, the encoder's among them."""
+    folder: Path
+    cache: VectorCache
+    progress: Progress = no_progress
+    captioner: str = ""
+    """BLIP weights that caption the pool in the transductive protocol; "": the nearest training captions are used."""
+    checkpoints: str = ""
+    """Folder of the backbones' weights, or "hub"."""
+    quick: bool = False
+    """Whether the baselines train for a few epochs only."""
+
+    @classmethod
+    def open(
+        cls,
+        track: Track,
+        data: Path,
+        out: Path,
+        seed: int,
+        *,
+        images: Path | None = None,
+        quick: bool = False,
+        settings: Mapping[str, str] | None = None,
+        cache: Path | None = None,
+        progress: Progress = no_progress,
+        captioner: str = "",
+        checkpoints: str = "",
+    ) -> Self:
+        """The data set as the track splits it, with the folder that `voken reproduce --out` uses.
+
+        `settings` are dotted settings that replace the track's; `cache` is the folder of vectors, `out`/vectors by
+        default. Raises `DataError` if `data` is not a data set.
+        """
+        return cls(
+            track,
+            track.read(data, images, seed, quick=quick),
+            track.config(seed, quick=quick).override(dict(settings or {})),
+            out / track.name / f"seed-{seed}{'-quick' if quick else ''}",
+            VectorCache(cache or out / "vectors"),
+            progress,
+            captioner,
+            checkpoints,
+            quick,
+        )
+
+    @property
+    def seed(self) -> int:
+        """The seed of the split, the pool and all training."""
+        return self.config.seed
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The data set's fingerprint."""
+        return self.dataset.fingerprint
+
+    @cached_property
+    def prepared(self) -> TrainingInputs:
+        """The inductive training data, which holds nothing of the pool."""
+        config = dataclasses.replace(self.config, protocol="inductive")
+        inputs = json.dumps([dataclasses.asdict(config.encoder), self.fingerprint])
+        work = self.folder / f"encoder-{short_digest(inputs)}.work"
+        return prepare(self.dataset, config, work, cache=self.cache, progress=self.progress)
+
+    @cached_property
+    def transductive(self) -> TrainingInputs:
+        """The same encoder; the train side also holds the pool's pictures, with captions generated for them."""
+        captions = None
+        if self.captioner:
+            from voken_lab.systems.blip import BlipCaptioner
+
+            pictures = [open_image(image.path) for image in self.pool_images]
+            captioner = BlipCaptioner.from_pretrained(self.captioner)
+            captions = captioner.caption(pictures, captions_each=5, seed=self.seed, progress=self.progress)
+        return with_pool(self.prepared, self.pool_vectors, captions)
+
+    def prepared_for(self, protocol: str) -> TrainingInputs:
+        """The training data of a protocol."""
+        return self.transductive if protocol == "transductive" else self.prepared
+
+    @cached_property
+    def _readable_pool(self) -> tuple[list[CaptionedImage], Float[np.ndarray, "pool dim"]]:
+        test = self.dataset.split("test")
+        one_each = self.track.test_concepts is not None
+        drawn = set(pool_of(test, one_per_concept=one_each, seed=self.seed).image_ids)
+        images = [image for image in test.images if image.image_id in drawn]
+        encoded = picture_vectors(
+            self.prepared.encoder, [image.path for image in images], cache=self.cache, progress=self.progress
+        )
+        return [images[row] for row in encoded.kept], encoded.vectors
+
+    @property
+    def pool_images(self) -> list[CaptionedImage]:
+        """The pictures searched: those of the pool that can be read."""
+        return self._readable_pool[0]
+
+    @property
+    def pool_dataset(self) -> Dataset:
+        """The pool's pictures as a data set."""
+        return Dataset(self.dataset.name, self.dataset.root, tuple(self.pool_images))
+
+    @property
+    def pool_vectors(self) -> Float[np.ndarray, "pool dim"]:
+        """The encoder's vectors of the pool's pictures."""
+        return self._readable_pool[1]
+
+    @property
+    def pool(self) -> Pool:
+        """The pool without voken sequences, which differ from system to system."""
+        return Pool(tuple(image.image_id for image in self.pool_images))
+
+    @property
+    def pool_in_words(self) -> str:
+        """How the pool was drawn, in words, for `Conditions.pool`."""
+        words = "one picture per concept" if self.track.test_concepts is not None else "all pictures"
+        return words if self.track.distinct else f"{words}, every caption a query"
+
+    @cached_property
+    def queries(self) -> tuple[Query, ...]:
+        """The queries, drawn by the seed if there are more than the track's limit."""
+        queries = queries_of(self.dataset.split("test"), self.pool, distinct=self.track.distinct)
+        limit = self.track.queries
+        if limit is None or len(queries) <= limit:
+            return queries
+        rows = np.random.default_rng(self.seed).choice(len(queries), limit, replace=False)
+        return tuple(queries[row] for row in np.sort(rows))
