@@ -1,23 +1,23 @@
-"""The benchmarks of scaling, equal bytes and stores run, and say what independent answers say; plots are drawn."""
+"""The benchmarks of scaling and equal bytes run, and agree with independent answers; plots are drawn."""
 
 from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from builders.tiny_model import paint_many, tiny_model
 from voken.collection.indexing import create_collection
+from voken.collection.store import Store
 from voken.config import preset
 from voken.data.captions import CaptionedImage, Dataset, read_dataset
 from voken.training.fit import fit
-from voken_lab.reproduction import tracks
-from voken_lab.reproduction.tracks import Track
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SETTINGS = {
@@ -100,6 +100,22 @@ def test_equal_bytes(benchmarks, pictures, tmp_path):
     draw(benchmarks, out, tmp_path, {f"bytes-{pictures.name}-test"})
 
 
+def test_updates(benchmarks, tmp_path, monkeypatch):
+    updates = benchmarks("updates")
+    model = tiny_model(levels=3)
+    create_collection(tmp_path / "c", paint_many(tmp_path / "in", 40), model)
+    monkeypatch.setattr(updates, "load_model", lambda folder, threads: model)
+    arguments = ["--model", "m", "--add", "3", "--remove", "4", "--queries", "4", "--rounds", "1"]
+    updates.main([str(tmp_path / "c"), *arguments, "--json", str(tmp_path / "out.json")])
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["pictures"] == 40
+    assert found["answers_alike"] == 4
+    assert np.isfinite([found["until_added_is_found_s"], found["until_removed_is_not_found_s"]]).all()
+    assert len(Store.open(tmp_path / "c").snapshot()) == 40  # only its copy was changed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "in", "out.json"]
+    shutil.rmtree(tmp_path / "c")
+
+
 def test_queries_are_of_concepts_that_are_there(benchmarks):
     def images(*rows):
         return Dataset("d", Path(), tuple(CaptionedImage(i, Path(i), c, concept=k) for i, c, k in rows))
@@ -158,118 +174,3 @@ def draw(benchmarks, report, folder, names):
     assert drawn[0].keys() == names
     assert drawn[0] == drawn[1]
     assert all("Measured on" in svg for svg in drawn[0].values())
-
-
-STORES = ["sqlite", "sqlite, all, WAL", "arrays + log", *(["lance", "lance, synced"] if find_spec("lance") else [])]
-
-
-@pytest.mark.parametrize("name", STORES)
-def test_stores_hold_what_a_dict_holds(benchmarks, tmp_path, name):
-    candidates = benchmarks("store_candidates")
-    records, make = candidates.Records.of, candidates.CANDIDATES[name]
-    make(tmp_path).create(records(np.arange(40), vectors=True))
-    expected = {one: row for row, one in enumerate(records(np.arange(40), vectors=True).ids)}
-    reader, writer = make(tmp_path), make(tmp_path)
-    writer.open(write=True)
-    reader.open()
-    assert not reader.newer()
-    for first, gone in ((40, [3, 41]), (60, [62, 0, 39])):
-        added = records(np.arange(first, first + 5), vectors=True)
-        writer.add(added)
-        writer.remove(records(np.array(gone), vectors=False).ids)
-        expected |= {one: first + place for place, one in enumerate(added.ids)}
-        expected = {one: seed for one, seed in expected.items() if seed not in gone}
-    writer.close()
-    assert reader.newer()
-    changes = reader.open()
-    assert changes.removed.tolist() == [0, 3, 39]
-    assert changes.ids == [one for one, seed in expected.items() if seed >= 40]
-    numbers = records(np.array(list(expected.values())), vectors=True).numbers
-    assert np.array_equal(changes.vokens, numbers["vokens"][-len(changes.ids) :])
-    # of the base and added, out of order
-    rows, seeds = [46, 5, 40, 38], [63, 5, 40, 38]
-    assert reader.get(rows).digest == records(np.array(seeds), vectors=True).digest
-    reader.close()
-
-
-def test_a_log_cut_anywhere_holds_whole_commits(benchmarks, tmp_path):
-    stores, candidates = benchmarks("stores"), benchmarks("store_candidates")
-    story = stores.Story(base=20, largest=9, seed=0)
-    store = candidates.CANDIDATES["arrays + log"](tmp_path)
-    store.create(candidates.Records.of(np.arange(20), vectors=True))
-    store.open(write=True)
-    log = tmp_path / "changes.log"
-    ends = [0]
-    for commit in range(1, 6):
-        story.do(commit, store)
-        ends.append(log.stat().st_size)
-    store.close()
-    whole = log.read_bytes()
-    cuts = [0, *np.random.default_rng(0).integers(0, len(whole), 40).tolist(), ends[2], ends[3] - 1, len(whole)]
-    for cut in cuts:
-        log.write_bytes(whole[:cut])
-        commits = sum(end <= cut for end in ends) - 1
-        assert story.seen(store.open()) == commits
-        store.close()
-    # a byte that changed ends the log before it; what is written next follows the last whole commit
-    log.write_bytes(whole[: ends[3] + 20] + b"?" + whole[ends[3] + 21 :])
-    store.open(write=True)
-    story.do(4, store)
-    store.close()
-    assert log.read_bytes() == whole[: ends[4]]
-
-
-def test_what_was_never_committed_so_is_told(benchmarks):
-    stores, changes = benchmarks("stores"), benchmarks("store_candidates").Changes
-    story = stores.Story(base=20, largest=9, seed=0)
-    assert [story.seen(story.after(commits)) for commits in range(6)] == list(range(6))
-    there = story.after(5)
-    assert story.seen(changes(there.ids[:-1], there.vokens[:-1], there.removed)) is None
-    assert story.seen(changes(there.ids, there.vokens, there.removed[:-1])) is None
-    assert story.seen(changes(there.ids, there.vokens[::-1], there.removed)) is None
-
-
-def test_stores(benchmarks, tmp_path, capsys):
-    out = tmp_path / "stores.json"
-    arguments = ["--sizes", "1000", "--rounds", "1", "--write-rounds", "1", "--seconds", "0", "--kills", "1"]
-    arguments += ["--candidates", "sqlite", "arrays + log", "--work", str(tmp_path), "--json", str(out)]
-    benchmarks("stores").main(arguments)
-    report = json.loads(out.read_text())
-    assert [row["candidate"] for row in report["rows"]] == ["sqlite", "arrays + log"]
-    for row in report["rows"]:
-        # 25 of 1, 4 of 100 and 2 of 1,000; ten removals of ten
-        assert (row["changed"][0]["added"], row["changed"][0]["removed"]) == (2425, 100)
-        assert row["opened"][0]["added"] == 0
-        assert row["base_bytes"] > 1000 * 1024
-    for kills in report["kills"]:
-        assert kills["kills"] == 1
-        assert (kills["missing"], kills["half"], kills["failures"]) == (0, 0, 0)
-    assert "commits/s" in capsys.readouterr().out
-
-
-def test_a_reader_meets_a_writer(benchmarks, tmp_path):
-    for one in benchmarks("stores").meetings(tmp_path, ["sqlite"], 0.1, seed=0):
-        assert one.versions > 0
-        assert (one.half, one.backwards, one.errors) == (0, 0, [])
-        assert all([one.writer, one.writer_alone, one.reader, one.reader_alone])
-
-
-def test_the_search_of_genius_keeps_what_was_best(benchmarks, pictures, tmp_path, monkeypatch, capsys):
-    benchmark = benchmarks("genius")
-    settings = SETTINGS | {"tokenizer.codebook_size": "16", "tokenizer.levels": "2"}
-    tiny = Track("tiny", "default", settings, test_concepts=20, validation_concepts=20, distance=None)
-    monkeypatch.setitem(tracks.TRACKS, "tiny", tiny)
-    monkeypatch.setattr(benchmark, "VALUES", {"learning_rate": (1e-3, 1e-6), "layers": (1, 2)})
-    saved, out = tmp_path / "genius.json", tmp_path / "runs"
-    where = ["--out", str(out), "--json", str(saved)]
-    benchmark.main([str(pictures), "--track", "tiny", *where, "--settings", "learning_rate", "layers"])
-    report = json.loads(saved.read_text())
-    rows = report["rows"]
-    assert [row["settings"]["learning_rate"] for row in rows[:2]] == [1e-3, 1e-6]
-    assert len(rows) == 3
-    best = max(row["recall"] for row in rows)
-    assert [row for row in rows if row["best so far"]][-1]["recall"] == best
-    kept = max(rows[:2], key=lambda row: row["recall"])["settings"]["learning_rate"]
-    assert rows[2]["settings"] == {"learning_rate": kept, "layers": 1}
-    assert len(capsys.readouterr().out.splitlines()) == 3
-    assert {path.name for path in (out / "tiny").iterdir()} == {"seed-0"}

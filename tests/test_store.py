@@ -303,7 +303,7 @@ WRITER = """
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_killed_writer_loses_nothing_it_reported(tmp_path, seed):
-    """Killed after some lines it printed, not after some time. The long run of this is benchmarks/kill.py."""
+    """Killed after some lines it printed, not after some time. The long run of this is tests/stress/kill.py."""
     store = new_store(tmp_path / "c")
     expected: set[str] = set()
     chance = random.Random(seed)

@@ -1,25 +1,23 @@
 """The fuzzing benchmark runs, and can see what it looks for."""
 
-import importlib
 import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+import fuzz_pictures
+import hostile_files
 import pytest
 
 from voken.data.images import open_image
 from voken.errors import PictureError
-
-FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
 def test_a_small_run(tmp_path):
     out = tmp_path / "out.json"
     command = [
         sys.executable,
-        str(FOLDER / "fuzz_pictures.py"),
+        fuzz_pictures.__file__,
         "--count",
         "40",
         "--near-limit",
@@ -40,13 +38,7 @@ def test_a_small_run(tmp_path):
     assert not any(found["faults"].values())
 
 
-@pytest.fixture
-def fuzz(monkeypatch):
-    monkeypatch.syspath_prepend(FOLDER)
-    return importlib.import_module("fuzz_pictures")
-
-
-def test_hangs_and_crashes_are_seen(fuzz, tmp_path, monkeypatch):
+def test_hangs_and_crashes_are_seen(tmp_path, monkeypatch):
     child = tmp_path / "child.py"
     child.write_text(
         "import json, os, sys, time\n"
@@ -57,7 +49,7 @@ def test_hangs_and_crashes_are_seen(fuzz, tmp_path, monkeypatch):
         "if what == 'hold': kept = bytearray(os.urandom(1 << 20)) * 400; time.sleep(600)\n"
         "if what == 'stop': sys.exit('broken')\n"
     )
-    monkeypatch.setattr(fuzz, "__file__", str(child))
+    monkeypatch.setattr(fuzz_pictures, "__file__", str(child))
     moved = []
     for what, kind in (("hang", "hangs"), ("crash", "crashes"), ("hold", "too_large"), ("stop", "stopped")):
         (tmp_path / "what").write_text(what)
@@ -68,26 +60,26 @@ def test_hangs_and_crashes_are_seen(fuzz, tmp_path, monkeypatch):
 
         patience = 1.5 if what == "hang" else 60
         limits = {"patience": patience, "memory": 300, "away": away}
-        found = fuzz.watched("index", tmp_path / "what", tmp_path / "c", **limits)
+        found = fuzz_pictures.watched("index", tmp_path / "what", tmp_path / "c", **limits)
         assert found.faults == 1
         assert len(getattr(found, kind)) == 1
         assert moved[-1] == (what, ["a.png"])
 
 
-def test_what_became_of_a_file_is_judged(fuzz, tmp_path):
-    made = fuzz.Made(tmp_path / "x.png", "whole", "indexed")
-    name, row = str(made.path), fuzz.Row("whole")
-    assert fuzz.judge(row, made, {name}, {name}, {}) == ""
-    assert "is unaccounted for" in fuzz.judge(row, made, {name}, set(), {})
-    assert "is unaccounted for" in fuzz.judge(row, made, {name}, set(), {name: ""})
-    assert "should be indexed" in fuzz.judge(row, made, {name}, set(), {name: "torn"})
+def test_what_became_of_a_file_is_judged(tmp_path):
+    made = fuzz_pictures.Made(tmp_path / "x.png", "whole", "indexed")
+    name, row = str(made.path), fuzz_pictures.Row("whole")
+    assert fuzz_pictures.judge(row, made, {name}, {name}, {}) == ""
+    assert "is unaccounted for" in fuzz_pictures.judge(row, made, {name}, set(), {})
+    assert "is unaccounted for" in fuzz_pictures.judge(row, made, {name}, set(), {name: ""})
+    assert "should be indexed" in fuzz_pictures.judge(row, made, {name}, set(), {name: "torn"})
     assert (row.unaccounted, row.wrongly, row.indexed) == (2, 1, 1)
 
 
-def test_files_are_what_their_kind_says_at_any_time(fuzz, tmp_path, monkeypatch):
+def test_files_are_what_their_kind_says_at_any_time(tmp_path, monkeypatch):
     """Against the reader itself: whole pictures of every format, and nothing but those; the clock changes no byte."""
-    made = list(fuzz.make(tmp_path, 120, 1, near_limit=0))
-    assert {one.kind for one in made} == {*importlib.import_module("hostile_files").KINDS, "no plain file"}
+    made = list(fuzz_pictures.make(tmp_path, 120, 1, near_limit=0))
+    assert {one.kind for one in made} == {*hostile_files.KINDS, "no plain file"}
     for one in made:
         if one.fate == "indexed":
             assert open_image(one.path).mode == "RGB"
@@ -96,7 +88,7 @@ def test_files_are_what_their_kind_says_at_any_time(fuzz, tmp_path, monkeypatch)
                 open_image(one.path)
     tomorrow = time.time() + 86_400
     monkeypatch.setattr(time, "time", lambda: tomorrow)
-    again = list(fuzz.make(tmp_path / "again", 120, 1, near_limit=0))
+    again = list(fuzz_pictures.make(tmp_path / "again", 120, 1, near_limit=0))
     assert [one.path.relative_to(tmp_path) for one in made] == [
         one.path.relative_to(tmp_path / "again") for one in again
     ]

@@ -14,7 +14,7 @@ A process that says nothing for --patience seconds (ten times that before its fi
 time of the thread that read them, of an upload the process's, by file. Memory is the most the process held; what it
 held before it read anything is told beside.
 
-    python benchmarks/fuzz_pictures.py --count 10000 --seed 0 --json out.json
+    python tests/stress/fuzz_pictures.py --count 10000 --seed 0 --json out.json
 
 Linux only (memory comes from /proc). As root no file is unreadable, and none is tried.
 """
@@ -419,7 +419,7 @@ def main(given: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="voken-fuzz-", dir=options.work) as folder:
         report = run(Path(folder), options)
     print(tables(report))
-    command = shlex.join(["python", "benchmarks/fuzz_pictures.py", *(sys.argv[1:] if given is None else given)])
+    command = shlex.join(["python", "tests/stress/fuzz_pictures.py", *(sys.argv[1:] if given is None else given)])
     print(f"\n`{command}`\n\n" + ", ".join(f"{key} {value}" for key, value in report["machine"].items()))
     if options.json:
         from voken.artifact import write_json

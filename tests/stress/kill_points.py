@@ -12,7 +12,7 @@ rename, unlink, mkdir, creating open), n = 1 … all of them. What every kill le
 With --recovery, where a kill leaves a journal to roll back, whoever opens the collection next is killed, too, before
 each of its own calls. The page cache outlives a process: this says nothing of power cuts.
 
-    python benchmarks/kill_points.py --recovery --json out.json
+    python tests/stress/kill_points.py --recovery --json out.json
 
 Linux, on x86-64 or arm64.
 """
@@ -250,7 +250,7 @@ def main(given: Sequence[str] | None = None) -> None:
         rows, faults, calls = run(Path(folder), options)
     print(table(rows))
     print("\n".join(f"- {fault}" for fault in faults[:20]))
-    command = shlex.join(["python", "benchmarks/kill_points.py", *(sys.argv[1:] if given is None else given)])
+    command = shlex.join(["python", "tests/stress/kill_points.py", *(sys.argv[1:] if given is None else given)])
     machine = asdict(Machine.here())
     print(f"\n`{command}`\n\n" + ", ".join(f"{key} {value}" for key, value in machine.items()))
     if options.json:

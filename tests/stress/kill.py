@@ -12,7 +12,7 @@ collection is opened and compared with what was told:
 Meanwhile another process opens version after version and looks for groups that are there in part. The writer goes on
 with what the last one left. The page cache outlives a process, so this says nothing of power cuts (docs/speed.md).
 
-    python benchmarks/kill.py --times 300 --points --seed 0 --json out.json
+    python tests/stress/kill.py --times 300 --points --seed 0 --json out.json
 """
 
 from __future__ import annotations
