@@ -300,7 +300,7 @@ def serve_batched(options: argparse.Namespace) -> None:
     from voken.serve.settings import ServeSettings
 
     settings = ServeSettings(port=0, max_queue=options.max_queue)
-    serve(Path(options.collection), settings, model=options.model, threads=options.threads, tell=_tell)
+    serve(Path(options.collection), settings, model=options.model, threads=options.threads, report=_print)
 
 
 def serve_single(options: argparse.Namespace) -> None:
@@ -334,11 +334,11 @@ def serve_single(options: argparse.Namespace) -> None:
     app.post("/search")(search)
     opened.search("a picture", 1)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        _tell(f"Serving at http://127.0.0.1:{listener.getsockname()[1]}/")
+        _print(f"Serving at http://127.0.0.1:{listener.getsockname()[1]}/")
         uvicorn.Server(uvicorn.Config(app, log_level="error", backlog=2048)).run(sockets=[listener])
 
 
-def _tell(line: str) -> None:
+def _print(line: str) -> None:
     print(line, flush=True)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import importlib
 import json
 import socket
 import sys
@@ -16,10 +17,9 @@ from builders.served import PICTURES, SOON, TOKEN, Exchange, HeldGenerator, Serv
 from builders.tiny_model import tiny_model
 from voken.errors import BusyError, ConfigError, MissingExtraError
 from voken.serve.app import create_app
-from voken.serve.pace import Pace
+from voken.serve.concurrency import Slots, ThroughputMeter, Workers
 from voken.serve.process import serve
 from voken.serve.settings import ServeSettings
-from voken.serve.workers import Slots, Workers
 
 
 @pytest.fixture(scope="module")
@@ -181,10 +181,10 @@ def test_what_is_wrong_with_a_search_is_said(body, status, says, asking):
 def test_a_search_longer_than_any_within_the_limits_is_read_no_further(still):
     small = create_app(still.collection, dataclasses.replace(still.settings, max_query_characters=10, max_queries=1))
     with TestClient(small, base_url="http://localhost") as client:
-        body = b'{"query": "x"' + b" " * small.state.service.form.max_bytes + b"}"
+        body = b'{"query": "x"' + b" " * small.state.service.parser.max_bytes + b"}"
         error_of(client.post("/search", content=body, headers={"Content-Type": "application/json"}), 413)
         assert "limit of 10" in error_of(client.post("/search", json={"query": "x" * 11}), 422)
-    most = small.state.service.form.max_bytes
+    most = small.state.service.parser.max_bytes
     endless = asyncio.run(Exchange(small, "POST", b"/search", [JSON], body_of(*[100_000] * 100)).run())
     assert endless.status == 413
     assert endless.read <= 4 * most + 100_000
@@ -378,7 +378,7 @@ def test_a_full_queue_says_when_to_come_back_and_loses_nothing(tmp_path):
             first = ask("first")
             assert await asyncio.to_thread(generator.started.acquire, timeout=SOON)
             waiting = [ask(f"waiting {number}") for number in range(4)]
-            while served.service.pace.in_hand < 5:
+            while served.service.throughput.pending < 5:
                 await asyncio.sleep(0.001)
             refused = [await ask("one too many") for _ in range(3)]
             many = await client.post("/search", json={"queries": ["a", "b"]})
@@ -392,7 +392,7 @@ def test_a_full_queue_says_when_to_come_back_and_loses_nothing(tmp_path):
     with Served.of(tmp_path, model, max_queue=4) as served:
         refused, many, health, counted, answered, again = asyncio.run(run(served))
     for answer in [*refused, many]:
-        assert "Ask again" in error_of(answer, 503)
+        assert "again" in error_of(answer, 503)
         assert int(answer.headers["retry-after"]) >= 1
     assert health.status_code == 200  # busy is not ill
     assert "voken_queries_in_hand 5.0" in counted
@@ -403,7 +403,7 @@ def test_a_full_queue_says_when_to_come_back_and_loses_nothing(tmp_path):
         *(f"waiting {n}" for n in range(4)),
     ]
     assert sorted(generator.batches[1]) == [f"waiting {n}" for n in range(4)]  # together
-    assert served.service.pace.in_hand == 0
+    assert served.service.throughput.pending == 0
 
 
 def test_the_query_of_a_client_that_left_is_not_searched(tmp_path):
@@ -427,7 +427,7 @@ def test_the_query_of_a_client_that_left_is_not_searched(tmp_path):
         assert await asyncio.to_thread(generator.started.acquire, timeout=SOON)
         gone = asyncio.Event()
         left, stays = ask(served, "left", gone), ask(served, "stays")
-        while served.service.pace.in_hand < 3:
+        while served.service.throughput.pending < 3:
             await asyncio.sleep(0.001)
         gone.set()
         assert (await left).status == 499
@@ -448,7 +448,7 @@ def test_workers_take_so_many_and_no_more():
         await asyncio.sleep(0)
         waiting = [asyncio.ensure_future(workers.run(ran.append, name)) for name in ("left", "stays")]
         await asyncio.sleep(0)
-        with pytest.raises(BusyError, match="Ask again"):
+        with pytest.raises(BusyError, match="Try again"):
             await workers.run(ran.append, "too many")
         waiting[0].cancel()
         await asyncio.wait([waiting[0]])
@@ -459,7 +459,7 @@ def test_workers_take_so_many_and_no_more():
 
     asyncio.run(run())
     assert ran == ["stays", "late"]
-    assert workers.in_hand == 0
+    assert workers.pending == 0
     workers.close()
     with pytest.raises(BusyError):
         asyncio.run(workers.run(ran.append, "closed"))
@@ -468,29 +468,29 @@ def test_workers_take_so_many_and_no_more():
 def test_slots_are_given_back():
     slots = Slots(1)
     for _ in range(3):
-        with slots.take(), pytest.raises(BusyError, match="Ask again"), slots.take():
+        with slots.hold(), pytest.raises(BusyError, match="Try again"), slots.hold():
             pass
 
 
 def test_a_full_queue_is_worth_a_try_when_half_of_it_is_done():
     now = 100.0
-    pace = Pace(lambda: now)
-    assert pace.retry_after() == 1  # nobody knows yet
+    meter = ThroughputMeter(lambda: now)
+    assert meter.retry_after() == 1  # nobody knows yet
     for _ in range(5):
-        with pace.count(8):
+        with meter.count(8):
             now += 1.0
-    assert pace.per_second() == pytest.approx(40 / 4)  # in the 4 s since the first was done
-    with pace.count(300):
-        assert pace.retry_after() == 15
-    with pytest.raises(ZeroDivisionError), pace.count(10_000):
-        assert pace.retry_after() // 0 == 60
+    assert meter.per_second() == pytest.approx(40 / 4)  # in the 4 s since the first was done
+    with meter.count(300):
+        assert meter.retry_after() == 15
+    with pytest.raises(ZeroDivisionError), meter.count(10_000):
+        assert meter.retry_after() // 0 == 60
     now += 1_000.0
-    with pace.count(1):
+    with meter.count(1):
         pass
-    assert len(pace._done) == 1  # however long it runs
+    assert len(meter._answered) == 1  # however long it runs
     now += 1_000.0
-    assert pace.per_second() == 0.0
-    assert pace.in_hand == 0
+    assert meter.per_second() == 0.0
+    assert meter.pending == 0
 
 
 def test_errors_nobody_foresaw_are_answered_and_logged_once(served, client, monkeypatch, caplog):
@@ -583,10 +583,11 @@ def test_a_token_is_not_shown_where_settings_are():
     assert "open-sesame" not in repr(ServeSettings(token="open-sesame"))
 
 
-def test_a_server_without_its_libraries_names_the_extra(monkeypatch, tmp_path):
+def test_a_server_without_its_libraries_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "voken.serve")
     with pytest.raises(MissingExtraError, match=r"voken-search\[serve\]"):
-        serve(tmp_path, ServeSettings())
+        importlib.import_module("voken.serve")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "no.such.host.invalid"])

@@ -22,9 +22,7 @@ from voken.api import Picture
 from voken.collection.indexing import create_collection
 from voken.errors import MissingExtraError, StorageError
 from voken.serve.app import create_app
-from voken.serve.picture_file import PictureFile
-from voken.serve.searches import address_of
-from voken.serve.thumbnails import Thumbnails
+from voken.serve.pictures import PictureFile, Thumbnails, url_of
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +51,7 @@ def client(served):
 
 
 def file_at(path):
-    return PictureFile.look(Picture(path.name, path, (), {}))
+    return PictureFile.of(Picture(path.name, path, (), {}))
 
 
 def strange_names(root):
@@ -90,7 +88,7 @@ def test_every_id_has_an_address_that_leads_to_its_picture(tmp_path):
             assert liked.status_code == 200
         assert client.get(hits["../up/./here//x"]["url"]).content == paths[0].read_bytes()
         for name in hits:
-            assert client.delete(address_of(name), headers=TOKEN).status_code == 200
+            assert client.delete(url_of(name), headers=TOKEN).status_code == 200
         assert served.search(client) == []
 
 
@@ -223,11 +221,11 @@ def test_the_least_used_thumbnails_go_first(tmp_path):
     assert 3 * size < (1 << 20) < 20 * size
     for number, path in enumerate(pictures):
         cache.get(file_at(path), 256)
-        (newest,) = [file for file in (tmp_path / "kept").glob("??/*") if file_at(path).mark in file.name]
+        (newest,) = [file for file in (tmp_path / "kept").glob("??/*") if file_at(path).key in file.name]
         os.utime(newest, (number, number))
     kept = {file.name.partition("-")[0] for file in (tmp_path / "kept").glob("??/*")}
     assert sum(file.stat().st_size for file in (tmp_path / "kept").glob("??/*")) <= 1 << 20
-    marks = [file_at(path).mark for path in pictures]
+    marks = [file_at(path).key for path in pictures]
     assert kept == set(marks[-len(kept) :])
 
 
@@ -349,20 +347,20 @@ def test_a_picture_that_is_removed_is_found_by_nobody(served, client, tmp_path):
     with Served.over(served.folder, tmp_path / "thumbnails") as other, other.client() as elsewhere:
         assert uploaded in other.ids(elsewhere)
         for name in (uploaded, "p000.png"):
-            answer = elsewhere.delete(address_of(name), headers=TOKEN)
+            answer = elsewhere.delete(url_of(name), headers=TOKEN)
             assert answer.json()["removed"] == [name]
-            error_of(elsewhere.delete(address_of(name), headers=TOKEN), 404)
-            error_of(elsewhere.get(address_of(name)), 404)
+            error_of(elsewhere.delete(url_of(name), headers=TOKEN), 404)
+            error_of(elsewhere.get(url_of(name)), 404)
         assert not {uploaded, "p000.png"} & other.ids(elsewhere)
         assert other.collection.version == answer.json()["version"]
     served.collection.searcher.refresh()  # what happens by itself within 0.2 s
     assert not {uploaded, "p000.png"} & served.ids(client)
-    error_of(client.get(address_of(uploaded)), 404)
+    error_of(client.get(url_of(uploaded)), 404)
     assert not file.exists()
     assert served.paths[0].exists()  # the user's own
     # the same file can come again
     assert upload(client, ("x.png", as_file(noise()))).json()["added"] == [uploaded]
-    assert client.get(address_of(uploaded)).content == as_file(noise())
+    assert client.get(url_of(uploaded)).content == as_file(noise())
 
 
 @pytest.mark.parametrize("error", [StorageError("/secret/place: the disk is full."), RuntimeError("unforeseen")])
@@ -395,7 +393,7 @@ def test_a_picture_that_was_added_before_something_went_wrong_keeps_its_file(ser
     monkeypatch.setattr(served.collection, "add", add_and_fail)
     error_of(upload(client, ("x.png", as_file(noise()))), 500)
     (uploaded,) = [name for name in served.ids(client) if name.startswith("pictures/")]
-    assert client.get(address_of(uploaded)).content == as_file(noise())
+    assert client.get(url_of(uploaded)).content == as_file(noise())
 
 
 def test_without_torch_pictures_are_searched_and_not_read(served, client, monkeypatch):

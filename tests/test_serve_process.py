@@ -20,8 +20,7 @@ import pytest
 from builders.served import SOON, HeldGenerator, Served, as_file, noise, upload
 from builders.tiny_model import tiny_model
 from voken.errors import ArtifactError
-from voken.serve.process import serve
-from voken.serve.server import Server
+from voken.serve.process import Server, serve
 from voken.serve.settings import ServeSettings
 
 PROGRAM = """
@@ -43,7 +42,7 @@ class Held(PrefixGenerator):
 
 voken.api.load_model = lambda folder, **named: dataclasses.replace(tiny_model(), generator=Held(4, 2))
 settings = ServeSettings(port=0, grace_seconds={grace}, thumbnail_folder=Path({cache!r}))
-serve(Path({collection!r}), settings, model=Path("any"), tell=lambda line: print(line, flush=True))
+serve(Path({collection!r}), settings, model=Path("any"), report=lambda line: print(line, flush=True))
 print("ended well", flush=True)
 """
 
@@ -206,10 +205,10 @@ def in_a_thread(here, monkeypatch):
 
     monkeypatch.setattr(Server, "startup", startup)
     monkeypatch.setattr("voken.api.load_model", lambda folder, **named: model)
-    monkeypatch.setattr("voken.serve.server._HEAD_SECONDS", 0.2)
+    monkeypatch.setattr("voken.serve.process._HEAD_SECONDS", 0.2)
     monkeypatch.setattr("webbrowser.open", lambda address: (opened.append(address), came.set()))
     settings = ServeSettings(port=0, grace_seconds=0.5, thumbnail_folder=here.settings.thumbnail_folder)
-    named = {"model": Path("any"), "open_page": True, "tell": told.append}
+    named = {"model": Path("any"), "open_page": True, "report": told.append}
     generator.go.set()  # for the search before it listens
     thread = threading.Thread(target=serve, args=(here.folder, settings), kwargs=named)
     thread.start()

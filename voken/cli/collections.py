@@ -391,17 +391,13 @@ def serve(
     threads: Threads = 0,
 ) -> None:
     """Serve a collection: a page for people, and an HTTP interface for programs (docs/serving.md)."""
-    from voken.errors import MissingExtraError
+    from voken.serve.process import serve as run
+    from voken.serve.settings import ServeSettings
 
-    try:
-        from voken.serve.process import serve as run
-        from voken.serve.settings import ServeSettings
-    except ImportError as error:
-        raise MissingExtraError(f"{error.name}, which the server needs,", "serve") from None
     settings = ServeSettings(
         host=host, port=port, token=token, max_queue=max_queue, max_body=max_body << 20, hosts=tuple(names or ())
     )
-    run(collection, settings, model=model, threads=threads, open_page=open_page, tell=typer.echo)
+    run(collection, settings, model=model, threads=threads, open_page=open_page, report=typer.echo)
 
 
 def _tell_indexed(out: Path, made: Snapshot, done: Indexed, seconds: float, as_json: bool, verbose: bool) -> None:

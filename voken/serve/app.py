@@ -1,4 +1,9 @@
-"""The HTTP interface of a collection: an ASGI application. It owns neither the collection nor the process."""
+"""The HTTP interface of a collection: an ASGI application. It owns neither the collection nor the process.
+
+FastAPI does the routing and the OpenAPI document, which would otherwise be code of our own; request bodies are read
+and checked by `voken.serve.requests`, because FastAPI reads a body before it checks a token, and reports whatever goes
+wrong while it arrives as 400, where the limits here answer 401, 408 or 413.
+"""
 
 from __future__ import annotations
 
@@ -6,29 +11,19 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from starlette.responses import FileResponse, Response
-from starlette.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import Match
 
 from voken.api import Collection
 from voken.errors import VokenError
-from voken.serve import answers
-from voken.serve.guards import Guards
-from voken.serve.json_answer import JsonAnswer
-from voken.serve.last_word import LastWord
-from voken.serve.limits import BodyLimits
-from voken.serve.metrics import CONTENT_TYPE, Measured
-from voken.serve.pictures import add_pictures
-from voken.serve.refusals import RefusedError, answer_errors, one_line
-from voken.serve.searches import add_searches
-from voken.serve.service import Service
+from voken.serve.middleware import BodyLimits, FallbackErrorMiddleware, MetricsMiddleware, OriginPolicy
+from voken.serve.responses import RequestError
+from voken.serve.routes import Service, add_routes
 from voken.serve.settings import ServeSettings
-
-STATIC = Path(__file__).parent / "static"
 
 
 def create_app(collection: Collection, settings: ServeSettings | None = None) -> FastAPI:
@@ -47,100 +42,48 @@ def create_app(collection: Collection, settings: ServeSettings | None = None) ->
         title="voken",
         summary="Pictures found by words.",
         version=version("voken-search"),
-        docs_url=None,  # they load scripts from other hosts
+        docs_url=None,  # these pages load scripts from other hosts
         redoc_url=None,
         redirect_slashes=False,
         lifespan=lifespan,
     )
     app.state.service = service
-    answer_errors(app, service.pace.retry_after)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    _add_facts(app, service)
-    add_searches(app, service)
-    add_pictures(app, service)
-    _add_page(app)
-    _add_gauges(service)
-    # the one that is added last comes first
+    for kind in (RequestError, VokenError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, _error_response)
+    add_routes(app)
+    # from inside out
     app.add_middleware(
         BodyLimits,
-        max_body=service.settings.max_body,
+        max_bytes=service.settings.max_body,
         seconds=service.settings.body_seconds,
-        less={"/search": service.form.max_bytes},
+        lower_limits={"/search": service.parser.max_bytes},
     )
-    app.add_middleware(LastWord, closing=lambda: service.closing)
-    app.add_middleware(Guards, settings=service.settings)
-    app.add_middleware(Measured, metrics=service.metrics)
+    app.add_middleware(FallbackErrorMiddleware, closing=lambda: service.closing)
+    app.add_middleware(OriginPolicy, settings=service.settings)
+    app.add_middleware(MetricsMiddleware, metrics=service.metrics)
     return app
 
 
-def _add_facts(app: FastAPI, service: Service) -> None:
-    collection = service.collection
-
-    @app.get("/about", response_model=answers.About, responses=answers.refusals(503), summary="What is served")
-    async def about() -> Response:
-        return JsonAnswer(await service.readers.run(_about, service))
-
-    @app.get(
-        "/healthz",
-        response_model=answers.Health,
-        responses=answers.refusals(503),
-        summary="Whether searches are answered",
-    )
-    async def healthz() -> Response:
-        if service.closing:
-            raise RefusedError(503, "The server is closing. Ask another, or again in a moment.", {"Retry-After": "1"})
-        try:
-            number = await asyncio.to_thread(collection.stored_version)
-        except VokenError as error:
-            raise RefusedError(503, one_line(error), {"Retry-After": "10"}) from None
-        return JsonAnswer({"status": "ok", "pictures": len(collection), "version": number})
-
-    @app.get(
-        "/metrics",
-        response_class=Response,
-        responses={
-            200: {"description": "Prometheus text", "content": {"text/plain": {"schema": {"type": "string"}}}},
-            **answers.refusals(),
-        },
-        summary="Counters, for Prometheus",
-    )
-    async def metrics() -> Response:
-        return Response(service.metrics.text(), media_type=CONTENT_TYPE)
+async def _error_response(request: Request, error: Exception) -> Response:
+    if isinstance(error, VokenError):
+        error = RequestError.of(error, request.app.state.service.throughput.retry_after())
+    elif isinstance(error, RequestValidationError):
+        reasons = "; ".join(f"{item['loc'][-1]}: {item['msg'][0].lower()}{item['msg'][1:]}" for item in error.errors())
+        error = RequestError(422, f"{reasons}. Correct that and try again.")
+    elif isinstance(error, HTTPException):
+        error = _framework_error(request, error)
+    assert isinstance(error, RequestError)
+    return error.response()
 
 
-def _add_page(app: FastAPI) -> None:
-    @app.get("/", response_class=FileResponse, include_in_schema=False)
-    async def page() -> Response:
-        return FileResponse(STATIC / "index.html")
-
-    app.mount("/static", StaticFiles(directory=STATIC), name="static")
-
-
-def _add_gauges(service: Service) -> None:
-    collection, metrics = service.collection, service.metrics
-    metrics.follow("voken_queries_in_hand", "Queries that wait or are being answered.", lambda: service.pace.in_hand)
-    metrics.follow("voken_queries_per_second", "Answered in the last ten seconds.", service.pace.per_second)
-    metrics.follow("voken_pictures", "Pictures in the collection.", lambda: len(collection))
-    metrics.follow("voken_collection_version", "Grows with every change.", lambda: collection.version)
-    collection.watch_batches(metrics.saw_batch)
-
-
-def _about(service: Service) -> dict[str, Any]:
-    collection = service.collection
-    return {
-        "name": collection.folder.absolute().name.removesuffix(".voken"),
-        "pictures": len(collection),
-        "version": collection.version,
-        "readout": collection.readout,
-        "fields": collection.fields,
-        "calibrated": collection.calibrated,
-        "can_encode": collection.can_encode,
-        "uploads": bool(service.settings.token),
-        "examples": [],
-    }
-
-
-def _invalid(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    said = "; ".join(f"{one['loc'][-1]}: {one['msg'][0].lower()}{one['msg'][1:]}" for one in error.errors())
-    return RefusedError(422, f"{said}. Mend that and ask again.").answer()
+def _framework_error(request: Request, error: HTTPException) -> RequestError:
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        # a route has one method, an address several routes
+        matching = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+        methods = sorted({method for route in matching for method in getattr(route, "methods", None) or ()}) or ["GET"]
+        headers["Allow"] = ", ".join(methods)
+        return RequestError(405, f"{request.method} is not possible here. Use {' or '.join(methods)}.", headers)
+    if error.status_code == 404:
+        return RequestError(404, "There is nothing here. GET /openapi.json lists what there is.", headers)
+    return RequestError(error.status_code, str(error.detail), headers)

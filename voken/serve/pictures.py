@@ -1,40 +1,43 @@
-"""Pictures themselves: their files, small copies of them, and what adds and removes them.
+"""Pictures over HTTP: their addresses, their files, and thumbnails in a cache on the disk.
 
-A picture is known by its id alone, and an id that the collection has not is not there, whatever it looks like: no
-address is ever taken for a path.
+A picture is known by its id alone, and no address is ever read as a path: an id that the collection does not have
+leads nowhere, whatever it looks like.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import secrets
-from collections.abc import Callable
-from typing import Annotated, Any, BinaryIO
-from urllib.parse import unquote_to_bytes
+import io
+import os
+import stat
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import quote, unquote_to_bytes
 
-from fastapi import Depends, FastAPI, Query, Request
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from PIL.Image import Resampling
 from starlette.convertors import Convertor, register_url_convertor
-from starlette.responses import FileResponse, Response
+from starlette.requests import Request
 
-from voken.api import Change
-from voken.errors import DataError, PictureError
-from voken.serve import answers, thumbnails
-from voken.serve.guards import PICTURE_POLICY
-from voken.serve.json_answer import JsonAnswer
-from voken.serve.multipart import multipart_body, parts
-from voken.serve.picture_file import PictureFile
-from voken.serve.refusals import RefusedError
-from voken.serve.service import Service
+from voken.api import Picture
+from voken.serve.responses import RequestError
 
-_LEAST_SIDE, _MOST_SIDE = 16, 1024
-_FIRST = "/pictures/"
-_GONE = "There is no picture with that id. Search again: it may have been removed."
-_IMAGE = {"schema": {"type": "string", "format": "binary"}}
+THUMBNAIL_TYPE = "image/webp"
+NO_PICTURE = "There is no picture with that id. Search again: it may have been removed."
+_ROOT = "/pictures/"
+_QUALITY = 80
+_EFFORT = 2
+"""Of WebP's 0 to 6. More would save only a few percent."""
+_SWEEP_TARGET = 0.9
+_TOUCH_SECONDS = 3_600.0
+"""A use is recorded, as the file's time, if the last was longer ago."""
 
 
-class _Anything(Convertor[str]):
-    """The rest of an address, whatever is in it; starlette's own "path" ends at a line's end."""
+class _AnyText(Convertor[str]):
+    """The rest of an address, whatever it holds; starlette's own "path" ends at a line's end."""
 
     regex = "(?s:.*)"
 
@@ -45,143 +48,137 @@ class _Anything(Convertor[str]):
         return value
 
 
-def add_pictures(app: FastAPI, service: Service) -> None:
-    """`GET` and `DELETE /pictures/{id}`, `POST /pictures`."""
-    register_url_convertor("anything", _Anything())
-    may_change = Depends(_guard(service.settings.token))
-
-    @app.get(
-        "/pictures/{image_id:anything}",
-        response_class=FileResponse,
-        responses={
-            200: {"description": "The picture", "content": {"image/*": _IMAGE}},
-            304: {"description": "As it was (If-None-Match)"},
-            **answers.refusals(404, 410, 415, 422, 503),
-        },
-        summary="A picture as it is, or a small copy of it",
-    )
-    async def picture(
-        request: Request,
-        image_id: str,
-        thumbnail: Annotated[
-            int | None, Query(ge=_LEAST_SIDE, le=_MOST_SIDE, description="Pixels a side, at most.", examples=[256])
-        ] = None,
-    ) -> Response:
-        try:
-            found = service.collection.picture(_id_of(request))
-        except DataError:
-            raise RefusedError(404, _GONE) from None
-        file = await service.readers.run(PictureFile.look, found)
-        mark = f'"{file.mark}-{thumbnail}"' if thumbnail else f'"{file.mark}"'
-        headers = {"ETag": mark, "Cache-Control": "private, no-cache", "Content-Security-Policy": PICTURE_POLICY}
-        if _knows(request, mark):
-            return Response(status_code=304, headers=headers)
-        if thumbnail is None:
-            # in one piece: starlette would refuse a wrong Range in words of its own
-            request.scope["headers"] = [one for one in request.scope["headers"] if one[0] != b"range"]
-            headers["Accept-Ranges"] = "none"
-            # a name may hold bytes that are no text
-            name = found.path.name.encode("utf-8", "replace").decode()
-            return FileResponse(
-                found.path,
-                headers=headers,
-                media_type=file.media_type,
-                filename=name,
-                stat_result=file.stat,
-                content_disposition_type="inline",
-            )
-        try:
-            small = await service.readers.run(service.thumbnails.get, file, thumbnail)
-        except PictureError as error:
-            raise RefusedError(415, f"The picture's file is broken: {error.reason}. Index its folder again.") from None
-        return Response(small, headers={**headers, "Content-Disposition": "inline"}, media_type=thumbnails.MEDIA_TYPE)
-
-    @app.post(
-        "/pictures",
-        dependencies=[may_change],
-        response_model=answers.Added,
-        responses=answers.refusals(400, 401, 403, 408, 413, 415, 422, 501, 503),
-        openapi_extra={"requestBody": multipart_body("files", {}, many=True)},
-        summary="Add pictures to the collection",
-    )
-    async def add(request: Request) -> Response:
-        async with parts(request, service.forms, files=service.settings.max_files, fields=1) as sent:
-            if sent.fields:
-                raise RefusedError(422, "Send nothing but files, in the field 'files'.")
-            files = [(one.filename or "", one.file) for one in sent.files("files")]
-            try:
-                taken = await service.writers.run(_take, service, files)
-            except PictureError:
-                raise
-            except DataError as error:
-                raise RefusedError(501, f"This server cannot read pictures. {error}") from None
-        skipped = [dataclasses.asdict(one) for one in taken.skipped]
-        return JsonAnswer(
-            {"version": taken.version, "added": taken.added, "updated": taken.updated, "skipped": skipped}
-        )
-
-    @app.delete(
-        "/pictures/{image_id:anything}",
-        dependencies=[may_change],
-        response_model=answers.Removed,
-        responses=answers.refusals(401, 403, 404, 503),
-        summary="Remove a picture from the collection",
-    )
-    async def remove(request: Request, image_id: str) -> Response:
-        try:
-            change = await service.writers.run(_remove, service, _id_of(request))
-        except DataError:
-            raise RefusedError(404, _GONE) from None
-        return JsonAnswer({"version": change.version, "removed": change.removed})
+register_url_convertor("any_text", _AnyText())
+PICTURE_ROUTE = f"{_ROOT}{{image_id:any_text}}"
 
 
-def _take(service: Service, files: list[tuple[str, BinaryIO]]) -> Change:
-    taken = service.collection.add_uploads(files, service.settings.max_pixels)
-    service.compaction.consider()
-    return taken
+def url_of(image_id: str) -> str:
+    """The address of a picture. Every id has its own, also if it holds lone surrogates, or dots between slashes."""
+    # browsers would remove such a part, and proxies an empty one
+    plain = all(part not in ("", ".", "..") for part in image_id.split("/"))
+    return f"{_ROOT}{quote(image_id.encode('utf-8', 'surrogatepass'), safe='/' if plain else '')}"
 
 
-def _remove(service: Service, image_id: str) -> Change:
-    change = service.collection.delete(image_id)
-    service.compaction.consider()
-    return change
+def id_in(request: Request) -> str:
+    """The id in an address, exactly. Raises `RequestError` if no id has that address.
 
-
-_bearer = HTTPBearer(auto_error=False, description="The token that the server was started with.")
-
-
-def _guard(token: str) -> Callable[..., None]:
-    """Lets only those who know `token` go on. It comes before the body is read."""
-
-    def guard(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> None:
-        if not token:
-            raise RefusedError(
-                403, "This server lets nobody change the collection. Start it with a token (--token or VOKEN_TOKEN)."
-            )
-        if given is None or not secrets.compare_digest(given.credentials.encode(), token.encode()):
-            raise RefusedError(
-                401,
-                "The token is missing or wrong. Send the header Authorization: Bearer TOKEN, with the token that the "
-                "server was started with.",
-                {"WWW-Authenticate": "Bearer"},
-            )
-
-    return guard
-
-
-def _id_of(request: Request) -> str:
-    """As it stands in the address. Raises `RefusedError` where no id is written so.
-
-    Servers decode addresses as UTF-8 and lose what is none; ids may be names of files, which need not be.
+    Servers decode addresses as UTF-8 and lose the rest; ids may be names of files, which need not be UTF-8.
     """
     scope: Any = request.scope
     raw = scope.get("raw_path")
     try:
         path = scope["path"] if raw is None else unquote_to_bytes(raw).decode("utf-8", "surrogatepass")
     except UnicodeDecodeError:
-        raise RefusedError(404, _GONE) from None
-    return str(path.removeprefix(scope.get("root_path", "")).removeprefix(_FIRST))
+        raise RequestError(404, NO_PICTURE) from None
+    return str(path.removeprefix(scope.get("root_path", "")).removeprefix(_ROOT))
 
 
-def _knows(request: Request, mark: str) -> bool:
-    return mark in (one.strip().removeprefix("W/") for one in request.headers.get("if-none-match", "").split(","))
+@dataclass(frozen=True)
+class PictureFile:
+    """A picture whose file was there a moment ago."""
+
+    picture: Picture
+    stat: os.stat_result
+    media_type: str
+
+    @classmethod
+    def of(cls, picture: Picture) -> Self:
+        """Raises `RequestError`: 410 if the file is gone or cannot be read, 415 if it is no picture any more."""
+        try:
+            status = picture.path.stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError("not a file")
+            media_type = picture.media_type()
+        except (OSError, ValueError):
+            raise RequestError(
+                410, "The picture's file is no longer where it was. Bring it back, or index its folder again."
+            ) from None
+        if media_type is None:
+            raise RequestError(415, "The picture's file is no longer a picture. Index its folder again.")
+        return cls(picture, status, media_type)
+
+    @property
+    def key(self) -> str:
+        """32 hexadecimal digits, different for every file and every state of it."""
+        state = f"{self.stat.st_size} {self.stat.st_mtime_ns} ".encode() + os.fsencode(self.picture.path.absolute())
+        return blake2b(state, digest_size=16).hexdigest()
+
+
+class Thumbnails:
+    """Small pictures, made on demand and cached on the disk, at most `megabytes`; 0 caches none.
+
+        1f/1f0c…-256.webp    at most 256 pixels per side; named by `PictureFile.key`, so that a file that has changed
+                             has another thumbnail
+
+    Any number of processes and threads may share the folder. The least recently used go first. A cache that cannot be
+    written costs time and nothing else.
+    """
+
+    def __init__(self, folder: Path, megabytes: int) -> None:
+        self._folder = folder
+        self._max_bytes = megabytes << 20
+        self._lock = threading.Lock()
+        self._bytes: int | None = None
+        """On the disk, as far as this process knows; None before the first sweep."""
+
+    def get(self, file: PictureFile, side: int) -> bytes:
+        """A WebP of at most `side` pixels per side, never enlarged. Raises `PictureError`."""
+        path = self._folder / file.key[:2] / f"{file.key}-{side}.webp"
+        if self._max_bytes and (cached := _read(path)):
+            return cached
+        image = file.picture.image()
+        image.thumbnail((side, side), Resampling.LANCZOS, reducing_gap=3.0)
+        buffer = io.BytesIO()
+        image.save(buffer, "WEBP", quality=_QUALITY, method=_EFFORT)
+        content = buffer.getvalue()
+        if self._max_bytes:
+            self._write(path, content)
+        return content
+
+    def _write(self, path: Path, content: bytes) -> None:
+        partial = path.with_name(f".{path.name}.partial-{os.getpid()}-{threading.get_ident()}")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            path.parent.mkdir(exist_ok=True, mode=0o700)
+            partial.write_bytes(content)
+            partial.replace(path)
+        except OSError:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            return
+        with self._lock:
+            if self._bytes is not None:
+                self._bytes += len(content)
+            if self._bytes is None or self._bytes > self._max_bytes:
+                self._bytes = self._sweep()
+
+    def _sweep(self) -> int:
+        """Delete the least recently used if there are too many. Returns how many bytes are left."""
+        files = []
+        for path in self._folder.glob("??/*"):
+            with suppress(OSError):  # another process may sweep, too
+                status = path.stat()
+                files.append((status.st_mtime, status.st_size, path))
+        total = sum(size for _, size, _ in files)
+        if total > self._max_bytes:
+            for _, size, path in sorted(files):
+                if total <= _SWEEP_TARGET * self._max_bytes:
+                    break
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
+                    total -= size
+        return total
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        content = path.read_bytes()
+        # a power cut may leave a name without its content
+        if content[:4] != b"RIFF" or int.from_bytes(content[4:8], "little") + 8 != len(content):
+            return None
+        now = time.time()
+        if now - path.stat().st_mtime > _TOUCH_SECONDS:
+            os.utime(path, (now, now))
+        return content
+    except OSError:
+        return None

@@ -1,20 +1,38 @@
-"""A server as a process of its own: opens a collection, listens, and ends well when it is told to.
+"""A server as a process: opens a collection, listens, and ends cleanly when it is stopped.
 
-Told to stop (SIGTERM, Ctrl-C) it stops accepting, answers what it has accepted, and returns; after the grace time what
-is left is refused. A second Ctrl-C ends it at once.
+Stopped by SIGTERM or Ctrl-C, it accepts nothing more, answers what it has accepted, and returns; after the grace time
+it refuses what is left. A second Ctrl-C ends it at once.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
+import signal
 import socket
 import threading
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from voken.errors import ConfigError, MissingExtraError
+import h11
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import HANDLED_SIGNALS
+
+from voken.api import Collection
+from voken.errors import ConfigError
+from voken.serve.app import create_app
+from voken.serve.routes import Service
 from voken.serve.settings import ServeSettings
+
+_BACKLOG = 2048
+_KEEP_ALIVE_SECONDS = 30
+_HEAD_SECONDS = 30.0
+_HEAD_BYTES = 65_536
 
 
 def serve(
@@ -25,20 +43,15 @@ def serve(
     device: str = "cpu",
     threads: int = 0,
     open_page: bool = False,
-    tell: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Serve the collection in a folder until told to stop. `tell` gets a line with the address once it listens.
+    """Serve the collection in a folder until stopped. `report` gets a line with the address when the server listens.
 
-    `open_page` opens the page in a browser. Raises `MissingExtraError` where the extra is not installed,
-    `ConfigError` where the address cannot be had, and what `Collection.open` raises.
+    `open_page` opens the page in a browser. Raises `ConfigError` if the address is not available, and what
+    `Collection.open` raises.
     """
-    _check_extra()
-    from voken.api import Collection
-    from voken.serve.app import create_app
-    from voken.serve.server import Server
-
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a client's broken form is the client's to hear of
-    # first what is known at once: whether the address is free
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # only the client needs to know of its broken form
+    # the address first, because it is known at once whether that is free
     with (
         _listener(settings) as listener,
         Collection.open(
@@ -46,26 +59,15 @@ def serve(
         ) as opened,
     ):
         if len(opened):
-            opened.search("a picture", 1)  # what a first search loads is loaded before anybody waits for it
+            opened.search("a picture", 1)  # load what a first search loads before anybody waits for it
         address = _address(settings.host, listener)
 
         def listening() -> None:
-            tell(f"Serving {len(opened):,} pictures of {collection} at {address} (Ctrl-C stops)")
+            report(f"Serving {len(opened):,} pictures of {collection} at {address} (Ctrl-C stops)")
             if open_page:
                 threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
         Server(create_app(opened, settings), listening).run(sockets=[listener])
-
-
-def _check_extra() -> None:
-    try:
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import python_multipart  # noqa: F401
-        import uvicorn  # noqa: F401
-        from PIL import Image  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(error.name or "What a server needs", "serve") from None
 
 
 def _listener(settings: ServeSettings) -> socket.socket:
@@ -73,10 +75,10 @@ def _listener(settings: ServeSettings) -> socket.socket:
     try:
         return socket.create_server((settings.host, settings.port), family=family)
     except (OSError, UnicodeError) as error:
-        said = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"{settings.host}:{settings.port}: cannot listen there ({said}). Give another --port (0: any that is "
-            "free) or --host."
+            f"{settings.host}:{settings.port}: cannot listen there ({reason}). Give another --port (0 for any free "
+            "port) or --host."
         ) from None
 
 
@@ -84,3 +86,89 @@ def _address(host: str, listener: socket.socket) -> str:
     """What to type into a browser on this machine."""
     name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     return f"http://{name}:{listener.getsockname()[1]}/"
+
+
+class Connection(H11Protocol):
+    """Closes if a request's head does not arrive in time. uvicorn itself waits for ever after the first byte."""
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """See `asyncio.Protocol`."""
+        super().connection_made(transport)
+        self._set_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
+        super().connection_lost(exc)
+        self._cancel_timer()
+
+    def handle_events(self) -> None:
+        """Called when bytes arrive, and after a response if a next request has already arrived."""
+        super().handle_events()
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self.conn.their_state is not h11.IDLE:
+            self._cancel_timer()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(_HEAD_SECONDS, self._time_out)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _time_out(self) -> None:
+        self._timer = None
+        if not self.transport.is_closing():
+            self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """Serves an application of `create_app`, and calls `listening` when it listens."""
+
+    def __init__(self, app: FastAPI, listening: Callable[[], None]) -> None:
+        self._service: Service = app.state.service
+        self._listening = listening
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=Connection,
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                log_level="error",
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                backlog=_BACKLOG,
+                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=math.ceil(self._service.settings.grace_seconds),
+                h11_max_incomplete_event_size=_HEAD_BYTES,
+            )
+        )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn."""
+        await super().startup(sockets)
+        if self.started:
+            self._listening()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn."""
+        self._service.closing = True
+        await super().shutdown(sockets)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Like uvicorn's, but a handled signal is not raised again: the caller has things to close."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        handlers = {number: signal.signal(number, self.handle_exit) for number in HANDLED_SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)

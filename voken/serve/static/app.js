@@ -85,6 +85,7 @@ async function run({ focus = false, keepScroll = false } = {}) {
   working(false);
   if (!wanted) return idle();
   const slow = setTimeout(() => {
+    if (controller !== mine) return;
     working(true);
     if (!shown) grid.wait(24);
   }, PATIENCE);

@@ -1,0 +1,254 @@
+"""What requests may contain: search bodies in JSON, checked against the documented schema, and forms with files.
+
+Texts may hold lone surrogates, because file names (and so ids) may; pydantic's own strings would refuse them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError, create_model
+from starlette.datastructures import FormData, UploadFile
+from starlette.requests import Request
+
+from voken.serve.concurrency import Slots
+from voken.serve.responses import RequestError
+from voken.serve.settings import ServeSettings
+
+_VISIBLE = r"[^\s\x00-\x20\x7f-\xa0\ufeff]"
+"""A visible character. Python, Rust and JavaScript agree on this class, which they do not on \\S."""
+_FILTER = r"^\s*[^=!<>~]+(!=|<=|>=|=|[<>](?!=)|~)\s*" + _VISIBLE
+_FILTER_CHARACTERS, _ID_CHARACTERS = 1_000, 4_096
+_BYTES_PER_CHARACTER = 12
+"""Of JSON, at most: an escaped character beyond the basic plane."""
+_MULTIPART = "multipart/form-data"
+_FIELD_BYTES = 65_536
+_PICTURE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif", "image/tiff", "image/avif", "image/bmp")
+_REMEDIES = {
+    "query": "Describe in a few words what the picture shows.",
+    "queries": "Give a list of texts.",
+    "like": "Give the id of a picture in the collection.",
+    "filters": "Give FIELD=VALUE, e.g. folder=trips, date>=2024-05, licence!=CC0, title~dog.",
+    "k": "Give the number of pictures to return.",
+    "threshold": "Give a probability, or null.",
+    "why": "Give true or false.",
+}
+
+
+def media_type(request: Request) -> str:
+    """The body's type by its header, without parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+@dataclass(frozen=True)
+class SearchRequest:
+    """One search: by `queries`, or by the id `like`."""
+
+    queries: tuple[str, ...]
+    like: str | None
+    k: int
+    filters: tuple[str, ...]
+    threshold: float | None
+    why: bool
+
+
+class SearchParser:
+    """Reads search requests within the limits of `settings`."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        query: Any = _text(settings.max_query_characters, _VISIBLE)
+        filter_text: Any = _text(_FILTER_CHARACTERS, _FILTER)
+        k = Annotated[int, Field(ge=1, le=settings.max_k, description="Pictures per query."), BeforeValidator(_whole)]
+        filters = Annotated[
+            list[filter_text],
+            Field(
+                max_length=settings.max_filters,
+                description="FIELD OP VALUE; all must hold.",
+                examples=[["folder=trips"]],
+            ),
+        ]
+        threshold = Annotated[
+            float | None, Field(ge=0, le=1, allow_inf_nan=False, description="The least confidence; null for any.")
+        ]
+        queries = Annotated[list[query], Field(min_length=1, max_length=settings.max_queries)]
+        common: dict[str, Any] = {
+            "k": (k, 10),
+            "filters": (filters, []),
+            "threshold": (threshold, None),
+            "why": (bool, False),
+        }
+        self._models = {
+            "query": _model("SearchByWords", query=(query, ...), **common),
+            "queries": _model("SearchByManyWords", queries=(queries, ...), **common),
+            "like": _model("SearchLikePicture", like=(_text(_ID_CHARACTERS), ...), **common),
+        }
+        self._picture_model = _model("SearchByPicture", k=(k, 10), filters=(filters, []))
+        self.max_bytes = 65_536 + _BYTES_PER_CHARACTER * (
+            settings.max_queries * settings.max_query_characters + settings.max_filters * _FILTER_CHARACTERS
+        )
+        """No body within the limits is longer."""
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """JSON Schema of a search's body."""
+        return {"oneOf": [model.model_json_schema() for model in self._models.values()]}
+
+    @property
+    def picture_schema(self) -> dict[str, Any]:
+        """JSON Schema of the form fields beside the file in a search by picture."""
+        properties: dict[str, Any] = self._picture_model.model_json_schema()["properties"]
+        return properties
+
+    def parse(self, body: bytes) -> SearchRequest:
+        """Raises `RequestError`: 400 if the body is not JSON, 422 if it is not within the limits."""
+        try:
+            content = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise RequestError(
+                400, f'The body is not JSON ({error}). Send {{"query": "two dogs on a beach"}}.'
+            ) from None
+        kinds = [name for name in self._models if isinstance(content, dict) and name in content]
+        if len(kinds) != 1:
+            raise RequestError(422, 'Give one of "query", "queries" and "like", in a JSON object.')
+        values = _validated(self._models[kinds[0]], content)
+        queries = [values["query"]] if "query" in values else values.get("queries", [])
+        return SearchRequest(
+            queries=tuple(query.encode("utf-8", "replace").decode() for query in queries),
+            like=values.get("like"),
+            k=values["k"],
+            filters=tuple(values["filters"]),
+            threshold=values["threshold"],
+            why=values["why"],
+        )
+
+    def parse_fields(self, fields: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
+        """`k` and `filters` of a search by picture, from texts. Raises `RequestError`."""
+        values = dict(fields)
+        if isinstance(values.get("k"), str) and re.fullmatch(r"-?\d{1,9}", values["k"], re.ASCII):
+            values["k"] = int(values["k"])
+        values = _validated(self._picture_model, values)
+        return values["k"], tuple(values["filters"])
+
+
+def _model(name: str, **fields: Any) -> type[BaseModel]:
+    return create_model(name, __config__=ConfigDict(extra="forbid", strict=True, title=name), **fields)
+
+
+def _text(limit: int, pattern: str | None = None) -> Any:
+    """The type of a text of 1 to `limit` characters that contains `pattern`."""
+    schema = Annotated[
+        str, Field(min_length=1, max_length=limit, json_schema_extra={"pattern": pattern} if pattern else {})
+    ]
+    return Annotated[str, PlainValidator(_text_check(limit, pattern), json_schema_input_type=schema)]
+
+
+def _text_check(limit: int, pattern: str | None) -> Callable[[Any], str]:
+    expression = re.compile(pattern or "(?s:.)")
+
+    def check(value: Any) -> str:
+        if not isinstance(value, str):
+            raise ValueError("it must be a text")
+        if len(value) > limit:
+            raise ValueError(f"{len(value):,} characters, over the limit of {limit:,}")
+        if not expression.search(value):
+            raise ValueError(f"{value[:40]!r} is not a filter" if pattern == _FILTER else "it is empty")
+        return value
+
+    return check
+
+
+def _whole(value: Any) -> Any:
+    # JSON has a single kind of number: 10.0 is 10
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _validated(model: type[BaseModel], content: Mapping[str, Any]) -> dict[str, Any]:
+    """Raises `RequestError` with a sentence for the first error of each field, three at most."""
+    try:
+        return vars(model.model_validate(content))
+    except ValidationError as error:
+        details: list[Any] = error.errors(include_url=False, include_input=False)
+    sentences: dict[str, str] = {}
+    for detail in details:
+        location = [str(part) for part in detail["loc"]]
+        field = location[0] if location else ""
+        name = field.encode("utf-8", "replace").decode()[:40]
+        if len(location) > 1 and location[1].isdecimal():
+            name += f"[{location[1]}]"
+        reason = str(detail["ctx"]["error"]) if detail["type"] == "value_error" else detail["msg"]
+        if detail["type"] == "extra_forbidden":
+            reason = "there is no such field here"
+        sentences.setdefault(field, f"{name}: {reason[0].lower()}{reason[1:]}. {_REMEDIES.get(field, 'Leave it out.')}")
+    raise RequestError(422, " ".join(list(sentences.values())[:3]))
+
+
+@dataclass(frozen=True)
+class UploadForm:
+    """Files and fields, as a browser's form sends them."""
+
+    data: FormData
+
+    def file(self, name: str) -> UploadFile:
+        """The only file of that name. Raises as `files`."""
+        (file,) = self.files(name)
+        return file
+
+    def files(self, name: str) -> list[UploadFile]:
+        """The files of that name. Raises `RequestError` if there are none, or files of other names."""
+        values = self.data.getlist(name)
+        files = [value for value in values if isinstance(value, UploadFile)]
+        strays = any(isinstance(value, UploadFile) and key != name for key, value in self.data.multi_items())
+        if not files or len(files) < len(values) or strays:
+            raise RequestError(
+                422, f"{name}: a file is missing. Send pictures as files in a {_MULTIPART} field {name!r}."
+            )
+        return files
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Everything but the files; `filters` as a list. Raises `RequestError` for other fields that are repeated."""
+        fields: dict[str, Any] = {}
+        for name, value in self.data.multi_items():
+            if not isinstance(value, str):
+                continue
+            if name == "filters":
+                fields.setdefault(name, []).append(value)
+            elif name in fields:
+                raise RequestError(422, f"{name}: it is there twice. Give it once.")
+            else:
+                fields[name] = value
+        return fields
+
+
+@asynccontextmanager
+async def upload_form(request: Request, slots: Slots, *, files: int, fields: int) -> AsyncIterator[UploadForm]:
+    """A form with at most so many files and fields. Its temporary files are deleted at the end.
+
+    Raises `BusyError` if no slot is free, `RequestError`, and starlette's `HTTPException` for a broken form.
+    """
+    if media_type(request) != _MULTIPART:
+        raise RequestError(415, f"Send the files as {_MULTIPART}, as a form does.")
+    with slots.hold():
+        async with request.form(max_files=files, max_fields=fields, max_part_size=_FIELD_BYTES) as data:
+            yield UploadForm(data)
+
+
+def upload_schema(name: str, fields: dict[str, Any], *, many: bool) -> dict[str, Any]:
+    """OpenAPI's description of a form with one picture in the field `name`, or with `many` files of any kind."""
+    file: dict[str, Any] = {"type": "string", "format": "binary"}
+    content: dict[str, Any] = {
+        "schema": {
+            "type": "object",
+            "properties": {name: {"type": "array", "items": file, "minItems": 1} if many else file, **fields},
+            "required": [name],
+            "additionalProperties": False,
+        }
+    }
+    if not many:
+        content["encoding"] = {name: {"contentType": ", ".join(_PICTURE_TYPES)}}
+    return {"required": True, "content": {_MULTIPART: content}}

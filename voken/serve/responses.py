@@ -1,0 +1,210 @@
+"""Responses: JSON for everything, an error as one sentence with a remedy, and the models that document both.
+
+The models only document: endpoints build plain dictionaries, because ids may hold lone surrogates (file names need not
+be UTF-8), which pydantic refuses, and metadata may hold numbers that JSON lacks.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
+
+from voken.errors import BusyError, ConfigError, MissingExtraError, PictureError, VokenError
+
+_log = logging.getLogger("voken.serve")
+
+CLIENT_GONE = 499
+"""Nobody reads the response: the client has closed the connection."""
+_ID, _URL = "trips/2024/dogs.jpg", "/pictures/trips/2024/dogs.jpg"
+
+
+class JsonResponse(Response):
+    """JSON in which lone surrogates are escaped, and NaN and infinities are null."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """The body."""
+        try:
+            return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+        except ValueError:
+            return json.dumps(_finite(content), allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+class RequestError(Exception):
+    """A request that gets an error response: a status, one sentence that names the remedy, and headers."""
+
+    def __init__(self, status: int, sentence: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(sentence)
+        self.status = status
+        self.sentence = sentence
+        self.headers = dict(headers or {})
+
+    @classmethod
+    def of(cls, error: VokenError, retry_after: int) -> RequestError:
+        """What a client reads of an error that it or the load has caused. For any other error, see `failure`."""
+        if isinstance(error, BusyError):
+            return cls(503, one_line(error), {"Retry-After": str(retry_after)})
+        if isinstance(error, PictureError):
+            return cls(415, f"This is not a usable picture: {error.reason}. Send another.")
+        if isinstance(error, ConfigError):
+            return cls(422, one_line(error))
+        if isinstance(error, MissingExtraError):
+            return cls(501, f"This server cannot read pictures. {one_line(error)}")
+        return cls.failure(error)
+
+    @classmethod
+    def failure(cls, error: BaseException) -> RequestError:
+        """500, for the server's own trouble. The log has the error, once, under the number that the client gets."""
+        number = secrets.token_hex(4)
+        _log.error("request %s failed", number, exc_info=error)
+        sentence = f"The server failed. Its log says more about request {number}; try again later."
+        return cls(500, sentence, {"X-Request-Id": number})
+
+    def response(self) -> Response:
+        """The response to send."""
+        return JsonResponse({"error": self.sentence}, self.status, self.headers)
+
+
+def one_line(error: BaseException) -> str:
+    """The error's message in one line."""
+    return " ".join(str(error).split())
+
+
+class Error(BaseModel):
+    """Why a request failed."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"error": "k: input should be at least 1."}]})
+    error: str = Field(description="One or two sentences, with a remedy.")
+
+
+class About(BaseModel):
+    """The collection."""
+
+    name: str
+    pictures: int
+    version: int = Field(description="Grows with every change.")
+    readout: str = Field(description="How hits are ranked: generate, voken or vector.")
+    fields: list[str] = Field(description="Fields that filters can name.")
+    calibrated: bool = Field(description="Whether hits have a confidence.")
+    can_encode: bool = Field(description="Whether this server can read pictures: search by them, and add them.")
+    uploads: bool = Field(description="Whether clients with the token may add and remove pictures.")
+    examples: list[str] = Field(description="Queries to start with.")
+
+
+class Step(BaseModel):
+    """One level of a picture's voken sequence, as the generator wrote it."""
+
+    voken: int
+    log_prob: float
+    rank: int = Field(description="1 if the generator found no voken likelier.")
+    pictures: int = Field(description="Pictures whose sequence begins with the vokens up to this one.")
+
+
+class Why(BaseModel):
+    """How the search came to a picture."""
+
+    log_prob: float
+    beam_rank: int | None
+    cosine: float | None
+    levels: list[Step]
+
+
+class Hit(BaseModel):
+    """One picture of a search result."""
+
+    id: str = Field(examples=[_ID])
+    score: float = Field(description="Comparable within one result only.")
+    confidence: float | None = Field(description="Probability that the hit is right, if the model is calibrated.")
+    vokens: list[int]
+    url: str = Field(examples=[_URL])
+    thumbnail: str = Field(examples=[f"{_URL}?thumbnail=256"])
+    metadata: dict[str, Any]
+    why: Why | None
+
+
+class Result(BaseModel):
+    """The result for one query."""
+
+    query: str | None = Field(description="null for a search by picture.")
+    no_match: bool = Field(description="There is no hit, or none that is likely to be right.")
+    hits: list[Hit] = Field(description="Best first.")
+
+
+class SearchResults(BaseModel):
+    """The results of a search."""
+
+    version: int = Field(description="Version of the collection.")
+    seconds: float
+    results: list[Result] = Field(description="One per query, in the same order.")
+
+
+class Skipped(BaseModel):
+    """A file that was left out."""
+
+    path: str
+    reason: str
+
+
+class Addition(BaseModel):
+    """What an upload changed."""
+
+    version: int
+    added: list[str] = Field(description="Ids.")
+    updated: list[str] = Field(description="Ids of pictures that were there and were replaced.")
+    skipped: list[Skipped]
+
+
+class Removal(BaseModel):
+    """What a removal changed."""
+
+    version: int
+    removed: list[str] = Field(description="Ids.")
+
+
+class Health(BaseModel):
+    """The server can answer searches."""
+
+    status: str = Field(examples=["ok"])
+    pictures: int
+    version: int
+
+
+_ERRORS = {
+    400: "The body cannot be read",
+    401: "The token is missing or wrong",
+    403: "Not allowed here",
+    404: "There is no such picture",
+    408: "The body came too slowly",
+    409: "The model is not calibrated, so there is no confidence to compare with",
+    410: "The picture's file is no longer there",
+    413: "Too large",
+    415: "Not a picture, or not a content type that is accepted here",
+    421: "The server does not go by that name",
+    422: "Not within the limits",
+    500: "The server failed",
+    501: "This server cannot read pictures",
+    503: "Too many requests at once; Retry-After says when to try again",
+}
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Documentation of the errors of an endpoint, besides those that any request may get (421 and 500)."""
+    return {status: {"model": Error, "description": _ERRORS[status]} for status in sorted({*statuses, 421, 500})}

@@ -1,0 +1,386 @@
+"""The routes of the HTTP interface: what each one does, and their list with its documentation."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO
+
+from fastapi import Depends, FastAPI, Query, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.responses import FileResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from voken.api import Change, Collection, Hit, Why
+from voken.errors import DataError, PictureError, VokenError
+from voken.serve import responses
+from voken.serve.concurrency import Compaction, Slots, ThroughputMeter, Workers, while_connected
+from voken.serve.middleware import METRICS_TYPE, PICTURE_POLICY, Metrics
+from voken.serve.pictures import NO_PICTURE, PICTURE_ROUTE, THUMBNAIL_TYPE, PictureFile, Thumbnails, id_in, url_of
+from voken.serve.requests import SearchParser, SearchRequest, media_type, upload_form, upload_schema
+from voken.serve.responses import JsonResponse, RequestError, documented, one_line
+from voken.serve.settings import ServeSettings
+
+LIKELY = 0.02
+"""If the best hit has less confidence than this, nothing matches."""
+THUMBNAIL = 256
+_STATIC = Path(__file__).parent / "static"
+_WAITING_CHANGES = 16
+_MANY_HITS = 1_000
+"""More are described in a thread: it takes some ten milliseconds, in which the event loop would answer nobody."""
+_MIN_SIDE, _MAX_SIDE = 16, 1024
+_EXAMPLES = {
+    "words": {"value": {"query": "two dogs on a beach", "k": 5}},
+    "many": {"value": {"queries": ["a red flower", "snow"], "filters": ["date>=2024"]}},
+}
+
+
+class Service:
+    """A collection and what the routes of one application share."""
+
+    def __init__(self, collection: Collection, settings: ServeSettings) -> None:
+        self.collection = collection
+        self.settings = settings
+        self.parser = SearchParser(settings)
+        self.metrics = Metrics()
+        self.throughput = ThroughputMeter()
+        self.thumbnails = Thumbnails(settings.thumbnail_folder, settings.thumbnail_megabytes)
+        self.compaction = Compaction(collection)
+        self.searchers = Workers(1, settings.max_queue, "voken-search")
+        """For searches that bypass the model's queue."""
+        self.readers = Workers(os.cpu_count() or 1, settings.max_pictures_waiting, "voken-picture")
+        """For files and thumbnails."""
+        self.writers = Workers(1, _WAITING_CHANGES, "voken-change")
+        """For changes of the collection, one at a time."""
+        self.form_slots = Slots(settings.max_forms)
+        """For requests with files that are being sent."""
+        self.closing = False
+        """The server has been stopped: it answers what it has accepted, and nothing more."""
+        gauges = self.metrics.add_gauge
+        gauges("voken_queries_in_hand", "Queries that wait or are being answered.", lambda: self.throughput.pending)
+        gauges("voken_queries_per_second", "Answered in the last ten seconds.", self.throughput.per_second)
+        gauges("voken_pictures", "Pictures in the collection.", lambda: len(collection))
+        gauges("voken_collection_version", "Grows with every change.", lambda: collection.version)
+        collection.watch_batches(self.metrics.count_batch)
+
+    def close(self) -> None:
+        """Finish what is running; wait for a compaction until the grace time ends."""
+        self.closing = True
+        for workers in (self.searchers, self.readers, self.writers):
+            workers.close()
+        self.compaction.close(self.settings.grace_seconds)
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+async def page() -> Response:
+    """The web page."""
+    return FileResponse(_STATIC / "index.html")
+
+
+async def about(request: Request) -> Response:
+    """What is served."""
+    service = _service(request)
+    return JsonResponse(await service.readers.run(_about, service.collection, bool(service.settings.token)))
+
+
+def _about(collection: Collection, uploads: bool) -> dict[str, Any]:
+    return {
+        "name": collection.folder.absolute().name.removesuffix(".voken"),
+        "pictures": len(collection),
+        "version": collection.version,
+        "readout": collection.readout,
+        "fields": collection.fields,
+        "calibrated": collection.calibrated,
+        "can_encode": collection.can_encode,
+        "uploads": uploads,
+        "examples": [],
+    }
+
+
+async def healthz(request: Request) -> Response:
+    """Whether the server answers and the collection on the disk can be read."""
+    service = _service(request)
+    if service.closing:
+        raise RequestError(503, "The server is closing. Ask another, or try again in a moment.", {"Retry-After": "1"})
+    try:
+        version = await asyncio.to_thread(service.collection.stored_version)
+    except VokenError as error:
+        raise RequestError(503, one_line(error), {"Retry-After": "10"}) from None
+    return JsonResponse({"status": "ok", "pictures": len(service.collection), "version": version})
+
+
+async def metrics(request: Request) -> Response:
+    """Counters for Prometheus."""
+    return Response(_service(request).metrics.text(), media_type=METRICS_TYPE)
+
+
+@dataclass(frozen=True)
+class _QueryHits:
+    query: str | None
+    hits: Sequence[Hit]
+    whys: Sequence[Why] | None = None
+
+
+async def search(request: Request) -> Response:
+    """Search by words, or by a picture of the collection."""
+    start, service = time.perf_counter(), _service(request)
+    if media_type(request) != "application/json":
+        raise RequestError(415, "Send the search as application/json (header Content-Type).")
+    wanted = service.parser.parse(await request.body())
+    if wanted.threshold is not None and not service.collection.calibrated:
+        raise RequestError(409, "This model is not calibrated, so hits have no confidence. Leave the threshold out.")
+    results = await while_connected(request, _search(service, wanted))
+    if sum(len(result.hits) for result in results) > _MANY_HITS:
+        return await service.readers.run(_search_response, service.collection, results, start)
+    return _search_response(service.collection, results, start)
+
+
+async def _search(service: Service, wanted: SearchRequest) -> list[_QueryHits]:
+    collection, queries, k, where = service.collection, wanted.queries, wanted.k, wanted.filters
+    if wanted.like is not None:
+        try:
+            return [_QueryHits(None, await service.searchers.run(collection.similar, wanted.like, k, where=where))]
+        except DataError:
+            raise RequestError(404, NO_PICTURE) from None
+    with service.throughput.count(len(queries)):
+        hits = await collection.asearch(queries, k, where=where, threshold=wanted.threshold)
+    results = [_QueryHits(query, of_query) for query, of_query in zip(queries, hits, strict=True)]
+    if wanted.why:
+        for at, (query, of_query) in enumerate(zip(queries, hits, strict=True)):
+            whys = await service.searchers.run(collection.explain, query, of_query) if of_query else []
+            results[at] = _QueryHits(query, of_query, whys)
+    return results
+
+
+async def search_picture(request: Request) -> Response:
+    """Search by a picture that the client sends."""
+    start, service = time.perf_counter(), _service(request)
+    fields = 1 + service.settings.max_filters
+    async with upload_form(request, service.form_slots, files=1, fields=fields) as form:
+        picture = form.file("file")
+        k, filters = service.parser.parse_fields(form.fields)
+        work = service.searchers.run(_search_picture, service.collection, picture.file, k, filters)
+        hits = await while_connected(request, work)
+    return _search_response(service.collection, [_QueryHits(None, hits)], start)
+
+
+def _search_picture(collection: Collection, file: BinaryIO, k: int, filters: Sequence[str]) -> list[Hit]:
+    try:
+        return collection.search_picture(file, k, where=filters)
+    except PictureError:
+        raise
+    except DataError as error:
+        raise RequestError(501, f"This server cannot read pictures. {error}") from None
+
+
+def _search_response(collection: Collection, results: Sequence[_QueryHits], start: float) -> Response:
+    described = [
+        {
+            "query": result.query,
+            "no_match": not result.hits
+            or (result.hits[0].confidence is not None and result.hits[0].confidence < LIKELY),
+            "hits": [
+                _hit(collection, hit, result.whys[place] if result.whys is not None else None)
+                for place, hit in enumerate(result.hits)
+            ],
+        }
+        for result in results
+    ]
+    seconds = round(time.perf_counter() - start, 6)
+    return JsonResponse({"version": collection.version, "seconds": seconds, "results": described})
+
+
+def _hit(collection: Collection, hit: Hit, why: Why | None) -> dict[str, Any]:
+    url = url_of(hit.image_id)
+    return {
+        "id": hit.image_id,
+        "score": hit.score,
+        "confidence": hit.confidence,
+        "vokens": hit.vokens,
+        "url": url,
+        "thumbnail": f"{url}?thumbnail={THUMBNAIL}",
+        "metadata": collection.metadata(hit.image_id),
+        "why": None if why is None else dataclasses.asdict(why),
+    }
+
+
+async def picture(
+    request: Request,
+    image_id: str,
+    thumbnail: Annotated[
+        int | None, Query(ge=_MIN_SIDE, le=_MAX_SIDE, description="Pixels per side, at most.", examples=[256])
+    ] = None,
+) -> Response:
+    """A picture's file, or a thumbnail of it."""
+    service = _service(request)
+    try:
+        entry = service.collection.picture(id_in(request))
+    except DataError:
+        raise RequestError(404, NO_PICTURE) from None
+    file = await service.readers.run(PictureFile.of, entry)
+    etag = f'"{file.key}-{thumbnail}"' if thumbnail else f'"{file.key}"'
+    headers = {"ETag": etag, "Cache-Control": "private, no-cache", "Content-Security-Policy": PICTURE_POLICY}
+    if etag in (tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")):
+        return Response(status_code=304, headers=headers)
+    if thumbnail is not None:
+        try:
+            content = await service.readers.run(service.thumbnails.get, file, thumbnail)
+        except PictureError as error:
+            raise RequestError(415, f"The picture's file is broken: {error.reason}. Index its folder again.") from None
+        return Response(content, headers={**headers, "Content-Disposition": "inline"}, media_type=THUMBNAIL_TYPE)
+    # always the whole file: starlette would refuse a wrong Range in words of its own
+    request.scope["headers"] = [header for header in request.scope["headers"] if header[0] != b"range"]
+    return FileResponse(
+        entry.path,
+        headers={**headers, "Accept-Ranges": "none"},
+        media_type=file.media_type,
+        filename=entry.path.name.encode("utf-8", "replace").decode(),  # a name may hold bytes that are not text
+        stat_result=file.stat,
+        content_disposition_type="inline",
+    )
+
+
+async def add(request: Request) -> Response:
+    """Add pictures."""
+    service = _service(request)
+    async with upload_form(request, service.form_slots, files=service.settings.max_files, fields=1) as form:
+        if form.fields:
+            raise RequestError(422, "Send nothing but files, in the field 'files'.")
+        files = [(file.filename or "", file.file) for file in form.files("files")]
+        try:
+            change = await service.writers.run(_add, service, files)
+        except PictureError:
+            raise
+        except DataError as error:
+            raise RequestError(501, f"This server cannot read pictures. {error}") from None
+    skipped = [dataclasses.asdict(file) for file in change.skipped]
+    return JsonResponse(
+        {"version": change.version, "added": change.added, "updated": change.updated, "skipped": skipped}
+    )
+
+
+def _add(service: Service, files: list[tuple[str, BinaryIO]]) -> Change:
+    change = service.collection.add_uploads(files, service.settings.max_pixels)
+    service.compaction.start_if_needed()
+    return change
+
+
+async def remove(request: Request, image_id: str) -> Response:
+    """Remove a picture."""
+    service = _service(request)
+    try:
+        change = await service.writers.run(_remove, service, id_in(request))
+    except DataError:
+        raise RequestError(404, NO_PICTURE) from None
+    return JsonResponse({"version": change.version, "removed": change.removed})
+
+
+def _remove(service: Service, image_id: str) -> Change:
+    change = service.collection.delete(image_id)
+    service.compaction.start_if_needed()
+    return change
+
+
+_bearer = HTTPBearer(auto_error=False, description="The token that the server was started with.")
+
+
+async def check_token(
+    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+) -> None:
+    """Refuse clients without the server's token, before their request's body is read."""
+    token = _service(request).settings.token
+    if not token:
+        raise RequestError(
+            403, "Nobody may change the collection on this server. Start it with a token (--token or VOKEN_TOKEN)."
+        )
+    if credentials is None or not secrets.compare_digest(credentials.credentials.encode(), token.encode()):
+        raise RequestError(
+            401,
+            "The token is missing or wrong. Send the header Authorization: Bearer TOKEN, with the token that the "
+            "server was started with.",
+            {"WWW-Authenticate": "Bearer"},
+        )
+
+
+def add_routes(app: FastAPI) -> None:
+    """Add every route to `app`, whose `state.service` is set."""
+    route, parser, token = app.add_api_route, app.state.service.parser, [Depends(check_token)]
+    text = {"description": "Prometheus text", "content": {"text/plain": {"schema": {"type": "string"}}}}
+    image = {"description": "The picture", "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}
+    search_body = {"application/json": {"schema": parser.schema, "examples": _EXAMPLES}}
+
+    route("/", page, include_in_schema=False)
+    app.mount("/static", StaticFiles(directory=_STATIC), name="static")
+    route("/about", about, response_model=responses.About, responses=documented(503), summary="What is served")
+    route(
+        "/healthz",
+        healthz,
+        response_model=responses.Health,
+        responses=documented(503),
+        summary="Whether searches are answered",
+    )
+    route(
+        "/metrics",
+        metrics,
+        response_class=Response,
+        responses={200: text, **documented()},
+        summary="Counters, for Prometheus",
+    )
+    route(
+        "/search",
+        search,
+        methods=["POST"],
+        response_model=responses.SearchResults,
+        responses=documented(400, 403, 404, 408, 409, 413, 415, 422, 503),
+        openapi_extra={"requestBody": {"required": True, "content": search_body}},
+        summary="Find pictures by words, or like one of the collection",
+    )
+    route(
+        "/search/picture",
+        search_picture,
+        methods=["POST"],
+        response_model=responses.SearchResults,
+        responses=documented(400, 403, 408, 413, 415, 422, 501, 503),
+        openapi_extra={"requestBody": upload_schema("file", parser.picture_schema, many=False)},
+        summary="Find pictures like one that is sent",
+    )
+    route(
+        PICTURE_ROUTE,
+        picture,
+        response_class=FileResponse,
+        responses={
+            200: image,
+            304: {"description": "Not changed (If-None-Match)"},
+            **documented(404, 410, 415, 422, 503),
+        },
+        summary="A picture as it is, or a thumbnail of it",
+    )
+    route(
+        "/pictures",
+        add,
+        methods=["POST"],
+        dependencies=token,
+        response_model=responses.Addition,
+        responses=documented(400, 401, 403, 408, 413, 415, 422, 501, 503),
+        openapi_extra={"requestBody": upload_schema("files", {}, many=True)},
+        summary="Add pictures to the collection",
+    )
+    route(
+        PICTURE_ROUTE,
+        remove,
+        methods=["DELETE"],
+        dependencies=token,
+        response_model=responses.Removal,
+        responses=documented(401, 403, 404, 503),
+        summary="Remove a picture from the collection",
+    )
