@@ -1,12 +1,11 @@
-"""Recall of pictures, with ties; recall of sequences; collisions. Numbers in, numbers out.
+"""Recall of pictures with one rule for ties, recall of sequences, and collisions. Training and evaluation use the same.
 
-A query counts at K when at least one of its right pictures is among the first K: R@K as text-to-image
-papers report it. With several right pictures this is what TREC tools call Success@K, not their R@K.
+A query counts at K if at least one of its right pictures is among the first K: R@K as text-to-image papers report it.
+If a query has several right pictures, TREC tools call this Success@K; their R@K is another figure.
 
-Where pictures tie across the cut, their order is anyone's guess, and the value here is the expected one
-over all orders of the tie. Only the best right picture matters: with s pictures above its tie, n pictures
-in the tie and r of them right, the first K hold min(max(K − s, 0), n) = m of the tie, and
-P(at least one is right) = 1 − C(n − r, m) / C(n, m).
+Pictures with equal scores may come in any order, so the value is the expected one over all their orders. Only the best
+right picture matters: with s pictures above its tie, n pictures in the tie and r of them right, the first K hold
+min(max(K − s, 0), n) = m of the tie, and P(at least one is right) = 1 − C(n − r, m) / C(n, m).
 
 This module does not know what a picture, a query or a system is.
 """
@@ -21,13 +20,15 @@ import numpy as np
 from voken.errors import ConfigError, DataError
 from voken.shapes import Bool, Float, Int
 
+_QUERIES_PER_BLOCK = 1024
+
 
 @dataclass(frozen=True, eq=False)
 class FirstRelevant:
-    """Where the best right picture of each query stands, all that recall with ties depends on.
+    """The rank of each query's best right picture, which is all that recall depends on.
 
-    `above` counts the pictures scored higher, `tied` those with the same score (itself included),
-    `relevant` how many of the tied are right. All three are 0 where no right picture was returned.
+    `above` counts the pictures with a higher score, `tied` those with the same score (itself included), and
+    `relevant` those of the tied that are right. All three are 0 if no right picture was returned.
     """
 
     above: Int[np.ndarray, " queries"]
@@ -38,13 +39,13 @@ class FirstRelevant:
 def first_relevant(
     scores: Float[np.ndarray, "queries pictures"], relevant: Bool[np.ndarray, "queries pictures"]
 ) -> FirstRelevant:
-    """Find each query's best right picture. A score of −inf means "not returned".
+    """The rank of each query's best right picture. A score of −inf means "not returned".
 
-    >>> found = first_relevant(np.array([[3.0, 2.0, 2.0, 2.0]]), np.array([[False, True, False, True]]))
-    >>> int(found.above[0]), int(found.tied[0]), int(found.relevant[0])
+    >>> first = first_relevant(np.array([[3.0, 2.0, 2.0, 2.0]]), np.array([[False, True, False, True]]))
+    >>> int(first.above[0]), int(first.tied[0]), int(first.relevant[0])
     (1, 3, 2)
 
-    Raises `DataError` where the shapes differ or a score is NaN.
+    Raises `DataError` if the shapes differ or a score is NaN.
     """
     if scores.shape != relevant.shape or scores.ndim != 2:
         raise DataError(f"Scores {scores.shape} and relevance {relevant.shape} must be one (queries, pictures) shape.")
@@ -61,31 +62,55 @@ def first_relevant(
     )
 
 
-def recall_at(found: FirstRelevant, k: int) -> Float[np.ndarray, " queries"]:
-    """Expected value, over random order of ties, of "a right picture is in the first `k`", for each query.
+def first_relevant_by_product(
+    queries: Float[np.ndarray, "queries dim"],
+    pool: Float[np.ndarray, "pictures dim"],
+    answers: Int[np.ndarray, "answers 2"],
+) -> FirstRelevant:
+    """`first_relevant` of an exact search of `pool` by inner product. Rows of `answers` are (query, right picture)."""
+    parts = [FirstRelevant(*np.zeros((3, 0), np.int64))]
+    for start in range(0, len(queries), _QUERIES_PER_BLOCK):
+        scores = queries[start : start + _QUERIES_PER_BLOCK] @ pool.T
+        row = answers[:, 0] - start
+        inside = (row >= 0) & (row < len(scores))
+        relevant = np.zeros(scores.shape, bool)
+        relevant[row[inside], answers[inside, 1]] = True
+        parts.append(first_relevant(scores, relevant))
+    return FirstRelevant(
+        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("above", "tied", "relevant"))
+    )
+
+
+def mean_recall(first: FirstRelevant) -> float:
+    """Mean of R@1, R@5 and R@10 over the queries, by which training chooses epochs and weights. NaN without queries."""
+    return float(np.mean([recall_at(first, k).mean() for k in (1, 5, 10)]))
+
+
+def recall_at(first: FirstRelevant, k: int) -> Float[np.ndarray, " queries"]:
+    """Probability per query that a right picture is among the first `k`, over random orders of ties.
 
     Raises `ConfigError` for `k` under 1.
     """
     if k < 1:
         raise ConfigError(f"A cutoff of {k}: R@K needs K of 1 or more.")
-    drawn = np.clip(k - found.above, 0, found.tied)
-    missed = np.ones(len(drawn))
-    for draw in range(int(drawn.max(initial=0))):
+    places = np.clip(k - first.above, 0, first.tied)
+    missed = np.ones(len(places))
+    for draw in range(int(places.max(initial=0))):
         # Drawing without replacement: each wrong picture drawn leaves one fewer of both.
-        wrong = np.maximum(found.tied - found.relevant - draw, 0)
-        missed = np.where(draw < drawn, missed * wrong / np.maximum(found.tied - draw, 1), missed)
+        wrong = np.maximum(first.tied - first.relevant - draw, 0)
+        missed = np.where(draw < places, missed * wrong / np.maximum(first.tied - draw, 1), missed)
     return 1.0 - missed
 
 
-def reciprocal_rank_at(found: FirstRelevant, k: int) -> Float[np.ndarray, " queries"]:
-    """Expected 1 / rank of the first right picture, for each query; 0 where it is not in the first `k`.
+def reciprocal_rank_at(first: FirstRelevant, k: int) -> Float[np.ndarray, " queries"]:
+    """Expected 1 / rank of the first right picture per query; 0 if it is not among the first `k`.
 
-    E[1/rank] = Σ_{j ≤ k} (R@j − R@(j−1)) / j, as R@j is the chance that the first right picture is at j or before.
+    E[1/rank] = Σ_{j ≤ k} (R@j − R@(j−1)) / j, as R@j is the probability that the first right picture is at j or before.
     """
-    value = np.zeros(len(found.above))
-    before = np.zeros(len(found.above))
+    value = np.zeros(len(first.above))
+    before = np.zeros(len(first.above))
     for rank in range(1, k + 1):
-        until = recall_at(found, rank)
+        until = recall_at(first, rank)
         value += (until - before) / rank
         before = until
     return value
@@ -94,7 +119,7 @@ def reciprocal_rank_at(found: FirstRelevant, k: int) -> Float[np.ndarray, " quer
 def expected_recall(
     scores: Float[np.ndarray, "queries pictures"], relevant: Bool[np.ndarray, "queries pictures"], k: int
 ) -> Float[np.ndarray, " queries"]:
-    """R@`k` of each query, expected over random order of tied pictures; −inf means "not returned".
+    """R@`k` per query, expected over random orders of tied pictures. A score of −inf means "not returned".
 
     >>> expected_recall(np.array([[2.0, 2.0, 1.0]]), np.array([[True, False, False]]), 1).tolist()
     [0.5]
@@ -107,27 +132,27 @@ def ranked_matrices(
 ) -> tuple[Float[np.ndarray, "queries depth"], Bool[np.ndarray, "queries depth"]]:
     """Scores and relevance of ranked (id, score) lists of unequal lengths, padded with −inf and False.
 
-    Right pictures that a list does not hold are simply absent, which is what "counts 0" means.
+    A right picture that is not in a list counts as not returned.
     """
     if len(answers) != len(relevant):
         raise DataError(f"{len(answers)} answers for {len(relevant)} queries.")
     depth = max((len(answer) for answer in answers), default=0)
     scores = np.full((len(answers), depth), -np.inf)
     right = np.zeros((len(answers), depth), dtype=bool)
-    for row, (answer, wanted) in enumerate(zip(answers, relevant, strict=True)):
+    for row, (answer, right_ids) in enumerate(zip(answers, relevant, strict=True)):
         scores[row, : len(answer)] = [score for _, score in answer]
-        right[row, : len(answer)] = [name in wanted for name, _ in answer]
+        right[row, : len(answer)] = [image_id in right_ids for image_id, _ in answer]
     return scores, right
 
 
 def sequence_recall(
     ranked: Sequence[Sequence[Hashable]], relevant: Sequence[Set[Hashable]], k: int
 ) -> Float[np.ndarray, " queries"]:
-    """Whether a right picture's sequence is among the first `k` *distinct* sequences, for each query.
+    """Whether a right picture's sequence is among the first `k` *distinct* sequences, per query.
 
-    This is the figure the official code of the paper calls recall: pictures that share a sequence count as
-    one, so it is at or above the recall of pictures wherever no two sequences tie. `ranked` lists the sequence of
-    each answered picture, in order and with repeats; `relevant` holds the sequences of the right pictures.
+    The official code of the paper calls this figure recall. Pictures that share a sequence count as one, so it is
+    never below the recall of pictures unless two sequences tie. `ranked` lists the sequences of the returned pictures,
+    in order and with repeats; `relevant` holds the sequences of the right pictures.
     """
     if k < 1:
         raise ConfigError(f"A cutoff of {k}: R@K needs K of 1 or more.")
@@ -135,15 +160,15 @@ def sequence_recall(
         raise DataError(f"{len(ranked)} answers for {len(relevant)} queries.")
     return np.array(
         [
-            float(any(sequence in wanted for sequence in list(dict.fromkeys(answer))[:k]))
-            for answer, wanted in zip(ranked, relevant, strict=True)
+            float(any(sequence in right for sequence in list(dict.fromkeys(answer))[:k]))
+            for answer, right in zip(ranked, relevant, strict=True)
         ],
         dtype=np.float64,
     )
 
 
 def collision_rate(vokens: Int[np.ndarray, "pictures M"]) -> float:
-    """Share of pictures whose sequence is not theirs alone.
+    """Share of the pictures that share their sequence with another picture.
 
     >>> collision_rate(np.array([[1, 2], [1, 2], [3, 4], [1, 3]]))
     0.5

@@ -30,6 +30,7 @@ from voken.config import EncoderConfig, from_dict
 from voken.encoders.builtin import PictureFeatures, SentenceEncoder, backbones, fingerprint
 from voken.encoders.text_reader import TextStates
 from voken.errors import ArtifactError, ConfigError, CorruptArtifactError, EmptyDataError
+from voken.metrics import first_relevant_by_product, recall_at
 from voken.progress import Progress, no_progress
 from voken.shapes import Float, Int
 
@@ -180,23 +181,17 @@ def train_two_tower(
         return _train(train, config, seed, validation, torch.device(device or "cpu"), progress)
 
 
-def recall_at(head: TwoTowerHead, data: PairedFeatures, ranks: Sequence[int] = (1, 5, 10)) -> tuple[float, ...]:
-    """Text-to-image recall over all images of `data`: the share of pairs' texts answered within each rank.
+def head_recall(head: TwoTowerHead, data: PairedFeatures, cutoffs: Sequence[int] = (1, 5, 10)) -> tuple[float, ...]:
+    """Text-to-image recall over all images of `data`, as a share of 1, at each cutoff.
 
-    A text is answered by any image of a concept it belongs to; it counts once a concept. Ties count against.
+    Any image of a concept that a text belongs to is a right answer. The text counts once per such concept.
     """
     concepts = np.unique(np.asarray(data.concepts), return_inverse=True)[1]
-    asked = np.unique(np.stack([data.pairs[:, 1], concepts[data.pairs[:, 0]]], axis=1), axis=0)
-    pool = head.project_images(data.images)
+    queries = np.unique(np.stack([data.pairs[:, 1], concepts[data.pairs[:, 0]]], axis=1), axis=0)
     texts = head.project_texts(data.texts)
-    better = np.empty(len(asked), dtype=np.int64)
-    for start in range(0, len(asked), 1024):
-        rows = asked[start : start + 1024]
-        scores = texts[rows[:, 0]] @ pool.T
-        right = concepts[None, :] == rows[:, 1, None]
-        best = np.where(right, scores, -np.inf).max(axis=1)
-        better[start : start + 1024] = ((scores >= best[:, None]) & ~right).sum(axis=1)
-    return tuple(float((better < rank).mean()) for rank in ranks)
+    answers = np.argwhere(queries[:, 1:] == concepts)
+    first = first_relevant_by_product(texts[queries[:, 0]], head.project_images(data.images), answers)
+    return tuple(float(recall_at(first, cutoff).mean()) for cutoff in cutoffs)
 
 
 class TwoTowerEncoder:
@@ -388,7 +383,7 @@ def _train(
                 kept.update(head)
             losses.append(float(loss.detach()))
         judged = (kept.head if kept is not None else head).eval()
-        recalls = recall_at(judged, validation) if validation is not None else (math.nan,) * 3
+        recalls = head_recall(judged, validation) if validation is not None else (math.nan,) * 3
         result = EpochResult(epoch, float(np.mean(losses)), *recalls)
         history.append(result)
         progress("two-tower head: epochs", epoch + 1, config.epochs)

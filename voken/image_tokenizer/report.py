@@ -8,9 +8,8 @@ import numpy as np
 
 from voken.errors import EmptyDataError
 from voken.image_tokenizer.model import ImageTokenizer
+from voken.metrics import FirstRelevant, collision_rate, first_relevant_by_product, recall_at
 from voken.shapes import Float, Int
-
-_BLOCK = 1024
 
 
 @dataclass(frozen=True)
@@ -75,17 +74,16 @@ def report(
         raise EmptyDataError("no pictures to report on.")
     vokens = tokenizer.encode(images)
     rebuilt = tokenizer.decode(vokens)
-    _, sizes = np.unique(vokens, axis=0, return_counts=True)
     recall: tuple[RecallCeiling, ...] = ()
     if texts is not None and relevant is not None and len(relevant):
-        exact, quantized = (_recall(texts, pool, relevant, cuts) for pool in (images, rebuilt))
-        recall = tuple(
-            RecallCeiling(cut, before, after) for cut, before, after in zip(cuts, exact, quantized, strict=True)
-        )
+        queries, query = np.unique(relevant[:, 0], return_inverse=True)
+        answers = np.stack([query, relevant[:, 1]], 1)
+        exact, quantized = (first_relevant_by_product(texts[queries], pool, answers) for pool in (images, rebuilt))
+        recall = tuple(RecallCeiling(cut, _percent(exact, cut), _percent(quantized, cut)) for cut in cuts)
     return TokenizerReport(
         pictures=len(images),
-        sequences=len(sizes),
-        collision_rate=float(sizes[sizes > 1].sum() / len(images)),
+        sequences=len(np.unique(vokens, axis=0)),
+        collision_rate=collision_rate(vokens),
         reconstruction_error=float(((rebuilt - images) ** 2).sum(1).mean()),
         cosine=float((rebuilt * images).sum(1).mean()),
         bits=float(tokenizer.levels * np.log2(tokenizer.codebook_size)),
@@ -94,40 +92,11 @@ def report(
     )
 
 
+def _percent(first: FirstRelevant, cut: int) -> float:
+    return float(100 * recall_at(first, cut).sum() / len(first.above))
+
+
 def _usage(level: int, vokens: Int[np.ndarray, " images"], entries: int) -> LevelUsage:
     shares = np.bincount(vokens, minlength=entries) / len(vokens)
     positive = shares[shares > 0]
     return LevelUsage(level, len(positive), entries, float(np.exp(-(positive * np.log(positive)).sum())))
-
-
-def _recall(
-    texts: Float[np.ndarray, "texts dim"],
-    pool: Float[np.ndarray, "images dim"],
-    relevant: Int[np.ndarray, "answers 2"],
-    cuts: tuple[int, ...],
-) -> list[float]:
-    hits = np.zeros(len(cuts))
-    asked = np.unique(relevant[:, 0])
-    for start in range(0, len(asked), _BLOCK):
-        block = asked[start : start + _BLOCK]
-        similarity = texts[block] @ pool.T
-        answers = relevant[np.isin(relevant[:, 0], block)]
-        row = np.searchsorted(block, answers[:, 0])
-        best = np.full(len(block), -np.inf, similarity.dtype)
-        np.maximum.at(best, row, similarity[row, answers[:, 1]])
-        above = (similarity > best[:, None]).sum(1)
-        tied = (similarity == best[:, None]).sum(1)
-        right = np.zeros(len(block))
-        np.add.at(right, row, similarity[row, answers[:, 1]] == best[row])
-        hits += [_chance(above, tied, right, cut).sum() for cut in cuts]
-    return [float(100 * hit / len(asked)) for hit in hits]
-
-
-def _chance(above: np.ndarray, tied: np.ndarray, right: np.ndarray, cut: int) -> np.ndarray:
-    """That at least one of `right` pictures among `tied` stands in the places left below `above`."""
-    places = np.clip(cut - above, 0, tied)
-    missed = np.ones(len(above))
-    for drawn in range(int(places.max(initial=0))):
-        drawing = drawn < places
-        missed[drawing] *= np.clip((tied - right - drawn)[drawing], 0, None) / (tied - drawn)[drawing]
-    return np.where(places > 0, 1.0 - missed, 0.0)

@@ -13,6 +13,7 @@ from voken.config import TokenizerConfig
 from voken.errors import EmptyDataError
 from voken.image_tokenizer.model import ImageTokenizer
 from voken.image_tokenizer.quantizer import Quantized, residual_kmeans
+from voken.metrics import first_relevant_by_product
 from voken.progress import Progress, no_progress
 from voken.shapes import Float, Int
 
@@ -248,10 +249,7 @@ def validation_score(tokenizer: ImageTokenizer, validation: PairedVectors) -> fl
     rebuilt = tokenizer.decode(tokenizer.encode(validation.images))
     if not len(validation.pairs):
         return -float(((rebuilt - validation.images) ** 2).sum(1).mean())
-    asked, row = np.unique(validation.pairs[:, 1], return_inverse=True)
-    similarity = validation.texts[asked] @ rebuilt.T
-    best = np.full(len(asked), -np.inf, np.float32)
-    np.maximum.at(best, row, similarity[row, validation.pairs[:, 0]])
-    above = (similarity > best[:, None]).sum(1)
-    tied = (similarity == best[:, None]).sum(1)
-    return float((1.0 / (above + (tied + 1) / 2)).mean())
+    captions, query = np.unique(validation.pairs[:, 1], return_inverse=True)
+    answers = np.stack([query, validation.pairs[:, 0]], 1)
+    first = first_relevant_by_product(validation.texts[captions], rebuilt, answers)
+    return float((1.0 / (first.above + (first.tied + 1) / 2)).mean())

@@ -10,9 +10,9 @@ import numpy as np
 from voken.config import SearchConfig
 from voken.decoding.beam import beam_search_from_state
 from voken.decoding.trie import VokenTrie
+from voken.metrics import first_relevant, mean_recall
 from voken.model.model import Model
 from voken.search.confidence import Answers, Readout, calibrate
-from voken.shapes import Float
 from voken.training.sides import Side, query_rows
 
 _WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
@@ -62,7 +62,7 @@ def choose_weights(search: SearchConfig, answers: dict[Readout, Answers]) -> tup
     reranks: tuple[Readout, ...] = ("voken", "vector")
     for readout in reranks:
         log_prob, cosine, relevant = answers[readout].log_prob, answers[readout].cosine, answers[readout].relevant
-        by_weight = [_mean_recall(log_prob + weight * cosine, relevant) for weight in _WEIGHTS]
+        by_weight = [mean_recall(first_relevant(log_prob + weight * cosine, relevant)) for weight in _WEIGHTS]
         recalls[readout] = dict(zip(map(str, _WEIGHTS), by_weight, strict=True))
         chosen[f"{readout}_weight"] = _WEIGHTS[int(np.argmax(by_weight))]
     return with_weights(search, **chosen), recalls
@@ -88,12 +88,3 @@ def with_weights(search: SearchConfig, voken_weight: float, vector_weight: float
         voken_weight=voken_weight if search.voken_weight is None else search.voken_weight,
         vector_weight=vector_weight if search.vector_weight is None else search.vector_weight,
     )
-
-
-def _mean_recall(scores: Float[np.ndarray, "queries pool"], relevant: np.ndarray) -> float:
-    """Mean of R@1, R@5 and R@10; a tie counts at its share of the places."""
-    best = np.where(relevant, scores, -np.inf).max(1)
-    above = (scores > best[:, None]).sum(1)
-    tied = (scores == best[:, None]).sum(1)
-    returned = np.isfinite(best)
-    return float(np.mean([np.where(returned, np.clip((cut - above) / tied, 0, 1), 0).mean() for cut in (1, 5, 10)]))

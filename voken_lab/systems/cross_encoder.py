@@ -30,6 +30,7 @@ from voken.config import from_dict
 from voken.encoders.text_reader import TextReader
 from voken.errors import ConfigError, CorruptArtifactError, DataError, EmptyDataError
 from voken.generator.pairs import one_text_each
+from voken.metrics import first_relevant, recall_at
 from voken.progress import Progress, no_progress
 from voken.shapes import Bool, Float, Int
 
@@ -496,7 +497,7 @@ class _Answers:
 
 
 class _Validation:
-    """Recall over the validation pool when the two-tower's first hits are reranked. Ties count against."""
+    """Recall over the validation pool when the two-tower's first hits are reranked."""
 
     def __init__(self, reader: TextReader, data: MatchingPairs, config: CrossEncoderConfig, seed: int) -> None:
         texts = np.unique(data.pairs[:, 1])
@@ -530,11 +531,9 @@ class _Validation:
         return np.concatenate(parts)
 
     def _recalls(self, scores: Float[np.ndarray, "texts depth"]) -> tuple[float, float, float]:
-        best = np.where(self._right, scores, -np.inf).max(axis=1)
-        better = ((scores >= best[:, None]) & ~self._right).sum(axis=1)
-        better[~self._right.any(axis=1)] = len(scores[0])  # not found at all
-        at = [float((better < rank).mean()) for rank in (1, 5, 10)]
-        return at[0], at[1], at[2]
+        first = first_relevant(scores, self._right)
+        at_1, at_5, at_10 = (float(recall_at(first, cutoff).mean()) for cutoff in (1, 5, 10))
+        return at_1, at_5, at_10
 
 
 class _Schedule:
