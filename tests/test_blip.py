@@ -93,7 +93,7 @@ def test_half_precision_keeps_half_the_bytes(matcher, pictures):
     rows = np.arange(5)
     np.testing.assert_allclose(half.score("a red dog", rows), whole.score("a red dog", rows), atol=0.02)
     assert whole.bytes_per_picture == 4 * 17 * 24 == 2 * half.bytes_per_picture  # 4 × 4 patches and one more
-    assert half._kept[0].nbytes == half.bytes_per_picture
+    assert half._states[0].nbytes == half.bytes_per_picture
 
 
 def test_the_whole_pool_is_ranked_by_probability(matcher, pictures):
@@ -183,7 +183,7 @@ def test_an_incomplete_folder_is_told(matcher, tmp_path, missing):
     for file in matcher[0].iterdir():
         if not file.name.startswith(missing):
             (tmp_path / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(ArtifactError, match="does not hold all of the model"):
+    with pytest.raises(ArtifactError, match="does not hold the whole model"):
         BlipScorer.from_pretrained(str(tmp_path))
 
 
@@ -199,7 +199,7 @@ def test_pickled_weights_are_never_read(matcher, tmp_path):
 def test_damaged_weights_are_told(matcher, tmp_path):
     for file in matcher[0].iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes()[: 200 if file.name == "model.safetensors" else None])
-    with pytest.raises(ArtifactError, match="does not hold all of the model"):
+    with pytest.raises(ArtifactError, match="does not hold the whole model"):
         BlipScorer.from_pretrained(str(tmp_path))
 
 

@@ -151,7 +151,7 @@ def test_other_files_are_refused(tmp_path, text):
 def test_missing_files_and_doubles_are_refused(tmp_path):
     with pytest.raises(DataError, match="No such file"):
         read_rows(tmp_path / "nothing.json")
-    with pytest.raises(DataError, match="ours stands twice with seed 0"):
+    with pytest.raises(DataError, match="ours is there twice with seed 0"):
         read_rows(write(tmp_path / "a.json", [evaluated(0.8), evaluated(0.5)]))
 
 
@@ -206,7 +206,7 @@ def test_rows_are_chosen_by_readout_system_or_name(table):
 def test_rows_of_one_readout_are_told_apart_by_what_differs(table):
     both = (*table("voken a", 20), *table("voken b", 20)[2:])
     assert names(pair_rows(both, both[4:])[0]) == [(f"voken b, {one}",) * 2 for one in ("generate", "vector")]
-    with pytest.raises(ConfigError, match=r"No row of A has its like.*'voken c, generate'.*Rows of B: "):
+    with pytest.raises(ConfigError, match=r"No row of A has a partner.*'voken c, generate'.*Rows of B: "):
         pair_rows(table("voken c", 20)[2:], both)
 
 

@@ -145,7 +145,7 @@ def test_wrong_pictures_and_queries_are_refused_as_the_two_tower_does(towers):
         FaissTower.flat(ENCODER, [], np.zeros((0, 2), np.float32))
     with pytest.raises(DataError, match="499 picture ids and 500 vectors"):
         FaissTower.hnsw(ENCODER, NAMES[1:], VECTORS)
-    with pytest.raises(DataError, match="stands twice"):
+    with pytest.raises(DataError, match="is there twice"):
         FaissTower.pq(ENCODER, ["a", "a"], VECTORS[:2], TRAINING, bytes=4)
     holed = VECTORS.copy()
     holed[3, 1] = np.nan
@@ -159,7 +159,7 @@ def test_wrong_pictures_and_queries_are_refused_as_the_two_tower_does(towers):
         narrow.search(TEXTS, 1)
     with pytest.raises(DataError, match="not finite for the text '0'"):
         FaissTower.flat(Lookup(holed[3:]), ["a", "b"], VECTORS[:2]).search(["0"], 1)
-    with pytest.raises(DataError, match="1 picture ids and 500 vectors"):
+    with pytest.raises(DataError, match="1 picture ids and 500 rows"):
         FaissTower(ENCODER, ["a"], towers["flat"].index, bytes_per_picture=1.0)
 
 
@@ -176,7 +176,7 @@ def test_impossible_codes_are_refused_with_what_is_possible(kind):
 def test_impossible_training_and_settings_are_refused():
     for kind in ("pq", "opq", "rq"):
         make = getattr(FaissTower, kind)
-        with pytest.raises(ConfigError, match="255 vectors; a byte a part needs 256 or more"):
+        with pytest.raises(ConfigError, match="255 vectors; one byte per part needs 256 or more"):
             make(ENCODER, NAMES, VECTORS, TRAINING[:255], bytes=2)
         assert make(ENCODER, NAMES, VECTORS, TRAINING[:256], bytes=2).bytes_per_picture == 2
     with pytest.raises(ConfigError, match="600 vectors for 700 centroids"):

@@ -113,7 +113,7 @@ def test_what_cannot_be_asked_is_refused():
 
 def test_ids_and_sequences_must_match():
     trie = VokenTrie.from_vokens(make_sequences(), SIZE)
-    with pytest.raises(DataError, match="39 picture ids for 40 sequences"):
+    with pytest.raises(DataError, match="39 picture ids and 40 rows"):
         GenerativeSystem(PrefixModel(SIZE, LEVELS), trie, IDS[:39], beams=5)
-    with pytest.raises(DataError, match="one a picture"):
+    with pytest.raises(DataError, match="one per picture"):
         GenerativeSystem(PrefixModel(SIZE, LEVELS), trie, IDS, beams=5, paths=["a.png"])

@@ -79,13 +79,13 @@ class Kept:
 
     def __init__(self, adapter):
         self.adapter, self.system = adapter, None
-        make = adapter._make
+        make = adapter._make_system
 
         def keep(ids, vectors):
             self.system = make(ids, vectors)
             return self.system
 
-        adapter._make = keep
+        adapter._make_system = keep
 
 
 def scored_by_mteb(adapter):
@@ -199,9 +199,9 @@ def test_what_is_no_text_to_image_task_is_refused():
     with pytest.raises(DataError, match="twice"):
         adapter.index(corpus(["a", "a"]))
     adapter.index(corpus(["a", "b"]))
-    with pytest.raises(ConfigError, match="reranked"):
+    with pytest.raises(ConfigError, match="rerank"):
         adapter.search(questions("a"), top_k=1, top_ranked={"q0": ["a"]})
-    with pytest.raises(DataError, match="'q0' is no text but list"):
+    with pytest.raises(DataError, match="'q0' is not text but list"):
         adapter.search(Dataset.from_dict({"id": ["q0"], "text": [["a", "b"]]}), top_k=1)
     with pytest.raises(ConfigError, match="batch_size"):
         MtebAdapter(ColourEncoder(), Tied, name="tied", batch_size=0)

@@ -151,6 +151,6 @@ def test_impossible_reranks_are_refused():
         Reranked(Fixed({}), Table({}), ["a"], depth=0)
     with pytest.raises(ConfigError, match="k: 0"):
         Reranked(Fixed({"t": []}), Table({}), ["a"], depth=1).search(["t"], 0)
-    with pytest.raises(DataError, match="'z' was found, but is not in the scorer's pool"):
+    with pytest.raises(DataError, match="'z' is a hit, but not in the scorer's pool"):
         Reranked(Fixed({"t": answer("z")}), Table({}), ["a"], depth=1).search(["t"], 1)
     assert Reranked(Fixed({"t": []}), Table({}), ["a"], depth=1).search(["t"], 1) == [[]]

@@ -90,7 +90,7 @@ def test_pools_and_queries_that_make_no_sense_are_refused():
     images = dataset(("a", "", []), ("b", "", ["b"]))
     with pytest.raises(EmptyDataError, match="no picture"):
         Pool(())
-    with pytest.raises(DataError, match="'a' stands twice"):
+    with pytest.raises(DataError, match="'a' is in the pool twice"):
         Pool(("a", "b", "a"))
     with pytest.raises(DataError, match="one row of M vokens"):
         Pool(("a", "b"), np.zeros((3, 4), dtype=np.int32))
@@ -160,7 +160,7 @@ def test_batches_and_progress():
 @pytest.mark.parametrize(
     ("hits", "message"),
     [
-        ([("a", 1.0), ("a", 0.5)], "'a' stands twice"),
+        ([("a", 1.0), ("a", 0.5)], "'a' is in the answer twice"),
         ([("elsewhere", 1.0)], "'elsewhere' is not in the pool"),
         ([("a", 1.0), ("b", 2.0)], "scores must fall"),
         ([("a", float("nan"))], "scores must fall and not be NaN"),
@@ -189,7 +189,7 @@ def test_answers_of_the_wrong_number_are_noticed():
             return []
 
     queries = [Query("q", "x", frozenset({"a"}))]
-    with pytest.raises(DataError, match="at most 1 were asked for"):
+    with pytest.raises(DataError, match="at most 1 were requested"):
         evaluate(TooMany(), queries, ["a", "b"], conditions=HERE, cutoffs=(1,), k=1)
     with pytest.raises(DataError, match="0 answers to 1 queries"):
         evaluate(TooFew(), queries, ["a", "b"], conditions=HERE)
@@ -204,7 +204,7 @@ def test_requests_that_cannot_be_measured_are_refused():
         evaluate(system, [query], ["a"], conditions=HERE, k=5)
     with pytest.raises(ConfigError, match="cutoffs"):
         evaluate(system, [query], ["a"], conditions=HERE, cutoffs=(0, 1))
-    with pytest.raises(DataError, match="Two queries have one id"):
+    with pytest.raises(DataError, match="Two queries have the same id"):
         evaluate(system, [query, query], ["a"], conditions=HERE)
     with pytest.raises(DataError, match="'b' outside the pool"):
         evaluate(system, [Query("q", "x", frozenset({"a", "b"}))], ["a"], conditions=HERE)
@@ -258,7 +258,7 @@ def test_spread_never_merges_what_differs_by_more_than_the_seed():
         spread([evaluated(0, 1, pool="full"), evaluated(1, 1, pool="one picture per concept")])
     with pytest.raises(ConfigError, match="different beams"):
         spread([evaluated(0, 1, beams=10), evaluated(1, 1, beams=20)])
-    with pytest.raises(ConfigError, match="one stands twice"):
+    with pytest.raises(ConfigError, match="one is there twice"):
         spread([evaluated(0, 1), evaluated(0, 2)])
     with pytest.raises(EmptyDataError, match="no evaluation"):
         spread([])

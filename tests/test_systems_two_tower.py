@@ -133,9 +133,9 @@ def test_wrong_input_is_refused():
         TwoTower(encoder, ["a", "b", "c"], eye)
     with pytest.raises(DataError, match="2 picture ids and 1 paths"):
         TwoTower(encoder, ["a", "b"], eye, paths=["a.png"])
-    with pytest.raises(DataError, match="2 picture ids and 1 rows of vokens"):
+    with pytest.raises(DataError, match="2 picture ids and 1 rows"):
         TwoTower(encoder, ["a", "b"], eye, vokens=np.array([[1]]))
-    with pytest.raises(DataError, match="stands twice"):
+    with pytest.raises(DataError, match="is there twice"):
         TwoTower(encoder, ["a", "a"], eye)
     with pytest.raises(DataError, match=r"shape \(2,\)"):
         TwoTower(encoder, ["a", "b"], np.ones(2, dtype=np.float32))

@@ -124,9 +124,9 @@ def test_missing_folders_are_made(tmp_path):
 @pytest.mark.parametrize(
     ("read", "text", "message"),
     [
-        (read_run, "q Q0 a 1 0.5 tag\nq Q0 a 1\n", "line 2: 4 fields where there must be 6"),
+        (read_run, "q Q0 a 1 0.5 tag\nq Q0 a 1\n", "line 2: 4 fields, but there must be 6"),
         (read_run, "q Q0 a 1 high tag\n", "line 1: 'high' is not a score"),
-        (read_qrels, "q 0 a 1\n\nq 0 b\n", "line 3: 3 fields where there must be 4"),
+        (read_qrels, "q 0 a 1\n\nq 0 b\n", "line 3: 3 fields, but there must be 4"),
         (read_qrels, "q 0 a yes\n", "line 1: 'yes' is not a whole number"),
     ],
 )

@@ -177,3 +177,24 @@ def collision_rate(vokens: Int[np.ndarray, "pictures M"]) -> float:
         raise DataError(f"Collisions are counted over vokens of shape (pictures, M), not {vokens.shape}.")
     _, counts = np.unique(vokens, axis=0, return_counts=True)
     return float(counts[counts > 1].sum() / len(vokens))
+
+
+def shared_vokens(
+    vokens: Int[np.ndarray, "pictures M"],
+) -> tuple[Int[np.ndarray, "pictures pictures"], Int[np.ndarray, "pictures pictures"]]:
+    """For every pair of pictures: at how many levels their vokens are equal, and how long their common beginning is.
+
+    The pairs of the paper's Figure 5 are chosen by it.
+
+    Memory grows with pictures²: use it for some thousands.
+    """
+    size, levels = vokens.shape
+    alike = np.zeros((size, size), dtype=np.int16)
+    shared = np.zeros((size, size), dtype=np.int16)
+    beginning = np.ones((size, size), dtype=bool)
+    for level in range(levels):
+        equal = vokens[:, level, None] == vokens[None, :, level]
+        alike += equal
+        beginning &= equal
+        shared += beginning
+    return alike, shared

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from voken.metrics import shared_vokens
 from voken.shapes import Bool, Float, Int
-from voken_lab.evaluation.shared_vokens import shared_vokens
 
 
 @dataclass(frozen=True)

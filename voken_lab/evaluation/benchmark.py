@@ -1,4 +1,4 @@
-"""One trained model on one data set, in full: its three read-outs beside the two systems that put them in place."""
+"""One trained model on one data set: its three read-outs, beside exact search and the quantized ceiling."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ from voken_lab.systems.two_tower import TwoTower
 
 TWO_TOWER = "two-tower, exact"
 CEILING = "quantized ceiling"
-AIMED = "two-tower + caption memory, exact"
+QUERY_POINT = "two-tower + caption memory, exact"
 READOUTS: tuple[Literal["generate", "voken", "vector"], ...] = ("generate", "voken", "vector")
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Rows in the order of a table: two-tower, quantized ceiling, exact search from where the generator aims if it
-    does, then the model's read-outs."""
+    """Rows in the order of a table: two-tower, quantized ceiling, exact search from the generator's query point if it
+    has one, then the model's read-outs."""
 
     rows: tuple[Evaluation, ...]
     collection: Snapshot
     """The pool, in memory."""
     skipped: tuple[Skipped, ...]
-    """Pictures that could not be read, left out of the pool of every row."""
+    """Pictures that could not be read; they are in no row's pool."""
 
 
 def benchmark(
@@ -65,19 +65,18 @@ def benchmark(
     cache: VectorCache | None = None,
     progress: Progress = no_progress,
 ) -> Benchmark:
-    """Ask `model` the captions of `split`, over its pictures as the pool. docs/protocol.md says every word of it.
+    """Ask `model` the captions of `split`, with the split's pictures as the pool. docs/protocol.md explains each term.
 
-    `one_per_concept` and `distinct` are those of `pool_of` and `queries_of`; `seed` draws the pool, and `limit`
-    queries where there are more (None: all are asked); `beams` None keeps the model's own number;
-    `reference=False` leaves out the systems that are not the model's own read-outs; `searched` is what these search
-    with where it is not `model` itself, as its engine in some precision.
-    Raises `EmptyDataError` without pictures or captions in the split.
+    `one_per_concept` and `distinct` are those of `pool_of` and `queries_of`. `seed` draws the pool and, if there are
+    more than `limit` queries, which of them are asked (None: all). `beams` None keeps the model's number of beams.
+    `reference=False` leaves out the systems that are not read-outs of the model. `searched` is a model to search with
+    instead of `model`, such as its engine in some precision. Raises `EmptyDataError` without pictures or captions.
     """
     side = dataset.split(split)
     pool = pool_of(side, one_per_concept=one_per_concept, seed=seed)
     collection, vectors, skipped = _index(model, side, pool, cache, progress)
     pool = Pool(tuple(collection.ids), np.asarray(collection.vokens))
-    queries = _drawn(queries_of(side, pool, distinct=distinct), limit, seed)
+    queries = _draw_queries(queries_of(side, pool, distinct=distinct), limit, seed)
     search = model.search if beams is None else dataclasses.replace(model.search, beams=beams)
     names, paths = list(collection.ids), [str(path) for path in collection.paths]
     conditions = Conditions(
@@ -94,7 +93,7 @@ def benchmark(
         exact = TwoTower(model.encoder, names, vectors, paths=paths, vokens=np.asarray(collection.vokens))
         named = [(TWO_TOWER, exact), (CEILING, ceiling)]
         if model.aims:
-            named.append((AIMED, TwoTower(_Aim(model), names, vectors, paths=paths)))
+            named.append((QUERY_POINT, TwoTower(_QueryPoints(model), names, vectors, paths=paths)))
         for name, system in named:
             row = dataclasses.replace(conditions, system=name, bytes_per_picture=system.bytes_per_picture)
             systems.append((system, row))
@@ -127,8 +126,8 @@ def _index(
     return Snapshot.of_vectors(kept, encoded.vectors, model), encoded.vectors, encoded.skipped
 
 
-class _Aim:
-    """Reads queries as the model's reranks do."""
+class _QueryPoints:
+    """Encodes queries as the model's reranks do."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
@@ -137,11 +136,11 @@ class _Aim:
         return self._model.query_vectors(texts)
 
 
-def _drawn(queries: tuple[Query, ...], limit: int | None, seed: int) -> tuple[Query, ...]:
+def _draw_queries(queries: tuple[Query, ...], limit: int | None, seed: int) -> tuple[Query, ...]:
     if limit is None or len(queries) <= limit:
         return queries
-    kept = np.random.default_rng(seed).choice(len(queries), limit, replace=False)
-    return tuple(queries[row] for row in np.sort(kept))
+    rows = np.random.default_rng(seed).choice(len(queries), limit, replace=False)
+    return tuple(queries[row] for row in np.sort(rows))
 
 
 def _pool_in_words(one_per_concept: bool, distinct: bool) -> str:

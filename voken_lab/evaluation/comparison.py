@@ -1,11 +1,11 @@
 """Two saved evaluations side by side, query by query: is one better, or was it lucky?
 
 Reads what `voken eval --json FILE --per-query` writes, or any JSON file that holds `Evaluation.to_dict(per_query=True)`
-once, in a list, or in a list under "rows". The statistics are those of `voken_lab.evaluation.significance`.
+once, in a list, or in a list under "rows". The statistics come from `voken_lab.evaluation.significance`.
 
-A *row* is one line of a results table: a system and read-out over its seeds. Seeds are pooled: a query asked at two
-seeds counts twice, and queries are drawn together only within a seed. That is right where each seed draws its own test
-set. Where the seeds are trainings asked the same queries, the interval is of these queries *and* trainings.
+A *row* is one line of a results table: a system and read-out over its seeds. Seeds are pooled: a query that two seeds
+ask counts twice, and queries are resampled together only within a seed. That is right if each seed draws its own test
+set. If the seeds are trainings that are asked the same queries, the interval is over these queries *and* trainings.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NEEDED = ("system", "dataset", "protocol", "seed", "cutoffs", "recall", "pool_s
 class Row:
     """One line of a saved table: the records that differ by seed only.
 
-    `name` is the system and read-out, with what else tells it from the file's other rows.
+    `name` is the system and read-out, and whatever else distinguishes it from the file's other rows.
     """
 
     name: str
@@ -41,12 +41,12 @@ class Row:
 
     @property
     def system(self) -> str:
-        """Who answered."""
+        """The system that answered."""
         return str(self._any["system"])
 
     @property
     def short_name(self) -> str:
-        """The read-out, or the system where it has one only."""
+        """The read-out, or the system if it has only one."""
         return str(self._any.get("readout") or self.system)
 
     @property
@@ -94,62 +94,64 @@ class Comparison:
 def read_rows(path: Path) -> tuple[Row, ...]:
     """The rows of a JSON file, in its order.
 
-    Raises `DataError` where the file is not there or holds no evaluations, or a row stands twice with one seed.
+    Raises `DataError` if the file does not exist or holds no evaluations, or a row is there twice with one seed.
     """
     path = Path(path)
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
     except ValueError as error:
         raise DataError(
             f"{path}: is not JSON ({error}). Write it with `voken eval --json FILE --per-query`."
         ) from error
-    if isinstance(held, dict):
-        held = held.get("rows", [held])
-    if not isinstance(held, list) or not held or not all(map(_is_record, held)):
+    if isinstance(content, dict):
+        content = content.get("rows", [content])
+    if not isinstance(content, list) or not content or not all(map(_is_record, content)):
         raise DataError(f"{path}: holds no evaluations. Write it with `voken eval --json FILE --per-query`.")
-    found: dict[tuple[Any, ...], dict[int, Record]] = {}
-    for record in held:
+    rows: dict[tuple[Any, ...], dict[int, Record]] = {}
+    for record in content:
         identity = tuple(record.get(part) for part in _IDENTITY)
-        by_seed = found.setdefault(identity, {})
+        by_seed = rows.setdefault(identity, {})
         if record["seed"] in by_seed:
             raise DataError(
-                f"{path}: {_named(identity, [])} stands twice with seed {record['seed']}. Leave one of them there."
+                f"{path}: {_row_name(identity, [])} is there twice with seed {record['seed']}. Remove one of them."
             )
         by_seed[record["seed"]] = record
-    return tuple(Row(_named(identity, list(found)), by_seed) for identity, by_seed in found.items())
+    return tuple(Row(_row_name(identity, list(rows)), by_seed) for identity, by_seed in rows.items())
 
 
 def pair_rows(
     first: Sequence[Row], second: Sequence[Row], *, row: str | None = None, row_b: str | None = None
 ) -> tuple[list[tuple[Row, Row]], list[str]]:
-    """Which rows are compared with each other, and the names of those that have no partner.
+    """The pairs of rows to compare, and the names of the rows that have no partner.
 
-    `row` and `row_b` name one row of each by its name, system or read-out; `row_b` is `row` where it is left out.
-    Without them each row meets the one of the same read-out or system; where several have that, of the same full name.
-    Two files of one row each need no name.
+    `row` and `row_b` select one row of each side by its name, system or read-out; `row_b` defaults to `row`. Without
+    them each row is paired with the row of the same read-out or system or, if several have that, of the same full
+    name. Two files of one row each need no name.
 
-    Raises `ConfigError`, listing the rows, where a name fits none or several, or no row has a partner.
+    Raises `ConfigError`, listing the rows, if a name fits none or several, or no row has a partner.
     """
     if row is not None or row_b is not None:
         if row is None:
-            raise ConfigError("--row-b names a row of B; name the row of A too, with --row.")
+            raise ConfigError("--row-b names a row of B; name a row of A too, with --row.")
         return [(_selected(first, row, "A"), _selected(second, row if row_b is None else row_b, "B"))], []
     if len(first) == len(second) == 1:
         return [(first[0], second[0])], []
-    short = all(len({one.short_name for one in rows}) == len(rows) for rows in (first, second))
-    left, right = ({one.short_name if short else one.name: one for one in rows} for rows in (first, second))
-    pairs = [(one, right[name]) for name, one in left.items() if name in right]
+    are_short_names_unique = all(len({row.short_name for row in rows}) == len(rows) for rows in (first, second))
+    left, right = (
+        {row.short_name if are_short_names_unique else row.name: row for row in rows} for rows in (first, second)
+    )
+    pairs = [(row_a, right[name]) for name, row_a in left.items() if name in right]
     if not pairs:
         raise ConfigError(
-            f"No row of A has its like in B. Name one of each with --row and --row-b. {_listed(first, 'A')} "
-            f"{_listed(second, 'B')}"
+            f"No row of A has a partner in B. Name one of each with --row and --row-b. {_list_rows(first, 'A')} "
+            f"{_list_rows(second, 'B')}"
         )
-    alone = [
-        one.name for mine, others in ((left, right), (right, left)) for key, one in mine.items() if key not in others
+    unpaired = [
+        row.name for rows, others in ((left, right), (right, left)) for key, row in rows.items() if key not in others
     ]
-    return pairs, alone
+    return pairs, unpaired
 
 
 def compare_rows(
@@ -157,16 +159,16 @@ def compare_rows(
 ) -> Comparison:
     """R@K of `first` minus `second` at every cutoff that both measured.
 
-    Queries are paired by id within a seed; those with the same right answers are drawn together. The t-test takes
-    queries as independent, which they are not: it stands there for comparison with other work.
+    Queries are paired by id within a seed; those with the same right answers are resampled together. The t-test treats
+    queries as independent, which they are not: it is there for comparison with other work.
 
-    Raises `ConfigError` where protocols, seeds or all cutoffs differ, `DataError` where single results are missing, or
-    they are of different queries, right answers or sizes of the pool.
+    Raises `ConfigError` if protocols, seeds or all cutoffs differ, `DataError` if results of single queries are missing
+    or belong to different queries, right answers or sizes of the pool.
     """
     if first.protocol != second.protocol:
         raise ConfigError(
-            f"{first.name} is {first.protocol} and {second.name} {second.protocol}: they answer different questions, "
-            "and are not compared."
+            f"{first.name} is {first.protocol} and {second.name} {second.protocol}: they answer different questions "
+            "and cannot be compared."
         )
     if first.records.keys() != second.records.keys():
         raise ConfigError(
@@ -174,14 +176,14 @@ def compare_rows(
             "Compare over the same seeds."
         )
     seeds = sorted(first.records)
-    pairs = [(first.records[one], second.records[one]) for one in seeds]
+    pairs = [(first.records[number], second.records[number]) for number in seeds]
     cutoffs = sorted(set.intersection(*(set(record["cutoffs"]) for pair in pairs for record in pair)))
     if not cutoffs:
         raise ConfigError(f"{first.name} and {second.name} share no cutoff. Evaluate both at the same ones.")
-    results: dict[int, tuple[list[float], list[float]]] = {k: ([], []) for k in cutoffs}
+    recalls: dict[int, tuple[list[float], list[float]]] = {k: ([], []) for k in cutoffs}
     groups: list[tuple[int, str]] = []
     for number, (left, right) in zip(seeds, pairs, strict=True):
-        ours, theirs = (_per_query(name.name, record) for name, record in ((first, left), (second, right)))
+        ours, theirs = (_per_query(row.name, record) for row, record in ((first, left), (second, right)))
         if left["pool_size"] != right["pool_size"] or ours.group != theirs.group:
             raise DataError(
                 f"{first.name} and {second.name}, seed {number}: asked different queries or pools "
@@ -189,29 +191,20 @@ def compare_rows(
                 "pictures). Evaluate both on one pool."
             )
         groups += [(number, key) for key in ours.group.values()]
-        for k, columns in results.items():
-            columns[0].extend(ours.recall[k][name] for name in ours.group)
-            columns[1].extend(theirs.recall[k][name] for name in ours.group)
-    found = []
-    for k, columns in results.items():
-        one, other = np.asarray(columns[0]), np.asarray(columns[1])
-        found.append(
-            CutoffComparison(
-                k=k,
-                first=float(one.mean()),
-                second=float(other.mean()),
-                bootstrap=paired_bootstrap(
-                    one, other, groups=groups, samples=samples, confidence=confidence, seed=seed
-                ),
-                t_test=paired_t_test(one, other),
-            )
-        )
-    return Comparison(first.name, second.name, tuple(seeds), len(groups), len(set(groups)), tuple(found))
+        for k, columns in recalls.items():
+            columns[0].extend(ours.recall[k][query_id] for query_id in ours.group)
+            columns[1].extend(theirs.recall[k][query_id] for query_id in ours.group)
+    comparisons = []
+    for k, columns in recalls.items():
+        a, b = np.asarray(columns[0]), np.asarray(columns[1])
+        bootstrap = paired_bootstrap(a, b, groups=groups, samples=samples, confidence=confidence, seed=seed)
+        comparisons.append(CutoffComparison(k, float(a.mean()), float(b.mean()), bootstrap, paired_t_test(a, b)))
+    return Comparison(first.name, second.name, tuple(seeds), len(groups), len(set(groups)), tuple(comparisons))
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> str:
-    """Markdown: a table a pair of rows, a line a cutoff. Recalls, differences and intervals are in percent."""
-    return "\n".join(_table(one) for one in comparisons)
+    """Markdown: a table per pair of rows, a line per cutoff. Recalls, differences and intervals are in percent."""
+    return "\n".join(map(_table, comparisons))
 
 
 @dataclass(frozen=True)
@@ -223,22 +216,22 @@ class _PerQuery:
 
 
 def _per_query(name: str, record: Record) -> _PerQuery:
-    single = record.get("per_query")
-    if single is None:
+    results = record.get("per_query")
+    if results is None:
         raise DataError(f"{name}: has no results of single queries. Evaluate again with --per-query.")
-    if "group" not in single:
+    if "group" not in results:
         raise DataError(
-            f"{name}: was written by an older voken, which did not say what queries have the same right answers. "
+            f"{name}: was written by an older voken, which did not record which queries have the same right answers. "
             "Evaluate again with --per-query."
         )
-    names = single["query_id"]
-    columns = {int(k): column for k, column in single["recall"].items()}
-    lengths = {len(names), len(single["group"]), *map(len, columns.values())}
-    if len(lengths) > 1 or len(set(names)) != len(names) or not set(record["cutoffs"]) <= columns.keys():
+    query_ids = results["query_id"]
+    columns = {int(k): column for k, column in results["recall"].items()}
+    lengths = {len(query_ids), len(results["group"]), *map(len, columns.values())}
+    if len(lengths) > 1 or len(set(query_ids)) != len(query_ids) or not set(record["cutoffs"]) <= columns.keys():
         raise DataError(f"{name}: its results of single queries do not fit together. Evaluate again with --per-query.")
     return _PerQuery(
-        group=dict(zip(names, single["group"], strict=True)),
-        recall={k: dict(zip(names, map(float, column), strict=True)) for k, column in columns.items()},
+        group=dict(zip(query_ids, results["group"], strict=True)),
+        recall={k: dict(zip(query_ids, map(float, column), strict=True)) for k, column in columns.items()},
     )
 
 
@@ -246,8 +239,8 @@ def _is_record(value: Any) -> bool:
     return isinstance(value, dict) and all(name in value for name in _NEEDED)
 
 
-def _named(identity: tuple[Any, ...], among: Sequence[tuple[Any, ...]]) -> str:
-    """System and read-out, and every other part that is not the same in all rows of the file."""
+def _row_name(identity: tuple[Any, ...], among: Sequence[tuple[Any, ...]]) -> str:
+    """System and read-out, and whatever else differs between rows of the file that share these."""
     parts = [part for part in identity[:2] if part]
     for place, part in enumerate(identity[2:], start=2):
         if part and len({other[place] for other in among}) > 1 and _has_double(identity, among):
@@ -261,27 +254,28 @@ def _has_double(identity: tuple[Any, ...], among: Sequence[tuple[Any, ...]]) -> 
 
 def _selected(rows: Sequence[Row], name: str, file: str) -> Row:
     wanted = name.casefold()
-    found = [one for one in rows if one.name.casefold() == wanted]
-    found = found or [one for one in rows if wanted in (one.system.casefold(), one.short_name.casefold())]
-    if len(found) != 1:
-        raise ConfigError(f"{name!r} fits {len(found) or 'no'} rows of {file}. {_listed(found or rows, file)}")
-    return found[0]
+    matches = [row for row in rows if row.name.casefold() == wanted]
+    matches = matches or [row for row in rows if wanted in (row.system.casefold(), row.short_name.casefold())]
+    if len(matches) != 1:
+        raise ConfigError(f"{name!r} fits {len(matches) or 'no'} rows of {file}. {_list_rows(matches or rows, file)}")
+    return matches[0]
 
 
-def _listed(rows: Sequence[Row], file: str) -> str:
-    return f"Rows of {file}: {'; '.join(repr(one.name) for one in rows)}."
+def _list_rows(rows: Sequence[Row], file: str) -> str:
+    return f"Rows of {file}: {'; '.join(repr(row.name) for row in rows)}."
 
 
-def _table(found: Comparison) -> str:
-    seeds = f"seed{'s' if len(found.seeds) > 1 else ''} {', '.join(map(str, found.seeds))}"
-    confidence = 100 * found.cutoffs[0].bootstrap.confidence
+def _table(comparison: Comparison) -> str:
+    seeds = f"seed{'s' if len(comparison.seeds) > 1 else ''} {', '.join(map(str, comparison.seeds))}"
+    first_bootstrap = comparison.cutoffs[0].bootstrap
+    confidence = 100 * first_bootstrap.confidence
     lines = [
-        f"**A: {found.first}; B: {found.second}**",
+        f"**A: {comparison.first}; B: {comparison.second}**",
         "",
         f"| | A | B | A − B | {confidence:g}% interval | bootstrap p | t-test p |",
         "|---|" + "---:|" * 6,
     ]
-    for row in found.cutoffs:
+    for row in comparison.cutoffs:
         test = row.bootstrap
         cells = [
             f"R@{row.k}",
@@ -293,8 +287,8 @@ def _table(found: Comparison) -> str:
             _p_value(row.t_test.p_value),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    drawn = f"{found.queries:,} queries in {found.groups:,} groups, {found.cutoffs[0].bootstrap.samples:,} resamples"
-    return "\n".join([*lines, "", f"{drawn}; {seeds}.", ""])
+    counts = f"{comparison.queries:,} queries in {comparison.groups:,} groups, {first_bootstrap.samples:,} resamples"
+    return "\n".join([*lines, "", f"{counts}; {seeds}.", ""])
 
 
 def _p_value(value: float) -> str:

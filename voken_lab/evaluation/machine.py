@@ -1,4 +1,4 @@
-"""The machine a number was measured on; a speed says nothing without it."""
+"""The machine that a number was measured on; a speed means nothing without it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any, Self
 class Machine:
     """What a reader needs to judge a speed: processor, cores this process may use, threads, versions.
 
-    `threads` is what torch would use within one operation; 0 where torch is not loaded.
+    `threads` is how many threads torch uses within one operation; 0 if torch is not loaded.
     `accelerator` is empty on a CPU.
     """
 
@@ -31,7 +31,7 @@ class Machine:
 
     @classmethod
     def here(cls) -> Self:
-        """Describe this machine. Does not import torch: where it is not loaded it has no threads to count."""
+        """Describe this machine. Does not import torch: if it is not loaded, there are no threads of it to count."""
         torch = sys.modules.get("torch")
         has_gpu = torch is not None and torch.cuda.is_available()
         return cls(
@@ -47,7 +47,7 @@ class Machine:
 
 
 def processor_of(machine: Mapping[str, Any]) -> str:
-    """Of a saved `Machine`: "AMD EPYC, 2 cores"."""
+    """Processor and cores of a saved `Machine`: "AMD EPYC, 2 cores"."""
     return f"{machine['cpu']}, {machine['cores']} {'core' if machine['cores'] == 1 else 'cores'}"
 
 
@@ -63,5 +63,5 @@ def _cpu() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.processor() or platform.machine()
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, "") or platform.processor() or platform.machine()

@@ -9,7 +9,7 @@
 mteb gives `index` a task's pictures and `search` its queries, and scores the answers itself. Its `hit_rate_at_K` is our
 R@K; its `recall_at_K` is the share of all right answers found. docs/protocol.md says how else the two differ.
 
-Written against the `SearchProtocol` of mteb 2.26. Nothing here imports mteb until it asks who we are.
+Written against the `SearchProtocol` of mteb 2.26. mteb is imported only when it asks for the model's metadata.
 """
 
 from __future__ import annotations
@@ -40,32 +40,32 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MakeSystem = Callable[[Sequence[str], Float32[np.ndarray, "pictures dim"]], SearchSystem]
-"""Picture ids and their vectors, by the adapter's encoder, to what searches them."""
+"""From picture ids and their vectors, by the adapter's encoder, to a system that searches them."""
 
 
 class PictureEncoder(Protocol):
     """The half of an `Encoder` that a picture needs."""
 
     def encode_images(self, images: Sequence[Image]) -> Float[np.ndarray, "images dim"]:
-        """One vector a picture."""
+        """One vector per picture."""
         ...
 
 
 class MtebAdapter:
     """Satisfies mteb's `SearchProtocol`: pictures in, then queries, answers out.
 
-    `make` makes the system anew for each corpus. `name`, `revision` and `settings` are what mteb files the scores
-    under: let them differ wherever answers may, or its cache hands out another system's.
+    `make_system` builds a new system for each corpus. mteb stores the scores under `name`, `revision` and `settings`:
+    they must differ whenever answers may differ, or mteb's cache returns the scores of another system.
 
-    Ties: mteb sees one order of them, where our figures are the mean over all. The corpus's own would flatter us
-    wherever a corpus lists right answers first, so it is drawn from `seed` and the ids alone. The scores handed out
-    then fall strictly, as in TREC files (see `voken_lab.evaluation.trec`), for mteb's scorer is TREC's.
+    mteb sees one order of each tie, while our figures are means over all orders. The order of the corpus would favour
+    us if a corpus lists right answers first, so the order is drawn from `seed` and the ids alone. The returned scores
+    fall strictly, as in TREC files (see `voken_lab.evaluation.trec`), because mteb's scorer is TREC's.
     """
 
     def __init__(
         self,
         encoder: PictureEncoder,
-        make: MakeSystem,
+        make_system: MakeSystem,
         *,
         name: str,
         revision: str = "1",
@@ -77,7 +77,7 @@ class MtebAdapter:
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, not {batch_size}.")
         self._encoder = encoder
-        self._make = make
+        self._make_system = make_system
         self._name = name
         self._revision = revision
         self._settings = dict(settings or {})
@@ -97,19 +97,19 @@ class MtebAdapter:
     ) -> Self:
         """A trained model: each corpus becomes a collection in memory, searched with `beams` (None: the model's).
 
-        An answer holds about as many pictures as there are beams, and figures beyond that depth say so.
+        An answer holds about as many pictures as there are beams; figures at deeper cutoffs are lower for that reason.
         `options` are `seed`, `batch_size` and `progress`.
         """
         search = dataclasses.replace(model.search, readout=readout, beams=beams or model.search.beams)
 
-        def make(ids: Sequence[str], vectors: Float32[np.ndarray, "pictures dim"]) -> SearchSystem:
+        def make_system(ids: Sequence[str], vectors: Float32[np.ndarray, "pictures dim"]) -> SearchSystem:
             pictures = Dataset("corpus", Path(), tuple(CaptionedImage(name, Path(name)) for name in ids))
             collection = Snapshot.of_vectors(pictures, vectors, model, keep_vectors=readout == "vector")
             return Searcher(model, collection, search, widen=False)
 
         return cls(
             model.encoder,
-            make,
+            make_system,
             name=f"voken {model.config.name}",
             revision=model.fingerprint or "not saved",
             settings={"readout": readout, "beams": search.beams, "seed": model.config.seed},
@@ -118,21 +118,21 @@ class MtebAdapter:
 
     @classmethod
     def two_tower(cls, encoder: Encoder, **options: Any) -> Self:
-        """Exact search over the encoder's vectors: what a model with that encoder stands beside.
+        """Exact search over the encoder's vectors: the system to compare a model with that encoder with.
 
         `options` are `seed`, `batch_size` and `progress`.
         """
 
-        def make(ids: Sequence[str], vectors: Float32[np.ndarray, "pictures dim"]) -> SearchSystem:
+        def make_system(ids: Sequence[str], vectors: Float32[np.ndarray, "pictures dim"]) -> SearchSystem:
             return TwoTower(encoder, ids, vectors)
 
-        return cls(encoder, make, name=f"two-tower {encoder.name}", revision=encoder.fingerprint, **options)
+        return cls(encoder, make_system, name=f"two-tower {encoder.name}", revision=encoder.fingerprint, **options)
 
-    def index(self, corpus: Any, **_said: Any) -> None:
+    def index(self, corpus: Any, **_ignored: Any) -> None:
         """Read the pictures of `corpus`: a `datasets.Dataset` whose rows have an "id" and an "image".
 
-        What else mteb says (`task_metadata`, `hf_split`, …) changes nothing. Raises `DataError` where pictures or ids
-        are missing or an id stands twice, `EmptyDataError` without a row.
+        The other arguments that mteb passes (`task_metadata`, `hf_split`, …) are ignored. Raises `DataError` if
+        pictures or ids are missing or an id is there twice, `EmptyDataError` without a row.
         """
         missing = {"id", "image"} - set(corpus.column_names)
         if missing:
@@ -151,37 +151,39 @@ class MtebAdapter:
                     raise DataError(f"Document {ids[place]!r} of the task has no picture. Choose a text-to-image task.")
             vectors.append(np.asarray(self._encoder.encode_images(pictures), dtype=np.float32))
             self._progress("pictures", start + len(pictures), len(ids))
-        self._system = self._make(ids, np.concatenate(vectors))
+        self._system = self._make_system(ids, np.concatenate(vectors))
         self._count = len(ids)
 
-    def search(self, queries: Any, *, top_k: int, top_ranked: Any = None, **_said: Any) -> dict[str, dict[str, float]]:
+    def search(
+        self, queries: Any, *, top_k: int, top_ranked: Any = None, **_ignored: Any
+    ) -> dict[str, dict[str, float]]:
         """For each query (rows with an "id" and a "text") at most `top_k` pictures and their scores.
 
-        Every query has an entry, also one that nothing was found for. A task's instruction is not read.
-        Raises `ConfigError` before `index`, and for `top_ranked`: reranking what others found is no search.
+        Every query has an entry, even if nothing answers it. A task's instruction is not read. Raises `ConfigError` if
+        `index` was not called, and for `top_ranked`: reranking given pictures is not supported.
         """
         if self._system is None:
-            raise ConfigError("search came before index. Hand the adapter to mteb.evaluate, which calls both.")
+            raise ConfigError("search was called before index. Pass the adapter to mteb.evaluate, which calls both.")
         if top_ranked is not None:
-            raise ConfigError("The task wants given pictures reranked. Choose a retrieval task: its name ends so.")
+            raise ConfigError("The task asks to rerank pictures. Choose a task whose name ends in Retrieval.")
         names, texts = [str(name) for name in queries["id"]], list(queries["text"])
         for name, text in zip(names, texts, strict=True):
             if not isinstance(text, str):
-                raise DataError(f"Query {name!r} is no text but {type(text).__name__}. Choose a text-to-image task.")
-        found: dict[str, dict[str, float]] = {}
+                raise DataError(f"Query {name!r} is not text but {type(text).__name__}. Choose a text-to-image task.")
+        scores_by_query: dict[str, dict[str, float]] = {}
         for start in range(0, len(names), self._batch_size):
             batch = slice(start, start + self._batch_size)
             answers = self._system.search(texts[batch], min(top_k, self._count))
             for name, hits in zip(names[batch], answers, strict=True):
-                ranked = sorted(hits, key=self._place)
+                ranked = sorted(hits, key=self._rank_key)
                 scores = falling_scores([hit.score for hit in ranked], name)
-                found[name] = {hit.image_id: float(score) for hit, score in zip(ranked, scores, strict=True)}
-            self._progress("queries", len(found), len(names))
-        return found
+                scores_by_query[name] = {hit.image_id: float(score) for hit, score in zip(ranked, scores, strict=True)}
+            self._progress("queries", len(scores_by_query), len(names))
+        return scores_by_query
 
     @property
     def mteb_model_meta(self) -> ModelMeta:
-        """Who answered, as mteb files it. Raises `MissingExtraError` without mteb."""
+        """The model's metadata, as mteb stores it. Raises `MissingExtraError` without mteb."""
         try:
             from mteb.models.model_meta import ModelMeta
         except ImportError:
@@ -195,6 +197,6 @@ class MtebAdapter:
             }
         )
 
-    def _place(self, hit: Hit) -> tuple[float, bytes]:
-        named = f"{self._seed}\0{hit.image_id}".encode("utf-8", "surrogatepass")
-        return -hit.score, blake2b(named, digest_size=8).digest()
+    def _rank_key(self, hit: Hit) -> tuple[float, bytes]:
+        key = f"{self._seed}\0{hit.image_id}".encode("utf-8", "surrogatepass")
+        return -hit.score, blake2b(key, digest_size=8).digest()

@@ -1,7 +1,6 @@
 """The protocol: which queries are asked of which pool, how a system is asked, and what is reported.
 
-docs/protocol.md says it in plain words. A system is anything with `search(texts, k)`; nothing here knows
-how it answers.
+docs/protocol.md describes it. A system is anything with `search(texts, k)`; nothing here knows how it answers.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class SearchSystem(Protocol):
     """Anything that answers texts with ranked pictures."""
 
     def search(self, texts: list[str], k: int) -> list[list[Hit]]:
-        """For each text at most `k` hits, by falling score, none twice; equal scores are ties."""
+        """For each text at most `k` hits, by falling score, no picture twice; equal scores are ties."""
         ...
 
 
@@ -44,7 +43,7 @@ class SearchSystem(Protocol):
 class Query:
     """A text and all pictures of the pool that are right answers to it.
 
-    `query_id` is made from the text, so that two evaluations can tell whether they asked the same things.
+    `query_id` is a hash of the text, so that two evaluations can tell whether they asked the same queries.
     """
 
     query_id: str
@@ -54,9 +53,9 @@ class Query:
 
 @dataclass(frozen=True)
 class Pool:
-    """The pictures searched. `vokens` holds their sequences, where the system has any, in the order of the ids.
+    """The pictures that are searched. `vokens` holds their sequences, if there are any, in the order of the ids.
 
-    Raises `EmptyDataError` with no picture, `DataError` where an id stands twice or the rows do not match.
+    Raises `EmptyDataError` without pictures, `DataError` if an id is there twice or the rows do not match the ids.
     """
 
     image_ids: tuple[str, ...]
@@ -66,49 +65,49 @@ class Pool:
         if not self.image_ids:
             raise EmptyDataError("The pool holds no picture. Check the split's name and the data set's folder.")
         if len(set(self.image_ids)) != len(self.image_ids):
-            twice = next(name for name in self.image_ids if self.image_ids.count(name) > 1)
-            raise DataError(f"Picture {twice!r} stands twice in the pool. Give every picture its own id.")
+            repeated = next(name for name in self.image_ids if self.image_ids.count(name) > 1)
+            raise DataError(f"Picture {repeated!r} is in the pool twice. Give every picture its own id.")
         if self.vokens is not None and (self.vokens.ndim != 2 or len(self.vokens) != len(self.image_ids)):
             raise DataError(
                 f"The pool has {len(self.image_ids)} pictures and vokens of shape {self.vokens.shape}; "
-                "there must be one row of M vokens a picture."
+                "there must be one row of M vokens per picture."
             )
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def with_vokens(self, vokens: Int[np.ndarray, "pictures M"]) -> Pool:
-        """The same pictures with the sequences a tokenizer gave them."""
+        """The same pictures with the sequences of a tokenizer."""
         return dataclasses.replace(self, vokens=vokens)
 
 
 def pool_of(images: Dataset, *, one_per_concept: bool = False, seed: int = 0) -> Pool:
-    """The pool made of a split's pictures, in their order.
+    """A split's pictures as a pool, in their order.
 
     `one_per_concept` draws one picture of each concept (with `seed`), so that every query has about one right
-    answer, as in the pools of captioned photographs. The draw does not depend on the order of the pictures.
+    answer, as in pools of captioned photographs. The draw does not depend on the order of the pictures.
     """
     if not one_per_concept:
         return Pool(tuple(image.image_id for image in images.images))
-    kept: dict[str, CaptionedImage] = {}
+    drawn: dict[str, CaptionedImage] = {}
     for image in images.images:
-        rival = kept.get(image.concept)
+        rival = drawn.get(image.concept)
         if rival is None or _lot(seed, image.image_id) < _lot(seed, rival.image_id):
-            kept[image.concept] = image
-    return Pool(tuple(image.image_id for image in images.images if kept[image.concept] is image))
+            drawn[image.concept] = image
+    return Pool(tuple(image.image_id for image in images.images if drawn[image.concept] is image))
 
 
 def queries_of(images: Dataset, pool: Pool, *, distinct: bool = True) -> tuple[Query, ...]:
     """Every distinct caption of the pool's concepts, with all pictures of the pool that it describes.
 
-    Captions are compared without regard to case and spacing; one that several concepts share lists the
-    pictures of all of them. A concept's captions are those of all its pictures in `images`, also of the ones
-    that were not drawn into the pool. Nothing is made up: a caption that the data set does not hold is never a query.
+    Captions are compared without regard to case and spacing. A caption that several concepts share has the pictures
+    of all of them as right answers. A concept's captions are those of all its pictures in `images`, including
+    pictures that were not drawn into the pool. Only captions of the data set are queries.
 
-    `distinct=False` asks every caption of every picture in the pool as its own query, with its own concept's
-    pictures as right answers. Published tables on Karpathy's splits count so (COCO 5K: 25,010 queries).
+    `distinct=False` asks every caption of every picture in the pool as a query, with the pictures of that picture's
+    concept as right answers. Published tables on Karpathy's splits count this way (COCO 5K: 25,010 queries).
 
-    Raises `DataError` where the pool holds a picture that `images` does not, `EmptyDataError` without any caption.
+    Raises `DataError` if the pool holds a picture that `images` does not, `EmptyDataError` without any caption.
     """
     known = {image.image_id: image for image in images.images}
     unknown = [name for name in pool.image_ids if name not in known]
@@ -136,12 +135,12 @@ def queries_of(images: Dataset, pool: Pool, *, distinct: bool = True) -> tuple[Q
 
 @dataclass(frozen=True)
 class Conditions:
-    """What must stand beside every number: who answered, over what, under which protocol.
+    """What must be reported beside every number: which system, over which pool, under which protocol.
 
-    `pool` says in words how the pool was made ("one picture per concept"); it parts tables, as `dataset` does.
-    `protocol` says whether training saw text made for the pool's pictures; `readout` which of the system's
-    read-outs ranked them ("" where it has one only); `bytes_per_picture` what must be stored for a picture
-    beside its id. `config` is the whole run's settings, JSON-ready.
+    `pool` describes how the pool was drawn ("one picture per concept"); rows with different pools or data sets are
+    in different tables. `protocol` says whether training saw texts generated for the pool's pictures; `readout` which
+    of the system's read-outs ranked them ("" if it has only one); `bytes_per_picture` what must be stored for a
+    picture besides its id. `config` holds all settings of the run, ready for JSON.
     """
 
     system: str
@@ -166,8 +165,8 @@ class Evaluation:
     """One system, one pool, one seed. Recalls are shares between 0 and 1.
 
     `recall[k]` is over pictures, expected over ties; `sequence_recall[k]` over sequences, the official code's
-    figure, None without vokens. The per-query arrays, the queries and the answers are kept, for paired tests
-    and TREC files.
+    figure, None without vokens. The results per query, the queries and the answers are there for paired tests and
+    TREC files.
     """
 
     conditions: Conditions
@@ -187,9 +186,10 @@ class Evaluation:
     sequence_recall_per_query: dict[int, Float[np.ndarray, " queries"]] | None = field(repr=False)
 
     def to_dict(self, *, per_query: bool = False) -> dict[str, Any]:
-        """Everything a table needs, JSON-ready; cutoffs become text keys.
+        """Everything a table needs, ready for JSON; cutoffs become text keys.
 
-        `per_query` adds the single results, and for each query a `group`: equal where the right answers are.
+        `per_query` adds the results of single queries, and for each query a `group`: queries with the same right
+        answers have the same group.
         """
         values: dict[str, Any] = {
             **dataclasses.asdict(self.conditions),
@@ -225,12 +225,12 @@ def evaluate(
 ) -> Evaluation:
     """Ask `system` every query and score its answers.
 
-    `k` hits are asked for at first. Where that cuts a tie that reaches into the largest cutoff, or holds too few
-    distinct sequences, the query is asked again for more, so that expected recall is exact; only the first
-    asking is timed. One query is asked before the clock starts, for what loads lazily.
+    Each query is asked for `k` hits. If these cut a tie that reaches into the largest cutoff, or hold too few distinct
+    sequences, the query is asked again for more, so that expected recall is exact; only the first time is
+    measured. One query is asked before the clock starts, so that lazy loading is not measured.
 
-    Raises `DataError` where the system breaks its contract (a hit outside the pool, a picture twice, rising or
-    NaN scores, vokens that are not the pool's), or a query has no right answer in the pool.
+    Raises `DataError` if the system breaks its contract (a hit outside the pool, a picture twice, rising or NaN
+    scores, vokens that differ from the pool's), or a query has no right answer in the pool.
     """
     pool = pool if isinstance(pool, Pool) else Pool(tuple(pool))
     queries, cutoffs = tuple(queries), tuple(sorted(set(cutoffs)))
@@ -250,9 +250,9 @@ def evaluate(
             answers[row] = hits
 
     relevant = [query.relevant for query in queries]
-    scores, right = ranked_matrices([[(hit.image_id, hit.score) for hit in hits] for hits in answers], relevant)
-    found = first_relevant(scores, right)
-    per_query = {cutoff: recall_at(found, cutoff) for cutoff in cutoffs}
+    scores, is_right = ranked_matrices([[(hit.image_id, hit.score) for hit in hits] for hits in answers], relevant)
+    best_rank = first_relevant(scores, is_right)
+    per_query = {cutoff: recall_at(best_rank, cutoff) for cutoff in cutoffs}
     by_sequence: dict[int, Float[np.ndarray, " queries"]] | None = None
     if pool.vokens is not None:
         ranked = [[sequences[hit.image_id] for hit in hits] for hits in answers]
@@ -262,7 +262,7 @@ def evaluate(
         conditions=conditions,
         cutoffs=cutoffs,
         recall={cutoff: float(result.mean()) for cutoff, result in per_query.items()},
-        reciprocal_rank=float(reciprocal_rank_at(found, cutoffs[-1]).mean()),
+        reciprocal_rank=float(reciprocal_rank_at(best_rank, cutoffs[-1]).mean()),
         sequence_recall=None if by_sequence is None else {k: float(v.mean()) for k, v in by_sequence.items()},
         collision_rate=None if pool.vokens is None else collision_rate(pool.vokens),
         pool_size=len(pool),
@@ -281,7 +281,7 @@ class Spread:
     """Mean and spread over seeds. `std` divides by n − 1 and is None with one seed, which has no spread.
 
     The keys are "recall@K", "sequence_recall@K", "reciprocal_rank", "collision_rate", "queries_per_second";
-    figures that any of the evaluations lacks are left out.
+    figures that one of the evaluations lacks are left out.
     """
 
     seeds: tuple[int, ...]
@@ -295,8 +295,8 @@ _SAME = ("system", "dataset", "pool", "protocol", "readout", "beams")
 def spread(evaluations: Sequence[Evaluation | Mapping[str, Any]]) -> Spread:
     """Summarise evaluations (or their `to_dict`) that differ by seed only.
 
-    Raises `ConfigError` where they differ in system, data set, pool, protocol, read-out or beams, which are never
-    merged, or where a seed stands twice.
+    Raises `ConfigError` if they differ in system, data set, pool, protocol, read-out or beams, which are never
+    merged, or if a seed is there twice.
     """
     records = [e.to_dict() if isinstance(e, Evaluation) else e for e in evaluations]
     if not records:
@@ -306,11 +306,11 @@ def spread(evaluations: Sequence[Evaluation | Mapping[str, Any]]) -> Spread:
         if len(values) > 1:
             raise ConfigError(
                 f"Evaluations with different {name} ({', '.join(sorted(map(repr, values)))}) are never merged. "
-                "Summarise each by itself."
+                "Summarise each separately."
             )
     seeds = tuple(int(record["seed"]) for record in records)
     if len(set(seeds)) != len(seeds):
-        raise ConfigError(f"Seeds {seeds}: one stands twice. A spread is over different seeds.")
+        raise ConfigError(f"Seeds {seeds}: one is there twice. A spread is over different seeds.")
     figures = [_figures(record) for record in records]
     shared = [name for name in figures[0] if all(name in other for other in figures)]
     table = {name: np.array([row[name] for row in figures]) for name in shared}
@@ -362,7 +362,7 @@ def _text_keys(values: Mapping[int, float]) -> dict[str, float]:
 
 
 def _sequences(pool: Pool) -> dict[str, tuple[int, ...]]:
-    """Each picture's sequence; empty tuples where the pool has none."""
+    """Each picture's sequence; empty tuples if the pool has none."""
     if pool.vokens is None:
         return dict.fromkeys(pool.image_ids, ())
     return {name: tuple(row) for name, row in zip(pool.image_ids, pool.vokens.tolist(), strict=True)}
@@ -376,7 +376,7 @@ def _check_request(queries: tuple[Query, ...], pool: Pool, cutoffs: tuple[int, .
     if k < cutoffs[-1]:
         raise ConfigError(f"k: {k} hits a query are too few for R@{cutoffs[-1]}. Ask for at least {cutoffs[-1]}.")
     if len({query.query_id for query in queries}) != len(queries):
-        raise DataError("Two queries have one id. Give every query its own.")
+        raise DataError("Two queries have the same id. Give every query its own id.")
     members = set(pool.image_ids)
     for query in queries:
         if not query.relevant or not query.relevant <= members:
@@ -386,7 +386,7 @@ def _check_request(queries: tuple[Query, ...], pool: Pool, cutoffs: tuple[int, .
 
 
 class _AnswerCheck:
-    """Holds a system to its contract; otherwise a broken one would be scored as if it were a weak one."""
+    """Checks that a system keeps its contract; otherwise a broken system would be scored as if it were a weak one."""
 
     def __init__(self, system: str, sequences: Mapping[str, tuple[int, ...]]) -> None:
         self._system = system
@@ -399,14 +399,14 @@ class _AnswerCheck:
 
     def _problem(self, hits: Sequence[Hit], k: int) -> str:
         if len(hits) > k:
-            return f"{len(hits)} hits where at most {k} were asked for."
+            return f"{len(hits)} hits, but at most {k} were requested."
         seen: set[str] = set()
         last = np.inf
         for hit in hits:
             if hit.image_id not in self._sequences:
                 return f"picture {hit.image_id!r} is not in the pool. Search exactly the pool's pictures."
             if hit.image_id in seen:
-                return f"picture {hit.image_id!r} stands twice in the answer."
+                return f"picture {hit.image_id!r} is in the answer twice."
             if not hit.score <= last:
                 return f"the score {hit.score} of {hit.image_id!r} follows {last}; scores must fall and not be NaN."
             known = self._sequences[hit.image_id]
@@ -424,21 +424,21 @@ def _ask(
     seconds = 0.0
     for start in range(0, len(queries), batch_size):
         batch = queries[start : start + batch_size]
-        begun = time.perf_counter()
-        found = system.search([query.text for query in batch], k)
-        seconds += time.perf_counter() - begun
-        if len(found) != len(batch):
-            raise DataError(f"The system gave {len(found)} answers to {len(batch)} queries.")
-        for query, hits in zip(batch, found, strict=True):
+        start_time = time.perf_counter()
+        batch_answers = system.search([query.text for query in batch], k)
+        seconds += time.perf_counter() - start_time
+        if len(batch_answers) != len(batch):
+            raise DataError(f"The system returned {len(batch_answers)} answers to {len(batch)} queries.")
+        for query, hits in zip(batch, batch_answers, strict=True):
             check(query, hits, k)
-        answers.extend(list(hits) for hits in found)
+        answers.extend(list(hits) for hits in batch_answers)
         progress("queries", len(answers), len(queries))
     return answers, seconds
 
 
 def _too_shallow(hits: Sequence[Hit], depth: int, cutoff: int, sequences: Mapping[str, tuple[int, ...]]) -> bool:
     if len(hits) < depth:
-        return False  # the system has nothing more to give
+        return False  # the system has no more hits
     tie_cut = len(hits) >= cutoff and hits[-1].score == hits[cutoff - 1].score
     distinct = {sequences[hit.image_id] for hit in hits}
     return tie_cut or (distinct != {()} and len(distinct) < cutoff)

@@ -1,19 +1,18 @@
 """Whether one system is better than another on the same queries, or was lucky.
 
-Both tests are paired: they look at the difference of each query. The bootstrap draws whole groups of queries
-again where groups are given: captions of one picture rise and fall together, and counting them as independent
-makes differences look surer than they are.
+Both tests are paired: they look at the difference for each query. If groups are passed, the bootstrap resamples whole
+groups of queries: captions of one picture rise and fall together, and counting them as independent makes differences
+look more certain than they are.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from voken.errors import ConfigError, DataError
+from voken.errors import ConfigError, DataError, MissingExtraError
 from voken.shapes import Float
 from voken_lab.evaluation.protocol import Evaluation
 
@@ -45,12 +44,12 @@ def compare(
 ) -> Bootstrap:
     """Paired bootstrap of R@`k` of two evaluations. Queries with the same right answers are drawn together.
 
-    Raises `DataError` where they did not answer the same queries over pools of one size, `ConfigError` where their
+    Raises `DataError` if they did not answer the same queries over pools of one size, `ConfigError` if their
     protocols differ or `k` was not measured.
     """
     if first.conditions.protocol != second.conditions.protocol:
         raise ConfigError(
-            "An inductive and a transductive evaluation answer different questions, and are not compared."
+            "An inductive and a transductive evaluation answer different questions and cannot be compared."
         )
     if first.queries != second.queries or first.pool_size != second.pool_size:
         raise DataError("The two evaluations asked different queries or pools. Evaluate both on one pool.")
@@ -77,14 +76,14 @@ def paired_bootstrap(
 ) -> Bootstrap:
     """Resample queries (or whole `groups` of them) with replacement, `samples` times.
 
-    The interval is the percentile one. p is the share of resamples, shifted to a mean of no difference, that lie as
-    far from 0 as the observed difference or farther, the observed one counted in: never 0.
+    The interval is the percentile interval. p is the share of resamples, shifted to a mean of no difference, that lie
+    at least as far from 0 as the observed difference, which is counted too, so that p is never 0.
     """
     if samples < 1 or not 0 < confidence < 1:
         raise ConfigError(f"samples {samples} must be 1 or more, and confidence {confidence} between 0 and 1.")
     differences = _differences(first, second, at_least=1)
     sums, sizes = _by_group(differences, groups)
-    # Groups alike are interchangeable, so drawing how often each kind comes up is the same and far cheaper.
+    # Equal groups are interchangeable, so drawing how often each kind comes up is the same and far cheaper.
     kinds, counts = np.unique(np.stack([sums, sizes], axis=1), axis=0, return_counts=True)
     generator = np.random.default_rng(seed)
     means = np.empty(samples)
@@ -94,7 +93,7 @@ def paired_bootstrap(
         drawn = generator.multinomial(len(sums), counts / counts.sum(), size=size)
         means[start : start + size] = (drawn @ kinds[:, 0]) / (drawn @ kinds[:, 1])
     observed = float(differences.mean())
-    # Sums of the same numbers in another order differ in the last bits; that must not decide "as far or farther".
+    # Sums of the same numbers in another order differ in the last bits; these must not decide "as far or farther".
     extreme = np.abs(means - observed) >= abs(observed) - 1e-12
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Bootstrap(
@@ -108,57 +107,22 @@ def paired_bootstrap(
 
 
 def paired_t_test(first: Float[np.ndarray, " queries"], second: Float[np.ndarray, " queries"]) -> TTest:
-    """Student's t-test of the per-query differences, at least two of them.
+    """Student's t-test of the differences per query, at least two of them. Raises `MissingExtraError` without scipy.
 
-    Where every difference is the same, t is 0 with p 1 for a difference of 0, and infinite with p 0 otherwise.
+    If every difference is the same, t is 0 with p 1 for a difference of 0, and infinite with p 0 otherwise.
     """
+    try:
+        from scipy import stats
+    except ImportError:
+        raise MissingExtraError("scipy", "bench") from None
     differences = _differences(first, second, at_least=2)
     degrees = len(differences) - 1
     mean, deviation = float(differences.mean()), float(differences.std(ddof=1))
     if np.ptp(differences) == 0:
-        t = 0.0 if mean == 0 else math.copysign(math.inf, mean)
+        t = 0.0 if mean == 0 else float(np.copysign(np.inf, mean))
     else:
-        t = mean / (deviation / math.sqrt(len(differences)))
-    # P(|T| > t) = I_x(ν/2, 1/2) with x = ν / (ν + t²).
-    p_value = incomplete_beta(degrees / 2, 0.5, 0.0 if math.isinf(t) else degrees / (degrees + t * t))
-    return TTest(difference=mean, t=t, degrees=degrees, p_value=p_value)
-
-
-def incomplete_beta(a: float, b: float, x: float) -> float:
-    """The regularised incomplete beta function I_x(a, b) for a, b > 0 and x in [0, 1].
-
-    By its continued fraction (DLMF 8.17.22), evaluated with Lentz's method on the side where it converges fast.
-
-    >>> round(incomplete_beta(2, 3, 0.5), 4)
-    0.6875
-    """
-    if not (a > 0 and b > 0 and 0 <= x <= 1):
-        raise ConfigError(f"I_x(a, b) needs a, b > 0 and x in [0, 1], not a={a}, b={b}, x={x}.")
-    if x in (0.0, 1.0):
-        return x
-    if x > (a + 1) / (a + b + 2):
-        return 1.0 - incomplete_beta(b, a, 1.0 - x)
-    log_front = (
-        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x) - math.log(a)
-    )
-    tiny = 1e-300
-    fraction, numerator, denominator = 1.0, 1.0, 0.0
-    for term in range(1, 10_000):
-        m = term // 2
-        if term == 1:
-            coefficient = 1.0
-        elif term % 2 == 0:
-            coefficient = -(a + m - 1) * (a + b + m - 1) * x / ((a + 2 * m - 2) * (a + 2 * m - 1))
-        else:
-            coefficient = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
-        denominator = 1.0 + coefficient * denominator
-        numerator = 1.0 + coefficient / numerator
-        denominator = 1.0 / (denominator if abs(denominator) > tiny else tiny)
-        numerator = numerator if abs(numerator) > tiny else tiny
-        fraction *= numerator * denominator
-        if abs(numerator * denominator - 1.0) < 1e-15:
-            break
-    return math.exp(log_front) * (fraction - 1.0)
+        t = mean / (deviation / len(differences) ** 0.5)
+    return TTest(difference=mean, t=t, degrees=degrees, p_value=float(2 * stats.t.sf(abs(t), degrees)))
 
 
 def _differences(

@@ -1,7 +1,7 @@
 """Markdown tables of evaluations, as README and docs show them.
 
-One table a data set, kind of pool, protocol and cutoffs: inductive and transductive figures never share one.
-One row a system, read-out and number of beams, over its seeds.
+One table per data set, kind of pool, protocol and cutoffs: inductive and transductive figures are never in one table.
+One row per system, read-out and number of beams, over its seeds.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _NONE = "–"
 def results_table(evaluations: Sequence[Record], *, base: str | None = None) -> str:
     """The Markdown of all `evaluations`, dictionaries as `Evaluation.to_dict` makes them.
 
-    Recalls and collisions are in percent, mean ± standard deviation over seeds where there are several. `base`
-    names the system whose recall the others' is divided by. "–" stands where nothing was measured.
+    Recalls and collisions are in percent, mean ± standard deviation if there are several seeds. `base` names the
+    system whose recall the others' recall is divided by. "–" means that nothing was measured.
 
-    Raises `ConfigError` where `base` has no row, or more than one, in some table, `EmptyDataError` without evaluations.
+    Raises `ConfigError` if `base` has no row, or more than one, in some table, `EmptyDataError` without evaluations.
     """
     if not evaluations:
-        raise EmptyDataError("There is no evaluation to make a table of.")
+        raise EmptyDataError("There is no evaluation to tabulate.")
     tables: dict[tuple[Any, ...], list[Record]] = {}
     for record in evaluations:
         place = ", ".join(part for part in (record["dataset"] or "data set not named", record.get("pool", "")) if part)
@@ -73,18 +73,18 @@ def _table(place: str, protocol: str, cutoffs: tuple[int, ...], records: Sequenc
 def _base(base: str | None, spreads: Mapping[tuple[Any, ...], Spread], place: str, protocol: str) -> Spread | None:
     if base is None:
         return None
-    found = [summary for key, summary in spreads.items() if key[0] == base]
-    if len(found) != 1:
+    matches = [summary for key, summary in spreads.items() if key[0] == base]
+    if len(matches) != 1:
         raise ConfigError(
-            f"base: {base!r} has {len(found)} rows in the {protocol} table of {place!r}, and must have one. "
+            f"base: {base!r} has {len(matches)} rows in the {protocol} table of {place!r}, and must have one. "
             f"Systems there: {', '.join(sorted({key[0] for key in spreads}))}."
         )
-    return found[0]
+    return matches[0]
 
 
 def _label(system: str, readout: str, beams: int | None) -> str:
-    what = {"": "", "generate": "generate", "voken": "+ voken rerank", "vector": "+ vector rerank"}[readout]
-    return ", ".join(part for part in (_cell(system), what, f"{beams} beams" if beams else "") if part)
+    ranking = {"": "", "generate": "generate", "voken": "+ voken rerank", "vector": "+ vector rerank"}[readout]
+    return ", ".join(part for part in (_cell(system), ranking, f"{beams} beams" if beams else "") if part)
 
 
 def _recall(summary: Spread, name: str) -> str:

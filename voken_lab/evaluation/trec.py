@@ -1,12 +1,12 @@
 """Runs and relevance judgements in TREC's text formats, so that any evaluation tool can check ours.
 
-A run line is `query Q0 picture rank score tag`, a judgement line `query 0 picture 1`. Ids may hold spaces
-and any other character here; in the files they are percent-encoded as in URLs, which every reader passes through
-and `read_run` and `read_qrels` undo.
+A run line is `query Q0 picture rank score tag`, a judgement line `query 0 picture 1`. Ids may hold spaces and any
+other character; in the files they are percent-encoded as in URLs. Other readers take them as they are, `read_run`
+and `read_qrels` decode them.
 
-TREC tools rank by score, read as a 32-bit float by some, and break ties by id. So the scores written fall
-strictly: each is the system's own rounded to 32 bits, or where that does not fall, the next float below the line
-before. The tools thereby see one order of each tie, ours the expected value over all: the two agree where nothing ties.
+TREC tools rank by score, which some read as a 32-bit float, and break ties by id. So the written scores fall strictly:
+each is the system's score rounded to 32 bits or, if that is not below the line before, the next float below. The tools
+therefore see one order of each tie, while our figures are expected values over all orders: without ties they agree.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PLAIN = "/:@!$&'()*+,;="
 def write_run(path: Path, queries: Sequence[Query], answers: Sequence[Sequence[Hit]], *, tag: str = "voken") -> None:
     """Write ranked answers, complete or not at all. A query without hits has no line.
 
-    `tag` names the system. Raises `DataError` for a score that is not finite, or answers that do not match the queries.
+    `tag` names the system. Raises `DataError` for a score that is not finite, and if there is not one answer per query.
     """
     if len(queries) != len(answers):
         raise DataError(f"{len(answers)} answers for {len(queries)} queries.")
@@ -57,7 +57,7 @@ def write_qrels(path: Path, queries: Iterable[Query]) -> None:
 
 
 def read_run(path: Path) -> dict[str, list[tuple[str, float]]]:
-    """Each query's (picture, score) pairs by falling score. Raises `DataError` naming the line that is not a run's."""
+    """Each query's (picture, score) pairs by falling score. Raises `DataError` that names the first bad line."""
     run: dict[str, list[tuple[str, float]]] = {}
     for where, fields in _fields(path, 6):
         try:
@@ -69,21 +69,21 @@ def read_run(path: Path) -> dict[str, list[tuple[str, float]]]:
 
 
 def read_qrels(path: Path) -> dict[str, frozenset[str]]:
-    """Each query's right pictures (relevance 1 or more). Raises `DataError` naming the line that is not a judgement."""
+    """Each query's right pictures (relevance 1 or more). Raises `DataError` that names the first bad line."""
     relevant: dict[str, set[str]] = {}
     for where, fields in _fields(path, 4):
         try:
             grade = int(fields[3])
         except ValueError:
             raise DataError(f"{where}: {fields[3]!r} is not a whole number. Field 4 is the relevance.") from None
-        found = relevant.setdefault(decode_id(fields[0]), set())
+        pictures = relevant.setdefault(decode_id(fields[0]), set())
         if grade > 0:
-            found.add(decode_id(fields[2]))
+            pictures.add(decode_id(fields[2]))
     return {query: frozenset(names) for query, names in relevant.items()}
 
 
 def encode_id(name: str) -> str:
-    """An id as one word of ASCII; `decode_id` gives it back. Raises `DataError` for an empty one, which has no word.
+    """An id as one word of ASCII; `decode_id` is the inverse. Raises `DataError` for an empty id.
 
     >>> encode_id("my photos/50% off.jpg")
     'my%20photos/50%25%20off.jpg'
@@ -99,7 +99,7 @@ def decode_id(word: str) -> str:
 
 
 def falling_scores(scores: Sequence[float], query_id: str) -> list[np.float32]:
-    """Ranked scores as 32-bit floats that fall strictly, as above. `query_id` is for the message.
+    """Ranked scores as 32-bit floats that fall strictly (see the module). `query_id` is for the error message.
 
     Raises `DataError` for a score that is not finite.
     """
@@ -140,6 +140,6 @@ def _fields(path: Path, count: int) -> Iterable[tuple[str, list[str]]]:
     for number, line in enumerate(text.splitlines(), start=1):
         fields = line.split()
         if fields and len(fields) != count:
-            raise DataError(f"{path}, line {number}: {len(fields)} fields where there must be {count}.")
+            raise DataError(f"{path}, line {number}: {len(fields)} fields, but there must be {count}.")
         if fields:
             yield f"{path}, line {number}", fields

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from voken.metrics import shared_vokens
 from voken.shapes import Bool, Int
-from voken_lab.evaluation.shared_vokens import shared_vokens
 from voken_lab.reproduction.results import NO_VALUE, markdown_table
 
 _MAX_PICTURES = 2000

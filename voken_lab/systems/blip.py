@@ -1,6 +1,6 @@
 """BLIP through transformers, frozen: its match head as a one-tower scorer, and its captioner.
 
-Both need a hub name, or a folder that holds the model.
+Both take a hub name, or a folder with the model.
 
 Li et al. 2022, "BLIP: bootstrapping language-image pre-training", section 3.1: the image-grounded text encoder
 with its match head reads a pair, the image-grounded text decoder writes captions.
@@ -33,9 +33,9 @@ class BlipScorer:
 
     Texts are cut to `max_tokens`, 35 in the authors' retrieval.
 
-    `first_token` is put in the place of a text's first token before it is read. None reads it as transformers'
-    `BlipForImageTextRetrieval` does, from [CLS]; the authors' training and retrieval start it with [ENC],
-    number 30523 in their checkpoints, which a tokenizer saved with them need not know.
+    `first_token` replaces the first token of every text. None leaves [CLS], as transformers'
+    `BlipForImageTextRetrieval` does; the authors' training and retrieval start with [ENC], number 30523 in their
+    checkpoints, which a tokenizer saved with them need not know.
     """
 
     def __init__(
@@ -74,25 +74,25 @@ class BlipScorer:
     ) -> Self:
         """Load a checkpoint by hub name, such as "Salesforce/blip-itm-base-coco", or from a folder.
 
-        `device` None is the CPU. Weights are read from safetensors only. Raises `ArtifactError` where the checkpoint
-        is not in the folder, or the hub cannot be reached and has left no copy here; `ConfigError` where it is of
-        another family or has no match head.
+        `device` None is the CPU. Weights are read from safetensors only. Raises `ArtifactError` if the checkpoint is
+        not in the folder, or the hub cannot be reached and no copy is cached; `ConfigError` if it is of another family
+        or has no match head.
         """
         from transformers import BlipForImageTextRetrieval
 
-        parts = _loaded(BlipForImageTextRetrieval, checkpoint, device, like=_MATCHER)
+        parts = _load(BlipForImageTextRetrieval, checkpoint, device, like=_MATCHER)
         return cls(checkpoint, *parts, batch_size=batch_size, max_tokens=max_tokens, first_token=first_token)
 
     def bind(self, paths: Sequence[str | Path], *, half: bool = False) -> BlipPool:
-        """The pairs of any text with the pictures in these files; the scorer's rows index them.
+        """A scorer of any text with the pictures in these files, which its rows index.
 
-        `half` keeps pictures in half precision: half the memory, and scores that differ in the third digit or so.
+        `half` stores pictures in half precision: half the memory, and scores that differ in about the third digit.
         """
         return BlipPool(self, paths, half=half)
 
     @property
     def picture_shape(self) -> tuple[int, int]:
-        """Patches of a picture (and one more), and the width of each: what is kept of it."""
+        """Patches of a picture (and one more), and the width of each: the size of what is stored for it."""
         _, patches, width = self._model.vision_model.embeddings.position_embedding.shape
         return int(patches), int(width)
 
@@ -106,9 +106,9 @@ class BlipScorer:
 
     @torch.inference_mode()
     def match(self, text: str, images: Float[Tensor, "images patches width"]) -> Float[np.ndarray, " images"]:
-        """Probabilities that the text fits each of the pictures that `read_images` read, as one batch, float64.
+        """Probabilities that the text fits each picture of a batch from `read_images`, float64.
 
-        Double precision, as near 1 single precision would tie what the model tells apart.
+        Near 1, single precision would make ties of scores that differ.
         """
         device = self._model.device
         tokens = self._texts([text], truncation=True, max_length=self.max_tokens, return_tensors="pt")["input_ids"]
@@ -128,8 +128,8 @@ class BlipScorer:
 class BlipPool:
     """A `BlipScorer` bound to picture files: a `PairScorer` (see `voken_lab.systems.one_tower`).
 
-    A picture is read when first asked for and kept in memory: 1.8 MB each at the usual 384 pixels, or half that.
-    `bytes_per_picture` says how much. Raises `EmptyDataError` without pictures.
+    A picture is read when it is first needed and stays in memory: 1.8 MB each at the usual 384 pixels, or half that.
+    `bytes_per_picture` is the exact number. Raises `EmptyDataError` without pictures.
     """
 
     def __init__(self, scorer: BlipScorer, paths: Sequence[str | Path], *, half: bool = False) -> None:
@@ -137,35 +137,35 @@ class BlipPool:
             raise EmptyDataError("There is no picture to search.")
         self._scorer = scorer
         self._paths = [Path(path) for path in paths]
-        self._kept: dict[int, Tensor] = {}
+        self._states: dict[int, Tensor] = {}
         self._type = torch.float16 if half else torch.float32
         patches, width = scorer.picture_shape
         self.bytes_per_picture = float(self._type.itemsize * patches * width)
 
     def encode(self, rows: Int[np.ndarray, " pictures"] | None = None, *, progress: Progress = no_progress) -> None:
-        """Read the pictures at `rows`, or all, that were not read yet. Scoring does it too.
+        """Read those pictures at `rows` (None: of the pool) that were not read yet. `score` does it too.
 
         Raises `PictureError` for a file that cannot be used as a picture, `DataError` for a row outside the pool.
         """
-        asked = range(len(self._paths)) if rows is None else dict.fromkeys(np.asarray(rows).tolist())
-        missing = [row for row in asked if row not in self._kept]
+        wanted = range(len(self._paths)) if rows is None else dict.fromkeys(np.asarray(rows).tolist())
+        missing = [row for row in wanted if row not in self._states]
         if missing and not 0 <= min(missing) <= max(missing) < len(self._paths):
-            raise DataError(f"Rows {min(missing)} to {max(missing)} were asked of {len(self._paths)} pictures.")
+            raise DataError(f"Rows {min(missing)} to {max(missing)} of {len(self._paths)} pictures do not all exist.")
         step = self._scorer.batch_size
         for start in range(0, len(missing), step):
             batch = missing[start : start + step]
             states = self._scorer.read_images([open_image(self._paths[row]) for row in batch]).to("cpu", self._type)
-            # a copy each, or any one of them would keep its whole batch alive
-            self._kept.update(zip(batch, (state.clone() for state in states), strict=True))
+            # copies, because a view would keep its whole batch in memory
+            self._states.update(zip(batch, (state.clone() for state in states), strict=True))
             progress("BLIP: pictures", start + len(batch), len(missing))
 
     def score(self, text: str, rows: Int[np.ndarray, " pictures"]) -> Float[np.ndarray, " pictures"]:
         """Probabilities that the text fits the pictures at `rows`, float64. Raises as `encode` does."""
         self.encode(rows)
-        asked, step = np.asarray(rows).tolist(), self._scorer.batch_size
-        batches = [asked[start : start + step] for start in range(0, len(asked), step)]
-        found = [self._scorer.match(text, torch.stack([self._kept[row] for row in batch])) for batch in batches]
-        return np.concatenate(found) if found else np.zeros(0)
+        wanted, step = np.asarray(rows).tolist(), self._scorer.batch_size
+        batches = [wanted[start : start + step] for start in range(0, len(wanted), step)]
+        scores = [self._scorer.match(text, torch.stack([self._states[row] for row in batch])) for batch in batches]
+        return np.concatenate(scores) if scores else np.zeros(0)
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class CaptionStyle:
     """Nucleus sampling gives varied captions, which train better (section 4.3 of BLIP); a beam the likely ones."""
     top_p: float = 0.9
     beams: int = 3
-    """Beam only; at least as many are kept as captions are asked for."""
+    """Beam only; at least as many as captions are requested."""
     repetition_penalty: float = 1.0
     min_tokens: int = 5
     max_tokens: int = 30
@@ -191,11 +191,11 @@ class CaptionStyle:
 
 
 class BlipCaptioner:
-    """A BLIP captioning checkpoint: pictures to captions. Full precision on a CPU, autocast on a GPU."""
+    """A BLIP captioning checkpoint: from pictures to captions. Full precision on a CPU, autocast on a GPU."""
 
     def __init__(self, name: str, model: Any, images: Any, texts: Any, *, batch_size: int = 16) -> None:
         if batch_size < 1:
-            raise ConfigError(f"batch_size: {batch_size} pictures at once; read 1 or more.")
+            raise ConfigError(f"batch_size: {batch_size} pictures at once; it must be 1 or more.")
         self.name = name
         self.batch_size = batch_size
         self._model = model.eval().requires_grad_(False)
@@ -208,11 +208,11 @@ class BlipCaptioner:
     ) -> Self:
         """Load a checkpoint by hub name, such as "Salesforce/blip-image-captioning-base", or from a folder.
 
-        Raises as `BlipScorer.from_pretrained` does; `ConfigError` also where the checkpoint cannot write captions.
+        Raises as `BlipScorer.from_pretrained` does; `ConfigError` also if the checkpoint cannot write captions.
         """
         from transformers import BlipForConditionalGeneration
 
-        parts = _loaded(BlipForConditionalGeneration, checkpoint, device, like=_CAPTIONER)
+        parts = _load(BlipForConditionalGeneration, checkpoint, device, like=_CAPTIONER)
         return cls(checkpoint, *parts, batch_size=batch_size)
 
     def caption(
@@ -224,30 +224,30 @@ class BlipCaptioner:
         style: CaptionStyle = CaptionStyle(),
         progress: Progress = no_progress,
     ) -> list[list[str]]:
-        """`captions_each` captions of every picture, in the pictures' order; a beam's likeliest first.
+        """`captions_each` captions of every picture, in the pictures' order; of a beam search the likeliest first.
 
-        Sampled captions may repeat. The same call with the same `batch_size` gives the same captions; a picture's
-        sampled captions also depend on its batch. Raises `ConfigError` for `captions_each` under 1.
+        Sampled captions may repeat. The same call with the same `batch_size` returns the same captions; a picture's
+        sampled captions also depend on the rest of its batch. Raises `ConfigError` for `captions_each` under 1.
         """
         if captions_each < 1:
             raise ConfigError(f"captions_each: {captions_each}; ask for 1 or more.")
-        written: list[list[str]] = []
+        captions: list[list[str]] = []
         for start in range(0, len(images), self.batch_size):
             batch = [image.convert("RGB") for image in images[start : start + self.batch_size]]
-            drawn = int(np.random.SeedSequence([seed, start]).generate_state(1)[0])
-            texts = self._written(batch, captions_each, style, drawn)
-            written += [texts[row : row + captions_each] for row in range(0, len(texts), captions_each)]
-            progress("BLIP: captions", len(written), len(images))
-        return written
+            batch_seed = int(np.random.SeedSequence([seed, start]).generate_state(1)[0])
+            texts = self._write(batch, captions_each, style, batch_seed)
+            captions += [texts[row : row + captions_each] for row in range(0, len(texts), captions_each)]
+            progress("BLIP: captions", len(captions), len(images))
+        return captions
 
     @torch.inference_mode()
-    def _written(self, images: list[Image], captions_each: int, style: CaptionStyle, seed: int) -> list[str]:
+    def _write(self, images: list[Image], captions_each: int, style: CaptionStyle, seed: int) -> list[str]:
         device = self._model.device
         pixels = self._images(images=images, return_tensors="pt")["pixel_values"].to(device)
         if style.method == "beam":
-            chosen: dict[str, Any] = {"do_sample": False, "num_beams": max(style.beams, captions_each)}
+            sampling: dict[str, Any] = {"do_sample": False, "num_beams": max(style.beams, captions_each)}
         else:
-            chosen = {"do_sample": True, "num_beams": 1, "top_p": style.top_p, "top_k": 0}
+            sampling = {"do_sample": True, "num_beams": 1, "top_p": style.top_p, "top_k": 0}
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _precision(self._model):
             torch.manual_seed(seed)
             tokens = self._model.generate(
@@ -256,12 +256,12 @@ class BlipCaptioner:
                 repetition_penalty=style.repetition_penalty,
                 min_new_tokens=style.min_tokens,
                 max_new_tokens=style.max_tokens,
-                **chosen,
+                **sampling,
             )
         return [text.strip() for text in self._texts.batch_decode(tokens, skip_special_tokens=True)]
 
 
-def _loaded(kind: Any, checkpoint: str, device: str | torch.device | None, *, like: str) -> tuple[Any, Any, Any]:
+def _load(kind: Any, checkpoint: str, device: str | torch.device | None, *, like: str) -> tuple[Any, Any, Any]:
     """Model, image processor and tokenizer of a checkpoint."""
     from transformers import AutoConfig, AutoTokenizer
 
@@ -270,28 +270,28 @@ def _loaded(kind: Any, checkpoint: str, device: str | torch.device | None, *, li
 
     local = Path(checkpoint).is_dir()
     try:
-        found = AutoConfig.from_pretrained(checkpoint, local_files_only=local).model_type
-        if found != "blip":
-            raise ConfigError(f"{checkpoint}: is a {found} model, not blip. Pass a checkpoint like {like}.")
-        model, said = kind.from_pretrained(
+        model_type = AutoConfig.from_pretrained(checkpoint, local_files_only=local).model_type
+        if model_type != "blip":
+            raise ConfigError(f"{checkpoint}: is a {model_type} model, not blip. Pass a checkpoint like {like}.")
+        model, loading = kind.from_pretrained(
             checkpoint, local_files_only=local, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
         images = BlipImageProcessorPil.from_pretrained(checkpoint, local_files_only=local)
         texts = AutoTokenizer.from_pretrained(checkpoint, local_files_only=local)
         if len(texts) <= len(texts.all_special_tokens):
-            # what transformers makes up where it finds none
+            # transformers makes up an empty tokenizer if there is none
             raise OSError("its tokenizer has no words")
     except (OSError, ValueError, SafetensorError) as error:
-        where = "The folder does not hold all of the model" if local else "It could not be had from the hub"
+        where = "The folder does not hold the whole model" if local else "It could not be loaded from the hub"
         raise ArtifactError(
             f"{checkpoint}: {where} ({str(error).splitlines()[0]}). Pass a folder that holds the model as "
             "safetensors, its tokenizer and its image processor, as save_pretrained writes them."
         ) from error
-    if said["missing_keys"]:
+    if missing := sorted(loading["missing_keys"]):
         # transformers would fill them with random numbers
         raise ConfigError(
-            f"{checkpoint}: has no weights for {sorted(said['missing_keys'])[0]} and {len(said['missing_keys']) - 1} "
-            f"more, so it was trained for something else. Pass a checkpoint like {like}."
+            f"{checkpoint}: has no weights for {missing[0]} and {len(missing) - 1} more, so it was trained for "
+            f"something else. Pass a checkpoint like {like}."
         )
     return model.to(torch.device(device or "cpu")), images, texts
 

@@ -1,9 +1,9 @@
 """The two-tower with an index of faiss in place of exact search: approximate, or over compressed vectors.
 
-What a two-tower costs and reaches at scale, to stand beside voken at equal bytes or equal speed. Every index compares
-by inner product, as `TwoTower` does; codes are compared with the query's own vector, not with its code (asymmetric).
+It shows what a two-tower costs and reaches at scale, at equal bytes or equal speed as voken. Every index compares by
+inner product, as `TwoTower` does; codes are compared with the query's vector, not with its code (asymmetric).
 
-Needs the extra `bench`. Threads are faiss's own: `faiss.omp_set_num_threads`.
+Needs the extra `bench`. faiss manages its own threads: `faiss.omp_set_num_threads`.
 """
 
 from __future__ import annotations
@@ -16,32 +16,31 @@ import numpy as np
 from voken.errors import ConfigError, DataError, MissingExtraError
 from voken.search.hit import Hit
 from voken.shapes import Float, Float32
-from voken_lab.systems.two_tower import TextEncoder, checked_pictures, read_queries
+from voken_lab.systems.pictures import PoolPictures, check_k, checked_vectors
+from voken_lab.systems.two_tower import TextEncoder, read_queries
 
 _ENTRIES = 256
-"""A byte of a code chooses one of so many centroids, each of which needs a training vector."""
+"""Centroids that a byte of a code chooses from; each needs a training vector."""
 _LIST_ID = 8
 """Bytes of a picture's number in an inverted list."""
 _HNSW_NODE = 12
-"""Bytes that say where a picture's links start, and on which layer it tops."""
+"""Bytes for where a picture's links start and its highest layer."""
 
 
 class FaissTower:
-    """Search by inner product in an index of faiss. Made by `flat`, `hnsw`, `ivf_pq`, `pq`, `opq` or `rq`.
+    """Search by inner product in an index of faiss. Create it with `flat`, `hnsw`, `ivf_pq`, `pq`, `opq` or `rq`.
 
-    Hits come by falling score, those of equal score in the order of the pictures. Equal codes have equal scores; equal
-    whole vectors may differ in the last bit, which `TwoTower` sees to. There are fewer than `k` hits where the index
-    finds fewer, as `ivf_pq` does when the lists it looks into hold fewer.
+    Hits come by falling score, those of equal score in the order of the pictures. Equal codes have equal scores; scores
+    of equal float vectors may differ in the last bit (`TwoTower` prevents that). There are fewer than `k` hits if the
+    index returns fewer, as `ivf_pq` does if the lists that it visits hold fewer.
 
-    `bytes_per_picture` is what the index keeps for each picture: its vector or code, and beside it for `hnsw` the
-    slots of its links (4 bytes each, filled or not, on every layer it stands on) and 12 bytes that say where they are,
-    and for `ivf_pq` its number in its list (8 bytes). What belongs to no single picture is not counted: codebooks, the
-    rotation, the lists' centres. Nor are ids.
+    `bytes_per_picture` is what the index stores per picture: the vector or code; for `hnsw` also the slots of its links
+    (4 bytes each, used or not, on every layer) and 12 bytes for their place; for `ivf_pq` also its number in its list
+    (8 bytes). Shared data is not counted: codebooks, the rotation, the lists' centres. Nor are ids.
 
-    The constructors take the pictures' vectors, and where codes are learned, `training`: vectors of *other* pictures,
-    as the train split's. They raise what `TwoTower` does for the pictures, `ConfigError` for impossible sizes,
-    `DataError` for training vectors that are not finite or not of the pictures' width, and `MissingExtraError`
-    without faiss.
+    The constructors take the pictures' vectors and, if codes are learned, `training`: vectors of *other* pictures, such
+    as the train split's. They raise the errors of `TwoTower` for the pictures, `ConfigError` for impossible sizes,
+    `DataError` for training vectors that are not finite or of another width, and `MissingExtraError` without faiss.
     """
 
     def __init__(
@@ -54,14 +53,10 @@ class FaissTower:
         paths: Sequence[str] | None = None,
     ) -> None:
         """`index` is any index of faiss by inner product that holds the pictures, in the order of their ids."""
-        for what, count in (("picture ids", len(image_ids)), ("paths", index.ntotal if paths is None else len(paths))):
-            if count != index.ntotal:
-                raise DataError(f"{count} {what} and {index.ntotal} vectors: there must be one a picture.")
         self.index = index
         self.bytes_per_picture = bytes_per_picture
         self._encoder = encoder
-        self._image_ids = tuple(image_ids)
-        self._paths = ("",) * len(image_ids) if paths is None else tuple(map(str, paths))
+        self._pictures = PoolPictures(image_ids, paths, rows=index.ntotal)
 
     @classmethod
     def flat(
@@ -72,9 +67,9 @@ class FaissTower:
         *,
         paths: Sequence[str] | None = None,
     ) -> Self:
-        """Exact: every vector compared, as `TwoTower` does."""
+        """Exact: every vector is compared, as in `TwoTower`."""
         faiss = _faiss()
-        vectors = checked_pictures(image_ids, vectors, paths=paths)
+        vectors = checked_vectors(PoolPictures(image_ids, paths), vectors)
         index = faiss.IndexFlatIP(vectors.shape[1])
         index.add(vectors)
         return cls(encoder, image_ids, index, bytes_per_picture=4.0 * vectors.shape[1], paths=paths)
@@ -93,11 +88,11 @@ class FaissTower:
     ) -> Self:
         """A graph of neighbours over whole vectors (Malkov and Yashunin 2020).
 
-        `m` links a picture on each layer, 2·`m` on the lowest; `ef_construction` and `ef_search` are how many
+        Each picture has `m` links on each layer, 2·`m` on the lowest; `ef_construction` and `ef_search` are how many
         candidates are followed while building and searching, the latter at least k.
         """
         faiss = _faiss()
-        vectors = checked_pictures(image_ids, vectors, paths=paths)
+        vectors = checked_vectors(PoolPictures(image_ids, paths), vectors)
         for name, value, least in (("m", m, 2), ("ef_construction", ef_construction, 1), ("ef_search", ef_search, 1)):
             if value < least:
                 raise ConfigError(f"{name}: {value} is too small; give {least} or more.")
@@ -122,16 +117,14 @@ class FaissTower:
         nprobe: int,
         paths: Sequence[str] | None = None,
     ) -> Self:
-        """Pictures in `lists` lists by their nearest centre, as product codes of what the centre leaves, `bytes` long.
+        """Pictures in `lists` lists by their nearest centre, as product codes of the residual, `bytes` long.
 
-        A query looks into the `nprobe` lists of largest inner product (Jégou, Douze and Schmid 2011).
+        A query visits the `nprobe` lists of largest inner product (Jégou, Douze and Schmid 2011).
         """
         faiss = _faiss()
-        vectors = checked_pictures(image_ids, vectors, paths=paths)
+        vectors = checked_vectors(PoolPictures(image_ids, paths), vectors)
         if not 1 <= nprobe <= lists:
-            raise ConfigError(
-                f"nprobe: {nprobe} of {lists} lists; there must be 1 or more, and no more than there are."
-            )
+            raise ConfigError(f"nprobe: {nprobe} of {lists} lists; it must be between 1 and the number of lists.")
         training = _training(training, vectors, bytes, at_least=max(lists, _ENTRIES))
         _divides(bytes, vectors)
         dim, product = vectors.shape[1], faiss.METRIC_INNER_PRODUCT
@@ -164,7 +157,7 @@ class FaissTower:
         bytes: int,
         paths: Sequence[str] | None = None,
     ) -> Self:
-        """Product codes behind a learned rotation, which makes the parts alike (Ge, He, Ke and Sun 2013)."""
+        """Product codes after a learned rotation, which balances the parts (Ge, He, Ke and Sun 2013)."""
         return cls._product_codes(encoder, image_ids, vectors, training, bytes, paths, rotated=True)
 
     @classmethod
@@ -179,12 +172,12 @@ class FaissTower:
         beams: int = 16,
         paths: Sequence[str] | None = None,
     ) -> Self:
-        """Residual codes: `bytes` levels, each a byte for what the levels before left (Chen, Guan and Wang 2010).
+        """Residual codes: `bytes` levels, each a byte for the residual of the levels before (Chen, Guan and Wang 2010).
 
-        `beams` encodings of a picture are followed at once, where faiss itself takes 5; the best is kept.
+        `beams` encodings of a picture are followed at once (5 in faiss); the best is stored.
         """
         faiss = _faiss()
-        vectors = checked_pictures(image_ids, vectors, paths=paths)
+        vectors = checked_vectors(PoolPictures(image_ids, paths), vectors)
         if beams < 1:
             raise ConfigError(f"beams: {beams} is too small; give 1 or more.")
         training = _training(training, vectors, bytes)
@@ -205,7 +198,7 @@ class FaissTower:
         rotated: bool,
     ) -> Self:
         faiss = _faiss()
-        vectors = checked_pictures(image_ids, vectors, paths=paths)
+        vectors = checked_vectors(PoolPictures(image_ids, paths), vectors)
         training = _training(training, vectors, bytes)
         _divides(bytes, vectors)
         index = faiss.IndexPQ(vectors.shape[1], bytes, 8, faiss.METRIC_INNER_PRODUCT)
@@ -231,18 +224,17 @@ class FaissTower:
     def search(self, texts: list[str], k: int) -> list[list[Hit]]:
         """For each text at most `k` pictures of large inner product, best first.
 
-        Raises `ConfigError` for `k` under 1, `DataError` where the encoder's vectors do not fit or are not finite.
+        Raises `ConfigError` for `k` under 1, `DataError` if the encoder's vectors do not fit or are not finite.
         """
-        if k < 1:
-            raise ConfigError(f"k: {k} pictures a query; ask for 1 or more.")
+        check_k(k)
         if not texts:
             return []
         queries = read_queries(self._encoder, texts, self.index.d)
-        found = self.index.search(queries, min(k, self.index.ntotal))
-        return [self._hits(scores, rows) for scores, rows in zip(*found, strict=True)]
+        scores, rows = self.index.search(queries, min(k, self.index.ntotal))
+        return [self._hits(*answer) for answer in zip(scores, rows, strict=True)]
 
     def rebuilt(self) -> Float32[np.ndarray, "pictures dim"]:
-        """The vectors that the index compares queries with: the pictures' own, or what their codes rebuild."""
+        """The vectors that the index compares queries with: the pictures', or those rebuilt from their codes."""
         faiss, index = _faiss(), self.index
         if isinstance(index, faiss.IndexIVF):
             index.make_direct_map(True)
@@ -251,13 +243,10 @@ class FaissTower:
             index.make_direct_map(False)
         return vectors
 
-    def _hits(self, scores: Float32[np.ndarray, " found"], rows: np.ndarray) -> list[Hit]:
-        scores, rows = scores[rows >= 0], rows[rows >= 0]  # −1 fills up what was not found
+    def _hits(self, scores: Float32[np.ndarray, " hits"], rows: np.ndarray) -> list[Hit]:
+        scores, rows = scores[rows >= 0], rows[rows >= 0]  # −1 pads answers that are too short
         order = np.lexsort((rows, -scores))
-        return [
-            Hit(self._image_ids[row], self._paths[row], score, ())
-            for row, score in zip(rows[order].tolist(), scores[order].tolist(), strict=True)
-        ]
+        return list(map(self._pictures.hit, rows[order].tolist(), scores[order].tolist()))
 
 
 def _faiss() -> Any:
@@ -276,7 +265,7 @@ def _training(
     at_least: int = _ENTRIES,
 ) -> Float32[np.ndarray, "training dim"]:
     if code < 1:
-        raise ConfigError(f"bytes: {code} bytes a picture; give 1 or more.")
+        raise ConfigError(f"bytes: {code} bytes per picture; give 1 or more.")
     if training.ndim != 2 or training.shape[1] != vectors.shape[1]:
         raise DataError(
             f"Training vectors of shape {training.shape} for pictures' vectors of width {vectors.shape[1]}. "
@@ -286,7 +275,7 @@ def _training(
         raise ConfigError(
             f"training: {len(training)} vectors for {at_least} centroids. Give {at_least} or more, or take fewer lists."
             if at_least > _ENTRIES
-            else f"training: {len(training)} vectors; a byte a part needs {at_least} or more. Give more of them."
+            else f"training: {len(training)} vectors; one byte per part needs {at_least} or more. Give more of them."
         )
     training = np.ascontiguousarray(training, dtype=np.float32)
     if not np.isfinite(training).all():

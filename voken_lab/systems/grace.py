@@ -1,20 +1,20 @@
-"""GRACE (Li et al. 2024): pictures named by identifiers made beforehand, which a generator memorizes.
+"""GRACE (Li et al. 2024): every picture has an identifier that is fixed before training; a generator memorizes them.
 
 The paper's Table 1 compares with it. Here the generator, the trie and the beam search are ours, so that only the
-identifier differs. Schemes, with what a test picture's identifier can tell a model that never read a text about it:
+identifier differs. Schemes, and what a test picture's identifier can tell a model that never read a text about it:
 
     numeric     a running number, one decimal digit a level                       nothing
     string      distinct letters drawn at random, one a level                     nothing
     atomic      one token of its own for each picture                             nothing
     semantic    path in a tree of k-means clusters, ten children a node (the docids of Tay et al. 2022, "DSI")
-    structured  cluster of its cluster and so on, up to 256 children a node, vokens of their own at each level
+    structured  the same with up to 256 children per node, and separate vokens for each level
 
-The last two end with a number within the cluster, which tells nothing. Clusters are of all pictures given, pool
-included: their pixels may be known, no text of theirs is.
+The last two end with a number within the cluster, which tells nothing. All pictures are clustered, the pool's
+included: the protocol allows the model to see their pixels, but no text about them.
 
-GRACE learns in two ways at once: to write a picture's identifier from the picture ("memorize", the pool's too) and a
-training picture's from its captions ("retrieve"). In a space that pictures and texts share, the first teaches about
-the pool what the second cannot; the generator reads a picture through its vector.
+GRACE learns two tasks at once: to write a picture's identifier from the picture ("memorize", for the pool too) and to
+write a training picture's identifier from its captions ("retrieve"). In a space that pictures and texts share, the
+first task teaches about the pool what the second cannot; the generator reads a picture through its vector.
 """
 
 from __future__ import annotations
@@ -45,22 +45,22 @@ SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 
 _LETTERS = 26
 _PICTURE = "\0picture "
-"""What a text begins with that stands for a picture; no caption does."""
+"""Begins a text that stands for a picture; no caption begins with it."""
 
 
 @dataclass(frozen=True)
 class Identifiers:
-    """A sequence for every picture, none twice."""
+    """One sequence per picture, no sequence twice."""
 
     sequences: Int[np.ndarray, "pictures M"]
     codebook_size: int
-    """N, how many values there are at each level."""
+    """N, the number of values at each level."""
 
 
 def identifiers(scheme: Scheme, vectors: Float[np.ndarray, "pictures dim"], *, seed: int) -> Identifiers:
-    """Identifiers of a scheme (see the module) for pictures with these vectors; `seed` draws what is drawn.
+    """Identifiers of a scheme (see the module) for pictures with these vectors; `seed` decides every random draw.
 
-    Raises `ConfigError` for a scheme that there is not, `EmptyDataError` without pictures.
+    Raises `ConfigError` for an unknown scheme, `EmptyDataError` without pictures.
     """
     if not len(vectors):
         raise EmptyDataError("There is no picture to give an identifier to.")
@@ -71,7 +71,7 @@ def identifiers(scheme: Scheme, vectors: Float[np.ndarray, "pictures dim"], *, s
     if scheme == "numeric":
         return Identifiers(_digits(random.permutation(pictures), 10), 10)
     if scheme == "string":
-        # a thousandth of the strings there are: they look as arbitrary as file names
+        # one in a thousand of all strings is used: they look as arbitrary as file names
         length = max(1, math.ceil(math.log(1000 * pictures, _LETTERS)))
         drawn = random.choice(_LETTERS**length, pictures, replace=False, shuffle=True)
         return Identifiers(_digits(drawn, _LETTERS, length), _LETTERS)
@@ -83,10 +83,10 @@ def identifiers(scheme: Scheme, vectors: Float[np.ndarray, "pictures dim"], *, s
 
 
 def cluster_paths(vectors: Float[np.ndarray, "pictures dim"], *, children: int, seed: int) -> Identifiers:
-    """Paths in a tree of k-means clusters, split until none holds more than `children` pictures.
+    """Paths in a tree of k-means clusters, which are split until none holds more than `children` pictures.
 
-    The last value is the picture's number in its cluster. Shorter paths are filled up with a value that no cluster
-    has, so that all are of one length: N is `children` + 1.
+    The last value is the picture's number in its cluster. Shorter paths are padded with a value that no cluster has,
+    so that all have the same length: N is `children` + 1.
     """
     random = torch.Generator().manual_seed(seed)
     everything = torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32))
@@ -112,22 +112,22 @@ def cluster_paths(vectors: Float[np.ndarray, "pictures dim"], *, children: int, 
 
 
 def _clusters(vectors: torch.Tensor, children: int, random: torch.Generator) -> Int[np.ndarray, " pictures"]:
-    found = nearest(vectors, kmeans(vectors, children, generator=random)).numpy()
-    # equal vectors are one cluster for ever: they are shared out by their place
-    return found if len(np.unique(found)) > 1 else np.arange(len(vectors)) % children
+    clusters = nearest(vectors, kmeans(vectors, children, generator=random)).numpy()
+    # k-means cannot split equal vectors: they are distributed by their position
+    return clusters if len(np.unique(clusters)) > 1 else np.arange(len(vectors)) % children
 
 
 def _digits(
     numbers: Int[np.ndarray, " pictures"], base: int, length: int | None = None
 ) -> Int[np.ndarray, "pictures M"]:
-    """Numbers as digits, the highest first."""
+    """Numbers as digits, the most significant first."""
     length = max(1, len(np.base_repr(int(numbers.max()), base))) if length is None else length
     powers = base ** np.arange(length - 1, -1, -1, dtype=np.int64)
     return (numbers[:, None] // powers % base).astype(np.int32)
 
 
 def grace_settings(**changes: int | float) -> GeneratorConfig:
-    """Settings that did best on validation (docs/log.md); `changes` by name."""
+    """The settings that were best on validation (docs/log.md), with `changes` by name."""
     settings = GeneratorConfig(
         family="lite",
         layers=2,
@@ -143,7 +143,7 @@ def grace_settings(**changes: int | float) -> GeneratorConfig:
 
 
 class PictureReader:
-    """A `TextReader` that also reads pictures: a text made by `picture_text` gives the vector, and no tokens."""
+    """A `TextReader` that also reads pictures: for a text from `picture_text` it returns the vector, and no tokens."""
 
     def __init__(self, reader: TextReader, vectors: Float[np.ndarray, "pictures dim"]) -> None:
         self._reader = reader
@@ -161,20 +161,20 @@ class PictureReader:
 
     def read_texts(self, texts: Sequence[str], *, max_tokens: int) -> TextStates:
         """As `TextReader`."""
-        picture = [int(text.removeprefix(_PICTURE)) if text.startswith(_PICTURE) else -1 for text in texts]
-        rows = torch.tensor(picture)
-        captions = [text for text, row in zip(texts, picture, strict=True) if row < 0]
+        pictures = [int(text.removeprefix(_PICTURE)) if text.startswith(_PICTURE) else -1 for text in texts]
+        rows = torch.tensor(pictures)
+        captions = [text for text, row in zip(texts, pictures, strict=True) if row < 0]
         if not captions:
             return TextStates(
                 torch.zeros(len(texts), 1, self.text_width),
                 torch.zeros(len(texts), 1, dtype=torch.bool),
                 self._vectors[rows],
             )
-        read = self._reader.read_texts(captions, max_tokens=max_tokens)
-        tokens = read.tokens.new_zeros(len(texts), *read.tokens.shape[1:])
-        mask = read.mask.new_zeros(len(texts), read.mask.shape[1])
-        vectors = read.vectors.new_zeros(len(texts), self.dim)
-        tokens[rows < 0], mask[rows < 0], vectors[rows < 0] = read.tokens, read.mask, read.vectors
+        states = self._reader.read_texts(captions, max_tokens=max_tokens)
+        tokens = states.tokens.new_zeros(len(texts), *states.tokens.shape[1:])
+        mask = states.mask.new_zeros(len(texts), states.mask.shape[1])
+        vectors = states.vectors.new_zeros(len(texts), self.dim)
+        tokens[rows < 0], mask[rows < 0], vectors[rows < 0] = states.tokens, states.mask, states.vectors
         vectors[rows >= 0] = self._vectors[rows[rows >= 0]].to(vectors)
         return TextStates(tokens, mask, vectors)
 
@@ -196,32 +196,32 @@ def train_grace(
     checkpoints: Path | None = None,
     progress: Progress = no_progress,
 ) -> tuple[LiteGenerator, Identifiers, GeneratorHistory]:
-    """A generator that has memorized the pool's pictures, the identifiers of these, and what training did.
+    """A generator that has memorized the pool's pictures, their identifiers, and the training history.
 
-    Pictures of the pool and of validation are memorized `repeats` times an epoch; the best epoch is the one with
+    Pictures of the pool and of validation are memorized `repeats` times per epoch; the best epoch is the one with
     the best recall of the validation captions over the validation pictures. `in_train`: the last pictures of the
-    train side are the pool's own, as in the transductive protocol, and have captions made for them.
+    train side are the pool's, with generated captions, as in the transductive protocol.
     """
     train, validation = prepared.train, prepared.validation
-    seen = len(train.images) - (len(pool) if in_train else 0)
+    first_of_pool = len(train.images) - (len(pool) if in_train else 0)
     world = np.concatenate([train.images, validation.images, *([] if in_train else [pool])])
-    made = identifiers(scheme, world, seed=seed)
-    pool_rows = np.arange(seen, seen + len(pool)) if in_train else np.arange(len(world) - len(pool), len(world))
+    everyone = identifiers(scheme, world, seed=seed)
+    pool_rows = np.arange(len(pool)) + (first_of_pool if in_train else len(world) - len(pool))
     memorized = np.union1d(np.arange(len(train.images), len(world)), pool_rows)
     rows = np.concatenate([np.arange(len(train.images)), np.tile(memorized, repeats)])
     texts = [*train.captions, *map(picture_text, range(len(world)))]
     itself = np.stack([np.arange(len(rows)), len(train.captions) + rows], 1)
-    pairs = VokenPairs(texts, made.sequences[rows], rows, np.concatenate([train.pairs, itself]))
-    books = np.zeros((made.sequences.shape[1], made.codebook_size, pool.shape[1]), np.float32)
+    pairs = VokenPairs(texts, everyone.sequences[rows], rows, np.concatenate([train.pairs, itself]))
+    books = np.zeros((everyone.sequences.shape[1], everyone.codebook_size, pool.shape[1]), np.float32)
     torch.manual_seed(seed)
     generator = LiteGenerator(text_reader(prepared.encoder), books, settings)
-    known = prepared.caption_reader(settings.max_query_tokens) or text_reader(prepared.encoder)
-    generator.begin_training(PictureReader(known, world))
-    held_out = made.sequences[len(train.images) : len(train.images) + len(validation.images)]
+    reader = prepared.caption_reader(settings.max_query_tokens) or text_reader(prepared.encoder)
+    generator.begin_training(PictureReader(reader, world))
+    held_out = everyone.sequences[len(train.images) : len(train.images) + len(validation.images)]
     queries = validation_queries(validation, held_out, seed)
     history = train_generator(
         generator.to(prepared.device), pairs, queries, settings, seed=seed, checkpoints=checkpoints, progress=progress
     )
     generator.end_training()
-    of_pool = Identifiers(made.sequences[pool_rows], made.codebook_size)
+    of_pool = Identifiers(everyone.sequences[pool_rows], everyone.codebook_size)
     return generator.eval(), of_pool, history

@@ -1,10 +1,10 @@
 """The one-tower system: a text and a picture read together, pair by pair. BLIP's row in the tables.
 
-What reads both at once knows more of how they fit than two vectors do, and pays for it: nothing of a query is
-known of a picture before it is asked, so every pair costs a pass. `OneTower` scores the whole pool,
-`Reranked` only what another system found first.
+A network that reads both at once can compare more than two vectors can, but it is expensive: nothing about a pair can
+be computed before the query is known, so every pair costs a forward pass. `OneTower` scores the whole pool, `Reranked`
+only the first hits of another system.
 
-Neither knows how a pair is scored: that is a `PairScorer`.
+Neither knows how a pair is scored: a `PairScorer` does that.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import numpy as np
 from voken.errors import ConfigError, DataError
 from voken.search.hit import Hit
 from voken.shapes import Float, Int
-from voken_lab.systems.two_tower import check_ids
+from voken_lab.systems.pictures import PoolPictures, check_k
 
 
 class PairScorer(Protocol):
     """Match scores of a text with pictures of the pool that the scorer is bound to."""
 
     def score(self, text: str, rows: Int[np.ndarray, " pictures"]) -> Float[np.ndarray, " pictures"]:
-        """How well `text` fits the pictures that stand at `rows` of the pool; the larger, the better."""
+        """How well `text` fits the pictures at `rows` of the pool; larger is better."""
         ...
 
 
@@ -32,17 +32,17 @@ class SearchSystem(Protocol):
     """Anything that answers texts with ranked pictures (see `voken_lab.evaluation.protocol`)."""
 
     def search(self, texts: list[str], k: int) -> list[list[Hit]]:
-        """For each text at most `k` hits, by falling score, none twice."""
+        """For each text at most `k` hits, by falling score, no picture twice."""
         ...
 
 
 class OneTower:
-    """Every picture of the pool scored for every text. Hits of equal score come in the order of the pictures.
+    """Scores every picture of the pool for every text. Hits of equal score come in the order of the pictures.
 
-    `bytes_per_picture` is what must be stored for a picture beside its id, where the caller knows it: a one-tower
-    system keeps what its scorer reads of a picture.
+    `bytes_per_picture` is what must be stored for a picture besides its id; None takes the scorer's number, if it has
+    one.
 
-    Raises `EmptyDataError` without pictures, `DataError` where lengths differ or an id stands twice.
+    Raises `EmptyDataError` without pictures, `DataError` if lengths differ or an id is there twice.
     """
 
     def __init__(
@@ -53,62 +53,55 @@ class OneTower:
         paths: Sequence[str] | None = None,
         bytes_per_picture: float | None = None,
     ) -> None:
-        check_ids(image_ids)
-        if paths is not None and len(paths) != len(image_ids):
-            raise DataError(f"{len(image_ids)} picture ids and {len(paths)} paths: there must be one a picture.")
         self._scorer = scorer
-        self._image_ids = tuple(image_ids)
-        self._paths = ("",) * len(image_ids) if paths is None else tuple(map(str, paths))
+        self._pictures = PoolPictures(image_ids, paths)
         self.bytes_per_picture = _bytes_of(scorer) if bytes_per_picture is None else bytes_per_picture
 
     def search(self, texts: list[str], k: int) -> list[list[Hit]]:
-        """For each text the `k` pictures that fit it best (all of them where there are fewer), best first.
+        """For each text the `k` pictures that fit it best (all of them if there are fewer), best first.
 
-        Raises `ConfigError` for `k` under 1, `DataError` where the scorer's answer is not one number a picture.
+        Raises `ConfigError` for `k` under 1, `DataError` if the scorer does not return one number per picture.
         """
-        if k < 1:
-            raise ConfigError(f"k: {k} pictures a query; ask for 1 or more.")
+        check_k(k)
         return [self._best(text, k) for text in texts]
 
     def _best(self, text: str, k: int) -> list[Hit]:
-        scores = _scores(self._scorer, text, np.arange(len(self._image_ids)))
+        scores = _scores(self._scorer, text, np.arange(len(self._pictures)))
         best = np.argsort(-scores, kind="stable")[:k]
-        return [Hit(self._image_ids[row], self._paths[row], float(scores[row])) for row in best]
+        return [self._pictures.hit(row, float(scores[row])) for row in best]
 
 
 class Reranked:
-    """Another system's first `depth` hits, put in a scorer's order; the hits behind them stay as they are.
+    """Another system's first `depth` hits in a scorer's order; the hits after them keep their order.
 
-    Scores must fall along the whole answer, and the two systems' scores do not compare. Those of the reranked hits
-    are the scorer's; a hit behind them gets its own system's score, moved by one number for all, so that the first
-    of them lies 1 below the last reranked hit. What was tied behind `depth` stays tied.
+    Scores must fall along the whole answer, and scores of the two systems cannot be compared. The reranked hits have
+    the scorer's scores; the hits after them have their system's scores, all shifted by one number, so that the first of
+    them is 1 below the last reranked hit. Ties after `depth` stay ties.
 
-    `image_ids` are the pool's, in the order of the scorer's rows. `bytes_per_picture` is the sum of what system and
-    scorer say, None where one of them does not.
+    `image_ids` are the pool's, in the order of the scorer's rows. `bytes_per_picture` is the sum of the system's and
+    the scorer's number, None if one of them has none.
 
-    Raises `ConfigError` for `depth` under 1, `EmptyDataError` without pictures, `DataError` where an id stands twice.
+    Raises `ConfigError` for `depth` under 1, `EmptyDataError` without pictures, `DataError` if an id is there twice.
     """
 
     def __init__(self, system: SearchSystem, scorer: PairScorer, image_ids: Sequence[str], *, depth: int) -> None:
         if depth < 1:
             raise ConfigError(f"depth: {depth} hits to rerank; rerank 1 or more.")
-        check_ids(image_ids)
         self._system = system
         self._scorer = scorer
-        self._row = {name: row for row, name in enumerate(image_ids)}
+        self._row = {image_id: row for row, image_id in enumerate(PoolPictures(image_ids).image_ids)}
         self.depth = depth
         self.bytes_per_picture = _sum_of_bytes(system, scorer)
 
     def search(self, texts: list[str], k: int) -> list[list[Hit]]:
         """For each text at most `k` hits, best first. Equal scores come in the other system's order.
 
-        Raises `ConfigError` for `k` under 1, `DataError` where the other system finds a picture outside the pool or
-        the scorer's answer is not one number a picture.
+        Raises `ConfigError` for `k` under 1, `DataError` if the other system returns a picture outside the pool or the
+        scorer does not return one number per picture.
         """
-        if k < 1:
-            raise ConfigError(f"k: {k} pictures a query; ask for 1 or more.")
-        found = self._system.search(texts, max(self.depth, k))
-        return [self._reranked(text, hits)[:k] for text, hits in zip(texts, found, strict=True)]
+        check_k(k)
+        answers = self._system.search(texts, max(self.depth, k))
+        return [self._reranked(text, hits)[:k] for text, hits in zip(texts, answers, strict=True)]
 
     def _reranked(self, text: str, hits: list[Hit]) -> list[Hit]:
         head, tail = hits[: self.depth], hits[self.depth :]
@@ -116,7 +109,7 @@ class Reranked:
             return []
         unknown = [hit.image_id for hit in head if hit.image_id not in self._row]
         if unknown:
-            raise DataError(f"Picture {unknown[0]!r} was found, but is not in the scorer's pool. Search the same pool.")
+            raise DataError(f"Picture {unknown[0]!r} is a hit, but not in the scorer's pool. Search the same pool.")
         scores = _scores(self._scorer, text, np.array([self._row[hit.image_id] for hit in head]))
         best = np.argsort(-scores, kind="stable")
         ranked = [_with_score(head[row], float(scores[row])) for row in best]
@@ -133,17 +126,19 @@ def _with_score(hit: Hit, score: float) -> Hit:
 def _scores(scorer: PairScorer, text: str, rows: Int[np.ndarray, " pictures"]) -> Float[np.ndarray, " pictures"]:
     scores = np.asarray(scorer.score(text, rows), dtype=np.float64)
     if scores.shape != rows.shape:
-        raise DataError(f"The scorer gave scores of shape {scores.shape} for {len(rows)} pictures: one each is needed.")
+        raise DataError(
+            f"The scorer returned scores of shape {scores.shape}, not one for each of {len(rows)} pictures."
+        )
     if not np.isfinite(scores).all():
-        bad = int(rows[np.flatnonzero(~np.isfinite(scores))[0]])
-        raise DataError(f"The scorer gave a score that is not finite for {text!r} and the picture at row {bad}.")
+        row = int(rows[np.flatnonzero(~np.isfinite(scores))[0]])
+        raise DataError(f"The scorer returned a score that is not finite for {text!r} and the picture at row {row}.")
     return scores
 
 
 def _bytes_of(holder: object) -> float | None:
-    """`bytes_per_picture` of a scorer or system that says it."""
-    known = getattr(holder, "bytes_per_picture", None)
-    return None if known is None else float(known)
+    """`bytes_per_picture` of a scorer or system that has it."""
+    value = getattr(holder, "bytes_per_picture", None)
+    return None if value is None else float(value)
 
 
 def _sum_of_bytes(system: object, scorer: object) -> float | None:

@@ -1,9 +1,9 @@
 """The two-tower system: queries and pictures as vectors of one space, every picture compared. CLIP's row in the tables.
 
-Over quantized vectors it is the *quantized ceiling*: what a search could reach that knew each picture's
-vokens alone and compared every sequence, instead of writing the likely ones.
+Over quantized vectors it is the *quantized ceiling*: what a search could reach that knows only each picture's vokens
+and compares every sequence, instead of writing the likely ones.
 
-The search is exact. It knows nothing of how texts become vectors.
+The search is exact. It does not know how texts become vectors.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ from typing import Protocol, Self
 
 import numpy as np
 
-from voken.errors import ConfigError, DataError, EmptyDataError
+from voken.errors import DataError
 from voken.search.hit import Hit
 from voken.shapes import Float, Float32, Int
+from voken_lab.systems.pictures import PoolPictures, check_k, checked_vectors
 
 _BLOCK = 2**23
-"""Scores held at once: 32 MiB of float32."""
+"""Scores in memory at once: 32 MiB of float32."""
 
 
 class TextEncoder(Protocol):
     """The half of an `Encoder` that a query needs."""
 
     def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
-        """One vector a text, in the space of the pictures' vectors."""
+        """One vector per text, in the space of the pictures' vectors."""
         ...
 
 
@@ -35,7 +36,7 @@ class Quantizer(Protocol):
 
     @property
     def codebooks(self) -> Float[np.ndarray, "M N e"]:
-        """One codebook a level."""
+        """One codebook per level."""
         ...
 
     def encode(self, vectors: Float[np.ndarray, "pictures dim"]) -> Int[np.ndarray, "pictures M"]:
@@ -50,14 +51,14 @@ class Quantizer(Protocol):
 class TwoTower:
     """Exact search by inner product, in float32.
 
-    Equal vectors are scored once and tie exactly: a matrix product may round equal rows differently, and
-    the order of pictures that nothing tells apart would then hang on their place in memory. Hits of equal score
-    come in the order of the pictures.
+    Equal vectors are scored once and tie exactly: a matrix product may round equal rows differently, and the order of
+    pictures with equal vectors would then depend on their place in memory. Hits of equal score come in the order of
+    the pictures.
 
-    `bytes_per_picture` is what must be stored for a picture beside its id.
+    `bytes_per_picture` is what must be stored for a picture besides its id.
 
-    Raises `EmptyDataError` without pictures, `DataError` where lengths differ, an id stands twice, or a vector is
-    not finite.
+    Raises `EmptyDataError` without pictures, `DataError` if lengths differ, an id is there twice, or a vector is not
+    finite.
     """
 
     def __init__(
@@ -70,10 +71,9 @@ class TwoTower:
         vokens: Int[np.ndarray, "pictures M"] | None = None,
         bytes_per_picture: float | None = None,
     ) -> None:
-        vectors = checked_pictures(image_ids, vectors, paths=paths, vokens=vokens)
+        self._pictures = PoolPictures(image_ids, paths, rows=None if vokens is None else len(vokens))
+        vectors = checked_vectors(self._pictures, vectors)
         self._encoder = encoder
-        self._image_ids = tuple(image_ids)
-        self._paths = ("",) * len(image_ids) if paths is None else tuple(map(str, paths))
         self._vokens = ((),) * len(image_ids) if vokens is None else tuple(map(tuple, vokens.tolist()))
         self._rows, self._order, self._starts = _distinct_rows(vectors)
         self.bytes_per_picture = 4.0 * vectors.shape[1] if bytes_per_picture is None else bytes_per_picture
@@ -88,7 +88,7 @@ class TwoTower:
         *,
         paths: Sequence[str] | None = None,
     ) -> Self:
-        """The quantized ceiling: each vector replaced by the one rebuilt from its vokens, at unit length.
+        """The quantized ceiling: each vector is replaced by the one rebuilt from its vokens, at unit length.
 
         Pictures that share a sequence share a vector, and so tie. `bytes_per_picture` counts M vokens of log2 N bits.
         """
@@ -108,12 +108,11 @@ class TwoTower:
         )
 
     def search(self, texts: list[str], k: int) -> list[list[Hit]]:
-        """For each text the `k` pictures of largest inner product (all of them where there are fewer), best first.
+        """For each text the `k` pictures of largest inner product (all of them if there are fewer), best first.
 
         Raises `ConfigError` for `k` under 1.
         """
-        if k < 1:
-            raise ConfigError(f"k: {k} pictures a query; ask for 1 or more.")
+        check_k(k)
         if not texts:
             return []
         queries = read_queries(self._encoder, texts, self._rows.shape[1])
@@ -135,60 +134,27 @@ class TwoTower:
         values = np.repeat(scores[candidates], counts)
         best = np.lexsort((pictures, -values))[:k]
         return [
-            Hit(self._image_ids[picture], self._paths[picture], value, self._vokens[picture])
+            self._pictures.hit(picture, value, self._vokens[picture])
             for picture, value in zip(pictures[best].tolist(), values[best].tolist(), strict=True)
         ]
 
 
 def sequence_bytes(levels: int, entries: int) -> float:
-    """M values of log2 N bits, rounded up; docs/speed.md says what a collection takes beside."""
+    """M values of log2 N bits, rounded up; docs/speed.md says what else a collection stores."""
     return levels * math.ceil(math.log2(max(entries, 2))) / 8
 
 
-def check_ids(image_ids: Sequence[str]) -> None:
-    """Raises `EmptyDataError` without pictures, `DataError` where an id stands twice."""
-    if not len(image_ids):
-        raise EmptyDataError("There is no picture to search.")
-    if len(set(image_ids)) != len(image_ids):
-        raise DataError("A picture id stands twice. Give every picture its own id.")
-
-
-def checked_pictures(
-    image_ids: Sequence[str],
-    vectors: Float[np.ndarray, "pictures dim"],
-    *,
-    paths: Sequence[str] | None = None,
-    vokens: Int[np.ndarray, "pictures M"] | None = None,
-) -> Float32[np.ndarray, "pictures dim"]:
-    """The vectors as contiguous float32, a row a picture.
-
-    Raises `EmptyDataError` without pictures, `DataError` where lengths differ, an id stands twice, or a vector is
-    not finite.
-    """
-    check_ids(image_ids)
-    if vectors.ndim != 2 or not vectors.shape[1]:
-        raise DataError(f"Picture vectors must be a (pictures, dim) array, not one of shape {vectors.shape}.")
-    for what, rows in (("vectors", vectors), ("paths", paths), ("rows of vokens", vokens)):
-        if rows is not None and len(rows) != len(image_ids):
-            raise DataError(f"{len(image_ids)} picture ids and {len(rows)} {what}: there must be one a picture.")
-    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-    if not np.isfinite(vectors).all():
-        bad = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
-        raise DataError(f"The vector of picture {image_ids[bad]!r} is not finite. Encode it again.")
-    return vectors
-
-
 def read_queries(encoder: TextEncoder, texts: Sequence[str], dim: int) -> Float32[np.ndarray, "texts dim"]:
-    """The texts' vectors as contiguous float32. Raises `DataError` where they are not `dim` wide, or not finite."""
+    """The texts' vectors as contiguous float32. Raises `DataError` if they are not `dim` wide, or not finite."""
     queries = np.ascontiguousarray(encoder.encode_texts(texts), dtype=np.float32)
     if queries.shape != (len(texts), dim):
         raise DataError(
-            f"The encoder gave vectors of shape {queries.shape} for {len(texts)} texts; the pictures' are "
+            f"The encoder returned vectors of shape {queries.shape} for {len(texts)} texts; the pictures' are "
             f"{dim} wide. Use the encoder that the pictures were encoded with."
         )
     if not np.isfinite(queries).all():
         bad = int(np.flatnonzero(~np.isfinite(queries).all(axis=1))[0])
-        raise DataError(f"The encoder gave a vector that is not finite for the text {texts[bad]!r}.")
+        raise DataError(f"The encoder returned a vector that is not finite for the text {texts[bad]!r}.")
     return queries
 
 
