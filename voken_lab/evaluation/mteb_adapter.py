@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from mteb.models.model_meta import ModelMeta
     from PIL.Image import Image
 
-MakeSystem = Callable[[Sequence[str], Float32[np.ndarray, "pictures dim"]], SearchSystem]
-"""From picture ids and their vectors, by the adapter's encoder, to a system that searches them."""
+MakeSystem = Callable[[Sequence[str], np.ndarray], SearchSystem]
+"""From picture ids and their vectors (float32, pictures × dim) to a system that searches them."""
 
 
 class PictureEncoder(Protocol):
