@@ -1,18 +1,18 @@
-/* The panel that adds pictures. The token stays in this tab's session storage, and goes nowhere but into a header. */
+/* The panel that adds pictures. The token stays in this tab's session storage, and is sent only in a header. */
 
 import { byId, element } from "./element.js";
 import { addPictures, Refusal } from "./server.js";
 import { count, pictures } from "./words.js";
 
 const TOKEN = "voken-token";
-const AT_ONCE = 8; // files
-const BYTES_AT_ONCE = 16 * 2 ** 20;
+const BATCH_FILES = 8;
+const BATCH_BYTES = 16 * 2 ** 20;
 
 export class Add {
-  /** `added()` is called when the collection has changed. */
-  constructor(added) {
+  /** `changed()` is called when the collection has changed. */
+  constructor(changed) {
     this.dialog = byId("add");
-    this.added = added;
+    this.changed = changed;
     byId("add-open").addEventListener("click", () => this.open());
     byId("add-form").addEventListener("submit", (event) => {
       event.preventDefault();
@@ -26,13 +26,13 @@ export class Add {
 
   open() {
     byId("token").value = sessionStorage.getItem(TOKEN) ?? "";
-    this.#say("");
+    this.#report("");
     this.#complain("");
     this.dialog.showModal();
     (byId("token").value ? byId("files") : byId("token")).focus();
   }
 
-  /** Files that were dropped or pasted on the panel. */
+  /** Choose files that were dropped or pasted on the panel. */
   take(files) {
     const all = new DataTransfer();
     for (const file of files) all.items.add(file);
@@ -44,42 +44,42 @@ export class Add {
     this.#complain("");
     if (!token) return this.#complain("Give the token that the server was started with.", "token");
     if (!files.length) return this.#complain("Choose at least one picture.", "files");
-    const [progress, send, skipped] = [byId("add-progress"), byId("add-send"), byId("add-skipped")];
-    let [done, added, updated] = [0, 0, 0];
-    const refused = [];
+    const [progress, button, skipped] = [byId("add-progress"), byId("add-send"), byId("add-skipped")];
+    let [sent, added, updated] = [0, 0, 0];
+    const rejects = [];
     skipped.hidden = true;
     progress.max = files.length;
     progress.value = 0;
     progress.hidden = false;
-    send.disabled = true;
+    button.disabled = true;
     try {
-      for (const some of portions(files)) {
-        this.#say(`Sending ${count(done + 1)} to ${count(done + some.length)} of ${pictures(files.length)}…`);
-        const change = await sent(some, token, (seconds) =>
-          this.#say(`The server is busy; going on in ${seconds} s.`));
+      for (const batch of batches(files)) {
+        this.#report(`Sending ${count(sent + 1)} to ${count(sent + batch.length)} of ${pictures(files.length)}…`);
+        const change = await send(batch, token, (seconds) =>
+          this.#report(`The server is busy. Trying again in ${seconds} s.`));
         sessionStorage.setItem(TOKEN, token);
-        done += some.length;
+        sent += batch.length;
         added += change.added.length;
         updated += change.updated.length;
-        refused.push(...change.skipped);
-        progress.value = done;
+        rejects.push(...change.skipped);
+        progress.value = sent;
       }
       byId("files").value = "";
     } catch (error) {
-      const wrong = error instanceof Refusal && (error.status === 401 || error.status === 403);
-      if (wrong) sessionStorage.removeItem(TOKEN);
-      this.#complain(error.message, wrong ? "token" : null);
+      const badToken = error instanceof Refusal && (error.status === 401 || error.status === 403);
+      if (badToken) sessionStorage.removeItem(TOKEN);
+      this.#complain(error.message, badToken ? "token" : null);
     } finally {
       progress.hidden = true;
-      send.disabled = false;
+      button.disabled = false;
     }
-    this.#say(done ? `${count(added)} added, ${count(updated)} updated, ${count(refused.length)} skipped.` : "");
-    skipped.replaceChildren(...refused.map(({ path, reason }) => element("li", null, `${path}: ${reason}`)));
-    skipped.hidden = !refused.length;
-    if (done) this.added();
+    this.#report(sent ? `${count(added)} added, ${count(updated)} updated, ${count(rejects.length)} skipped.` : "");
+    skipped.replaceChildren(...rejects.map(({ path, reason }) => element("li", null, `${path}: ${reason}`)));
+    skipped.hidden = !rejects.length;
+    if (sent) this.changed();
   }
 
-  #say(text) {
+  #report(text) {
     byId("add-state").textContent = text;
   }
 
@@ -92,22 +92,22 @@ export class Add {
   }
 }
 
-/** Few enough files a request that progress shows and no limit of a body is met early. */
-function* portions(files) {
-  let [some, bytes] = [[], 0];
+/** So few files per request that progress shows and no request is too long. */
+function* batches(files) {
+  let [batch, bytes] = [[], 0];
   for (const file of files) {
-    if (some.length && (some.length === AT_ONCE || bytes + file.size > BYTES_AT_ONCE)) {
-      yield some;
-      [some, bytes] = [[], 0];
+    if (batch.length && (batch.length === BATCH_FILES || bytes + file.size > BATCH_BYTES)) {
+      yield batch;
+      [batch, bytes] = [[], 0];
     }
-    some.push(file);
+    batch.push(file);
     bytes += file.size;
   }
-  if (some.length) yield some;
+  if (batch.length) yield batch;
 }
 
-/** What the server made of files. It is asked again, five times at most, where it wants patience. */
-async function sent(files, token, waiting) {
+/** The change that the server reports. A busy server is asked up to five times. */
+async function send(files, token, waiting) {
   for (let tries = 1; ; tries += 1) {
     try {
       return await addPictures(files, token);

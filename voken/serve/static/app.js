@@ -1,4 +1,4 @@
-/* The page: what is asked, its answer, the address bar, and who is told of what. */
+/* The page: the question, its answer, the address bar, and what connects the parts. */
 
 import { Add } from "./add.js";
 import { byId, element } from "./element.js";
@@ -9,22 +9,22 @@ import { Viewer } from "./viewer.js";
 import { caption, duration, pictures } from "./words.js";
 
 const PAUSE = 150; // ms without a key before a search
-const PATIENCE = 200; // ms before a search is said to take its time
-const SPOKEN = 600; // ms without news before a screen reader hears it
-const PAGES = [60, 120, 200]; // pictures an answer; the last is the most the server gives
+const PATIENCE = 200; // ms before the page shows that a search is running
+const SPOKEN = 600; // ms without changes before a screen reader is told
+const PAGES = [60, 120, 200]; // pictures per answer; the last is the server's limit
 const LONGEST_WAIT = 30; // s between tries of a server that does not answer
 
-/* What is asked: {kind: "words", text}, {kind: "like", id} or {kind: "picture", file, number}. */
-let asked = { kind: "words", text: "" };
+/* The question: {kind: "words", text}, {kind: "like", id} or {kind: "picture", file, number}. */
+let question = { kind: "words", text: "" };
 let page = 0; // of PAGES
 /* The answer on the screen: {key, request, hits}. */
-let shown = null;
-let facts = { name: "", pictures: 0, version: null, calibrated: false, can_encode: false, examples: [] }; // GET /about
+let current = null;
+let collection = { name: "", pictures: 0, version: null, calibrated: false, can_encode: false, examples: [] }; // GET /about
 let controller = null; // of the request under way
-let failures = 0; // in a row
-let settled = true; // the next query typed is a new step of the history
-const files = new Map(); // number → picture searched with, for Back
-const liked = new Map(); // id → hit whose like was searched, for its caption
+let failures = 0; // in a row, to reach the server
+let newStep = true; // the next query typed is a new step of the history
+const files = new Map(); // number → picture of a search by picture, for Back
+const examples = new Map(); // id → hit of a "similar" search, for its caption
 const timers = { typing: 0, again: 0, spoken: 0 };
 
 const query = byId("query");
@@ -35,10 +35,10 @@ const viewer = new Viewer({
   moved: (hit) => history.replaceState({ ...history.state, show: hit.id }, "", href(hit.id)),
   closed: leave,
   similar: (hit) => {
-    // the address of the open picture stays in the history: Back comes to it again
+    // the address of the open picture stays in the history, so that Back returns to it
     viewer.dialog.dataset.leaving = "true";
     viewer.close();
-    liked.set(hit.id, hit);
+    examples.set(hit.id, hit);
     ask({ kind: "like", id: hit.id });
   },
 });
@@ -46,22 +46,22 @@ const viewer = new Viewer({
 /* ---- asking ---- */
 
 function request() {
-  const common = { k: PAGES[page], filters: [...filters.list], threshold: facts.calibrated ? filters.sure : null };
-  if (asked.kind === "words") {
-    const text = asked.text.trim();
+  const common = { k: PAGES[page], filters: [...filters.list], threshold: collection.calibrated ? filters.threshold : null };
+  if (question.kind === "words") {
+    const text = question.text.trim();
     return text ? { ...common, query: text } : null;
   }
-  return asked.kind === "like" ? { ...common, like: asked.id } : { ...common, file: asked.file, number: asked.number };
+  return question.kind === "like" ? { ...common, like: question.id } : { ...common, file: question.file, number: question.number };
 }
 
-/** One text for one question, however many pictures of its answer are asked for. */
-function keyOf(wanted) {
-  return wanted && JSON.stringify({ ...wanted, file: undefined, k: undefined });
+/** Equal for equal questions, however many pictures of the answer are requested. */
+function keyOf(body) {
+  return body && JSON.stringify({ ...body, file: undefined, k: undefined });
 }
 
-/** Ask something new, as a step of the history. */
-function ask(what, { push = true } = {}) {
-  asked = what;
+/** Ask a new question, as a step of the history. */
+function ask(next, { push = true } = {}) {
+  question = next;
   page = 0;
   drawQuestion();
   remember(push);
@@ -71,7 +71,7 @@ function ask(what, { push = true } = {}) {
 /** The filters changed. */
 function change() {
   page = 0;
-  settled = true;
+  newStep = true;
   remember(true);
   run();
 }
@@ -81,31 +81,31 @@ async function run({ focus = false, keepScroll = false } = {}) {
   flush();
   controller?.abort();
   const mine = (controller = new AbortController());
-  const wanted = request();
+  const body = request();
   working(false);
-  if (!wanted) return idle();
+  if (!body) return idle();
   const slow = setTimeout(() => {
     if (controller !== mine) return;
     working(true);
-    if (!shown) grid.wait(24);
+    if (!current) grid.wait(24);
   }, PATIENCE);
   try {
-    let answer = await answerTo(wanted, mine.signal);
+    let answer = await answerTo(body, mine.signal);
     let unsure = false;
-    if (wanted.threshold !== null && !answer.results[0].hits.length) {
-      answer = await answerTo({ ...wanted, threshold: null }, mine.signal); // what comes nearest
+    if (body.threshold !== null && !answer.results[0].hits.length) {
+      answer = await answerTo({ ...body, threshold: null }, mine.signal); // the nearest
       unsure = true;
     }
-    if (controller !== mine) return; // overtaken by a newer question
+    if (controller !== mine) return; // a newer question was asked meanwhile
     failures = 0;
-    present(wanted, answer, { keepScroll, unsure });
+    present(body, answer, { keepScroll, unsure });
     if (focus) grid.focus(0);
   } catch (error) {
     if (controller !== mine) return;
-    if (isAbout(wanted.filters, error)) {
+    if (isAbout(body.filters, error)) {
       filters.complain(error.message);
       notice(null);
-      if (!shown) grid.clear();
+      if (!current) grid.clear();
     } else {
       fail(error, run);
     }
@@ -115,90 +115,90 @@ async function run({ focus = false, keepScroll = false } = {}) {
   }
 }
 
-const answerTo = (wanted, signal) =>
-  wanted.file ? server.searchPicture(wanted.file, wanted, signal) : server.search({ ...wanted, why: false }, signal);
+const answerTo = (body, signal) =>
+  body.file ? server.searchPicture(body.file, body, signal) : server.search({ ...body, why: false }, signal);
 
 /* ---- answers ---- */
 
-/** `unsure`: the pictures shown are less sure than was asked for. */
-function present(wanted, answer, { keepScroll, unsure }) {
+/** `unsure`: the hits have less confidence than the filter demands. */
+function present(body, answer, { keepScroll, unsure }) {
   const { hits, no_match: unlikely } = answer.results[0];
   const noMatch = hits.length > 0 && (unlikely || unsure);
-  const key = keyOf(wanted);
-  const fresh = key !== shown?.key;
-  shown = { key, request: unsure ? { ...wanted, threshold: null } : wanted, hits };
-  filters.settle();
+  const key = keyOf(body);
+  const fresh = key !== current?.key;
+  current = { key, request: unsure ? { ...body, threshold: null } : body, hits };
+  filters.accept();
   grid.show(hits, { dim: () => noMatch });
   if (fresh && !keepScroll) window.scrollTo({ top: 0 });
-  const found = `${pictures(hits.length)} · ${duration(answer.seconds)}`;
-  summary(hits.length ? found : "");
+  const counts = `${pictures(hits.length)} · ${duration(answer.seconds)}`;
+  summary(hits.length ? counts : "");
   byId("more").hidden = hits.length < PAGES[page] || page === PAGES.length - 1;
   byId("thumb-search").hidden = !hits.length;
   if (!hits.length) {
-    const filtered = wanted.filters.length > 0;
+    const filtered = body.filters.length > 0;
     notice(
-      filtered ? "No picture passes these filters" : "Nothing found",
-      filtered ? "Take one away, or ask for something else." : "Say it in other words.",
-      filtered ? { said: "Remove all filters", done: () => { filters.set([], null); change(); } } : null,
+      filtered ? "No picture passes these filters" : "No pictures found",
+      filtered ? "Remove a filter, or search for something else." : "Try other words.",
+      filtered ? { label: "Remove all filters", act: () => { filters.set([], null); change(); } } : null,
     );
   } else if (noMatch) {
-    notice("Nothing matches well", hits.length === 1 ? "This comes nearest." : "These come nearest.");
+    notice("Nothing matches well", hits.length === 1 ? "This is the nearest." : "These are the nearest.");
   } else {
     notice(null);
   }
-  speak(hits.length ? `${noMatch ? "Nothing matches well. Nearest: " : ""}${found}` : byId("notice-title").textContent);
-  if (answer.version !== facts.version) refresh().catch(() => {});
+  speak(hits.length ? `${noMatch ? "Nothing matches well. Nearest: " : ""}${counts}` : byId("notice-title").textContent);
+  if (answer.version !== collection.version) refresh().catch(() => {});
   follow();
 }
 
-/** Nothing is asked. */
+/** There is no question. */
 function idle() {
-  shown = null;
+  current = null;
   failures = 0;
   grid.clear();
-  filters.agree();
+  filters.clearErrors();
   summary("");
   byId("more").hidden = true;
   byId("thumb-search").hidden = true;
-  const how = facts.can_encode ? ", or give a picture to find others like it." : ".";
-  if (facts.version === null) notice(null); // not told yet
-  else notice(`Search ${pictures(facts.pictures)}`, `Say what the picture shows${how}`);
-  byId("examples").hidden = !facts.examples.length;
+  const how = collection.can_encode ? ", or choose a picture to find similar ones." : ".";
+  if (collection.version === null) notice(null); // not known yet
+  else notice(`Search ${pictures(collection.pictures)}`, `Describe what the picture shows${how}`);
+  byId("examples").hidden = !collection.examples.length;
   speak("");
 }
 
-/** Whether the server found fault with a filter. */
-function isAbout(given, error) {
+/** Whether the server refused one of the filters. */
+function isAbout(list, error) {
   const refused = error instanceof server.Refusal && [400, 422].includes(error.status);
-  return given.length > 0 && refused && /filter/i.test(error.message);
+  return list.length > 0 && refused && /filter/i.test(error.message);
 }
 
-/** Says what went wrong; `again` is called where trying again may help, by itself or when somebody wants it. */
+/** Shows an error. `again` is called if trying again may help: after a while, or when somebody presses the button. */
 function fail(error, again) {
-  if (!shown) grid.clear();
+  if (!current) grid.clear();
   summary("");
-  const trying = { said: "Try now", done: () => again() };
+  const retry = { label: "Try now", act: () => again() };
   if (error instanceof server.Unreachable) {
     failures += 1;
     const wait = Math.min(LONGEST_WAIT, 2 ** failures);
-    countdown("The server does not answer", "Is voken serve still running?", wait, trying);
+    countdown("The server does not answer", "Is voken serve still running?", wait, retry);
   } else if (error instanceof server.Refusal && error.again !== null) {
     const title = error.status === 429 ? "Too many searches at once" : "The server is busy";
-    countdown(title, error.message, error.again, trying);
+    countdown(title, error.message, error.again, retry);
   } else if (error instanceof server.Refusal) {
-    notice("That did not work", error.message, error.status >= 500 ? trying : null);
+    notice("That did not work", error.message, error.status >= 500 ? retry : null);
   } else {
     throw error;
   }
   speak(`${byId("notice-title").textContent}. ${error.message}`);
 }
 
-/** A notice that tries again by itself. */
+/** A notice that counts down and then tries again. */
 function countdown(title, text, seconds, action) {
   let left = seconds;
   clearTimeout(timers.again);
   const tick = () => {
-    if (left === 0) return action.done();
+    if (left === 0) return action.act();
     notice(title, `${text} Trying again in ${left} s.`, action);
     left -= 1;
     timers.again = setTimeout(tick, 1000);
@@ -207,14 +207,14 @@ function countdown(title, text, seconds, action) {
   tick();
 }
 
-/** What stands above the pictures; `title` null: nothing. */
+/** The notice above the pictures; `title` null hides it. */
 function notice(title, text = "", action = null) {
   byId("notice").hidden = title === null;
   byId("notice-title").textContent = title ?? "";
   byId("notice-text").textContent = text;
   byId("notice-action").hidden = !action;
-  byId("notice-action").textContent = action?.said ?? "";
-  byId("notice-action").onclick = action?.done ?? null;
+  byId("notice-action").textContent = action?.label ?? "";
+  byId("notice-action").onclick = action?.act ?? null;
   byId("examples").hidden = true;
 }
 
@@ -222,7 +222,7 @@ function summary(text) {
   byId("summary").textContent = text;
 }
 
-/** For those who listen: what is so once typing rests. */
+/** For screen readers, once typing pauses. */
 function speak(text) {
   clearTimeout(timers.spoken);
   timers.spoken = setTimeout(() => {
@@ -238,37 +238,37 @@ function working(now) {
 /* ---- the open picture ---- */
 
 function open(place, { push = true } = {}) {
-  const hit = shown.hits[place];
+  const hit = current.hits[place];
   if (push) {
     flush();
-    settled = true;
+    newStep = true;
     history.pushState({ ...history.state, show: hit.id, opened: true }, "", href(hit.id));
   }
-  viewer.open(shown.hits, place, {
-    query: shown.request.query ?? "",
-    total: facts.pictures,
-    explain: explainer(shown),
+  viewer.open(current.hits, place, {
+    query: current.request.query ?? "",
+    total: collection.pictures,
+    explain: explainer(current),
   });
 }
 
-/** Explanations of an answer, asked for once and only when somebody wants one. */
+/** Explanations of an answer, requested once, when the first is opened. */
 function explainer(answer) {
   return async (hit) => {
     if (answer.request.query === undefined) return hit.why ?? null;
-    answer.explained ??= server.search({ ...answer.request, why: true });
+    answer.withWhys ??= server.search({ ...answer.request, why: true });
     try {
-      const { results } = await answer.explained;
-      const found = results[0].hits.find((one) => one.id === hit.id);
-      if (!found) throw new Error("The collection has changed since. Search again.");
-      return found.why;
+      const { results } = await answer.withWhys;
+      const explained = results[0].hits.find((candidate) => candidate.id === hit.id);
+      if (!explained) throw new Error("The collection has changed since. Search again.");
+      return explained.why;
     } catch (error) {
-      answer.explained = undefined;
+      answer.withWhys = undefined;
       throw error;
     }
   };
 }
 
-/** The viewer was closed, by whatever means. */
+/** The viewer was closed, by a button, a key or the Back button. */
 function leave(place) {
   grid.focus(place);
   if (viewer.dialog.dataset.leaving) {
@@ -279,65 +279,65 @@ function leave(place) {
   }
 }
 
-/** Open or close the viewer as the address says. */
+/** Open or close the viewer to match the address. */
 function follow() {
   const id = history.state?.show ?? new URLSearchParams(location.search).get("show");
   if (id === null) return viewer.close();
-  const place = shown?.hits.findIndex((hit) => hit.id === id) ?? -1;
+  const place = current?.hits.findIndex((hit) => hit.id === id) ?? -1;
   if (place >= 0 && !viewer.isOpen) open(place, { push: false });
   return null;
 }
 
-/* ---- the address bar, and the history's own memory: ids may be names that no address can hold ---- */
+/* ---- the address bar, and the history's state: ids may be file names that no address can hold ---- */
 
-function href(opened = null) {
+function href(viewed = null) {
   const address = new URLSearchParams();
-  if (asked.kind === "words" && asked.text.trim()) address.set("q", asked.text.trim());
-  if (asked.kind === "like") address.set("like", asked.id);
+  if (question.kind === "words" && question.text.trim()) address.set("q", question.text.trim());
+  if (question.kind === "like") address.set("like", question.id);
   for (const filter of filters.list) address.append("filter", filter);
-  if (filters.sure) address.set("sure", String(filters.sure));
-  if (opened !== null) address.set("show", opened);
+  if (filters.threshold) address.set("sure", String(filters.threshold));
+  if (viewed !== null) address.set("show", viewed);
   const text = address.toString();
   return text ? `?${text}` : location.pathname;
 }
 
 function remember(push) {
-  const state = { picture: asked.number, like: asked.id };
-  const other = new URL(href(), location.href).href !== location.href || asked.kind === "picture";
+  const state = { picture: question.number, like: question.id };
+  const other = new URL(href(), location.href).href !== location.href || question.kind === "picture";
   if (push && other) history.pushState(state, "", href());
   else history.replaceState(state, "", href());
-  sayTitle();
+  updateTitle();
 }
 
-/** Ask what the address says. */
+/** Ask the question in the address. */
 function recall() {
   clearTimeout(timers.typing);
   timers.typing = 0;
-  settled = true;
+  newStep = true;
   const address = new URLSearchParams(location.search);
   const number = history.state?.picture;
-  if (files.has(number)) asked = { kind: "picture", file: files.get(number), number };
-  else if (address.has("like")) asked = { kind: "like", id: history.state?.like ?? address.get("like") };
-  else asked = { kind: "words", text: address.get("q") ?? "" };
+  if (files.has(number)) question = { kind: "picture", file: files.get(number), number };
+  else if (address.has("like")) question = { kind: "like", id: history.state?.like ?? address.get("like") };
+  else question = { kind: "words", text: address.get("q") ?? "" };
   const sure = Number(address.get("sure"));
   filters.set(address.getAll("filter"), sure > 0 && sure < 1 ? sure : null);
   drawQuestion();
-  sayTitle();
-  const wanted = request();
-  if (shown && keyOf(wanted) === shown.key) return follow();
+  updateTitle();
+  const body = request();
+  if (current && keyOf(body) === current.key) return follow();
   page = 0;
   return run({ keepScroll: true });
 }
 
-function sayTitle() {
-  const what = { words: asked.text?.trim(), like: `like ${asked.id}`, picture: asked.file?.name }[asked.kind];
-  document.title = what ? `${what} – ${facts.name || "Pictures"}` : facts.name || "Pictures";
+function updateTitle() {
+  const text = { words: question.text?.trim(), like: `like ${question.id}`, picture: question.file?.name }[question.kind];
+  document.title = text ? `${text} – ${collection.name || "Pictures"}` : collection.name || "Pictures";
 }
 
 /* ---- the search box ---- */
 
 query.addEventListener("input", () => {
-  asked = { kind: "words", text: query.value };
+  question = { kind: "words", text: query.value };
   page = 0;
   drawQuestion();
   clearTimeout(timers.typing);
@@ -345,23 +345,23 @@ query.addEventListener("input", () => {
 });
 query.addEventListener("blur", () => {
   if (timers.typing) run();
-  settled = true;
+  newStep = true;
 });
 query.addEventListener("keydown", (event) => {
-  if (event.key === "ArrowDown" && shown?.hits.length) {
+  if (event.key === "ArrowDown" && current?.hits.length) {
     event.preventDefault();
     grid.focus(0);
   } else if (event.key === "Escape" && !query.value) {
     query.blur();
-  } else if (event.key === "Backspace" && !query.value && asked.kind !== "words") {
+  } else if (event.key === "Backspace" && !query.value && question.kind !== "words") {
     ask({ kind: "words", text: "" });
   }
 });
 byId("search").addEventListener("submit", (event) => {
   event.preventDefault();
   flush();
-  settled = true;
-  if (shown && keyOf(request()) === shown.key) grid.focus(0);
+  newStep = true;
+  if (current && keyOf(request()) === current.key) grid.focus(0);
   else run({ focus: true });
 });
 byId("clear").addEventListener("click", () => restart());
@@ -372,28 +372,28 @@ function restart() {
   query.focus();
 }
 
-/** What was typed goes into the history, and no longer waits for a pause. */
+/** Put what was typed into the history at once, without waiting for a pause. */
 function flush() {
   if (!timers.typing) return;
   clearTimeout(timers.typing);
   timers.typing = 0;
-  remember(settled);
-  settled = false;
+  remember(newStep);
+  newStep = false;
 }
 
 function drawQuestion() {
-  if (asked.kind === "words" && query.value !== asked.text) query.value = asked.text;
-  if (asked.kind !== "words") query.value = "";
+  if (question.kind === "words" && query.value !== question.text) query.value = question.text;
+  if (question.kind !== "words") query.value = "";
   byId("clear").hidden = !query.value;
-  byId("like").hidden = asked.kind === "words";
-  query.placeholder = asked.kind === "words" ? "What does the picture show?" : "or words";
-  if (asked.kind === "like") {
-    const hit = liked.get(asked.id);
-    byId("like-name").textContent = `Like ${hit ? caption(hit) : asked.id}`;
-    draw(pictureOf(hit, asked.id));
-  } else if (asked.kind === "picture") {
-    byId("like-name").textContent = `Like ${asked.file.name || "the picture given"}`;
-    draw(createImageBitmap(asked.file));
+  byId("like").hidden = question.kind === "words";
+  query.placeholder = question.kind === "words" ? "What does the picture show?" : "or describe it in words";
+  if (question.kind === "like") {
+    const hit = examples.get(question.id);
+    byId("like-name").textContent = `Like ${hit ? caption(hit) : question.id}`;
+    draw(pictureOf(hit, question.id));
+  } else if (question.kind === "picture") {
+    byId("like-name").textContent = `Like ${question.file.name || "your picture"}`;
+    draw(createImageBitmap(question.file));
   }
 }
 
@@ -404,24 +404,24 @@ async function pictureOf(hit, id) {
   return image;
 }
 
-/** The middle of a picture in the search box: on a canvas, as a page that trusts its own origin only shows no blobs. */
-async function draw(coming) {
+/** Draw the middle of a picture in the search box. */
+async function draw(loading) {
   const canvas = byId("like-picture");
   const pen = canvas.getContext("2d");
   pen.clearRect(0, 0, canvas.width, canvas.height);
-  const drawn = asked;
+  const subject = question;
   try {
-    const picture = await coming;
-    if (asked !== drawn) return;
+    const picture = await loading;
+    if (question !== subject) return;
     const [width, height] = [picture.naturalWidth ?? picture.width, picture.naturalHeight ?? picture.height];
     const side = Math.min(width, height);
     pen.drawImage(picture, (width - side) / 2, (height - side) / 2, side, side, 0, 0, canvas.width, canvas.height);
   } catch {
-    // a kind of picture that this browser cannot show; the server may know it
+    // a format that this browser cannot show; the server may be able to read it
   }
 }
 
-/* ---- pictures to search with ---- */
+/* ---- searching by picture ---- */
 
 function searchWith(file) {
   const number = files.size + 1;
@@ -432,12 +432,12 @@ function searchWith(file) {
   ask({ kind: "picture", file, number });
 }
 
-/** Files that came by drop or paste, wherever they are wanted. */
-function take(given) {
-  const some = [...given];
-  if (!some.length) return false;
-  if (add.isOpen) add.take(some);
-  else if (facts.can_encode) searchWith(some[0]);
+/** Use files that were chosen, dropped or pasted: to add, if that panel is open, or to search. */
+function take(list) {
+  const chosen = [...list];
+  if (!chosen.length) return false;
+  if (add.isOpen) add.take(chosen);
+  else if (collection.can_encode) searchWith(chosen[0]);
   else return false;
   return true;
 }
@@ -451,14 +451,14 @@ document.addEventListener("paste", (event) => {
   if (take(event.clipboardData?.files ?? [])) event.preventDefault();
 });
 
-let ownDrag = false; // a picture of the page that is dragged elsewhere comes with a file too
-addEventListener("dragstart", () => (ownDrag = true));
-addEventListener("dragend", () => (ownDrag = false));
-const hasFiles = (event) => !ownDrag && (event.dataTransfer?.types.includes("Files") ?? false);
-let depth = 0; // dragenter and dragleave come for every element on the way
+let fromHere = false; // a picture dragged from this page also comes with a file
+addEventListener("dragstart", () => (fromHere = true));
+addEventListener("dragend", () => (fromHere = false));
+const hasFiles = (event) => !fromHere && (event.dataTransfer?.types.includes("Files") ?? false);
+let depth = 0; // dragenter and dragleave are sent for every element on the way
 function dragging(by) {
   depth = Math.max(0, depth + by);
-  byId("drop").hidden = depth === 0 || add.isOpen || !facts.can_encode;
+  byId("drop").hidden = depth === 0 || add.isOpen || !collection.can_encode;
 }
 addEventListener("dragenter", (event) => {
   if (hasFiles(event)) dragging(1);
@@ -467,7 +467,7 @@ addEventListener("dragleave", (event) => {
   if (hasFiles(event)) dragging(-1);
 });
 addEventListener("dragover", (event) => {
-  if (hasFiles(event)) event.preventDefault(); // or the browser would leave the page for the file
+  if (hasFiles(event)) event.preventDefault(); // or the browser would open the file in place of the page
 });
 addEventListener("drop", (event) => {
   if (!hasFiles(event)) return;
@@ -479,7 +479,7 @@ addEventListener("drop", (event) => {
 /* ---- the rest ---- */
 
 byId("more").addEventListener("click", async () => {
-  const first = shown.hits.length;
+  const first = current.hits.length;
   page += 1;
   await run();
   if (document.activeElement === document.body || document.activeElement === byId("more")) grid.focus(first);
@@ -511,34 +511,34 @@ document.addEventListener("keydown", (event) => {
 });
 
 async function refresh() {
-  facts = await server.about();
-  byId("name").textContent = facts.name;
-  byId("size").textContent = pictures(facts.pictures);
-  byId("by-picture").hidden = !facts.can_encode;
-  byId("add-open").hidden = !facts.uploads;
-  filters.offer(facts);
+  collection = await server.about();
+  byId("name").textContent = collection.name;
+  byId("size").textContent = pictures(collection.pictures);
+  byId("by-picture").hidden = !collection.can_encode;
+  byId("add-open").hidden = !collection.uploads;
+  filters.offer(collection);
   byId("examples").replaceChildren(
-    ...facts.examples.map((text) => {
+    ...collection.examples.map((text) => {
       const button = element("button", { type: "button", class: "chip" }, text);
       button.addEventListener("click", () => ask({ kind: "words", text }));
       return element("li", null, button);
     }),
   );
-  sayTitle();
+  updateTitle();
 }
 
 async function begin() {
   try {
     await refresh();
   } catch (error) {
-    // where something is asked, its own answer says the same, and what is known of the collection comes with it
+    // if there is a question, its own answer reports the same
     if (!request()) fail(error, begin);
     return;
   }
   failures = 0;
-  if (!facts.calibrated) filters.set(filters.list, null);
+  if (!collection.calibrated) filters.set(filters.list, null);
   if (!request()) idle();
-  else if (filters.sure) run();
+  else if (filters.threshold) run();
 }
 
 recall();

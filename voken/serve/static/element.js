@@ -1,17 +1,17 @@
-/* Makes elements. What is said goes in as text nodes: nothing that a file or the server says is read as markup. */
+/* Creates elements. Text becomes text nodes, so that nothing from a file or the server is read as markup. */
 
 /** `element("a", {class: "tile", href}, child, "text", …)`; attributes and children that are null are left out. */
 export function element(tag, attributes, ...children) {
-  const made = document.createElement(tag);
+  const created = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes ?? {})) {
     if (value === null || value === undefined || value === false) continue;
-    made.setAttribute(name, value === true ? "" : String(value));
+    created.setAttribute(name, value === true ? "" : String(value));
   }
-  made.append(...children.filter((child) => child !== null && child !== undefined));
-  return made;
+  created.append(...children.filter((child) => child !== null && child !== undefined));
+  return created;
 }
 
-/** One of the drawings at the head of index.html. */
+/** An icon from the head of index.html. */
 export function icon(name) {
   const drawing = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   drawing.setAttribute("class", "icon");

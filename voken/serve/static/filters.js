@@ -1,4 +1,4 @@
-/* The filters in force, and the forms that make them. A filter is a string as the server reads it ("date>=2024-05"). */
+/* The active filters, and the forms that add them. A filter is a text as the server reads it ("date>=2024-05"). */
 
 import { byId, element, icon } from "./element.js";
 import * as words from "./words.js";
@@ -6,12 +6,12 @@ import * as words from "./words.js";
 const FORMS = ["date", "folder", "any"];
 
 export class Filters {
-  /** `changed()` is called when somebody changed `list` or `sure`. */
+  /** `changed()` is called when somebody changed `list` or `threshold`. */
   constructor(changed) {
     this.list = [];
-    this.sure = null; // the least probability that a hit is right, or null
+    this.threshold = null; // the least probability that a hit is right, or null
     this.changed = changed;
-    this.from = new Map(); // filter → the form it was made in
+    this.from = new Map(); // filter → the form that added it
     byId("filters-open").addEventListener("click", () => this.toggle());
     for (const end of ["from", "to"]) byId(`date-${end}`).addEventListener("change", () => this.#date(end));
     this.#form("folder", () => {
@@ -25,15 +25,15 @@ export class Filters {
     });
     this.#form("date", () => {});
     this.#form("sure", () => {});
-    byId("sure").addEventListener("input", () => this.#saySure());
+    byId("sure").addEventListener("input", () => this.#showThreshold());
     byId("sure").addEventListener("change", () => {
-      this.sure = Number(byId("sure").value) / 100 || null;
+      this.threshold = Number(byId("sure").value) / 100 || null;
       this.#draw();
       this.changed();
     });
   }
 
-  /** What the server can filter by. */
+  /** Show the forms for what the server can filter by. */
   offer({ fields, calibrated }) {
     byId("filter-date").hidden = !fields.includes("date");
     byId("filter-folder").hidden = !fields.includes("folder");
@@ -41,11 +41,11 @@ export class Filters {
     byId("fields").replaceChildren(...fields.map((field) => element("option", { value: field })));
   }
 
-  set(list, sure) {
+  set(list, threshold) {
     this.list = [...list];
-    this.sure = sure;
-    byId("sure").value = String(Math.round(100 * (sure ?? 0)));
-    this.#saySure();
+    this.threshold = threshold;
+    byId("sure").value = String(Math.round(100 * (threshold ?? 0)));
+    this.#showThreshold();
     for (const [end, sign] of [["from", ">="], ["to", "<="]]) {
       const day = this.list.find((filter) => filter.startsWith(`date${sign}`))?.slice(6) ?? "";
       byId(`date-${end}`).value = /^\d{4}-\d\d-\d\d$/.test(day) ? day : "";
@@ -58,9 +58,9 @@ export class Filters {
     byId("filters-open").setAttribute("aria-expanded", String(open));
   }
 
-  /** The server's word on a filter, beside the field it came from where that is in sight. */
+  /** Show the server's error about a filter, beside its form if that is visible. */
   complain(message) {
-    this.agree();
+    this.clearErrors();
     const wrong =
       this.list[/filters\[(\d+)\]/.exec(message)?.[1]] ??
       this.list.find((filter) => message.includes(filter)) ??
@@ -79,8 +79,8 @@ export class Filters {
     }
   }
 
-  /** The server had nothing to say against the filters. */
-  agree() {
+  /** The server has accepted the filters. */
+  clearErrors() {
     for (const place of document.querySelectorAll(".tools .error")) {
       place.hidden = true;
       place.textContent = "";
@@ -94,13 +94,13 @@ export class Filters {
     for (const chip of byId("chips").querySelectorAll(".wrong")) chip.classList.remove("wrong");
   }
 
-  /** Called once the filters were used: fields are emptied of what has become a chip. */
-  settle() {
-    this.agree();
+  /** After a search with the filters: empty the fields of those that have become chips. */
+  accept() {
+    this.clearErrors();
     for (const [filter, form] of this.from) {
       if (form === "folder" && filter === `folder=${byId("folder").value.trim()}`) byId("folder").value = "";
-      const made = ["field", "operator", "value"].map((id) => byId(id).value.trim()).join("");
-      if (form === "any" && filter === made) byId("field").value = byId("value").value = "";
+      const typed = ["field", "operator", "value"].map((id) => byId(id).value.trim()).join("");
+      if (form === "any" && filter === typed) byId("field").value = byId("value").value = "";
     }
     this.from.clear();
   }
@@ -115,16 +115,16 @@ export class Filters {
   #date(end) {
     const sign = end === "from" ? ">=" : "<=";
     const day = byId(`date-${end}`).value;
-    if (day && day < "1000") return; // a year half typed
+    if (day && day < "1000") return; // a year that is still being typed
     this.list = this.list.filter((filter) => !filter.startsWith(`date${sign[0]}`));
     if (day) this.#add(`date${sign}${day}`, "date");
     else this.#change();
   }
 
   #add(filter, form) {
-    // a wrong filter from the same form makes way for its correction
+    // a correction replaces the wrong filter from the same form
     const wrong = [...byId("chips").querySelectorAll(".wrong")].map((chip) => chip.dataset.filter);
-    this.list = this.list.filter((one) => one !== filter && !(wrong.includes(one) && this.from.get(one) === form));
+    this.list = this.list.filter((old) => old !== filter && !(wrong.includes(old) && this.from.get(old) === form));
     this.list.push(filter);
     this.from.set(filter, form);
     this.#change();
@@ -132,7 +132,7 @@ export class Filters {
 
   #remove(filter) {
     const at = this.list.indexOf(filter);
-    this.set(this.list.filter((one) => one !== filter), this.sure);
+    this.set(this.list.filter((other) => other !== filter), this.threshold);
     this.from.delete(filter);
     const rest = byId("chips").querySelectorAll("button");
     (rest[Math.min(Math.max(at, 0), rest.length - 1)] ?? byId("filters-open")).focus();
@@ -146,9 +146,9 @@ export class Filters {
 
   #draw() {
     const chips = this.list.map((filter) => this.#chip(words.filter(filter), filter, () => this.#remove(filter)));
-    if (this.sure) {
+    if (this.threshold) {
       chips.push(
-        this.#chip(`at least ${words.percent(this.sure)} sure`, null, () => {
+        this.#chip(`at least ${words.percent(this.threshold)} sure`, null, () => {
           this.set(this.list, null);
           byId("filters-open").focus();
           this.changed();
@@ -159,19 +159,19 @@ export class Filters {
     byId("chips").hidden = !chips.length;
   }
 
-  #chip(said, filter, remove) {
+  #chip(text, filter, remove) {
     const button = element(
       "button",
       { type: "button", class: "chip", "data-filter": filter, title: "Remove" },
       element("span", { class: "unseen" }, "Remove filter: "),
-      element("span", { class: "said" }, said),
+      element("span", { class: "text" }, text),
       icon("close"),
     );
     button.addEventListener("click", remove);
     return element("li", null, button);
   }
 
-  #saySure() {
+  #showThreshold() {
     const share = Number(byId("sure").value) / 100;
     byId("sure-shown").textContent = share ? `≥ ${words.percent(share)}` : "any";
   }

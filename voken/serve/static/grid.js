@@ -1,4 +1,4 @@
-/* The pictures found: tiles that one Tab reaches and arrow keys walk through. It knows hits, not searches. */
+/* The grid of hits: tiles that one Tab reaches and the arrow keys move through. It knows hits, not searches. */
 
 import { element } from "./element.js";
 import { original, thumbnail } from "./server.js";
@@ -7,13 +7,13 @@ import { caption, percent } from "./words.js";
 const SIZE = 256;
 
 export class Grid {
-  /** `open(place)` is called for the tile that was chosen. */
+  /** `open(place)` is called when a tile is chosen. */
   constructor(list, open) {
     this.list = list;
     this.tiles = new Map(); // id → its <li>
     list.addEventListener("click", (event) => {
       const place = this.#place(event.target);
-      // with a modifier a browser opens the original in a tab, as for any link
+      // with a modifier key the browser opens the file in a tab, as for any link
       if (place < 0 || event.button || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
       event.preventDefault();
       this.#rove(place);
@@ -26,10 +26,10 @@ export class Grid {
     list.addEventListener("keydown", (event) => this.#walk(event));
   }
 
-  /** Tiles of pictures that stay are kept, so that nothing flickers while somebody types. */
+  /** Tiles of pictures that are shown already are used again, so that nothing flickers while somebody types. */
   show(hits, { dim = () => false } = {}) {
     const focused = this.list.contains(document.activeElement) ? this.#place(document.activeElement) : -1;
-    const had = focused >= 0 ? this.list.children[focused] : null;
+    const focusedItem = focused >= 0 ? this.list.children[focused] : null;
     const before = this.tiles;
     this.tiles = new Map();
     const items = hits.map((hit) => {
@@ -38,15 +38,17 @@ export class Grid {
       this.tiles.set(hit.id, item);
       return item;
     });
-    const there = [...this.list.children];
-    // what is only added to is not taken out: a picture taken out and put back loads and scrolls again
-    if (there.every((item, at) => item === items[at])) this.list.append(...items.slice(there.length));
+    const present = [...this.list.children];
+    // a tile that is removed and inserted again would load and scroll again
+    if (present.every((item, at) => item === items[at])) this.list.append(...items.slice(present.length));
     else this.list.replaceChildren(...items);
-    this.#rove(Math.max(0, had ? items.indexOf(had) : 0));
-    if (had && !had.contains(document.activeElement)) this.focus(Math.max(0, items.indexOf(had)));
+    this.#rove(Math.max(0, focusedItem ? items.indexOf(focusedItem) : 0));
+    if (focusedItem && !focusedItem.contains(document.activeElement)) {
+      this.focus(Math.max(0, items.indexOf(focusedItem)));
+    }
   }
 
-  /** Grey boxes where pictures will be. */
+  /** Show grey boxes where pictures will be. */
   wait(places) {
     if (this.list.children.length) return;
     this.list.replaceChildren(
@@ -85,18 +87,18 @@ export class Grid {
     if (here < 0) return;
     const columns = getComputedStyle(this.list).gridTemplateColumns.split(" ").length;
     const row = (place) => Math.floor(place / columns);
-    const there = {
+    const target = {
       ArrowLeft: here - 1,
       ArrowRight: here + 1,
       ArrowUp: here - columns,
-      // into a last row that is shorter: to its end
+      // to the end of a last row that is shorter
       ArrowDown: row(here) < row(last) ? Math.min(here + columns, last) : here,
       Home: 0,
       End: last,
     }[event.key];
-    if (there === undefined) return;
+    if (target === undefined) return;
     event.preventDefault();
-    if (there >= 0 && there <= last) this.focus(there);
+    if (target >= 0 && target <= last) this.focus(target);
   }
 }
 
@@ -104,7 +106,7 @@ function tile(hit) {
   const image = element("img", { width: SIZE, height: SIZE, loading: "lazy", decoding: "async" });
   const words = element("span", { class: "words", "aria-hidden": "true" });
   const item = element("li", null, element("a", { class: "tile", tabindex: -1 }, image, words));
-  image.addEventListener("load", () => item.classList.add("there"));
+  image.addEventListener("load", () => item.classList.add("loaded"));
   image.addEventListener("error", () => item.classList.add("broken"));
   return item;
 }
@@ -113,12 +115,12 @@ function fill(item, hit, dim) {
   const link = item.firstChild;
   const [image, words] = link.children;
   const address = thumbnail(hit, SIZE);
-  const said = caption(hit);
-  const sure = typeof hit.confidence === "number" ? percent(hit.confidence) : null;
+  const title = caption(hit);
+  const confidence = typeof hit.confidence === "number" ? percent(hit.confidence) : null;
   const href = original(hit);
   if (href) link.setAttribute("href", href);
-  image.alt = said;
-  words.replaceChildren(element("span", null, said), ...(sure ? [element("b", null, sure)] : []));
+  image.alt = title;
+  words.replaceChildren(element("span", null, title), ...(confidence ? [element("b", null, confidence)] : []));
   item.classList.toggle("dim", dim);
   if (!address) item.classList.add("broken");
   else if (image.src !== address) image.src = address;

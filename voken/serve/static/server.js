@@ -1,6 +1,6 @@
 /* The server's HTTP interface. It knows paths, bodies and errors, and nothing of the page. */
 
-/** The server answered, and said no. `message` is its own sentence; `again` the seconds after which to ask again. */
+/** The server refused a request. `message` is its sentence; `again` is seconds to wait before trying again, or null. */
 export class Refusal extends Error {
   constructor(status, message, again) {
     super(message);
@@ -9,7 +9,7 @@ export class Refusal extends Error {
   }
 }
 
-/** No answer at all. */
+/** There was no answer. */
 export class Unreachable extends Error {}
 
 export const about = (signal) => ask("about", { signal });
@@ -37,27 +37,27 @@ export function addPictures(files, token) {
   return ask("pictures", { method: "POST", headers: { Authorization: `Bearer ${token}` }, body: form });
 }
 
-/** Where a picture of the collection is, by its id, as far as it is only an id that is known. */
+/** The address of a picture of which only the id is known. */
 export function address(id) {
   const parts = id.split("/");
-  // browsers take parts of dots away, as if they were folders
+  // browsers remove parts of dots, as if they were folders
   const plain = parts.every((part) => !["", ".", ".."].includes(part));
   const path = plain ? parts.map((part) => encodeURIComponent(part)).join("/") : encodeURIComponent(id);
   return new URL(`pictures/${path}`, document.baseURI).href;
 }
 
-/** The hit's picture at most `size` pixels a side; null where the address is not one of this server's. */
+/** The address of a hit's thumbnail, at most `size` pixels per side; null if it is on another server. */
 export function thumbnail(hit, size) {
-  const address = own(hit.thumbnail);
+  const address = sameOrigin(hit.thumbnail);
   if (!address) return null;
   address.searchParams.set("thumbnail", String(size));
   return address.href;
 }
 
-/** The hit's original; null as above. */
-export const original = (hit) => own(hit.url)?.href ?? null;
+/** The address of a hit's file; null if it is on another server. */
+export const original = (hit) => sameOrigin(hit.url)?.href ?? null;
 
-function own(text) {
+function sameOrigin(text) {
   try {
     const address = new URL(text, document.baseURI);
     return address.origin === location.origin ? address : null;
@@ -74,23 +74,23 @@ async function ask(path, options) {
     if (error.name === "AbortError") throw error;
     throw new Unreachable("The server does not answer.");
   }
-  let said = null;
+  let content = null;
   try {
-    said = await response.json();
+    content = await response.json();
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    // a proxy's own page, or a connection that broke half-way
+    // the page of a proxy, or a connection that broke
     if (response.ok) throw new Unreachable("The server’s answer was cut short.");
   }
-  if (response.ok) return said;
-  const message = typeof said?.error === "string" ? said.error : `The server answered ${response.status}.`;
+  if (response.ok) return content;
+  const message = typeof content?.error === "string" ? content.error : `The server answered ${response.status}.`;
   throw new Refusal(response.status, message, retryAfter(response));
 }
 
-/** Seconds to wait, or null where the server does not ask for patience. */
+/** Seconds to wait, or null if the server does not ask to wait. */
 function retryAfter(response) {
   if (response.status !== 503 && response.status !== 429) return null;
-  const given = response.headers.get("Retry-After") ?? "";
-  const seconds = /^\d+$/.test(given) ? Number(given) : (Date.parse(given) - Date.now()) / 1000;
+  const header = response.headers.get("Retry-After") ?? "";
+  const seconds = /^\d+$/.test(header) ? Number(header) : (Date.parse(header) - Date.now()) / 1000;
   return Number.isFinite(seconds) ? Math.max(1, Math.ceil(seconds)) : 2;
 }

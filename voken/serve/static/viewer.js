@@ -1,4 +1,4 @@
-/* One picture, large, with what is known of it. It knows a list of hits and a place in it, and nothing of searches. */
+/* One picture, large, with its facts. It knows a list of hits and a place in it, and nothing about searches. */
 
 import { byId, element } from "./element.js";
 import { original, thumbnail } from "./server.js";
@@ -9,7 +9,7 @@ const LARGE = 1024;
 const SWIPE = 48; // pixels
 
 export class Viewer {
-  /** `moved(hit)`, `closed(place)` and `similar(hit)` are called when that was done or asked for. */
+  /** `moved(hit)` and `closed(place)` are called afterwards, `similar(hit)` to search for similar pictures. */
   constructor({ moved, closed, similar }) {
     this.dialog = byId("viewer");
     this.hits = [];
@@ -42,8 +42,8 @@ export class Viewer {
   }
 
   /**
-   * `context`: the query's text, the total of pictures in the collection, and `explain(hit)`, which promises the hit's
-   * `why`, or null where there is none.
+   * `context`: the query's text, the number of pictures in the collection, and `explain(hit)`, which promises the
+   * hit's `why`, or null if there is none.
    */
   open(hits, place, context) {
     this.hits = hits;
@@ -78,13 +78,13 @@ export class Viewer {
     byId("hit-facts").replaceChildren(...facts(hit));
     const metadata = Object.entries(hit.metadata ?? {});
     byId("metadata-section").hidden = !metadata.length;
-    byId("metadata").replaceChildren(...metadata.flatMap(([name, given]) => pair(name, value(given))));
+    byId("metadata").replaceChildren(...metadata.flatMap(([name, data]) => pair(name, value(data))));
     this.dialog.querySelector(".facts").scrollTop = 0;
     this.dialog.scrollTop = 0;
     this.#why();
   }
 
-  /** The thumbnail, which is there already, until the large one has come. */
+  /** Show the thumbnail, which is loaded already, until the large one is. */
   #picture(hit) {
     const [small, large] = [thumbnail(hit, 256), thumbnail(hit, LARGE)];
     const image = byId("large");
@@ -95,38 +95,38 @@ export class Viewer {
       return;
     }
     image.src = small;
-    const coming = new Image();
-    coming.addEventListener("load", () => {
+    const loading = new Image();
+    loading.addEventListener("load", () => {
       if (this.hits[this.place] !== hit) return;
-      // a small picture is shown up to three times its size: an icon is no speck on a large screen
-      image.style.inlineSize = `${Math.max(coming.naturalWidth, Math.min(3 * coming.naturalWidth, 420))}px`;
+      // a small picture is shown up to three times its size, so that an icon is visible on a large screen
+      image.style.inlineSize = `${Math.max(loading.naturalWidth, Math.min(3 * loading.naturalWidth, 420))}px`;
       image.src = large;
       const after = this.hits[this.place + 1];
       if (after) new Image().src = thumbnail(after, LARGE) ?? "";
     });
-    coming.addEventListener("error", () => {
+    loading.addEventListener("error", () => {
       if (this.hits[this.place] === hit) byId("stage").classList.add("broken");
     });
-    coming.src = large;
+    loading.src = large;
   }
 
   async #why() {
     const content = byId("why-content");
     const hit = this.hits[this.place];
     if (!byId("why").open || !hit) return;
-    const slow = setTimeout(() => content.replaceChildren(element("p", { class: "soft" }, "Asking…")), 250);
-    let shown;
+    const slow = setTimeout(() => content.replaceChildren(element("p", { class: "soft" }, "Loading…")), 250);
+    let parts;
     try {
       const why = await this.context.explain(hit);
-      shown = why
+      parts = why
         ? explanation(hit, why, { ...this.context, place: this.place })
-        : [element("p", null, "Found by comparing pictures with each other: no vokens were written for it.")];
+        : [element("p", null, "This search compared pictures with each other; the model wrote no vokens for it.")];
     } catch (error) {
-      shown = [element("p", { class: "error" }, error.message)];
+      parts = [element("p", { class: "error" }, error.message)];
     } finally {
       clearTimeout(slow);
     }
-    if (this.hits[this.place] === hit) content.replaceChildren(...shown);
+    if (this.hits[this.place] === hit) content.replaceChildren(...parts);
   }
 
   #swipe(stage) {
@@ -155,4 +155,4 @@ function facts(hit) {
   ];
 }
 
-const pair = (name, said, id) => [element("dt", null, name), element("dd", { id }, said)];
+const pair = (name, content, id) => [element("dt", null, name), element("dd", { id }, content)];

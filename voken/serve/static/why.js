@@ -1,11 +1,11 @@
-/* "Why this?": the vokens of one hit, and how the beam came to them. It draws what the server says, no more. */
+/* "Why this?": the vokens of one hit, and how the beam came to them, as the server explains it. */
 
 import { element } from "./element.js";
 import { count, decimals, ordinal, percent, pictures } from "./words.js";
 
-const LEAST = 7; // log-probability of an empty bar, at least: about ln 1/1024, a guess among a codebook's entries
+const EMPTY_BAR = 7; // minus the log-probability of an empty bar: about ln 1024, a guess among a codebook's entries
 
-/** `why` as in the answer of POST /search; `total` pictures are in the collection, `place` is the hit's, from 0. */
+/** `why` as in the answer of POST /search; `total` pictures in the collection; `place` of the hit, from 0. */
 export function explanation(hit, why, { query, total, place }) {
   return [
     element("p", null, first(hit, why, query, total)),
@@ -17,26 +17,26 @@ export function explanation(hit, why, { query, total, place }) {
 
 function first(hit, why, query, total) {
   const left = why.levels.at(-1)?.pictures ?? total;
-  const asked = query ? `From “${query}” the model` : "The model";
+  const subject = query ? `From “${query}” the model` : "The model";
   return (
-    `${asked} wrote ${count(why.levels.length)} vokens, one after the other; ` +
-    `each narrows the choice, here from ${pictures(total)} to ${left === 1 ? "this one" : count(left)}.`
+    `${subject} wrote ${count(why.levels.length)} vokens, one after the other. ` +
+    `Each narrows the choice, here from ${pictures(total)} to ${left === 1 ? "this one" : count(left)}.`
   );
 }
 
 function second(why, place) {
-  const cosine = why.cosine === null ? "" : `the picture’s likeness to the query (cosine ${decimals(why.cosine, 2)})`;
+  const cosine = why.cosine === null ? "" : `the picture’s similarity to the query (cosine ${decimals(why.cosine, 2)})`;
   if (why.beam_rank === null) {
-    return `None of the beams ended here${cosine ? `: ${cosine} brought it to place ${place + 1}` : ""}.`;
+    return `No beam ended here${cosine ? `; ${cosine} brought it to place ${place + 1}` : ""}.`;
   }
-  const written = `Of the sequences it followed to the end, this was the ${likeliest(why.beam_rank)}`;
-  return cosine ? `${written}; together with ${cosine} that makes place ${place + 1}.` : `${written}.`;
+  const rank = `Of the sequences that the beams completed, this was the ${likeliest(why.beam_rank)}`;
+  return cosine ? `${rank}. Together with ${cosine}, it is in place ${place + 1}.` : `${rank}.`;
 }
 
 const likeliest = (rank) => (rank === 1 ? "likeliest" : `${ordinal(rank)} likeliest`);
 
 function levels(why, total) {
-  const least = Math.max(LEAST, ...why.levels.map((level) => -level.log_prob));
+  const least = Math.max(EMPTY_BAR, ...why.levels.map((level) => -level.log_prob));
   const rows = why.levels.map((level, at) =>
     element(
       "tr",
@@ -88,10 +88,10 @@ function totals(why) {
   );
 }
 
-/** A voken; equal numbers at one level have one colour. */
+/** A voken. Equal numbers at one level have the same colour. */
 export function voken(number_, level) {
   const chip = element("span", { class: "chip-voken" }, String(number_));
-  // the golden angle sets neighbouring numbers far apart on the circle of colours
+  // the golden angle puts neighbouring numbers far apart on the colour wheel
   chip.style.setProperty("--hue", String(Math.round(number_ * 137.508 + level * 47) % 360));
   return chip;
 }
@@ -102,5 +102,5 @@ function bar(share) {
   return element("span", { class: "meter", "aria-hidden": "true" }, filled);
 }
 
-/** What is read is rounded; `value` is what the server said. */
+/** A number that is rounded for reading; `value` has it exactly. */
 const number = (exact, shown) => element("data", { value: exact }, shown);

@@ -1,4 +1,4 @@
-/* How numbers, filters and pictures are said. */
+/* Numbers, filters and pictures in words. */
 
 const whole = new Intl.NumberFormat("en");
 const CAPTIONS = ["caption", "captions", "title", "description", "alt", "concept", "name"];
@@ -8,7 +8,7 @@ export const count = (number) => whole.format(number);
 export const pictures = (number) => `${count(number)} ${number === 1 ? "picture" : "pictures"}`;
 export const decimals = (number, places) => number.toFixed(places).replace("-", "−");
 
-/** A probability as a percentage that never says 0 % or 100 % of what is neither. */
+/** A probability as a percentage; only 0 and 1 themselves become 0% and 100%. */
 export function percent(share) {
   const value = 100 * share;
   if (value > 0 && value < 0.1) return "<0.1%";
@@ -28,32 +28,32 @@ export function ordinal(number) {
   return `${count(number)}${ending}`;
 }
 
-/** What a picture shows, in the words that came with it; its id where none did. */
+/** A picture's caption from its metadata, or its id if there is none. */
 export function caption(hit) {
   for (const name of CAPTIONS) {
     const value = hit.metadata?.[name];
-    const text = Array.isArray(value) ? value.find((one) => typeof one === "string" && one.trim()) : value;
+    const text = Array.isArray(value) ? value.find((item) => typeof item === "string" && item.trim()) : value;
     if (typeof text === "string" && text.trim()) return text.trim();
   }
   return hit.id;
 }
 
 /** A metadata value as text. */
-export function value(given) {
-  if (Array.isArray(given) && given.every((one) => typeof one === "string")) return given.join(" · ");
-  return typeof given === "string" ? given : JSON.stringify(given);
+export function value(data) {
+  if (Array.isArray(data) && data.every((item) => typeof item === "string")) return data.join(" · ");
+  return typeof data === "string" ? data : JSON.stringify(data);
 }
 
 const FILTER = /^\s*([^=!<>~]+?)\s*(!=|<=|>=|=|<|>|~)\s*(.*?)\s*$/s;
 
 /** "date>=2024-05" as "date ≥ 2024-05". */
 export function filter(text) {
-  const [, field, operator, said] = FILTER.exec(text) ?? [];
-  return field ? `${field} ${SIGNS[operator]} ${said}` : text;
+  const [, field, operator, operand] = FILTER.exec(text) ?? [];
+  return field ? `${field} ${SIGNS[operator]} ${operand}` : text;
 }
 
-/** The field and the value of a filter; null where it is none. */
+/** The field and the value of a filter; null if the text is not a filter. */
 export function parts(text) {
-  const [, field, , said] = FILTER.exec(text) ?? [];
-  return field ? [field, said] : null;
+  const [, field, , operand] = FILTER.exec(text) ?? [];
+  return field ? [field, operand] : null;
 }
