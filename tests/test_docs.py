@@ -1,21 +1,21 @@
-"""The documentation says what is so: its commands run, print what is shown, and its links lead somewhere.
+"""The documentation is true: its commands run, they print what a page shows, and its links lead somewhere.
 
 A page is one session of a reader, from top to bottom, in a home folder of its own:
 
-    photos/           27 pictures in animals/, food/, trips/2023/, trips/2024/; one for README; a file that is none
-    photos.voken      a collection of them, but where the page makes it itself (README, the tutorial)
-    model             a true model with random weights and a made-up calibration; demo/model is the same
+    photos/           27 pictures in animals/, food/, trips/2023/, trips/2024/; one for README; one broken file
+    photos.voken      a collection of them, unless the page indexes them itself (README, the tutorial)
+    model             a true model with random weights and an invented calibration; demo/model is the same
     demo/data         pictures with captions and fields; captioned is the same; a.json, b.json: evaluations of it
     more/ other/      pictures that are in no collection, and fox-drawn.png
 
-What is run: in fences of `console` every line that begins with "$ "; in all others every line that begins with "voken";
-every fence of `python`. A comment before a fence, `<!-- not run: REASON -->`, or for some of its commands
-`<!-- not run: voken reproduce: REASON -->`, takes them out; voken's command line must take their options all the same.
-What is not run as it stands: `voken fit` is asked for its settings alone; servers listen on a free port, are asked and
-stopped at the page's end; `--watch` is shown a new picture and stopped.
+What runs: in a `console` fence every line that begins with "$ "; in other fences every line that begins with "voken";
+every `python` fence. A comment before a fence excludes it, `<!-- not run: REASON -->`, or some of its commands,
+`<!-- not run: voken reproduce: REASON -->`; voken's command line must still accept their options. These do not run as
+they stand: `voken fit` only prints its settings; servers listen on a free port, answer a request, and stop at the end
+of the page; `--watch` sees a new picture and is stopped.
 
-A line shown below a command of a `console` is one that it prints, but for numbers and paths; `…` stands for what is
-left out. A fence of `json` after it shows keys that its answer has, with values of these types.
+A command must print each line shown below it in a `console` fence, except for numbers and paths; `…` stands for
+omitted text. A `json` fence after a command shows keys of its answer, with values of the right types.
 """
 
 import contextlib
@@ -65,14 +65,14 @@ SUFFIXES = (".png", ".jpg", ".webp")
 
 @dataclass(frozen=True)
 class Command:
-    """One line of a shell, what is shown below it, and what its answer looks like."""
+    """One line of a shell, what the page shows below it, and what its answer looks like."""
 
     line: int
     text: str
     run: bool
     shown: list = field(default_factory=list)
     shape: list = field(default_factory=list)
-    """Of one element, where a fence of `json` follows."""
+    """One element if a `json` fence follows, else none."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Block:
     language: str
     lines: list
     mark: tuple | None
-    """Of the comment before it: the command that is not run ("" for all), and the reason."""
+    """From the comment before it: the command that does not run ("" for all), and the reason."""
 
     @property
     def text(self):
@@ -92,53 +92,53 @@ class Block:
 
 def blocks(page):
     """The fences of a page in order."""
-    found, fence, mark = [], None, None
+    fences, fence, mark = [], None, None
     for number, line in enumerate((ROOT / page).read_text(encoding="utf-8").splitlines(), start=1):
         if fence is not None:
             if line.startswith("```"):
-                found.append(fence)
+                fences.append(fence)
                 fence, mark = None, None
             else:
                 fence.lines.append(line)
         elif line.startswith("```"):
             fence = Block(number, line[3:].strip(), [], mark)
         else:
-            said = re.fullmatch(r"<!-- not run: (?:(voken [^:]*): )?(.+) -->", line)
-            mark = (said[1] or "", said[2]) if said else None
+            comment = re.fullmatch(r"<!-- not run: (?:(voken [^:]*): )?(.+) -->", line)
+            mark = (comment[1] or "", comment[2]) if comment else None
     assert fence is None, f"{page}: a fence is not closed"
-    return found
+    return fences
 
 
 def commands(block):
-    """Those of a fence, with what is shown below each."""
-    found = []
+    """The commands of a fence, with the lines shown below each."""
+    lines = []
     for number, line in enumerate(block.lines, start=block.line + 1):
         prompt = "$ " if block.language == "console" else ""
         if line.startswith(prompt) if prompt else line.startswith("voken"):
             text = line.removeprefix(prompt)
             run = block.mark is None or bool(block.mark[0] and not text.startswith(block.mark[0]))
-            found.append(Command(number, text, run))
-        elif found and prompt and line.strip():
-            found[-1].shown.append(line)
-    return found
+            lines.append(Command(number, text, run))
+        elif lines and prompt and line.strip():
+            lines[-1].shown.append(line)
+    return lines
 
 
-def steps(page):
-    """Everything of a page that is run, in order: commands and programs."""
-    found = []
+def steps_of(page):
+    """The commands and programs of a page, in order."""
+    steps = []
     for block in blocks(page):
         if block.language == "python":
             if block.mark is None:
-                found.append(block)
-        elif block.language == "json" and found and isinstance(found[-1], Command):
-            found[-1].shape.append(json.loads(block.text))
+                steps.append(block)
+        elif block.language == "json" and steps and isinstance(steps[-1], Command):
+            steps[-1].shape.append(json.loads(block.text))
         elif block.language in ("", "sh", "console"):
-            found += commands(block)
-    return found
+            steps += commands(block)
+    return steps
 
 
 def skeleton(line):
-    """A line without what differs from one run to another."""
+    """A line without its numbers and paths, which differ between runs."""
     words = [
         "PATH" if "/" in word or word.rstrip(":,").endswith(SUFFIXES) else re.sub(r"[-+−]?\d[\d,.]*", "0", word)
         for word in line.split()
@@ -146,18 +146,18 @@ def skeleton(line):
     return " ".join(words)
 
 
-def missing(shown, printed):
-    """The first shown line that was not printed; None where all were."""
-    there = [skeleton(line) for line in printed.splitlines()]
+def missing_line(shown, printed):
+    """The first shown line that was not printed, or None."""
+    skeletons = [skeleton(line) for line in printed.splitlines()]
     for line in shown:
-        wanted = skeleton(line.removesuffix("…"))
-        if not any(one.startswith(wanted) if line.endswith("…") else one == wanted for one in there):
+        start = skeleton(line.removesuffix("…"))
+        if not any(text.startswith(start) if line.endswith("…") else text == start for text in skeletons):
             return line
     return None
 
 
 def assert_shape(shown, real, where="answer"):
-    """Every key that is shown is there, with a value of its type."""
+    """The real answer has every shown key, with a value of the same type."""
     if isinstance(shown, dict):
         assert isinstance(real, dict), f"{where}: {real!r}"
         for key, value in shown.items():
@@ -165,9 +165,9 @@ def assert_shape(shown, real, where="answer"):
             assert_shape(value, real[key], f"{where}.{key}")
     elif isinstance(shown, list):
         assert isinstance(real, list), f"{where}: {real!r}"
-        assert len(real) >= bool(shown), f"{where}: nothing there"
-        for one in shown:
-            assert_shape(one, real[0], f"{where}[0]")
+        assert len(real) >= bool(shown), f"{where}: empty"
+        for element in shown:
+            assert_shape(element, real[0], f"{where}[0]")
     elif isinstance(shown, int | float) and not isinstance(shown, bool):
         assert isinstance(real, int | float), f"{where}: {real!r}"
         assert not isinstance(real, bool), where
@@ -176,7 +176,7 @@ def assert_shape(shown, real, where="answer"):
 
 
 def operators(text):
-    """Words, and whether the shell is needed: for pipes, files and what is not voken."""
+    """The words of a command, and whether it needs a shell (pipes, redirections, other programs)."""
     lexer = shlex.shlex(text, posix=True, punctuation_chars=True)
     lexer.whitespace_split = True
     words = list(lexer)
@@ -206,7 +206,7 @@ def draw(path, random, year=2024):
 
 
 def draw_data(folder, random):
-    """Concepts of one family each, two hands, all in the test split."""
+    """Each concept in a family of its own, drawn twice, all in the test split."""
     lines = []
     for concept in ("health worker", "field worker", "red square", "green dot", "blue stripe", "fish"):
         for vendor in ("noto", "fluent"):
@@ -221,7 +221,7 @@ def draw_data(folder, random):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """What all pages begin with, and the cache they share."""
+    """The files that all pages start with, and the cache that they share."""
     home = tmp_path_factory.mktemp("prepared")
     random = np.random.default_rng(0)
     for folder, (year, names) in PHOTOS.items():
@@ -242,14 +242,14 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture
 def home(prepared, tmp_path, monkeypatch):
-    """A reader's home folder, and where they are."""
+    """A reader's home folder, which is the current folder."""
     shutil.copytree(prepared / "photos", tmp_path / "photos")
     for name in ("more", "other", "demo/data"):
         shutil.copytree(prepared / name, tmp_path / name)
     for name in ("fox-drawn.png", "a.json", "b.json"):
         shutil.copy(prepared / name, tmp_path / name)
-    for link, to in (("model", prepared / "demo" / "model"), ("demo/model", prepared / "demo" / "model")):
-        (tmp_path / link).symlink_to(to, target_is_directory=True)
+    for link, target in (("model", prepared / "demo" / "model"), ("demo/model", prepared / "demo" / "model")):
+        (tmp_path / link).symlink_to(target, target_is_directory=True)
     (tmp_path / "captioned").symlink_to("demo/data", target_is_directory=True)
     shim = tmp_path / "bin" / "voken"
     shim.parent.mkdir()
@@ -266,12 +266,12 @@ def home(prepared, tmp_path, monkeypatch):
 
 
 def expanded(words):
-    """As a shell passes them on."""
+    """The words as a shell would pass them on."""
     return [str(Path(word).expanduser()) if word.startswith("~") else word for word in words]
 
 
 def invoke(words):
-    """In this process, which has imported what takes seconds; what was printed."""
+    """Run voken in this process, where slow imports are done; returns what it printed."""
     words = expanded(words[1:])
     if words[0] == "fit":
         words.append("--show-config")
@@ -281,7 +281,7 @@ def invoke(words):
 
 
 class Session:
-    """A page that is being read: its servers run until its end."""
+    """A reader of one page; servers run until its end."""
 
     def __init__(self):
         self.port = PORT
@@ -289,14 +289,14 @@ class Session:
 
     def run(self, step):
         if isinstance(step, Block):
-            # as a program of its own would begin
+            # as a program starts
             exec(compile(self._mapped(step.text), "<page>", "exec"), {"__name__": "__main__"})
             return
         if not step.run:
             self._check_options(step.text)
             return
         printed = self._run(self._mapped(step.text))
-        line = missing(step.shown, printed)
+        line = missing_line(step.shown, printed)
         assert line is None, f"not printed: {line}\nbut:\n{printed}"
         for shape in step.shape:
             assert_shape(shape, json.loads(printed))
@@ -322,14 +322,14 @@ class Session:
             return "".join(self._run(part) for part in parts(words))
         if not shell:
             return invoke(shlex.split(text, comments=True))
-        done = subprocess.run(
+        result = subprocess.run(
             ["bash", "-c", f"set -o pipefail; {text}"], capture_output=True, text=True, timeout=SOON, check=False
         )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout + done.stderr
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout + result.stderr
 
     def _check_options(self, text):
-        """A command that is not run is one that voken would take."""
+        """Check that voken accepts a command that does not run."""
         words, _ = operators(text)
         if words[0] == "voken":
             command, words = typer.main.get_command(app), shlex.split(text, comments=True)[1:]
@@ -359,36 +359,36 @@ class Session:
         return line
 
     def _watch(self, words):
-        # Ctrl-C, also where the tests run in the background of a shell that takes it away
+        # a shell takes Ctrl-C away from its background jobs, and the tests may be one
         code = (
             "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             "from voken.cli import main\nmain()\n"
         )
         words = expanded(words[1:])
-        printed, came = [], threading.Condition()
+        printed, new_line = [], threading.Condition()
         with subprocess.Popen(
             [sys.executable, "-c", code, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as process:
 
             def listen():
                 for line in process.stdout:
-                    with came:
+                    with new_line:
                         printed.append(line)
-                        came.notify()
+                        new_line.notify()
 
             def wait_for(text):
-                with came:
-                    assert came.wait_for(lambda: any(text in line for line in printed), SOON), printed
+                with new_line:
+                    assert new_line.wait_for(lambda: any(text in line for line in printed), SOON), printed
 
             listener = threading.Thread(target=listen)
             listener.start()
             try:
                 wait_for("Watching ")
-                # the watch begins a moment after it is told
+                # the watch starts a moment after this line
                 for copy in range(SOON):
                     shutil.copy("photos/animals/fox.png", f"photos/animals/fox-{copy}.png")
-                    with came:
-                        if came.wait_for(lambda: any("added)" in line for line in printed), 5):
+                    with new_line:
+                        if new_line.wait_for(lambda: any("added)" in line for line in printed), 5):
                             break
             finally:
                 process.send_signal(signal.SIGINT)
@@ -404,10 +404,10 @@ def test_what_a_page_says_to_do_can_be_done(page, home):
         invoke(shlex.split("voken index photos --model model --out photos.voken"))
     if page == SERVING and shutil.which("curl") is None:
         pytest.skip("curl is not installed")
-    every, session = steps(page), Session()
-    assert every, f"{page}: no command was found"
+    steps, session = steps_of(page), Session()
+    assert steps, f"{page}: no command to run"
     with contextlib.closing(session):
-        for step in every:
+        for step in steps:
             printed = io.StringIO()
             try:
                 with contextlib.redirect_stdout(printed):
@@ -439,20 +439,20 @@ def test_links_lead_somewhere(path):
         if re.match(r"[a-z]+:", target):
             continue
         name, _, anchor = target.partition("#")
-        to = (path.parent / name).resolve() if name else path
-        assert to.exists(), f"{target}: no such file"
+        page = (path.parent / name).resolve() if name else path
+        assert page.exists(), f"{target}: no such file"
         if anchor:
-            headings = re.findall(r"^#+ (.+)$", to.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
             assert anchor in map(slug, headings), f"{target}: no such heading"
 
 
 def test_options_that_are_named_exist():
     def options(command):
-        found = {name for one in command.params for name in (*one.opts, *one.secondary_opts)}
+        names = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
         if not hasattr(command, "list_commands"):
-            return found
+            return names
         context = typer.Context(command)
-        return found.union(*(options(command.get_command(context, name)) for name in command.list_commands(context)))
+        return names.union(*(options(command.get_command(context, name)) for name in command.list_commands(context)))
 
     known = options(typer.main.get_command(app)) | {"--help"}
     for page in PAGES:
@@ -466,7 +466,7 @@ def test_options_that_are_named_exist():
 def test_every_command_has_a_recipe():
     def names(command, words):
         below = getattr(command, "commands", {})
-        return [one for name, part in below.items() for one in names(part, [*words, name])] or [" ".join(words)]
+        return [full for name, part in below.items() for full in names(part, [*words, name])] or [" ".join(words)]
 
     known, text = (
         names(typer.main.get_command(app), ["voken"]),
@@ -478,15 +478,15 @@ def test_every_command_has_a_recipe():
 
 def test_the_doctor_can_say_what_is_explained():
     text = (ROOT / "docs" / "how-to" / "operate.md").read_text(encoding="utf-8")
-    (table,) = re.findall(r"^## What the doctor says$(.*?)^## ", text, flags=re.MULTILINE | re.DOTALL)
+    (table,) = re.findall(r"^## What the doctor says$(.*?)(?:^## |\Z)", text, flags=re.MULTILINE | re.DOTALL)
     sources = [*(ROOT / "voken" / "collection").glob("*.py"), ROOT / "voken" / "artifact.py"]
-    said = re.sub(r'"\s*f?"', "", " ".join(path.read_text(encoding="utf-8") for path in sources))
+    messages = re.sub(r'"\s*f?"', "", " ".join(path.read_text(encoding="utf-8") for path in sources))
     phrases = [
         code for row in re.findall(r"^\| (`.*?) \|", table, flags=re.MULTILINE) for code in row[1:-1].split("` `")
     ]
     assert len(phrases) > 10
     for phrase in phrases:
-        assert phrase in said, phrase
+        assert phrase in messages, phrase
 
 
 def test_the_site_is_built_without_a_warning(tmp_path):
@@ -506,11 +506,11 @@ def test_the_site_is_built_without_a_warning(tmp_path):
 def test_a_line_that_is_not_printed_is_found():
     printed = "photos.voken: 3 pictures (2 added), in 1 s\n   1   -0.5   7%  photos/a b.png\n"
     assert (
-        missing(["photos.voken: 27 pictures (27 added)…", "  12  +45.1  99%  x/y.jpg"], printed)
+        missing_line(["photos.voken: 27 pictures (27 added)…", "  12  +45.1  99%  x/y.jpg"], printed)
         == "  12  +45.1  99%  x/y.jpg"
     )
-    assert missing(["photos.voken: 27 pictures (27 added), in 0 s", "…"], printed) is None
-    assert missing(["photos.voken: 27 pictures (27 gone), in 0 s"], printed) is not None
+    assert missing_line(["photos.voken: 27 pictures (27 added), in 0 s", "…"], printed) is None
+    assert missing_line(["photos.voken: 27 pictures (27 gone), in 0 s"], printed) is not None
     with pytest.raises(AssertionError, match="no 'k'"):
         assert_shape({"a": [{"k": 1}]}, {"a": [{"b": 1}]})
     with pytest.raises(AssertionError):
