@@ -28,7 +28,6 @@ word list comes with the package open_clip_torch. Both command lines search the 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 import shlex
@@ -41,6 +40,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from report import markdown_table, option_parser, write_report
 
 VOKEN, FLOOR = "voken search", "import onnxruntime, tokenizers"
 QUERIES = [f"{thing} {place}" for thing in ("a dog", "two cats", "red boats") for place in ("at sea", "on a hill")]
@@ -66,11 +67,10 @@ class Run:
 
 def main() -> None:
     """Measure, print a table, write JSON; or write what a peer needs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = option_parser(__doc__)
     parser.add_argument("collection", type=Path, nargs="?", help="what `voken index` saved")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=COMMAND", help="may be given again")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--write-peer", type=Path, metavar="FOLDER", help="write pictures and a model, and end")
     options = parser.parse_args()
     if options.write_peer:
@@ -88,10 +88,7 @@ def main() -> None:
                 rounds[name].append(run)
         print(f"round {number + 1} of {options.rounds}", file=sys.stderr, flush=True)
     print(table(rounds, list(rows)[len(rows) - len(options.peer) :]))
-    if options.json:
-        from voken.artifact import write_json
-
-        write_json(options.json, report(rounds, rows))
+    write_report(options.json, report(rounds, rows))
 
 
 def commands(collection: Path, peers: list[str]) -> dict[str, list[str]]:
@@ -124,8 +121,8 @@ def timed(command: list[str]) -> Run:
 def table(rounds: dict[str, list[Run]], peers: list[str]) -> str:
     """Markdown, a line a row: medians, and their ratios to the floor's and to the quickest peer's."""
     quickest = min((_median(rounds[name], "seconds") for name in peers), default=0.0)
-    lines = [["", "ms", "least … most", "× floor", "× quickest peer", "CPU ms", "× floor", "peak MB"]]
-    lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
+    heads = ["", "ms", "least … most", "× floor", "× quickest peer", "CPU ms", "× floor", "peak MB"]
+    lines = []
     for name, runs in rounds.items():
         milliseconds = [run.seconds * 1e3 for run in runs]
         median, cpu = _median(runs, "seconds"), _median(runs, "cpu_seconds")
@@ -141,17 +138,14 @@ def table(rounds: dict[str, list[Run]], peers: list[str]) -> str:
                 f"{_median(runs, 'peak_megabytes'):,.0f}",
             ]
         )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(heads, lines)
 
 
 def report(rounds: dict[str, list[Run]], rows: dict[str, list[str]]) -> dict[str, Any]:
     """Everything measured, and what ran."""
-    from voken_lab.evaluation.machine import Machine
-
     fields = [field.name for field in dataclasses.fields(Run)]
     return {
         "benchmark": "cold_start",
-        "machine": dataclasses.asdict(Machine.here()),
         "rows": {
             name: {
                 "command": shlex.join(rows[name]),

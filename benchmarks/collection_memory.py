@@ -10,7 +10,6 @@ another with the same.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import subprocess
 import sys
@@ -20,26 +19,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from report import option_parser, write_report
 
 from voken.collection.base import FACTS, Base, Lookup, column
 from voken.collection.filters import parse_all
 from voken.collection.store import Store
 from voken.decoding.trie import VokenTrie
 from voken.search.searcher import Searcher, load_model
-from voken_lab.evaluation.machine import Machine
 
 FILTERS = ("date>=2020", "folder=2015")
 
 
-def main(given: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Make, search, print, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = option_parser(__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    parser.add_argument("--no-vectors", action="store_true", help="a few bytes a picture only")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--no-vectors", action="store_true", help="a few bytes per picture only")
     parser.add_argument("--search", nargs=2, help=argparse.SUPPRESS)
-    options = parser.parse_args(given)
+    options = parser.parse_args(arguments)
     if options.search:
         print(json.dumps(search(options.model, Path(options.search[0]), options.search[1])))
         return
@@ -50,20 +48,20 @@ def main(given: list[str] | None = None) -> None:
             make(folder, options.model, size, vectors=not options.no_vectors)
             disk = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
             command = [sys.executable, __file__, str(options.model), "--search", str(folder)]
-            told = {
-                one: json.loads(subprocess.run([*command, one], check=True, capture_output=True, text=True).stdout)
-                for one in FILTERS
+            costs = {
+                filter_: json.loads(
+                    subprocess.run([*command, filter_], check=True, capture_output=True, text=True).stdout
+                )
+                for filter_ in FILTERS
             }
-        rows.append({"pictures": size, "disk_bytes": disk, "filters": told})
-        for one, found in told.items():
-            print(f"| {size:,} | {disk / size:,.0f} bytes a picture | {one} | {found} |")
-    if options.json:
-        said = {"rows": rows, "machine": dataclasses.asdict(Machine.here()), "command": sys.argv}
-        options.json.write_text(json.dumps(said, indent=2) + "\n")
+        rows.append({"pictures": size, "disk_bytes": disk, "filters": costs})
+        for filter_, cost in costs.items():
+            print(f"| {size:,} | {disk / size:,.0f} bytes per picture | {filter_} | {cost} |")
+    write_report(options.json, {"rows": rows})
 
 
 def make(folder: Path, model: Path, count: int, *, vectors: bool) -> None:
-    """A collection for `model`, of pictures that nobody took."""
+    """A collection for `model`, of pictures that do not exist."""
     from voken.model.model import Model  # here: a search does without torch
 
     tokenizer = Model.load(model).tokenizer
@@ -93,22 +91,22 @@ def make(folder: Path, model: Path, count: int, *, vectors: bool) -> None:
     )
 
 
-def search(model: Path, folder: Path, filtered: str) -> dict[str, Any]:
-    """In this process, which has done nothing else."""
+def search(model: Path, folder: Path, filter_: str) -> dict[str, Any]:
+    """What opening and searching take in this process, which did nothing before."""
     store = Store.open(folder)
     begin = time.perf_counter()
     snapshot = store.snapshot()
     opened = time.perf_counter() - begin
     searcher = Searcher(load_model(model, threads=1), snapshot, store=store)
-    where = parse_all([filtered])
+    where = parse_all([filter_])
     searcher.search(["a red boat"], 10)
     taken = [milliseconds(searcher, "a blue boat", ()), *(milliseconds(searcher, "a blue boat", where) for _ in "12")]
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    resident, own = (int(status[name].split()[0]) >> 10 for name in ("VmRSS", "RssAnon"))
+    resident, anonymous = (int(status[name].split()[0]) >> 10 for name in ("VmRSS", "RssAnon"))
     return {
         "open_ms": round(1000 * opened, 1),
         "resident_mb": resident,
-        "own_mb": own,
+        "own_mb": anonymous,
         "search_ms": taken[0],
         "first_filtered_ms": taken[1],
         "filtered_ms": taken[2],
@@ -116,7 +114,7 @@ def search(model: Path, folder: Path, filtered: str) -> dict[str, Any]:
 
 
 def milliseconds(searcher: Searcher, text: str, where: Any) -> float:
-    """Of one search."""
+    """What one search takes."""
     begin = time.perf_counter()
     searcher.search([text], 10, where)
     return round(1000 * (time.perf_counter() - begin), 1)

@@ -49,6 +49,7 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float32, Int32, Integer
+from report import markdown_table, option_parser, write_report
 
 T5_WORDS = 32_128
 TIE = 1e-4
@@ -373,7 +374,7 @@ ROWS: dict[str, Row] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print a table a shape, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = option_parser(__doc__)
     parser.add_argument("--shapes", nargs="*", default=["small", "base"], choices=list(SHAPES))
     parser.add_argument("--batches", nargs="*", type=int, default=[1, 32])
     parser.add_argument("--rounds", type=int, default=5)
@@ -384,7 +385,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS), metavar="ROW")
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--quick", action="store_true", help="a tiny shape, 500 sequences of 32 vokens, one round")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -410,9 +410,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"\nT5-{shape}\n\n{table(reports[shape], workload)}", flush=True)
     machine = _machine(options.threads)
     print("\n" + ", ".join(f"{name} {value}" for name, value in machine.items() if value))
-    if options.json:
-        report = {"benchmark": "decoding", "machine": machine, "rounds": options.rounds, "shapes": reports}
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    report = {"benchmark": "decoding", "machine": machine, "rounds": options.rounds, "shapes": reports}
+    write_report(options.json, report)
 
 
 def measure(rows: Sequence[Row], workload: Workload, rounds: int) -> dict[str, Any]:
@@ -608,7 +607,7 @@ def table(report: dict[str, Any], workload: Workload) -> str:
         heads += [f"batch {batch}: ms a query", "least … most", "× transformers", "× CTranslate2"]
     heads += ["useful GFLOP/s", "of a large product", "same first", f"of {workload.beams} shared", "same ranking"]
     heads += ["greatest difference"]
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
+    lines = []
     largest = max(workload.batches)
     for name, row in rows.items():
         line = [name]
@@ -628,7 +627,7 @@ def table(report: dict[str, Any], workload: Workload) -> str:
         else:
             line += [""] * 4
         lines.append(line)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(heads, lines)
 
 
 def _fastest(rows: dict[str, Any], opponent: str, batch: int) -> float | None:

@@ -1,4 +1,4 @@
-"""Recall at equal bytes a picture: our vokens beside faiss's quantizers, on the same vectors.
+"""Recall at equal bytes per picture: our vokens beside faiss's quantizers, on the same vectors.
 
 At each of --levels M, a tokenizer of M levels with 256 entries each (a byte a level, a codebook a level, the default
 preset's mixtures, k-means and no gradient) stands beside faiss's product quantizer (PQ), the same behind a learned
@@ -29,10 +29,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from quality import split, tell
+from quality import split
+from report import option_parser, show_progress, write_report
 from scaling import READOUTS, concept_queries
 
-from voken.artifact import is_artifact, write_json
+from voken.artifact import is_artifact
 from voken.collection.snapshot import Snapshot
 from voken.config import SearchConfig, preset
 from voken.data.captions import Dataset, read_dataset
@@ -42,7 +43,6 @@ from voken.search.searcher import Searcher
 from voken.shapes import Float32
 from voken.training.fit import fit
 from voken_lab.evaluation.benchmark import CEILING, TWO_TOWER
-from voken_lab.evaluation.machine import Machine
 from voken_lab.evaluation.protocol import Conditions, SearchSystem, evaluate, pool_of
 from voken_lab.evaluation.tables import results_table
 from voken_lab.systems.faiss_tower import FaissTower
@@ -53,9 +53,9 @@ KINDS = {"PQ": FaissTower.pq, "OPQ": FaissTower.opq, "RQ": FaissTower.rq}
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run every seed and size, print the tables, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = option_parser(__doc__)
     parser.add_argument("dataset", type=Path)
-    parser.add_argument("--levels", type=int, nargs="+", default=[8, 16, 32], help="bytes a picture")
+    parser.add_argument("--levels", type=int, nargs="+", default=[8, 16, 32], help="bytes per picture")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", dest="settings", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--beams", type=int, default=100)
@@ -64,11 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--test-concepts", type=int, default=400)
     parser.add_argument("--validation-concepts", type=int, default=200)
     parser.add_argument("--distance", type=int, default=2)
-    parser.add_argument("--queries", type=int, default=None, help="ask so many of a pool, drawn by the seed")
+    parser.add_argument("--queries", type=int, default=None, help="at most so many per pool, drawn by the seed")
     parser.add_argument("--threads", type=int, default=0, help="of torch and faiss; 0: as many as there are cores")
     parser.add_argument("--work", type=Path, default=Path("runs/equal-bytes"))
     parser.add_argument("--cache", type=Path, help="vectors of pictures (default: in --work)")
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--quick", action="store_true", help="one seed, 2 bytes, 5 beams")
     options = parser.parse_args(arguments)
     if options.quick:
@@ -80,13 +79,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         dataset = split(read_dataset(options.dataset), seed, options)
         for levels in options.levels:
             model = trained(dataset, levels, seed, cache, options)
-            found = compared(model, dataset, test_pool(dataset, seed), cache, seed, options)
+            new_rows = compared(model, dataset, test_pool(dataset, seed), cache, seed, options)
             if options.large:
-                found += compared(model, dataset, read_dataset(options.large), cache, seed, options)
-            rows += found
-            print(f"\nseed {seed}, {levels} bytes", results_table(found, base=TWO_TOWER), sep="\n", flush=True)
-            if options.json:
-                write_json(options.json, report(rows, options))
+                new_rows += compared(model, dataset, read_dataset(options.large), cache, seed, options)
+            rows += new_rows
+            print(f"\nseed {seed}, {levels} bytes", results_table(new_rows, base=TWO_TOWER), sep="\n", flush=True)
+            write_report(options.json, report(rows, options))
 
 
 def use_threads(threads: int) -> None:
@@ -100,11 +98,13 @@ def use_threads(threads: int) -> None:
 
 
 def trained(dataset: Dataset, levels: int, seed: int, cache: VectorCache, options: argparse.Namespace) -> Model:
-    """The default preset with M levels of 256 entries, from --work where it is there already."""
+    """The default preset with M levels of 256 entries, read from --work if an earlier run left it there."""
     sizes = {"seed": str(seed), "tokenizer.codebook_size": "256", "tokenizer.levels": str(levels)}
     config = preset("default").override(sizes | dict(item.split("=", 1) for item in options.settings))
     folder = options.work / f"{dataset.name}-{levels}-{seed}"
-    return Model.load(folder) if is_artifact(folder) else fit(dataset, folder, config, cache=cache, progress=tell)
+    return (
+        Model.load(folder) if is_artifact(folder) else fit(dataset, folder, config, cache=cache, progress=show_progress)
+    )
 
 
 def test_pool(dataset: Dataset, seed: int) -> Dataset:
@@ -118,13 +118,13 @@ def compared(
     model: Model, dataset: Dataset, pool: Dataset, cache: VectorCache, seed: int, options: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """Every system over the pictures of `pool`; queries are the test captions of `dataset`."""
-    encoded = picture_vectors(model.encoder, [image.path for image in pool.images], cache=cache, progress=tell)
-    vectors, kept = encoded.vectors, tuple(pool.images[row] for row in encoded.kept)
-    collection = Snapshot.of_vectors(dataclasses.replace(pool, images=kept), vectors, model, keep_vectors=False)
+    encoded = picture_vectors(model.encoder, [image.path for image in pool.images], cache=cache, progress=show_progress)
+    vectors, images = encoded.vectors, tuple(pool.images[row] for row in encoded.kept)
+    collection = Snapshot.of_vectors(dataclasses.replace(pool, images=images), vectors, model, keep_vectors=False)
     ids, levels = tuple(collection.ids), model.tokenizer.levels
     queries = concept_queries(dataset.split("test"), pool, ids, limit=options.queries, seed=seed)
     train = [image.path for image in dataset.split("train").images if image.captions]
-    train_vectors = picture_vectors(model.encoder, train, cache=cache, progress=tell).vectors
+    train_vectors = picture_vectors(model.encoder, train, cache=cache, progress=show_progress).vectors
     systems: dict[tuple[str, Any], SearchSystem] = {
         (TWO_TOWER, ""): TwoTower(model.encoder, ids, vectors),
         (CEILING, ""): TwoTower.quantized(model.encoder, ids, vectors, model.tokenizer),
@@ -147,8 +147,8 @@ def compared(
             beams=options.beams if readout else None,
             bytes_per_picture=4.0 * vectors.shape[1] if name == TWO_TOWER else levels,
         )
-        found = evaluate(system, queries, ids, conditions=conditions).to_dict()
-        rows.append(found | {"levels": levels, "size": dataclasses.asdict(collection.size)})
+        result = evaluate(system, queries, ids, conditions=conditions).to_dict()
+        rows.append(result | {"levels": levels, "size": dataclasses.asdict(collection.size)})
     return rows
 
 
@@ -160,21 +160,11 @@ def unit(vectors: Float32[np.ndarray, "pictures dim"]) -> Float32[np.ndarray, "p
 
 def report(rows: list[dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
     """Every figure, for `--json`."""
-    said = (
-        "levels",
-        "seeds",
-        "settings",
-        "beams",
-        "kinds",
-        "test_concepts",
-        "validation_concepts",
-        "distance",
-        "queries",
-    )
+    settings = ["levels", "seeds", "settings", "beams", "kinds", "test_concepts", "validation_concepts"]
+    settings += ["distance", "queries"]
     return {
         "benchmark": "equal_bytes",
-        "machine": dataclasses.asdict(Machine.here()),
-        "workload": {name: getattr(options, name) for name in said} | {"dataset": options.dataset.name},
+        "workload": {name: getattr(options, name) for name in settings} | {"dataset": options.dataset.name},
         "rows": rows,
     }
 

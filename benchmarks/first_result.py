@@ -9,11 +9,7 @@ second `voken index` shows what nothing new costs, a third what ten new pictures
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import json
 import subprocess
-import sys
 import sysconfig
 import tempfile
 import time
@@ -21,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from report import markdown_table, option_parser, write_report
 
 from voken.data.captions import read_dataset
 from voken.data.images import open_image
-from voken_lab.evaluation.machine import Machine
 
 SIZE = (2000, 1500)
 QUERIES = ("a red heart", "a smiling face", "an animal")
@@ -32,13 +28,12 @@ QUERIES = ("a red heart", "a smiling face", "an animal")
 
 def main() -> None:
     """Draw, run, print, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = option_parser(__doc__)
     parser.add_argument("--model", type=Path, required=True, help="a trained model")
     parser.add_argument("--data", type=Path, required=True, help="a data set whose pictures are drawn on")
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--size", type=int, nargs=2, default=SIZE, metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="voken-") as folder:
         photos, out, cache = (Path(folder) / name for name in ("photos", "photos.voken", "cache"))
@@ -51,13 +46,10 @@ def main() -> None:
         steps["voken index, ten new"] = timed(index)
     first = steps["voken index"] + steps[f'voken search "{QUERIES[0]}"']
     print(f"{options.count:,} pictures of {options.size[0]} × {options.size[1]} pixels\n")
-    print("| command | seconds |\n|---|---:|")
-    for command, seconds in {**steps, "to the first answer": first}.items():
-        print(f"| {command} | {seconds:.1f} |")
-    if options.json:
-        said = {"count": options.count, "size": options.size, "seconds": steps, "first_answer": first}
-        said |= {"machine": dataclasses.asdict(Machine.here()), "model": str(options.model), "command": sys.argv}
-        options.json.write_text(json.dumps(said, indent=2) + "\n")
+    rows = {**steps, "to the first answer": first}.items()
+    print(markdown_table(["command", "seconds"], [[command, f"{seconds:.1f}"] for command, seconds in rows]))
+    figures = {"count": options.count, "size": options.size, "seconds": steps, "first_answer": first}
+    write_report(options.json, figures | {"model": str(options.model)})
 
 
 def draw(data: Path, folder: Path, count: int, size: tuple[int, int], seed: int) -> None:

@@ -1,4 +1,4 @@
-"""What does the index take as the set grows: bytes a picture, seconds to build, milliseconds and memory to open?
+"""What does the index take as the set grows: bytes per picture, seconds to build, milliseconds and memory to open?
 
 Synthetic sequences: "uniform" draws every voken alike, so that hardly two pictures share anything beyond level 2;
 "Zipf" draws the voken of rank r with probability ∝ 1/r at every level, so that prefixes are crowded and sequences
@@ -29,6 +29,7 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float32, Int32
+from report import markdown_table, option_parser, write_report
 
 SIZES = [1_000, 10_000, 100_000, 1_000_000, 10_000_000]
 DRAWS: tuple[Literal["uniform", "Zipf"], ...] = ("uniform", "Zipf")
@@ -76,14 +77,13 @@ class Row:
 
 def main() -> None:
     """Measure, print a table, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = option_parser(__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--levels", type=int, default=4)
     parser.add_argument("--codebook-size", type=int, default=1024)
     parser.add_argument("--collection", type=Path, nargs="*", default=[], help="collections to measure as well")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, default=None)
     parser.add_argument("--open", type=Path, default=None, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.open:
@@ -98,10 +98,7 @@ def main() -> None:
             print(f"{draw} {pictures:,}: done", file=sys.stderr, flush=True)
     rows += [saved(folder, arguments.rounds) for folder in arguments.collection]
     print(table(rows))
-    if arguments.json:
-        from voken.artifact import write_json
-
-        write_json(arguments.json, report(rows, arguments))
+    write_report(arguments.json, report(rows, arguments))
 
 
 def drawn(
@@ -127,9 +124,9 @@ def synthetic(draw: str, vokens: Int32[np.ndarray, "pictures levels"], codebook_
         codebooks = np.zeros((1, codebook_size, 1), np.float32).repeat(trie.levels, 0)
         tokenizer = Tokenizer(trie.levels, codebook_size, codebooks)
         Store.create(where, root=where, fingerprint="none", tokenizer=tokenizer, base=Base(ids, ids, trie))
-        made = Store.open(where).snapshot()
+        size = dataclasses.asdict(Store.open(where).snapshot().size)
         opened = [open_elsewhere(Path(folder) / "collection") for _ in range(rounds)]
-    return Row(len(vokens), draw, trie.sequences, seconds, dataclasses.asdict(made.size), opened)
+    return Row(len(vokens), draw, trie.sequences, seconds, size, opened)
 
 
 def saved(folder: Path, rounds: int) -> Row:
@@ -158,10 +155,10 @@ def built(vokens: Int32[np.ndarray, "pictures levels"], codebook_size: int, roun
 def open_elsewhere(folder: Path) -> Opened:
     """Open in a new process."""
     command = [sys.executable, __file__, "--open", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"opening {folder} failed:\n{done.stderr}")
-    return Opened(**json.loads(done.stdout))
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise SystemExit(f"opening {folder} failed:\n{result.stderr}")
+    return Opened(**json.loads(result.stdout))
 
 
 def open_here(folder: Path) -> Opened:
@@ -195,7 +192,7 @@ def table(rows: list[Row]) -> str:
     """Markdown, a line a collection; bytes are a picture's, and the sum leaves vectors out."""
     heads = ["pictures", "", "sequences", "trie", "picture numbers", "ids", "paths", "sum", "vectors"]
     heads += ["sequences/s", "least … most", "open", "least … most", "memory", "after a look-up"]
-    lines = [heads, ["---:", "---", *["---:"] * (len(heads) - 2)]]
+    lines = []
     for row in rows:
         parts = [row.size[part] / row.pictures for part in ("trie_levels", "picture_numbers", "ids", "paths")]
         rates = [row.pictures / seconds / 1e6 for seconds in row.build_seconds]
@@ -214,13 +211,11 @@ def table(rows: list[Row]) -> str:
                 f"{statistics.median(one.looked_up_megabytes for one in row.opened):.0f} MB",
             ]
         )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(heads, lines, text_columns=2)
 
 
 def report(rows: list[Row], arguments: argparse.Namespace) -> dict[str, Any]:
     """Every figure, for `--json`."""
-    from voken_lab.evaluation.machine import Machine
-
     return {
         "benchmark": "index_size",
         "workload": {
@@ -230,7 +225,6 @@ def report(rows: list[Row], arguments: argparse.Namespace) -> dict[str, Any]:
             "seed": arguments.seed,
             "looked_up": LOOKED_UP,
         },
-        "machine": dataclasses.asdict(Machine.here()),
         "rows": [dataclasses.asdict(row) | {"sequences_per_second": row.sequences_per_second} for row in rows],
     }
 

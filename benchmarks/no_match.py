@@ -28,16 +28,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from report import conditions, markdown_table, option_parser, show_progress, write_report
 
-from voken.artifact import write_json
 from voken.cli.app import use_threads
 from voken.collection.snapshot import Snapshot
 from voken.data.captions import Dataset, read_dataset
@@ -48,7 +46,6 @@ from voken.search.confidence import HITS, Calibration, Readout, ReadoutCalibrati
 from voken.search.hit import Hit
 from voken.search.searcher import Searcher, SearchModel, load_model
 from voken.shapes import Bool, Float
-from voken_lab.evaluation.machine import Machine
 from voken_lab.evaluation.protocol import Pool, Query, pool_of, queries_of
 
 READOUTS: tuple[Readout, ...] = ("generate", "voken", "vector")
@@ -89,7 +86,7 @@ class Bin:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Ask, print the tables, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = option_parser(__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--split", default="test")
@@ -101,9 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="draws pools and queries")
     parser.add_argument("--threads", type=int, default=0, help="0: as many as there are cores")
     parser.add_argument("--cache", type=Path, default=Path("runs/no-match/vectors"), help="vectors of pictures")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
-    command = shlex.join(["python", "benchmarks/no_match.py", *(sys.argv[1:] if arguments is None else arguments)])
     use_threads(options.threads)
     model = Model.load(options.model)
     searched = load_model(options.model, threads=options.threads)
@@ -113,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise ConfigError(f"{options.model}: is not calibrated. {reason}")
     split = read_dataset(options.dataset).split(options.split)
     encoded = picture_vectors(
-        model.encoder, [image.path for image in split.images], cache=VectorCache(options.cache), progress=tell
+        model.encoder, [image.path for image in split.images], cache=VectorCache(options.cache), progress=show_progress
     )
     images = tuple(split.images[row] for row in encoded.kept)
     rows: list[dict[str, Any]] = []
@@ -123,17 +118,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         answered = arena.answered(tuple(dict.fromkeys(["generate", *options.readouts])))
         for readout in options.readouts:
             rows.append({"pool": name} | measured(arena, answered, readout, calibration, options.precisions))
-        report = {
+        report = conditions() | {
             "benchmark": "no_match",
-            "machine": dataclasses.asdict(Machine.here()),
-            "command": command,
             "workload": {"dataset": split.name, "split": options.split, "model": model.config.name}
             | {key: getattr(options, key) for key in ("queries", "seed", "precisions")},
             "calibration": dataclasses.asdict(calibration),
             "rows": rows,
         }
-        if options.json:
-            write_json(options.json, report)
+        write_report(options.json, report)
     print(tables(report))
 
 
@@ -158,8 +150,8 @@ def asking(split: Dataset, pool: Dataset, options: argparse.Namespace) -> tuple[
     queries = queries_of(split, Pool(tuple(image.image_id for image in pool.images)))
     if len(queries) <= options.queries:
         return queries
-    kept = np.random.default_rng(options.seed).choice(len(queries), options.queries, replace=False)
-    return tuple(queries[row] for row in np.sort(kept))
+    drawn = np.random.default_rng(options.seed).choice(len(queries), options.queries, replace=False)
+    return tuple(queries[row] for row in np.sort(drawn))
 
 
 class Arena:
@@ -197,12 +189,12 @@ class Arena:
                 for readout in readouts:
                     for row, hits in zip(rows, self._ask(pool, readout, rows), strict=True):
                         answers[readout][len(self.queries) + row] = hits
-            tell("without the right pictures", done, len(alike))
+            show_progress("without the right pictures", done, len(alike))
         return {readout: self._arrays(found) for readout, found in answers.items()}
 
-    def _snapshot(self, kept: Bool[np.ndarray, " pictures"]) -> Snapshot:
-        images = tuple(itertools.compress(self.images.images, kept))
-        return Snapshot.of_vectors(dataclasses.replace(self.images, images=images), self._vectors[kept], self.model)
+    def _snapshot(self, members: Bool[np.ndarray, " pictures"]) -> Snapshot:
+        images = tuple(itertools.compress(self.images.images, members))
+        return Snapshot.of_vectors(dataclasses.replace(self.images, images=images), self._vectors[members], self.model)
 
     def _ask(self, pool: Snapshot, readout: Readout, rows: Sequence[int]) -> list[list[Hit]]:
         search = dataclasses.replace(self.searched.search, readout=readout)
@@ -322,58 +314,57 @@ def auroc(score: Float[np.ndarray, " cases"], positive: Bool[np.ndarray, " cases
 
 
 def tables(report: dict[str, Any]) -> str:
-    """Markdown."""
-    lines = [
-        "| pool | read-out | queries | R@1 | first hit right | its confidence | its ECE | ECE of ten hits "
-        "| AUROC by confidence | by top cosine | by log-probability |",
-        "|---|---|" + "---:|" * 9,
-    ]
+    """Three tables in Markdown, the calibration and the conditions."""
+    heads = ["pool", "read-out", "queries", "R@1", "first hit right", "its confidence", "its ECE", "ECE of ten hits"]
+    heads += ["AUROC by confidence", "by top cosine", "by log-probability"]
+    lines = []
     for row in report["rows"]:
         by = row["auroc"]
         figures = [row["recall@1"], row["first_right"], row["first_confidence"], row["first_ece"], row["ece"]]
         figures += [by["confidence"], by["two-tower cosine"], by["log-probability"]]
-        cells = [row["pool"], row["readout"], f"{row['queries']:,}", *map(_figure, figures)]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += [
-        "",
-        "| pool | read-out | stated precision | threshold | measured precision | hits kept | recall | silence |",
-        "|---|---|" + "---:|" * 6,
+        lines.append([row["pool"], row["readout"], f"{row['queries']:,}", *map(_figure, figures)])
+    recall_table = markdown_table(heads, lines, text_columns=2)
+
+    heads = [
+        "pool",
+        "read-out",
+        "stated precision",
+        "threshold",
+        "measured precision",
+        "hits kept",
+        "recall",
+        "silence",
     ]
+    lines = []
     for row in report["rows"]:
         for at in row["thresholds"]:
-            figures = [at.get(name) for name in ("threshold", "precision")]
-            kept = f"{at['hits']:,}" if "hits" in at else "–"
-            shares = [at.get(name) for name in ("recall", "silence")]
-            cells = [row["pool"], row["readout"], f"{at['stated']:g}", *map(_figure, figures), kept]
-            lines.append(f"| {' | '.join([*cells, *map(_figure, shares)])} |")
-    lines += ["", "| pool | read-out | confidence | hits | mean confidence | right |", "|---|---|" + "---:|" * 4]
+            hits = f"{at['hits']:,}" if "hits" in at else "–"
+            figures = [_figure(at.get(name)) for name in ("threshold", "precision", "recall", "silence")]
+            lines.append([row["pool"], row["readout"], f"{at['stated']:g}", *figures[:2], hits, *figures[2:]])
+    threshold_table = markdown_table(heads, lines, text_columns=2)
+
+    lines = []
     for row in report["rows"]:
         for one in row["bins"]:
             low = min(int(one["confidence"] * BINS), BINS - 1) / BINS
             cells = [row["pool"], row["readout"], f"{low:.1f} – {low + 1 / BINS:.1f}", f"{one['hits']:,}"]
-            lines.append(f"| {' | '.join([*cells, _figure(one['confidence']), _figure(one['right'])])} |")
-    made, machine = report["calibration"], report["machine"]
+            lines.append([*cells, _figure(one["confidence"]), _figure(one["right"])])
+    heads = ["pool", "read-out", "confidence", "hits", "mean confidence", "right"]
+    bin_table = markdown_table(heads, lines, text_columns=2)
+
+    calibration, machine = report["calibration"], report["machine"]
     threads = f", {machine['threads']} thread{'s' if machine['threads'] > 1 else ''}" if machine["threads"] else ""
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"Calibrated on {made['queries']:,} queries of {made['concepts']:,} concepts over {made['pool']:,} "
-            f"pictures, {made['right']:.2f} right a query, {made['beams']} beams; prior {made['prior']:g}. "
-            f"{machine['cpu']}, {machine['cores']} cores{threads}, torch {machine['torch']}.",
-            f"`{report['command']}`",
-        ]
+    footer = (
+        f"Calibrated on {calibration['queries']:,} queries of {calibration['concepts']:,} concepts over "
+        f"{calibration['pool']:,} pictures, {calibration['right']:.2f} right per query, {calibration['beams']} beams; "
+        f"prior {calibration['prior']:g}. {machine['cpu']}, {machine['cores']} cores{threads}, "
+        f"torch {machine['torch']}."
     )
+    return "\n\n".join([recall_table, threshold_table, bin_table, f"{footer}\n`{report['command']}`"])
 
 
 def _figure(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
-
-
-def tell(what: str, done: int, total: int) -> None:
-    """Progress on one line, where a person watches."""
-    if sys.stderr.isatty():
-        print(f"\r{what}: {done}/{total}   ", end="", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

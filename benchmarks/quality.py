@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Literal
 
-from voken.artifact import is_artifact, write_json
+from report import option_parser, show_progress, write_report
+
+from voken.artifact import is_artifact
 from voken.config import preset
 from voken.data.captions import Dataset, read_dataset
 from voken.data.splits import resplit_clean
@@ -33,7 +34,7 @@ from voken_lab.evaluation.tables import results_table
 
 def main() -> None:
     """Run every seed and preset, print the table, write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = option_parser(__doc__)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--presets", nargs="+", default=["default"])
@@ -44,7 +45,6 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=None, help="ask so many, drawn by the seed (default: all)")
     parser.add_argument("--engines", nargs="*", default=[], choices=["float32", "int8"])
     parser.add_argument("--work", type=Path, default=Path("runs/quality"))
-    parser.add_argument("--json", type=Path, default=None)
     arguments = parser.parse_args()
     cache = VectorCache(arguments.work / "vectors")
     rows = []
@@ -56,12 +56,14 @@ def main() -> None:
             )
             folder = arguments.work / f"{dataset.name}-{name}-{seed}"
             model = (
-                Model.load(folder) if is_artifact(folder) else fit(dataset, folder, config, cache=cache, progress=tell)
+                Model.load(folder)
+                if is_artifact(folder)
+                else fit(dataset, folder, config, cache=cache, progress=show_progress)
             )
-            found = benchmark(
+            trained = benchmark(
                 model, dataset, seed=seed, limit=arguments.queries, cache=cache, reference=name == arguments.presets[0]
             )
-            rows += [row.to_dict() for row in found.rows]
+            rows += [row.to_dict() for row in trained.rows]
             for precision in arguments.engines:
                 rows += [
                     row.to_dict()
@@ -76,16 +78,15 @@ def main() -> None:
                     ).rows
                 ]
             print(f"\nseed {seed}, {name}", results_table(rows, base=TWO_TOWER), sep="\n", flush=True)
-            if arguments.json:
-                write_json(arguments.json, {"rows": rows})
+            write_report(arguments.json, {"rows": rows})
 
 
 def engine(model: Model, folder: Path, precision: Literal["float32", "int8"]) -> CompiledModel:
     """The model's engine in a precision, beside the model."""
-    there = folder.with_name(f"{folder.name}-{precision}")
+    engine_folder = folder.with_name(f"{folder.name}-{precision}")
     search = dataclasses.replace(model.search, precision=precision)
-    dataclasses.replace(model, search=search).save(there, replace=True)
-    return CompiledModel.load(there)
+    dataclasses.replace(model, search=search).save(engine_folder, replace=True)
+    return CompiledModel.load(engine_folder)
 
 
 def split(dataset: Dataset, seed: int, arguments: argparse.Namespace) -> Dataset:
@@ -100,12 +101,6 @@ def split(dataset: Dataset, seed: int, arguments: argparse.Namespace) -> Dataset
     concepts = len(clean.split("test").concepts)
     print(f"seed {seed}: {len(dropped)} near-duplicates dropped, {concepts} test concepts", flush=True)
     return clean
-
-
-def tell(what: str, done: int, total: int) -> None:
-    """Progress on one line, where a person watches."""
-    if sys.stderr.isatty():
-        print(f"\r{what}: {done}/{total}   ", end="", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -47,8 +47,8 @@ from typing import Any, Literal
 import numpy as np
 from decoding import Workload, make_generator, query_texts
 from index_size import DRAWS, drawn
+from report import markdown_table, option_parser, write_report
 
-from voken.artifact import write_json
 from voken.collection.base import Base, NumberColumn
 from voken.collection.snapshot import Origin, Snapshot
 from voken.collection.store import Store
@@ -61,7 +61,6 @@ from voken.metrics import first_relevant, ranked_matrices, recall_at
 from voken.model.compiled import CompiledModel
 from voken.search.searcher import Searcher
 from voken.shapes import Float32
-from voken_lab.evaluation.machine import Machine
 from voken_lab.evaluation.protocol import Pool, Query, queries_of
 
 SIZES = [1_000, 10_000, 100_000, 1_000_000, 10_000_000]
@@ -135,7 +134,7 @@ class Point:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print the tables, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = option_parser(__doc__)
     parser.add_argument("--models", type=Path, nargs="+", required=True, help="lite models, one a precision")
     parser.add_argument("--sizes", type=int, nargs="*", default=SIZES, help="none: leave the growing sets out")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32], help="of the growing sets")
@@ -150,14 +149,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("runs/scaling"), help="keeps the opponents' indexes")
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--quick", action="store_true", help="tiny sets and a tiny T5, one round")
     options = parser.parse_args(arguments)
     if options.quick:
         options.sizes, options.batches, options.t5 = [200, 1000], [1, 4], "tiny"
         options.rounds, options.timed = 1, 2
     models = [CompiledModel.load(folder, threads=options.threads) for folder in options.models]
-    report: dict[str, Any] = {"benchmark": "scaling", "machine": dataclasses.asdict(Machine.here())}
+    report: dict[str, Any] = {"benchmark": "scaling"}
     settings = ("sizes", "batches", "largest_flat", "t5", "asked", "timed", "rounds", "threads", "seed")
     report["workload"] = {name: getattr(options, name) for name in settings} | {"beams": BEAMS, "k": K}
     with tempfile.TemporaryDirectory() as name:
@@ -171,8 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(points_table(points), figures_table(figures(points)), sep="\n\n")
             report["real"] = said | {"points": [dataclasses.asdict(point) | {"speed": point.speed} for point in points]}
             report["figures"] = figures(points)
-    if options.json:
-        write_json(options.json, report)
+    write_report(options.json, report)
 
 
 def text_encoders(
@@ -529,39 +526,34 @@ def growing_table(rows: Sequence[GrowingRow]) -> str:
     """Markdown, a line a system and batch: queries a second by size."""
     sizes = sorted({size for row in rows for times in row.seconds.values() for size in times})
     heads = ["", "precision", "sequences", "batch", *(f"{size:,}" for size in sizes), "largest / smallest"]
-    lines = [heads, ["---", "---", "---", *["---:"] * (len(heads) - 3)]]
+    lines = []
     for row in rows:
         for batch, times in row.seconds.items():
             speeds = [f"{row.speed(batch, size):,.1f}" if size in times else "" for size in sizes]
             lines.append([row.system, row.precision, row.draw, str(batch), *speeds, f"{row.kept(batch):.3f}"])
-    return markdown(lines)
+    return markdown_table(heads, lines, text_columns=3)
 
 
 def points_table(points: Sequence[Point]) -> str:
     """Markdown, a line a setting."""
     heads = ["", "precision", "beams, ef, nprobe", *(f"R@{cutoff}" for cutoff in CUTOFFS), "queries/s", "least … most"]
-    lines = [heads, ["---", "---", *["---:"] * (len(heads) - 2)]]
+    lines = []
     for point in points:
         speeds = [1 / seconds for seconds in point.seconds]
         recalls = [f"{100 * point.recall[cutoff]:.1f}" for cutoff in CUTOFFS]
         spread = f"{min(speeds):,.0f} … {max(speeds):,.0f}"
         setting = "" if point.setting is None else str(point.setting)
         lines.append([point.system, point.precision, setting, *recalls, f"{point.speed:,.0f}", spread])
-    return markdown(lines)
+    return markdown_table(heads, lines, text_columns=2)
 
 
 def figures_table(found: Sequence[dict[str, Any]]) -> str:
     """Markdown, a line a figure."""
-    lines = [["", "precision", "times as fast", "R@10, ours", "R@10, theirs"], ["---", "---", "---:", "---:", "---:"]]
+    heads, lines = ["", "precision", "times as fast", "R@10, ours", "R@10, theirs"], []
     for one in found:
         recalls = [f"{100 * one[name]:.1f}" for name in ("recall", "their_recall")]
         lines.append([one["figure"], one["precision"], f"{one['times']:.2f}", *recalls])
-    return markdown(lines)
-
-
-def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """Rows of a table."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(heads, lines, text_columns=2)
 
 
 def tell(what: str) -> None:

@@ -30,6 +30,8 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+from report import markdown_table, option_parser, write_report
+
 BATCHED, SINGLE = "voken serve", "one query at a time"
 THINGS = ("a dog", "two cats", "red boats", "an old man", "a green leaf", "snow", "a house", "a smiling face", "hands")
 PLACES = ("at sea", "on a hill", "in the rain", "by night", "in a box", "with a hat", "under a tree", "on the moon")
@@ -76,14 +78,13 @@ class Counts:
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print a table, write JSON; or be one of the processes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = option_parser(__doc__)
     parser.add_argument("collection", help="what `voken index` saved; or the address to drive")
     parser.add_argument("--clients", type=int, default=500)
     parser.add_argument("--seconds", type=float, default=300.0, help="for each server")
     parser.add_argument("--threads", type=int, default=0, help="of a server's model; 0: as many as there are cores")
     parser.add_argument("--max-queue", type=int, default=256)
     parser.add_argument("--model", type=Path)
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--role", choices=["serve", "single", "drive"], help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.role == "serve":
@@ -99,9 +100,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 def measure(options: argparse.Namespace) -> None:
     """Both servers, in turns."""
-    from voken.artifact import write_json
-    from voken_lab.evaluation.machine import Machine
-
     slices = max(2, math.ceil(options.seconds / SLICE_SECONDS))
     with ExitStack() as stack:
         servers = {
@@ -119,16 +117,9 @@ def measure(options: argparse.Namespace) -> None:
         ended = {name: server.stop() for name, server in servers.items()}
     rows = {name: server.row(ended[name]) for name, server in servers.items()}
     print(table(rows))
-    if options.json:
-        settings = {name: getattr(options, name) for name in ("clients", "seconds", "threads", "max_queue")}
-        report = {
-            "benchmark": "serving",
-            "machine": dataclasses.asdict(Machine.here()),
-            "collection": options.collection,
-            "settings": settings,
-            "rows": rows,
-        }
-        write_json(options.json, report)
+    settings = {name: getattr(options, name) for name in ("clients", "seconds", "threads", "max_queue")}
+    report = {"benchmark": "serving", "collection": options.collection, "settings": settings, "rows": rows}
+    write_report(options.json, report)
 
 
 class ServerProcess:
@@ -346,8 +337,8 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     """Markdown, a line a server."""
     single = rows[SINGLE]
     speed = ["answers/s", "× single", "p50 s", "p99 s", "p99 s with refusals", "CPU ms an answer"]
-    lines = [["", *speed, "answered", "503", "other 5xx", "lost", "mixed up", "MB at start, middle, end"]]
-    lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
+    heads = ["", *speed, "answered", "503", "other 5xx", "lost", "mixed up", "MB at start, middle, end"]
+    lines = []
     for name, row in rows.items():
         lines.append(
             [
@@ -366,7 +357,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
                 ", ".join(f"{size:,.0f}" for size in row["resident_megabytes"]),
             ]
         )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(heads, lines)
 
 
 def percentiles(seconds: list[float]) -> dict[str, float]:

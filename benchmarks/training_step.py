@@ -44,6 +44,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int32
+from report import markdown_table, option_parser, write_report
 
 PICTURES = 1024
 CAPTIONS = 2
@@ -119,7 +120,7 @@ ROWS = {
 
 def main() -> None:
     """Measure, print a table, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = option_parser(__doc__)
     parser.add_argument("--data", default="", help="a data set folder whose captions are the texts; default: synthetic")
     parser.add_argument("--levels", type=int, default=4, help="M")
     parser.add_argument("--codebook-size", type=int, default=1024, help="N")
@@ -130,7 +131,6 @@ def main() -> None:
     parser.add_argument("--naive-steps", type=int, default=6, help="steps counted of the T5 rows")
     parser.add_argument("--lite-steps", type=int, default=40, help="steps counted of the lite rows")
     parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS), metavar="ROW")
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--worker", choices=list(ROWS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     names = [field.name for field in dataclasses.fields(Workload)]
@@ -144,8 +144,7 @@ def main() -> None:
             rounds[name].append(_in_its_own_process(name, sys.argv[1:]))
             print(f"round {number + 1}  {name}: {rounds[name][-1].pairs_per_second:.1f} pairs/s", file=sys.stderr)
     print(table(rounds, workload.epochs))
-    if options.json:
-        options.json.write_text(json.dumps(_report(rounds, workload), indent=2) + "\n", encoding="utf-8")
+    write_report(options.json, _report(rounds, workload))
 
 
 def measure(row: Row, workload: Workload) -> Measured:
@@ -429,7 +428,7 @@ def table(rounds: dict[str, list[Measured]], epochs: int) -> str:
     """Markdown, a line a row, medians over rounds, ratios to the naive form of the same loss."""
     heads = ["", "parameters", "trained", "pairs/s", "least … most", "× naive"]
     heads += ["pairs/CPU s", "× naive", f"the same, reading in, {epochs} epochs", "× naive", "peak memory"]
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
+    lines = []
     for name, found in rounds.items():
         naive = _naive_of(name, rounds)
         speeds = [one.pairs_per_second for one in found]
@@ -448,7 +447,7 @@ def table(rounds: dict[str, list[Measured]], epochs: int) -> str:
                 f"{_median(found, lambda one: one.peak_megabytes):,.0f} MB",
             ]
         )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(heads, lines)
 
 
 def _naive_of(name: str, rounds: dict[str, list[Measured]]) -> list[Measured]:
@@ -478,8 +477,6 @@ def _median(found: list[Measured], value: Callable[[Measured], float]) -> float:
 
 
 def _report(rounds: dict[str, list[Measured]], workload: Workload) -> dict[str, Any]:
-    from voken_lab.evaluation.machine import Machine
-
     rows = {}
     for name, found in rounds.items():
         naive = _naive_of(name, rounds)
@@ -494,7 +491,6 @@ def _report(rounds: dict[str, list[Measured]], workload: Workload) -> dict[str, 
     return {
         "benchmark": "training_step",
         "workload": dataclasses.asdict(workload) | {"pictures": PICTURES, "captions": CAPTIONS},
-        "machine": dataclasses.asdict(Machine.here()),
         "rows": rows,
     }
 

@@ -15,11 +15,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,21 +26,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from report import option_parser, write_report
 
 from voken.collection.snapshot import Snapshot
 from voken.collection.store import Entry, FileFacts, Store
 from voken.search.searcher import Searcher, load_model
-from voken_lab.evaluation.machine import Machine
 
 MADE_UP = [f"{what} {how}" for what in ("a dog", "an arrow", "a cup", "two people") for how in ("in red", "outline")]
 
 
-def main(given: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Change, ask, print, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = option_parser(__doc__)
     parser.add_argument("collection", type=Path)
-    parser.add_argument("--model", type=Path, help="where it is no longer where it was")
-    parser.add_argument("--data", type=Path, help="a data set whose captions are asked")
+    parser.add_argument("--model", type=Path, help="needed if it is no longer in its place")
+    parser.add_argument("--data", type=Path, help="a data set whose captions are the queries")
     parser.add_argument("--fill", type=int, default=0, help="first make it so many pictures, of noisy copies")
     parser.add_argument("--add", type=int, default=1000)
     parser.add_argument("--remove", type=int, default=1000)
@@ -50,19 +48,16 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args(given)
+    options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="voken-", dir=options.collection.parent) as work:
-        found = run(options, Path(work))
-    for name, value in found.items():
+        figures = run(options, Path(work))
+    for name, value in figures.items():
         print(f"| {name.replace('_', ' ')} | {value:,} |" if isinstance(value, int) else f"| {name} | {value:.4g} |")
-    if options.json:
-        machine = dataclasses.asdict(Machine.here())
-        options.json.write_text(json.dumps(found | {"machine": machine, "command": sys.argv}, indent=2) + "\n")
+    write_report(options.json, figures)
 
 
 def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """Everything, in order."""
+    """Every figure, by name."""
     copy, fresh = work / "changed", work / "fresh"
     shutil.copytree(options.collection, copy, copy_function=linked)
     store = Store.open(copy)
@@ -74,35 +69,35 @@ def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     random = np.random.default_rng(options.seed)
     gone = [before.ids[row] for row in random.choice(before.rows, options.remove, replace=False).tolist()]
     entries = copies(store, before, options.add, random)
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "pictures": len(before),
         "open_ms_before": 1000 * seconds(lambda: Store.open(copy).snapshot()),
     }
 
-    found["add_s"] = seconds(lambda: store.commit(entries))
+    figures["add_s"] = seconds(lambda: store.commit(entries))
     new = entries[0]
-    found["until_added_is_found_s"] = until(lambda: new.image_id in near(searcher, new))
+    figures["until_added_is_found_s"] = until(lambda: new.image_id in near(searcher, new))
     victim = gone[0]
     row = before.find(victim)
     assert row is not None
     target = Entry(victim, "", before.sequence(row), vector_of(before, row), FileFacts(0, 0))
     assert victim in near(searcher, target)
-    found["remove_s"] = seconds(lambda: store.commit(remove=gone))
-    found["until_removed_is_not_found_s"] = until(lambda: victim not in near(searcher, target))
+    figures["remove_s"] = seconds(lambda: store.commit(remove=gone))
+    figures["until_removed_is_not_found_s"] = until(lambda: victim not in near(searcher, target))
     changed = store.snapshot()
     assert len(changed) == len(before) + options.add - options.remove
-    found["open_ms_changed"] = 1000 * statistics.median(
+    figures["open_ms_changed"] = 1000 * statistics.median(
         seconds(lambda: Store.open(copy).snapshot().trie) for _ in range(5)
     )
 
     shutil.copytree(copy, fresh, copy_function=linked)
-    anew = Store.open(fresh)
-    found["compaction_s"] = seconds(anew.compact)
-    compacted = anew.snapshot()
+    fresh_store = Store.open(fresh)
+    figures["compaction_s"] = seconds(fresh_store.compact)
+    compacted = fresh_store.snapshot()
     assert not compacted.is_changed
-    pair = {"changed": Searcher(model, changed, store=store), "fresh": Searcher(model, compacted, store=anew)}
+    pair = {"changed": Searcher(model, changed, store=store), "fresh": Searcher(model, compacted, store=fresh_store)}
     answers = {name: one.search(queries[:50], 10) for name, one in pair.items()}
-    found["answers_alike"] = sum(
+    figures["answers_alike"] = sum(
         [hit.image_id for hit in a] == [hit.image_id for hit in b]
         for a, b in zip(answers["changed"], answers["fresh"], strict=True)
     )
@@ -112,14 +107,14 @@ def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
             for name, one in pair.items():
                 times[name].append(seconds(partial(one.search, [query], 10)))
     for name, taken in times.items():
-        found[f"query_ms_{name}"] = 1000 * statistics.median(taken)
+        figures[f"query_ms_{name}"] = 1000 * statistics.median(taken)
     ratios = [a / b for a, b in zip(times["changed"], times["fresh"], strict=True)]
-    found["query_ratio"] = statistics.median(ratios)
-    return found
+    figures["query_ratio"] = statistics.median(ratios)
+    return figures
 
 
 def fill(store: Store, wanted: int, seed: int) -> None:
-    """Make a collection so large, in one piece."""
+    """Fill the collection with noisy copies until it has `wanted` pictures, in one base."""
     random = np.random.default_rng(seed + 1)
     while (missing := wanted - len(snapshot := store.snapshot())) > 0:
         done = len(snapshot)
@@ -130,7 +125,7 @@ def fill(store: Store, wanted: int, seed: int) -> None:
 
 
 def linked(source: str, destination: str) -> str:
-    """The same file, for what is never changed; a copy of the database."""
+    """Link a file that never changes; copy the database and the manifest. Returns the destination."""
     if source.endswith((".sqlite3", ".json")):
         return str(shutil.copy2(source, destination))
     os.link(source, destination)
@@ -161,20 +156,20 @@ def copies(store: Store, snapshot: Snapshot, count: int, random: np.random.Gener
 
 
 def vector_of(snapshot: Snapshot, row: int) -> Any:
-    """The stored one."""
+    """The stored vector of a picture."""
     assert snapshot.vectors is not None
     return np.asarray(snapshot.vectors[np.array([row])])[0]
 
 
-def near(searcher: Searcher, one: Entry) -> set[str]:
+def near(searcher: Searcher, entry: Entry) -> set[str]:
     """Ids of what a search finds nearest to a picture."""
-    assert one.vector is not None
-    vector = one.vector.astype(np.float32)
+    assert entry.vector is not None
+    vector = entry.vector.astype(np.float32)
     return {hit.image_id for hit in searcher.like_vector(vector, vector, 100)}
 
 
 def until(holds: Callable[[], bool]) -> float:
-    """Seconds until a running search says so, asked over and over."""
+    """Seconds until `holds` is true, called over and over; infinity after half a minute."""
     begin = time.perf_counter()
     while not holds():
         if time.perf_counter() - begin > 30:
@@ -183,14 +178,14 @@ def until(holds: Callable[[], bool]) -> float:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """How long it takes."""
+    """Seconds that `work` takes."""
     begin = time.perf_counter()
     work()
     return time.perf_counter() - begin
 
 
 def texts(data: Path | None, count: int, seed: int) -> list[str]:
-    """What is asked."""
+    """The queries."""
     if data is None:
         return (MADE_UP * (count // len(MADE_UP) + 1))[:count]
     from voken.data.captions import read_dataset
