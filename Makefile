@@ -1,6 +1,7 @@
 # Each target makes the environment it needs from nothing, once; `make clean` removes it.
 #
 #   make demo        data, training, search and one HTML page with pictures in it
+#   make check       lint and the fast tests, in less than two minutes on two cores
 #   make test        lint, then every test
 #   make lint        ruff, mypy and the import layers
 #   make docs        the documentation as a site, docs/_build/index.html; a warning is an error
@@ -17,10 +18,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 PINS := $(VENV)/constraints.txt
 
-.PHONY: demo test lint docs reproduce clean
+.PHONY: demo check fast-tests test lint docs reproduce clean
 
 demo: $(VENV)/.data
 	$(BIN)/voken demo --out runs/demo
+
+# mypy without its cache takes most of a minute on one core: the tests run meanwhile.
+check: $(VENV)/.dev
+	$(MAKE) --jobs 2 --output-sync=target lint fast-tests
+
+fast-tests: $(VENV)/.dev
+	$(BIN)/pytest -n $(JOBS) -m 'not slow and not browser'
 
 test: lint
 	$(BIN)/pytest -n $(JOBS)

@@ -41,6 +41,7 @@ def workload_of(decoding, **changes):
     return decoding.Workload(shape="tiny", **sizes | changes)
 
 
+@pytest.mark.slow
 def test_ours_rank_as_transformers(decoding, tmp_path):
     ours = ["ours, engine float32", "ours, torch"]
     theirs = [decoding.REFERENCE, "transformers, the same, vokens only"]
@@ -116,6 +117,7 @@ def test_operations_are_those_torch_counts(decoding, tmp_path):
     assert counter.get_total_flops() == pytest.approx(decoding.operations(workload, tokens), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_quick_run(tmp_path):
     names = ["ours, engine int8", "transformers"]
     command = [

@@ -67,6 +67,7 @@ def made(pictures, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_scaling(benchmarks, pictures, made, tmp_path, capsys):
     out = tmp_path / "scaling.json"
     arguments = ["--quick", "--threads", "1", "--models", made / "model", "--collection", made / "collection"]
@@ -87,6 +88,7 @@ def test_scaling(benchmarks, pictures, made, tmp_path, capsys):
     draw(benchmarks, out, tmp_path, {"scaling-growing-1", "scaling-growing-4", "scaling-recall-float32"})
 
 
+@pytest.mark.slow
 def test_equal_bytes(benchmarks, pictures, tmp_path):
     out = tmp_path / "bytes.json"
     arguments = ["--quick", pictures, "--test-concepts", "10", "--validation-concepts", "5", "--queries", "8"]

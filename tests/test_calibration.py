@@ -435,6 +435,7 @@ def test_a_small_validation_side_is_no_ground(model, pictures):
     assert said["none"].startswith("12 validation queries")
 
 
+@pytest.mark.slow
 def test_the_benchmark(model, folder, pictures, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(FOLDER))
     benchmark = importlib.import_module("no_match")

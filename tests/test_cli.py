@@ -114,6 +114,7 @@ def test_index_without_vectors_and_of_one_split(data, work, model):
     assert (anew["added"], anew["with_vectors"]) == (again["pictures"], True)
 
 
+@pytest.mark.slow
 def test_eval_writes_figures_that_trec_files_agree_with(data, work, model):
     arguments = ("eval", "--model", model, "--data", data, "--cache", work / "cache")
     result = run(*arguments, "--json", work / "figures" / "eval.json", "--trec", work / "trec", "--per-query")
@@ -169,6 +170,7 @@ def test_tokenizer_report(data, work, model):
     assert "ceiling" in text.stdout
 
 
+@pytest.mark.slow
 def test_fit_goes_on_after_ctrl_c_and_says_so(data, work, monkeypatch):
     import voken.training.fit
 

@@ -73,6 +73,7 @@ def test_hits_are_those_of_torch(tmp_path, readout, layers):
         np.testing.assert_allclose([hit.score for hit in given], [hit.score for hit in wanted], atol=5e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "int8"])
 def test_64_threads_and_an_event_loop_get_what_one_caller_gets(saved, tmp_path, precision):
     """Queries of unlike lengths, with two values of k, in whatever batches come about."""

@@ -149,6 +149,7 @@ def test_queries_fit_the_pool_and_repeat(tmp_path):
     assert demo_queries(pool, seed=1) != queries
 
 
+@pytest.mark.slow
 def test_the_whole_demo_on_a_miniature(tmp_path):
     def make(folder, seed, progress):
         folder.mkdir(parents=True, exist_ok=True)

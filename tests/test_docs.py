@@ -397,6 +397,7 @@ class Session:
             return "".join(printed)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Image.Image.getdata is deprecated")  # textual-image's, of Pillow
 @pytest.mark.parametrize("page", PAGES)
 def test_what_a_page_says_to_do_can_be_done(page, home):

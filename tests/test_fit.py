@@ -109,6 +109,7 @@ def test_the_same_seed_gives_the_same_model(model, pictures, cache, tmp_path):
     assert same(fit(read_dataset(pictures), tmp_path / "again", TINY, cache=cache), model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["two-tower", "k-means", "generator, generation", "generator, discrimination"])
 def test_an_interrupted_run_goes_on_and_ends_the_same(moment, model, pictures, cache, tmp_path):
     def interrupt(what, done, total):
@@ -125,6 +126,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(moment, model, pictures, c
     assert not (tmp_path / "model.work").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_the_same(model, pictures, cache, tmp_path):
     script = """
 import os, signal, sys, torch
@@ -268,6 +270,7 @@ def test_a_captioners_captions_are_added_beside_those_there(pictures, cache, tmp
     assert len(prepared.train.captions) == count
 
 
+@pytest.mark.slow
 def test_a_transductive_model_says_so_beside_every_number(pictures, cache, tmp_path):
     config = TINY.override({"protocol": "transductive", "encoder.epochs": "1"})
     model = fit(read_dataset(pictures), tmp_path / "model", config, cache=cache)
@@ -291,6 +294,7 @@ def test_an_unknown_preset_names_the_known():
         preset("papr")
 
 
+@pytest.mark.slow
 def test_the_sentence_encoder_can_be_tuned(model, pictures, cache, tmp_path):
     config = TINY.override({"generator.tune_encoder": "true", "generator.epochs": "1"})
     tuned = fit(read_dataset(pictures), tmp_path / "model", config, cache=cache)

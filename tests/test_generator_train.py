@@ -393,6 +393,7 @@ def be_killed(folder: Path) -> None:
     run(folder)
 
 
+@pytest.mark.slow
 def test_a_killed_process_resumed_equals_uninterrupted(tmp_path):
     script = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import conftest, test_generator_train; "
     script += f"from pathlib import Path; test_generator_train.be_killed(Path({str(tmp_path / 'state')!r}))"

@@ -310,6 +310,7 @@ def concept_recall(model: GeniusGenerator, tokenizer, side: Side) -> float:
     return float(np.mean([int(hit[0].image_id.split()[0]) == c for hit, c in zip(hits, concepts, strict=True)]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [0.0, 2.0])
 def test_it_learns_and_keeps_the_best_epoch(alpha):
     train, validation = make_side(0, 0), make_side(1, 100)

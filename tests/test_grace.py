@@ -147,11 +147,13 @@ def recall(prepared, pool, scheme, **options):
     return found.recall[5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["structured", "atomic"])
 def test_memorized_pictures_are_found_by_texts_never_read(scheme):
     assert recall(*toy(), scheme) > 0.6
 
 
+@pytest.mark.slow
 def test_shuffled_texts_fall_to_chance():
     # 5 of 20 is 0.25; three times the standard deviation of 20 queries is 0.29
     assert recall(*toy(shuffled=True), "structured") < 0.55

@@ -92,6 +92,7 @@ def test_lite_searches_alike(tmp_path, encoder, name):
     np.testing.assert_allclose(engine.query_vectors(TEXTS, engine.prefill(TEXTS)), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_lite_with_a_tuned_encoder(tmp_path, encoder):
     generator = make_lite_over(encoder, tune_encoder=True)
     for weight in generator.text.parameters():

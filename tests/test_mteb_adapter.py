@@ -159,6 +159,7 @@ def questions(*texts):
     return Dataset.from_dict({"id": [f"q{i}" for i in range(len(texts))], "text": list(texts)})
 
 
+@pytest.mark.slow
 def test_ties_are_drawn_without_regard_to_the_corpus_and_scores_fall():
     names = [f"d{i}" for i in range(10)]
     first: dict[str, int] = {}

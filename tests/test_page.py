@@ -33,6 +33,8 @@ from voken.data.captions import read_dataset
 from voken.serve.app import create_app
 from voken.serve.settings import ServeSettings
 
+pytestmark = pytest.mark.browser
+
 STATIC = Path(voken.serve.__file__).parent / "static"
 FLAGS = [
     "--no-sandbox",

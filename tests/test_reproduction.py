@@ -27,6 +27,8 @@ from voken_lab.reproduction.run import Request, reproduce
 from voken_lab.reproduction.tables import TABLES, Line, Table, cells_of
 from voken_lab.reproduction.tracks import Track, track
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["red", "orange", "yellow", "lime", "green", "teal", "cyan", "blue", "indigo", "purple", "magenta", "rose"]
 PLACES = ["top left", "top right", "bottom left", "bottom right", "middle"]
 SETTINGS = {

@@ -140,6 +140,7 @@ def raw(running, *chunks, pause=0.0, gone=False):
     return received
 
 
+@pytest.mark.slow
 def test_over_a_real_port_from_beginning_to_end(running, here):
     # it answers, and to no other name
     assert running.ask("GET", "/healthz")[0] == 200

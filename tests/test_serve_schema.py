@@ -39,6 +39,7 @@ def failures(event):
                 yield f"{check.name}: {check.failure_info.failure}\n{said}\n{request[:2000]}"
 
 
+@pytest.mark.slow
 def test_every_answer_is_one_that_is_documented(pictures, tmp_path):
     found, asked = [], set()
     with Served.of(tmp_path) as served, served.client():

@@ -102,6 +102,7 @@ OPERATIONS = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(OPERATIONS)
 def test_any_history_equals_a_dict_and_a_fresh_trie(tmp_path_factory, operations):
@@ -301,6 +302,7 @@ WRITER = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_a_killed_writer_loses_nothing_it_reported(tmp_path, seed):
     """Killed after some lines it printed, not after some time. The long run of this is tests/stress/kill.py."""

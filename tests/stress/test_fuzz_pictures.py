@@ -13,6 +13,7 @@ from voken.data.images import open_image
 from voken.errors import PictureError
 
 
+@pytest.mark.slow
 def test_a_small_run(tmp_path):
     out = tmp_path / "out.json"
     command = [
@@ -38,6 +39,7 @@ def test_a_small_run(tmp_path):
     assert not any(found["faults"].values())
 
 
+@pytest.mark.slow
 def test_hangs_and_crashes_are_seen(tmp_path, monkeypatch):
     child = tmp_path / "child.py"
     child.write_text(

@@ -12,6 +12,7 @@ import pytest
 from voken.collection.store import Store
 
 
+@pytest.mark.slow
 def test_kill(tmp_path, capsys):
     kill.main(["--times", "2", "--base", "3", "--json", str(tmp_path / "out.json")])
     found = json.loads((tmp_path / "out.json").read_text())
@@ -34,6 +35,7 @@ def test_kill_sees_what_is_lost_and_what_is_half(tmp_path):
     assert kill.changed({"a", "b"}, ["removing", "b"]) == {"a"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are traced as Linux does it")
 def test_kill_points(tmp_path):
     out = tmp_path / "out.json"
