@@ -66,7 +66,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 D_KV = 64
 NEVER = -1e4
-"""Bias of what is no voken, as in `T5StepModel.to_transformers`."""
+"""Bias of what is no voken, as in `T5Generator.to_transformers`."""
 
 Precision = Literal["float32", "int8"]
 Answer = tuple[Int32[np.ndarray, "beams M"], Float32[np.ndarray, " beams"]]
@@ -163,9 +163,9 @@ class OurEngine(Ours):
 
     def prepare(self, generator: Any, folder: Path) -> None:
         """See `Row`."""
-        from voken.inference.export import export_generator
+        from voken.inference.export import export_generator, t5_graphs
 
-        export_generator(generator, folder / f"engine-{self.precision}", precision=self.precision)
+        export_generator(generator, t5_graphs, folder / f"engine-{self.precision}", precision=self.precision)
 
     def setup(self, folder: Path, workload: Workload) -> None:
         """See `Row`."""
@@ -184,7 +184,7 @@ class OurEngine(Ours):
         weight = _random_matrix(1)
         graph = Graph(self.precision)
         rows = graph.input("rows", "float32", ["rows", PRODUCT])
-        graph.rows_of(rows)
+        graph.set_row_count(rows)
         graph.output("product", graph.linear(rows, weight), ["rows", PRODUCT])
         options = onnxruntime.SessionOptions()
         options.use_per_session_threads = False  # the threads that `Engine.load` made
@@ -202,11 +202,11 @@ class OurTorch(Ours):
 
     def setup(self, folder: Path, workload: Workload) -> None:
         """See `Row`."""
-        from voken.generator.t5 import T5StepModel
+        from voken.generator.t5 import T5Generator
 
         _use_torch_threads(workload.threads)
         self._open_trie(folder, workload)
-        self.model = T5StepModel.load(folder / "generator")
+        self.model = T5Generator.load(folder / "generator")
 
     def matrix_rate(self, clock: Clock) -> float:
         """See `Row`."""
@@ -223,10 +223,10 @@ class Transformers(Row):
     def setup(self, folder: Path, workload: Workload) -> None:
         """See `Row`."""
         from voken.decoding.trie import VokenTrie
-        from voken.generator.t5 import T5StepModel
+        from voken.generator.t5 import T5Generator
 
         _use_torch_threads(workload.threads)
-        generator = T5StepModel.load(folder / "generator")
+        generator = T5Generator.load(folder / "generator")
         self.model = generator.to_transformers().eval()
         self.first_voken = 0 if self.vokens_only else T5_WORDS
         start = generator.config.decoder_start_token_id
@@ -494,7 +494,7 @@ def make_generator(workload: Workload) -> Any:
     from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
     from voken.encoders.builtin import sentence_folder
-    from voken.generator.t5 import T5StepModel
+    from voken.generator.t5 import T5Generator
 
     torch.manual_seed(0)
     sizes = SHAPES[workload.shape]
@@ -507,7 +507,7 @@ def make_generator(workload: Workload) -> Any:
         PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
             tokenizer_file=str(sentence_folder() / "tokenizer.json"), pad_token="[PAD]", unk_token="[UNK]"
         ).save_pretrained(folder)
-        return T5StepModel.from_pretrained(folder, codebooks).eval()
+        return T5Generator.from_pretrained(folder, codebooks).eval()
 
 
 def query_texts(count: int) -> list[str]:

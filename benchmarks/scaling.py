@@ -55,8 +55,7 @@ from voken.collection.store import Store
 from voken.config import SearchConfig
 from voken.data.captions import Dataset, read_dataset
 from voken.decoding.trie import VokenTrie
-from voken.inference.engine import Engine
-from voken.inference.text_encoder import TextEncoder
+from voken.inference.engine import Engine, TextEncoder
 from voken.metrics import first_relevant, ranked_matrices, recall_at
 from voken.model.compiled import CompiledModel
 from voken.search.searcher import Searcher
@@ -176,9 +175,9 @@ def text_encoders(
     folders: Sequence[Path], models: Sequence[CompiledModel], place: Path, threads: int
 ) -> dict[str, TextEncoder]:
     """By precision: the text side of the encoder that the models were trained over, as the opponents' own engine."""
-    from voken.encoders import load_encoder
     from voken.encoders.two_tower import TwoTowerEncoder
     from voken.inference.export import export_text_encoder
+    from voken.model.model import load_encoder
 
     made = {}
     for folder, model in zip(folders, models, strict=True):
@@ -223,13 +222,13 @@ def random_t5(
     options: argparse.Namespace, levels: int, entries: int, precisions: Sequence[str], folder: Path
 ) -> dict[tuple[str, str], CompiledModel]:
     """Engines of one T5 with random weights."""
-    from voken.inference.export import export_generator
+    from voken.inference.export import export_generator, t5_graphs
 
     workload = Workload(options.t5, levels, entries, 0, BEAMS, options.threads, ())
     generator = make_generator(workload)
     made = {}
     for precision in precisions:
-        export_generator(generator, folder / precision, precision=precision)  # type: ignore[arg-type]
+        export_generator(generator, t5_graphs, folder / precision, precision=precision)  # type: ignore[arg-type]
         engine = Engine.load(folder / precision, threads=options.threads)
         engine.warm_up()
         made[f"ours, T5-{options.t5}", precision] = CompiledModel(engine, engine, SearchConfig(), "random")

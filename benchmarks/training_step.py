@@ -338,12 +338,12 @@ def _lite(row: Row, workload: Workload, config: Any, texts: Sequence[str]) -> tu
 def _t5(workload: Workload) -> tuple[Any, float, int]:
     from transformers import T5ForConditionalGeneration
 
-    from voken.generator.t5 import T5StepModel
+    from voken.generator.t5 import T5Generator
 
     with tempfile.TemporaryDirectory() as folder:
         T5ForConditionalGeneration(_t5_config(T5_WORDS)).save_pretrained(folder)
         _tokenizer().save_pretrained(folder)
-        return T5StepModel.from_pretrained(folder, _codebooks(workload, 256)), 0.0, 0
+        return T5Generator.from_pretrained(folder, _codebooks(workload, 256)), 0.0, 0
 
 
 def _t5_config(words: int) -> Any:

@@ -11,9 +11,10 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, SiglipConfig, Sig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from voken.encoders import Encoder, load_encoder
 from voken.encoders.clip import HubEncoder
+from voken.encoders.interface import Encoder
 from voken.errors import ArtifactError, ConfigError, CorruptArtifactError
+from voken.model.model import load_encoder
 
 TEXTS = ["a red dog", "cat", "", "a much longer text about a cat and a dog that no tiny model reads to its end"]
 TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}

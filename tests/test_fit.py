@@ -215,7 +215,7 @@ def test_caption_memory_by_hand(pictures):
     side = side_of(images, codes, lambda texts: np.ones((len(texts), 8), np.float32))
     memory = caption_memory(side, codes, size=100, seed=0)
     assert memory.texts == side.captions
-    assert memory.own["a red wide bar"].tolist() == [0, 1]
+    assert memory.related_rows["a red wide bar"].tolist() == [0, 1]
     expected = np.zeros(8)
     expected[:2] = 2**-0.5
     np.testing.assert_allclose(memory.pictures[0], expected, rtol=1e-6)
@@ -225,12 +225,12 @@ def test_caption_memory_by_hand(pictures):
 @torch.inference_mode()
 def test_a_text_in_training_does_not_see_its_own_concept(model, pictures):
     generator = model.generator
-    seen = generator.prefill(["a red wide bar"]).aim
-    generator._own = {"a red wide bar": np.arange(len(generator.memory_vectors))[:-1]}
+    seen = generator.prefill(["a red wide bar"]).query_point
+    generator._related_rows = {"a red wide bar": np.arange(len(generator.memory_vectors))[:-1]}
     try:
-        alone = generator.prefill(["a red wide bar"]).aim
+        alone = generator.prefill(["a red wide bar"]).query_point
     finally:
-        generator._own = {}
+        generator._related_rows = {}
     own = generator.to_code(torch.from_numpy(model.encoder.encode_texts(["a red wide bar"])))
     expected = own + generator.config.memory_weight * torch.nn.functional.normalize(generator.memory_pictures[-1:])
     torch.testing.assert_close(alone, expected, rtol=1e-4, atol=1e-5)

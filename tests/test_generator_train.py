@@ -22,9 +22,9 @@ from voken.errors import EmptyDataError, ResumeError
 from voken.generator import train
 from voken.generator.candidates import CandidateSearch
 from voken.generator.lite import LiteGenerator
-from voken.generator.llama import LlamaStepModel, Lora
+from voken.generator.llama import LlamaGenerator, Lora
 from voken.generator.pairs import SoftTargets, ValidationQueries, VokenPairs
-from voken.generator.t5 import T5StepModel
+from voken.generator.t5 import T5Generator
 from voken.generator.train import train_generator, validation_recall
 
 CONCEPTS, PICTURES, LEVELS, SIZE, DIM = 12, 60, 3, 6, 10
@@ -411,14 +411,14 @@ def t5(folder: Path):
     checkpoint = folder / "checkpoint"
     if not checkpoint.exists():
         tiny_t5.make_checkpoint(checkpoint, "t5")
-    return T5StepModel.from_pretrained(checkpoint, make_codebooks(), dropout=0.1)
+    return T5Generator.from_pretrained(checkpoint, make_codebooks(), dropout=0.1)
 
 
 def llama(folder: Path):
     checkpoint = folder / "checkpoint"
     if not checkpoint.exists():
         tiny_llama.make_checkpoint(checkpoint, "untied")
-    return LlamaStepModel.from_pretrained(checkpoint, make_codebooks(), lora=Lora(rank=3, alpha=5, dropout=0.1))
+    return LlamaGenerator.from_pretrained(checkpoint, make_codebooks(), lora=Lora(rank=3, alpha=5, dropout=0.1))
 
 
 @pytest.mark.parametrize("make", [t5, llama])

@@ -22,9 +22,10 @@ from voken.encoders.two_tower import TwoTowerEncoder, TwoTowerHead
 from voken.errors import ArtifactVersionError, ConfigError, CorruptArtifactError, MissingExtraError
 from voken.generator.lite import LiteGenerator
 from voken.generator.llama import Lora
-from voken.generator.t5 import T5StepModel
+from voken.generator.t5 import T5Generator
 from voken.inference.engine import HEADER, Engine
-from voken.inference.export import can_export, export_generator
+from voken.inference.export import export_generator, lite_graphs, t5_graphs
+from voken.model.model import FAMILIES
 
 TEXTS = ["a red cat", "two small birds on the hill under rain", "dog", "a blue dog on the hill"]
 
@@ -39,7 +40,7 @@ def encoder():
 
 
 def exported(generator, folder, **options):
-    export_generator(generator, folder, **options)
+    export_generator(generator, FAMILIES[generator.family].graphs, folder, **options)
     return Engine.load(folder)
 
 
@@ -85,9 +86,11 @@ def test_lite_searches_alike(tmp_path, encoder, name):
     generator = make_lite_over(encoder, **SETTINGS[name])
     engine = exported(generator, tmp_path / "engine", encoder=encoder)
     assert_same_search(generator, engine)
-    aims = generator.config.query_vector
+    has_point = generator.config.query_vector
     state = generator.prefill(TEXTS)
-    expected = torch.nn.functional.normalize(state.aim, dim=1).numpy() if aims else encoder.encode_texts(TEXTS)
+    expected = (
+        torch.nn.functional.normalize(state.query_point, dim=1).numpy() if has_point else encoder.encode_texts(TEXTS)
+    )
     np.testing.assert_allclose(engine.query_vectors(TEXTS), expected, atol=1e-5)
     np.testing.assert_allclose(engine.query_vectors(TEXTS, engine.prefill(TEXTS)), expected, atol=1e-5)
 
@@ -173,26 +176,26 @@ def test_without_text_vectors_the_remedy_is_named(tmp_path):
 
 def test_what_has_no_graph_is_refused(tmp_path):
     generator = make_lite()
-    assert not can_export(generator, None)
+    assert not FAMILIES["lite"].can_export(None)
     with pytest.raises(ConfigError, match="Search with torch"):
-        export_generator(generator, tmp_path / "engine")
+        export_generator(generator, lite_graphs, tmp_path / "engine")
 
 
 def test_a_checkpoint_without_a_fast_tokenizer_is_refused(tmp_path):
     generator = make_t5(tmp_path)
     generator.reader.tokenizer = object()
     with pytest.raises(ConfigError, match=r"tokenizer\.json"):
-        export_generator(generator, tmp_path / "engine")
+        export_generator(generator, t5_graphs, tmp_path / "engine")
 
 
 def test_a_missing_onnx_names_its_extra(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"voken-search\[train\]"):
-        export_generator(make_t5(tmp_path), tmp_path / "engine")
+        export_generator(make_t5(tmp_path), t5_graphs, tmp_path / "engine")
 
 
 def test_damage_is_named(tmp_path):
-    export_generator(make_t5(tmp_path), tmp_path / "engine")
+    export_generator(make_t5(tmp_path), t5_graphs, tmp_path / "engine")
     folder = tmp_path / "engine"
     good = (folder / "step.onnx").read_bytes()
     (folder / "step.onnx").write_bytes(good[: len(good) // 2])
@@ -215,8 +218,8 @@ def test_damage_is_named(tmp_path):
 
 def test_searching_imports_no_torch(tmp_path):
     generator = make_t5(tmp_path)
-    export_generator(generator, tmp_path / "engine")
-    assert isinstance(generator, T5StepModel)
+    export_generator(generator, t5_graphs, tmp_path / "engine")
+    assert isinstance(generator, T5Generator)
     program = f"""
 import sys
 from pathlib import Path

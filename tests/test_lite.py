@@ -194,7 +194,7 @@ def test_memory_by_hand_and_without_own_captions_while_they_are_owned():
         return model.to_code.weight.detach().double().numpy() @ vector + 0.7 * recalled / np.linalg.norm(recalled)
 
     def found() -> np.ndarray:
-        return model.encode(["dog"]).aim[0].detach().numpy()
+        return model.encode(["dog"]).query_point[0].detach().numpy()
 
     model.memorize(make_memory(own={"dog": np.array([0, 2])}))
     np.testing.assert_allclose(found(), aim([1, 3]), rtol=1e-4, atol=1e-5)
@@ -207,10 +207,10 @@ def test_memory_by_hand_and_without_own_captions_while_they_are_owned():
 
 def test_another_reader_stands_in_while_training():
     model = make_lite()
-    expected = model.encode(TEXTS).aim
+    expected = model.encode(TEXTS).query_point
     remembered = RememberedTexts(WordReader(), TEXTS, max_tokens=model.config.max_query_tokens)
     model.begin_training(remembered)
-    torch.testing.assert_close(model.encode(TEXTS).aim, expected)
+    torch.testing.assert_close(model.encode(TEXTS).query_point, expected)
     model._reader = None
     model.encode(TEXTS)
     model.end_training()

@@ -13,7 +13,7 @@ from voken.decoding.beam import beam_search, beam_search_from_state, score_seque
 from voken.decoding.trie import VokenTrie
 from voken.errors import ConfigError, CorruptArtifactError, MissingExtraError
 from voken.generator.interface import Generator
-from voken.generator.llama import LlamaStepModel, Lora
+from voken.generator.llama import LlamaGenerator, Lora
 
 torch.set_num_threads(1)
 TEXTS = ["a red cat", "two small birds on the hill under rain", "dog"]
@@ -25,7 +25,7 @@ def make_trie(images: int = 25) -> VokenTrie:
 
 
 def generate(
-    plain, model: LlamaStepModel, trie: VokenTrie, text: str, beams: int
+    plain, model: LlamaGenerator, trie: VokenTrie, text: str, beams: int
 ) -> list[tuple[tuple[int, ...], float]]:
     """What transformers' own constrained beam search finds: sequences and their sums of log-probabilities."""
     first_voken = len(WORDS)
@@ -56,7 +56,7 @@ def generate(
     return [(tuple(sequence), score) for sequence, score in zip(found, scores, strict=True) if score > -1e3]
 
 
-def plain_log_probs(plain, model: LlamaStepModel, text: str, sequences: np.ndarray) -> torch.Tensor:
+def plain_log_probs(plain, model: LlamaGenerator, text: str, sequences: np.ndarray) -> torch.Tensor:
     """Log-probabilities from transformers' forward pass over prompt and sequence, without a cache."""
     prompt = model.reader([text], torch.device("cpu")).tokens
     vokens = torch.from_numpy(sequences).long()
@@ -119,7 +119,7 @@ def test_teacher_forcing_equals_stepping(tmp_path, shared):
 
 def test_one_level_needs_the_prompt_alone(tmp_path):
     checkpoint = make_checkpoint(tmp_path, "tied")
-    model = LlamaStepModel.from_pretrained(checkpoint, make_codebooks()[:1]).eval()
+    model = LlamaGenerator.from_pretrained(checkpoint, make_codebooks()[:1]).eval()
     trie = VokenTrie.from_vokens(np.arange(SIZE)[:, None], SIZE)
     found = beam_search(model, trie, TEXTS, SIZE)
     with torch.no_grad():
@@ -152,7 +152,7 @@ def test_separator_survives_truncation(tmp_path):
     assert tokens.tokens[0].tolist() == [0, WORDS.index("two"), WORDS.index("small"), *ends]
     assert tokens.tokens[1, :3].tolist() == [0, *ends]
     with pytest.raises(ConfigError, match="max_query_tokens 3"):
-        LlamaStepModel.from_pretrained(
+        LlamaGenerator.from_pretrained(
             tmp_path / "checkpoint", make_codebooks(), separator="picture :", max_query_tokens=3
         )
 
@@ -212,7 +212,7 @@ def test_saved_model_is_the_same(tmp_path, kind, lora, monkeypatch):
     model.save(tmp_path / "saved")
     mine = beam_search(model, trie, TEXTS, 6)
 
-    kept = LlamaStepModel.load(tmp_path / "saved", merge=False)
+    kept = LlamaGenerator.load(tmp_path / "saved", merge=False)
     assert not kept.training
     assert (kept.reader.separator, kept.reader.max_tokens, kept.lora) == ("picture :", 7, lora)
     theirs = beam_search(kept, trie, TEXTS, 6)
@@ -222,14 +222,14 @@ def test_saved_model_is_the_same(tmp_path, kind, lora, monkeypatch):
     assert {name for name, weight in kept.named_parameters() if weight.requires_grad} == trained
 
     without_peft(monkeypatch)
-    merged = LlamaStepModel.load(tmp_path / "saved")
+    merged = LlamaGenerator.load(tmp_path / "saved")
     theirs = beam_search(merged, trie, TEXTS, 6)
     assert (mine.leaf == theirs.leaf).all()
     np.testing.assert_allclose(mine.log_prob, theirs.log_prob, atol=1e-4)
     assert all(name.startswith("vocabulary.") for name, weight in merged.named_parameters() if weight.requires_grad)
     assert not any("lora" in name for name, _ in merged.named_modules())
     merged.save(tmp_path / "again")
-    again = LlamaStepModel.load(tmp_path / "again")
+    again = LlamaGenerator.load(tmp_path / "again")
     assert (beam_search(again, trie, TEXTS, 6).log_prob == theirs.log_prob).all()
 
 
@@ -248,7 +248,7 @@ def test_a_missing_extra_names_its_install_command(tmp_path, monkeypatch):
     checkpoint = make_checkpoint(tmp_path, "tied")
     without_peft(monkeypatch)
     with pytest.raises(MissingExtraError, match=r"voken-search\[train\]"):
-        LlamaStepModel.from_pretrained(checkpoint, make_codebooks(), lora=Lora())
+        LlamaGenerator.from_pretrained(checkpoint, make_codebooks(), lora=Lora())
 
 
 def test_what_cannot_be_opened_is_said(tmp_path, monkeypatch):
@@ -258,12 +258,12 @@ def test_what_cannot_be_opened_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     for missing in (str(tmp_path / "none"), "someone/no-such-model-anywhere"):
         with pytest.raises(ConfigError, match="Pass a folder"):
-            LlamaStepModel.from_pretrained(missing, make_codebooks())
+            LlamaGenerator.from_pretrained(missing, make_codebooks())
     config = GPT2Config(vocab_size=9, n_embd=4, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=0)
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
     with pytest.raises(ConfigError, match="is a gpt2 checkpoint"):
-        LlamaStepModel.from_pretrained(tmp_path / "gpt2", make_codebooks())
-    with pytest.raises(ConfigError, match="one codebook a level"):
+        LlamaGenerator.from_pretrained(tmp_path / "gpt2", make_codebooks())
+    with pytest.raises(ConfigError, match="one codebook per level"):
         make_llama(tmp_path, "tied", shared=False).to_transformers()
 
 
@@ -272,4 +272,4 @@ def test_damaged_folders_are_named(tmp_path):
     model.save(saved)
     (saved / "adapter.safetensors").unlink()
     with pytest.raises(CorruptArtifactError, match=r"adapter\.safetensors"):
-        LlamaStepModel.load(saved)
+        LlamaGenerator.load(saved)

@@ -11,7 +11,7 @@ from voken.decoding.beam import beam_search, beam_search_from_state, score_seque
 from voken.decoding.trie import VokenTrie
 from voken.errors import ArtifactVersionError, ConfigError, CorruptArtifactError
 from voken.generator.interface import Generator
-from voken.generator.t5 import T5StepModel
+from voken.generator.t5 import T5Generator
 
 torch.set_num_threads(1)
 TEXTS = ["a red cat", "two small birds on the hill under rain", "dog"]
@@ -21,7 +21,7 @@ def make_trie(images: int = 25) -> VokenTrie:
     return VokenTrie.from_vokens(np.random.default_rng(2).integers(0, SIZE, (images, LEVELS)), SIZE)
 
 
-def generate(plain, model: T5StepModel, trie: VokenTrie, text: str, beams: int) -> list[tuple[tuple[int, ...], float]]:
+def generate(plain, model: T5Generator, trie: VokenTrie, text: str, beams: int) -> list[tuple[tuple[int, ...], float]]:
     """What transformers' own constrained beam search finds: sequences and their sums of log-probabilities."""
     first_voken = len(WORDS)
     sequences = trie.leaf_vokens(np.arange(trie.sequences)).tolist()
@@ -50,7 +50,7 @@ def generate(plain, model: T5StepModel, trie: VokenTrie, text: str, beams: int) 
     return [(tuple(sequence), score) for sequence, score in found if score > -1e3]
 
 
-def plain_log_probs(plain, model: T5StepModel, text: str, sequences: np.ndarray) -> torch.Tensor:
+def plain_log_probs(plain, model: T5Generator, text: str, sequences: np.ndarray) -> torch.Tensor:
     """Log-probabilities from transformers' forward pass over whole sequences, without a cache."""
     inputs = model.reader([text], torch.device("cpu"))
     count = len(sequences)
@@ -145,7 +145,7 @@ def test_a_plain_model_leaves_this_one_as_it_was(tmp_path):
     assert len(model.to_transformers().lm_head.weight) == len(model.to_transformers().lm_head.weight) == words + SIZE
     assert model.config.vocab_size == words
     model.save(tmp_path / "saved")
-    assert T5StepModel.load(tmp_path / "saved").config.vocab_size == words
+    assert T5Generator.load(tmp_path / "saved").config.vocab_size == words
 
 
 def test_many_queries_are_read_as_one_is(tmp_path):
@@ -195,7 +195,7 @@ def test_saved_model_is_the_same(tmp_path, kind, shared, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     model, trie = make_t5(tmp_path, kind, shared=shared, max_query_tokens=5), make_trie()
     model.save(tmp_path / "saved")
-    loaded = T5StepModel.load(tmp_path / "saved")
+    loaded = T5Generator.load(tmp_path / "saved")
     assert not loaded.training
     assert loaded.reader.max_tokens == 5
     mine, theirs = beam_search(model, trie, TEXTS, 6), beam_search(loaded, trie, TEXTS, 6)
@@ -257,7 +257,7 @@ def test_random_voken_rows_depend_on_the_seed_alone(tmp_path):
     checkpoint = make_checkpoint(tmp_path, "t5")
 
     def rows(seed, codebooks):
-        model = T5StepModel.from_pretrained(checkpoint, codebooks, copy_embeddings=False, seed=seed)
+        model = T5Generator.from_pretrained(checkpoint, codebooks, copy_embeddings=False, seed=seed)
         return model.vocabulary.embeddings
 
     assert torch.equal(rows(1, make_codebooks()), rows(1, make_codebooks() * 2 + 1))
@@ -270,22 +270,22 @@ def test_what_cannot_be_opened_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     for missing in (str(tmp_path / "none"), "someone/no-such-model-anywhere"):
         with pytest.raises(ConfigError, match="Pass a folder"):
-            T5StepModel.from_pretrained(missing, make_codebooks())
+            T5Generator.from_pretrained(missing, make_codebooks())
     checkpoint = make_checkpoint(tmp_path / "checkpoint", "t5")
     with pytest.raises(ConfigError, match="max_query_tokens 1"):
-        T5StepModel.from_pretrained(checkpoint, make_codebooks(), max_query_tokens=1)
+        T5Generator.from_pretrained(checkpoint, make_codebooks(), max_query_tokens=1)
     with pytest.raises(ConfigError, match="all zeros"):
-        T5StepModel.from_pretrained(checkpoint, make_codebooks() * 0)
+        T5Generator.from_pretrained(checkpoint, make_codebooks() * 0)
     with pytest.raises(ConfigError, match="shape"):
-        T5StepModel.from_pretrained(checkpoint, make_codebooks()[0])
-    with pytest.raises(ConfigError, match="one codebook a level"):
-        T5StepModel.from_pretrained(checkpoint, make_codebooks(), shared=False).to_transformers()
+        T5Generator.from_pretrained(checkpoint, make_codebooks()[0])
+    with pytest.raises(ConfigError, match="one codebook per level"):
+        T5Generator.from_pretrained(checkpoint, make_codebooks(), shared=False).to_transformers()
     (checkpoint / "tokenizer.json").write_text('{"version": "1.0"}')
     with pytest.raises(ConfigError, match="Pass a folder"):
-        T5StepModel.from_pretrained(checkpoint, make_codebooks())
+        T5Generator.from_pretrained(checkpoint, make_codebooks())
     (checkpoint / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(ConfigError, match="Pass a folder"):
-        T5StepModel.from_pretrained(checkpoint, make_codebooks())
+        T5Generator.from_pretrained(checkpoint, make_codebooks())
 
 
 def test_another_architecture_is_refused(tmp_path):
@@ -293,26 +293,26 @@ def test_another_architecture_is_refused(tmp_path):
 
     BartConfig().save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="is a bart checkpoint"):
-        T5StepModel.from_pretrained(tmp_path, make_codebooks())
+        T5Generator.from_pretrained(tmp_path, make_codebooks())
 
 
 def test_damaged_folders_are_named(tmp_path):
     model = make_t5(tmp_path, "t5")
     saved = tmp_path / "saved"
     with pytest.raises(CorruptArtifactError, match=r"generator\.json"):
-        T5StepModel.load(saved)
+        T5Generator.load(saved)
     model.save(saved)
     header = (saved / "generator.json").read_text()
     (saved / "generator.json").write_text(header.replace('"format": 1', '"format": 7'))
     with pytest.raises(ArtifactVersionError, match="7"):
-        T5StepModel.load(saved)
+        T5Generator.load(saved)
     (saved / "generator.json").write_text(header.replace('"t5"', '"llama"'))
     with pytest.raises(ArtifactVersionError, match="llama"):
-        T5StepModel.load(saved)
+        T5Generator.load(saved)
     (saved / "generator.json").write_text(header.replace('"codebook_size": 6', '"codebook_size": 7'))
     with pytest.raises(CorruptArtifactError, match="cannot be read"):
-        T5StepModel.load(saved)
+        T5Generator.load(saved)
     (saved / "generator.json").write_text(header)
     (saved / "model.safetensors").unlink()
     with pytest.raises(CorruptArtifactError, match="cannot be read"):
-        T5StepModel.load(saved)
+        T5Generator.load(saved)

@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 
 from voken.config import EncoderConfig
-from voken.encoders import Encoder, load_encoder
 from voken.encoders.builtin import PictureFeatures
+from voken.encoders.interface import Encoder
 from voken.encoders.two_tower import PairedFeatures, TwoTowerEncoder, TwoTowerHead, head_recall, train_two_tower
 from voken.errors import ArtifactError, ArtifactVersionError, ConfigError, CorruptArtifactError, EmptyDataError
+from voken.model.model import load_encoder
 
 CONFIG = EncoderConfig(image_size=64, dim=8, hidden=16, epochs=3, batch_size=32, dropout=0.0, averaging=0.0)
 

@@ -11,7 +11,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
-from voken.generator.llama import LlamaStepModel
+from voken.generator.llama import LlamaGenerator
 
 SENTENCE = "a red blue cat dog on the hill under rain with two small birds picture :"
 
@@ -61,9 +61,9 @@ def make_codebooks() -> np.ndarray:
     return np.random.default_rng(5).normal(size=(LEVELS, SIZE, 10)).astype(np.float32)
 
 
-def make_llama(folder: Path, kind: str = "tied", **options) -> LlamaStepModel:
+def make_llama(folder: Path, kind: str = "tied", **options) -> LlamaGenerator:
     checkpoint = make_checkpoint(folder / "checkpoint", kind)
-    model = LlamaStepModel.from_pretrained(checkpoint, make_codebooks(), **options).eval()
+    model = LlamaGenerator.from_pretrained(checkpoint, make_codebooks(), **options).eval()
     for name, weight in model.named_parameters():  # adapters start without effect; give them one
         if ".lora_B." in name:
             weight.data.normal_(0, 0.3)

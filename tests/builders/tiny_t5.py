@@ -11,7 +11,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
-from voken.generator.t5 import T5StepModel
+from voken.generator.t5 import T5Generator
 
 SENTENCE = "a red blue cat dog on the hill under rain with two small birds"
 
@@ -67,6 +67,6 @@ def make_codebooks(width: int = 16) -> np.ndarray:
     return np.random.default_rng(5).normal(size=(LEVELS, SIZE, width)).astype(np.float32)
 
 
-def make_t5(folder: Path, kind: str = "t5", **options) -> T5StepModel:
+def make_t5(folder: Path, kind: str = "t5", **options) -> T5Generator:
     checkpoint = make_checkpoint(folder / "checkpoint", kind)
-    return T5StepModel.from_pretrained(checkpoint, options.pop("codebooks", make_codebooks()), **options).eval()
+    return T5Generator.from_pretrained(checkpoint, options.pop("codebooks", make_codebooks()), **options).eval()

@@ -43,5 +43,5 @@ class Encoder(Protocol):
         ...
 
     def save(self, folder: Path) -> None:
-        """Write what `voken.encoders.load_encoder` needs into `folder`, which is made if it is not there."""
+        """Write into `folder` what `voken.model.model.load_encoder` reads. The folder is created if it is missing."""
         ...

@@ -1,4 +1,4 @@
-"""What training and saving ask of a generator, beyond what the beam search asks."""
+"""What training and saving need from a generator, beyond what the beam search needs."""
 
 from __future__ import annotations
 
@@ -16,37 +16,51 @@ from voken.shapes import Float, Int
 class Generator(StepModel, Protocol):
     """A step model that can be trained and saved. Implementations are `torch.nn.Module`s.
 
-    One state serves everything: what `encode` returns is also a state that `step` continues from, so a
-    trainer reads the queries once, searches from the state (`beam_search_from_state`) and takes a loss
+    One state serves every purpose: what `encode` returns is also a state that `step` continues from. So a
+    trainer reads the queries once, searches from the state (`beam_search_from_state`) and computes a loss
     from it (`teacher_forced`). `prefill(texts)` is `encode(texts)` without gradients.
 
-    A class also has `load(folder)`, the inverse of `save`, which a protocol of values cannot state.
+    Each class also has a `load`, the inverse of `save`. `voken.model.model.FAMILIES` lists the classes.
     """
 
+    @property
+    def family(self) -> str:
+        """The kind of generator: "lite", "t5" or "llama" for those that `voken fit` trains."""
+        ...
+
+    @property
+    def has_query_point(self) -> bool:
+        """Whether a state has a `query_point` (queries, e): where in the code space each query's picture is sought."""
+        ...
+
     def encode(self, texts: Sequence[str]) -> Any:
-        """Read the queries, with gradients where they are enabled. Nothing in it depends on vokens."""
+        """Read the queries, with gradients if they are enabled. The result does not depend on vokens."""
         ...
 
     def teacher_forced(
         self, state: Any, vokens: Int[Tensor, "queries sequences levels"]
     ) -> Float[Tensor, "queries sequences levels N"]:
-        """Logits at every level given the true vokens before it, for several sequences a query.
+        """Logits at every level given the true vokens before it, for several sequences per query.
 
         Position l of the result is what `step` would return after the first l vokens of the sequence.
         """
         ...
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The trained parameters, as groups for a torch optimizer: "params", "name", and "weight_decay": 0.0
-        where decay does not belong (norms, biases, embeddings). Learning rates are the trainer's."""
+        """The trained parameters, as groups for a torch optimizer: "params", "name", and "weight_decay": 0.0 for those
+        that must not decay (norms, biases, embeddings). The trainer sets the learning rates."""
         ...
 
     def save(self, folder: Path) -> None:
-        """Write everything needed to load it again, without a network, into `folder`."""
+        """Write into `folder` everything that is needed to load the generator again without a network."""
+        ...
+
+    def to(self, device: Any) -> Any:
+        """As `torch.nn.Module.to`: move the weights to a device."""
         ...
 
     def train(self, mode: bool = True) -> Any:
-        """Switch dropout on or off, as `torch.nn.Module.train`."""
+        """As `torch.nn.Module.train`: switch dropout on or off."""
         ...
 
     def eval(self) -> Any:
@@ -58,7 +72,7 @@ class Generator(StepModel, Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """As `torch.nn.Module.state_dict`, for interrupted runs."""
+        """As `torch.nn.Module.state_dict`: a run that is interrupted continues from it."""
         ...
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> Any:

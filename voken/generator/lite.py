@@ -1,25 +1,25 @@
 """The `lite` family: a pretrained text encoder reads the query, a shallow decoder writes the vokens.
 
-Deep encoder, shallow decoder: what a CPU trains in minutes and serves in milliseconds. The decoder is a
-pre-norm transformer with cross-attention to the query's token states. Two settings of `GeneratorConfig`
-carry what voken adds to the plain form:
+Deep encoder, shallow decoder: a CPU trains it in minutes and answers with it in milliseconds. The decoder is a
+pre-norm transformer with cross-attention to the query's token states. Three settings of `GeneratorConfig` add
+to the plain form:
 
 - `copy_voken_embeddings` starts the voken rows, in and out, from the codebook (end of section 3.2's first
-  paragraph), through a fixed orthonormal map where widths differ;
-- `query_vector` gives the decoder the query's own vector t: as a token to attend to, and through the inner
-  products of t, and of what the vokens so far sum to, with the entries of the level. With entries that sum
+  paragraph), through a fixed orthonormal map if the widths differ;
+- `query_vector` gives the decoder the query's vector t: as a token to attend to, and through the inner
+  products of t, and of the sum of the vokens so far, with the entries of the level. With entries that sum
   to the picture's vector, the inner products alone rank sequences by <t, ẑ>: the decoder starts from
   quantized exact search and learns what to add;
-- `memory_weight` adds to t what the training captions nearest to the query stood beside: a softmax over their
-  similarity, of the vectors rebuilt from the vokens of their pictures (the cache of Zhang et al. 2022,
-  "Tip-Adapter", turned from classes to sequences). In training, captions of the query's own concept are
-  left out, so that the decoder sees what it will see for queries that nobody captioned.
+- `memory_weight` adds to t the pictures of the training captions nearest to the query: a mean, weighted by a softmax
+  over the similarity of the captions, of the vectors rebuilt from the vokens of their pictures (the cache of Zhang et
+  al. 2022, "Tip-Adapter", turned from classes to sequences). In training, captions of the query's own concept are
+  left out, so that the decoder sees what it will see for queries that nobody has captioned.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.functional import linear, normalize
+from torch.nn.functional import layer_norm, linear, normalize, scaled_dot_product_attention
 
 from voken.artifact import read_json, write_json
 from voken.config import GeneratorConfig, from_dict
@@ -35,45 +35,141 @@ from voken.encoders.builtin import SentenceEncoder
 from voken.encoders.text_reader import TextReader
 from voken.encoders.two_tower import TwoTowerEncoder
 from voken.errors import ConfigError
-from voken.generator.decoder_layer import DecoderLayer, decay_groups
-from voken.generator.shared_start import by_level, flat_positions, levels_and_sight
+from voken.generator.packed_sequences import by_level, levels_and_attention_mask, packed_positions
 from voken.shapes import Bool, Float, Int
+
+_ROW_RMS = 0.05
+"""Root mean square of the entries of a voken row before training."""
+_SIMILARITY = 10.0
+"""The factor of the inner products with the query's vector before training."""
 
 
 @dataclass(frozen=True)
 class LiteState:
-    """The query, read; and what the decoder keeps of the levels already written."""
+    """What was read of the queries, and the decoder's cache of the levels already written."""
 
     cross: tuple[tuple[Float[Tensor, "queries heads tokens width"], Float[Tensor, "queries heads tokens width"]], ...]
-    """Keys and values of the query's tokens, a pair a layer: computed once, shared by all beams."""
+    """Keys and values of the query's tokens, one pair per layer: computed once, shared by all beams."""
     mask: Bool[Tensor, "queries 1 1 tokens"]
-    aim: Float[Tensor, "queries e"]
-    """Where in the code space the picture is looked for; zero without `query_vector`."""
+    query_point: Float[Tensor, "queries e"]
+    """The point of the code space near which the picture is sought; zero without `query_vector`."""
     summed: Float[Tensor, "queries beams e"] | None = None
     """Sum of the codebook entries of each beam's vokens so far."""
     past: tuple[tuple[Tensor, Tensor], ...] = ()
-    """Keys and values (queries, beams, heads, levels so far, width), a pair a layer."""
+    """Keys and values (queries, beams, heads, levels so far, width), one pair per layer."""
     level: int = 0
 
 
 @dataclass(frozen=True)
 class CaptionMemory:
-    """What `LiteGenerator.memorize` keeps: captions seen in training, and what stood beside them."""
+    """Captions of the train split and their pictures, for `LiteGenerator.memorize`."""
 
     texts: Sequence[str]
     vectors: Float[np.ndarray, "captions dim"]
     pictures: Float[np.ndarray, "captions e"]
     """Mean of the codes ẑ of the caption's pictures, L2-normalised."""
-    own: Mapping[str, Int[np.ndarray, " rows"]]
-    """For a text to train on, the rows of this memory that share a concept with it."""
+    related_rows: Mapping[str, Int[np.ndarray, " rows"]]
+    """For each training text, the rows of this memory that share a concept with it."""
+
+
+def decay_groups(decoder: nn.Module) -> list[dict[str, Any]]:
+    """Parameter groups of a decoder of `DecoderLayer`s; norms, biases, embeddings and scales do not decay."""
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, weight in decoder.named_parameters():
+        decays = weight.ndim == 2 and not name.endswith(("bias", "norms", "place"))
+        (matrices if decays else others).append(weight)
+    return [
+        {"name": "matrices", "params": matrices},
+        {"name": "rows, norms, biases", "params": others, "weight_decay": 0.0},
+    ]
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention over the vokens so far, cross-attention to the query, feed-forward; a norm before each.
+
+    `width` must be a multiple of `heads`.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.drop = dropout
+        self.norms = nn.Parameter(torch.ones(3, width))
+        self.self_in = nn.Linear(width, 3 * width)
+        self.self_out = nn.Linear(width, width)
+        self.cross_query = nn.Linear(width, width)
+        self.cross_in = nn.Linear(width, 2 * width)
+        self.cross_out = nn.Linear(width, width)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def cross_keys(self, memory: Float[Tensor, "queries tokens width"]) -> tuple[Tensor, Tensor]:
+        """Keys and values (queries, heads, tokens, head width) of the query's tokens, shared by all beams."""
+        keys, values = self._split(self.cross_in(memory)).chunk(2, 1)
+        return keys, values
+
+    def step(
+        self,
+        hidden: Float[Tensor, "queries beams width"],
+        past: tuple[Tensor, Tensor] | None,
+        cross: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+    ) -> tuple[Float[Tensor, "queries beams width"], tuple[Tensor, Tensor]]:
+        """One level of all beams; `past` is what the level before returned, with the beams reordered.
+
+        `mask` (queries, 1, 1, tokens) is True on the query's tokens and False on padding; None: there is no padding.
+        """
+        queries, beams, width = hidden.shape
+        joint = self.self_in(self._norm(hidden, 0)).view(queries, beams, 3, self.heads, 1, width // self.heads)
+        query, keys, values = joint.unbind(2)
+        if past is not None:
+            keys, values = torch.cat([past[0], keys], 3), torch.cat([past[1], values], 3)
+        mixed = scaled_dot_product_attention(query, keys, values).reshape(queries, beams, width)
+        hidden = hidden + self.self_out(mixed)
+        return self._cross_and_feed_forward(hidden, cross, mask), (keys, values)
+
+    def teacher_forced(
+        self,
+        hidden: Float[Tensor, "queries positions width"],
+        attends: Bool[Tensor, "positions positions"],
+        cross: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+    ) -> Float[Tensor, "queries positions width"]:
+        """All positions at once; a position (a row of `attends`) attends to those that are True in its row."""
+        queries, positions, _ = hidden.shape
+        joint = self.self_in(self._norm(hidden, 0)).view(queries, positions, 3, self.heads, -1)
+        query, keys, values = joint.transpose(1, 3).unbind(2)
+        mixed = scaled_dot_product_attention(query, keys, values, attn_mask=attends)
+        hidden = hidden + self.dropout(self.self_out(mixed.transpose(1, 2).reshape(hidden.shape)))
+        return self._cross_and_feed_forward(hidden, cross, mask)
+
+    def _cross_and_feed_forward(self, hidden: Tensor, cross: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+        query = self._split(self.cross_query(self._norm(hidden, 1)))
+        mixed = scaled_dot_product_attention(query, *cross, attn_mask=mask).transpose(1, 2).flatten(2)
+        hidden = hidden + self.dropout(self.cross_out(mixed))
+        change: Tensor = self.dropout(self.down(nn.functional.gelu(self.up(self._norm(hidden, 2)))))
+        return hidden + change
+
+    def _norm(self, hidden: Tensor, number: int) -> Tensor:
+        return layer_norm(hidden, hidden.shape[-1:], self.norms[number].to(hidden.dtype))
+
+    def _split(self, hidden: Float[Tensor, "queries positions width"]) -> Tensor:
+        queries, positions, _ = hidden.shape
+        return hidden.view(queries, positions, -1, self.norms.shape[1] // self.heads).transpose(1, 2)
 
 
 class LiteGenerator(nn.Module):
     """A `Generator` (see `voken.generator.interface`) over a `TextReader`.
 
-    The reader is not a part of what is saved: `load` is given the one it was trained with. With `tune_encoder` a
-    trained copy of its sentence encoder is.
+    The reader is not saved with it: `load` takes the reader that the generator was trained with. With `tune_encoder`,
+    the trained copy of its sentence encoder is saved.
     """
+
+    family = "lite"
+    log_probs = False
+    reads_trees = False
 
     def __init__(self, reader: TextReader, codebooks: Float[np.ndarray, "M N e"], config: GeneratorConfig) -> None:
         super().__init__()
@@ -104,7 +200,7 @@ class LiteGenerator(nn.Module):
             nn.init.eye_(self.to_code.weight)
             self.similarity = nn.Parameter(torch.full((levels,), _SIMILARITY))
             self.repetition = nn.Parameter(torch.zeros(levels))
-        self._own: Mapping[str, Int[np.ndarray, " rows"]] = {}
+        self._related_rows: Mapping[str, Int[np.ndarray, " rows"]] = {}
         self.register_buffer("memory_vectors", torch.zeros(0, reader.dim))
         self.register_buffer("memory_pictures", torch.zeros(0, code_dim))
         self.memory_vectors: Tensor
@@ -112,33 +208,38 @@ class LiteGenerator(nn.Module):
 
     @property
     def codebook_size(self) -> int:
-        """N."""
+        """N, the number of vokens at each level."""
         return int(self.entries.shape[1])
 
     @property
     def levels(self) -> int:
-        """M."""
+        """M, the number of vokens in a sequence."""
         return int(self.entries.shape[0])
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.entries.device
 
+    @property
+    def has_query_point(self) -> bool:
+        """Whether the state of a query holds a point of the code space."""
+        return self.config.query_vector
+
     def memorize(self, memory: CaptionMemory) -> None:
-        """Take the training captions in. Until `end_training`, a text of `memory.own` does not see its own rows."""
+        """Store the training captions. Until `end_training`, a text does not see its `memory.related_rows`."""
         self.memory_vectors = torch.from_numpy(memory.vectors).to(self.device)
         self.memory_pictures = torch.from_numpy(memory.pictures).to(self.device)
-        self._own = memory.own
+        self._related_rows = memory.related_rows
 
     def begin_training(self, reader: TextReader | None) -> None:
-        """Read queries with `reader` until `end_training`: one that has read the training captions already."""
+        """Until `end_training`, read queries with `reader`, which has already read the training captions."""
         self._training_reader = reader
 
     def end_training(self) -> None:
-        """From now on every query is read afresh, and sees the whole memory."""
+        """From now on read every query with the encoder, and let it see the whole memory."""
         self._training_reader = None
-        self._own = {}
+        self._related_rows = {}
 
     def prefill(self, texts: Sequence[str]) -> LiteState:
         """`encode` without gradients."""
@@ -146,7 +247,7 @@ class LiteGenerator(nn.Module):
             return self.encode(texts)
 
     def encode(self, texts: Sequence[str]) -> LiteState:
-        """Read the queries. Only the frozen reader's part is without gradients."""
+        """Read the queries. The frozen reader runs without gradients, the rest with them."""
         reader = self._training_reader or self._reader
         states = reader.read_texts(texts, max_tokens=self.config.max_query_tokens)
         tokens, mask = states.tokens, states.mask
@@ -161,7 +262,7 @@ class LiteGenerator(nn.Module):
             mask = torch.cat([torch.ones_like(mask[:, :1]), mask], 1)
         memory = self.dropout(self.read_norm(memory))
         cross = tuple(layer.cross_keys(memory) for layer in self._layers())
-        return LiteState(cross, mask[:, None, None], self._aim(texts, vectors))
+        return LiteState(cross, mask[:, None, None], self._query_point(texts, vectors))
 
     def step(
         self,
@@ -170,7 +271,7 @@ class LiteGenerator(nn.Module):
         parents: Int[Tensor, "queries beams"] | None,
     ) -> tuple[Float[Tensor, "queries beams N"], LiteState]:
         """As `voken.decoding.interface.StepModel`: one level for all beams of all queries."""
-        queries, level = len(state.aim), state.level
+        queries, level = len(state.query_point), state.level
         summed, past = state.summed, state.past
         if vokens is None or parents is None or summed is None:
             hidden = (self.start + self.place[0]).expand(queries, 1, -1)
@@ -181,12 +282,12 @@ class LiteGenerator(nn.Module):
             row = torch.arange(queries, device=self.device)[:, None]
             summed = summed[row, parents] + self.entries[level - 1][vokens]
             past = tuple((keys[row, parents], values[row, parents]) for keys, values in past)
-        kept = []
+        past_with_level = []
         for number, layer in enumerate(self._layers()):
             hidden, pair = layer.step(hidden, past[number] if past else None, state.cross[number], state.mask)
-            kept.append(pair)
-        logits = self._logits(self.norm(hidden), level, state.aim[:, None], summed)
-        return logits, LiteState(state.cross, state.mask, state.aim, summed, tuple(kept), level + 1)
+            past_with_level.append(pair)
+        logits = self._logits(self.norm(hidden), level, state.query_point[:, None], summed)
+        return logits, LiteState(state.cross, state.mask, state.query_point, summed, tuple(past_with_level), level + 1)
 
     def teacher_forced(
         self, state: LiteState, vokens: Int[Tensor, "queries sequences levels"]
@@ -194,16 +295,16 @@ class LiteGenerator(nn.Module):
         """As `voken.generator.interface.Generator`."""
         queries, sequences, levels = vokens.shape
         level = torch.arange(levels, device=self.device)
-        read = vokens[:, :, :-1]
-        hidden = flat_positions(self.start.expand(queries, 1, -1), self.voken_in[level[:-1], read])
-        level_of, sees = levels_and_sight(sequences, levels - 1, self.device)
-        hidden = self.dropout(hidden + self.place[level_of])
+        written = vokens[:, :, :-1]
+        hidden = packed_positions(self.start.expand(queries, 1, -1), self.voken_in[level[:-1], written])
+        level_of_position, attends = levels_and_attention_mask(sequences, levels - 1, self.device)
+        hidden = self.dropout(hidden + self.place[level_of_position])
         for number, layer in enumerate(self._layers()):
-            hidden = layer.teacher_forced(hidden, sees, state.cross[number], state.mask)
-        nothing = torch.zeros(queries, 1, self.entries.shape[2], device=self.device)
-        summed = [nothing, *self.entries[level[:-1], read].cumsum(2).unbind(2)]
+            hidden = layer.teacher_forced(hidden, attends, state.cross[number], state.mask)
+        zero = torch.zeros(queries, 1, self.entries.shape[2], device=self.device)
+        summed = [zero, *self.entries[level[:-1], written].cumsum(2).unbind(2)]
         logits = [
-            self._logits(part, at, state.aim[:, None], summed[at])
+            self._logits(part, at, state.query_point[:, None], summed[at])
             for at, part in enumerate(by_level(self.norm(hidden), sequences))
         ]
         return torch.stack([part.expand(-1, sequences, -1) for part in logits], 2)
@@ -214,16 +315,13 @@ class LiteGenerator(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write `config.json` and `model.safetensors` into an existing folder."""
-        write_json(
-            folder / "config.json", {"family": "lite"} | _plain(self.config) | {"codebooks": [*self.entries.shape]}
-        )
-        save_file(
-            {name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / "model.safetensors"
-        )
+        write_json(folder / "config.json", asdict(self.config) | {"codebooks": [*self.entries.shape]})
+        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        save_file(weights, folder / "model.safetensors")
 
     @classmethod
     def load(cls, folder: Path, reader: TextReader) -> Self:
-        """Read what `save` wrote, to read queries with `reader`."""
+        """Read what `save` wrote. `reader` is the one that the generator was trained with."""
         values = read_json(folder / "config.json")
         shape = values.pop("codebooks")
         generator = cls(reader, np.zeros(shape, np.float32), from_dict(GeneratorConfig, values))
@@ -237,36 +335,36 @@ class LiteGenerator(nn.Module):
             assert isinstance(layer, DecoderLayer)
             yield layer
 
-    def _aim(self, texts: Sequence[str], vectors: Float[Tensor, "queries dim"]) -> Float[Tensor, "queries e"]:
+    def _query_point(self, texts: Sequence[str], vectors: Float[Tensor, "queries dim"]) -> Float[Tensor, "queries e"]:
         if not self.config.query_vector:
             return torch.zeros(len(vectors), self.entries.shape[2], device=self.device)
         if self.training and self.config.query_noise:
             spread = self.config.query_noise * vectors.shape[1] ** -0.5
             vectors = normalize(vectors + spread * torch.randn_like(vectors), dim=-1)
-        aim: Tensor = self.to_code(vectors)
+        point: Tensor = self.to_code(vectors)
         if not (self.config.memory_weight and len(self.memory_vectors)):
-            return aim
+            return point
         similarity = vectors @ self.memory_vectors.to(vectors.dtype).T / self.config.memory_temperature
         for row, text in enumerate(texts):
-            own = self._own.get(text)
-            if own is not None:
-                similarity[row, torch.from_numpy(own).to(self.device)] = -torch.inf
-        # a text whose concept owns the whole memory recalls nothing
+            related = self._related_rows.get(text)
+            if related is not None:
+                similarity[row, torch.from_numpy(related).to(self.device)] = -torch.inf
+        # a text whose concept fills the whole memory recalls nothing
         weights = similarity.softmax(-1).nan_to_num(0.0)
         recalled: Tensor = normalize(weights @ self.memory_pictures.to(vectors.dtype), dim=-1)
-        return aim + self.config.memory_weight * recalled
+        return point + self.config.memory_weight * recalled
 
     def _logits(
         self,
         hidden: Float[Tensor, "queries any width"],
         level: int,
-        aim: Float[Tensor, "queries 1 e"],
+        query_point: Float[Tensor, "queries 1 e"],
         summed: Float[Tensor, "queries any e"],
     ) -> Float[Tensor, "queries any N"]:
         logits = linear(hidden, self.voken_out[level], self.bias[level])
         if self.config.query_vector:
-            wanted = self.similarity[level] * aim - self.repetition[level] * summed
-            logits = logits + linear(wanted, self.entries[level])
+            missing = self.similarity[level] * query_point - self.repetition[level] * summed
+            logits = logits + linear(missing, self.entries[level])
         return logits
 
 
@@ -277,7 +375,7 @@ def _tunable(reader: TextReader) -> SentenceEncoder:
 
 
 def _copied_rows(entries: Float[Tensor, "M N e"], width: int) -> Float[Tensor, "M N width"]:
-    """Codebook rows through a fixed orthonormal map, at the scale of a fresh embedding (RMS 1 a component)."""
+    """Codebook rows through a fixed orthonormal map, at the scale of random rows."""
     code_dim = entries.shape[2]
     if code_dim == width:
         rows = entries.clone()
@@ -285,18 +383,8 @@ def _copied_rows(entries: Float[Tensor, "M N e"], width: int) -> Float[Tensor, "
         random = torch.Generator().manual_seed(0)
         square = torch.linalg.qr(torch.randn(max(code_dim, width), max(code_dim, width), generator=random)).Q
         rows = entries @ square[:code_dim, :width]
-    return rows * _RMS / rows.pow(2).mean((1, 2), keepdim=True).sqrt().clamp_min(1e-12)
+    return rows * _ROW_RMS / rows.pow(2).mean((1, 2), keepdim=True).sqrt().clamp_min(1e-12)
 
 
 def _random_rows(entries: Float[Tensor, "M N e"], width: int) -> Float[Tensor, "M N width"]:
-    return torch.randn(*entries.shape[:2], width) * _RMS
-
-
-_RMS = 0.05
-_SIMILARITY = 10.0
-
-
-def _plain(config: GeneratorConfig) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(config)
+    return torch.randn(*entries.shape[:2], width) * _ROW_RMS

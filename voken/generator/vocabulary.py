@@ -1,8 +1,8 @@
-"""The vokens as words of a language model: a row to read each by, a row to predict each by.
+"""The vokens as words of a language model: one row to read each voken by, one row to predict it by.
 
-The rows live beside a checkpoint's own vocabulary, not in it: appending them with transformers'
-`resize_token_embeddings` ties an untied head again (T5 v1.1, Flan-T5 and mT5 in transformers 5.23), and a
-separate table makes the softmax over voken rows only, and the gradient of vokens only, a matter of course.
+The rows are kept beside a checkpoint's vocabulary, not in it. Appending them with transformers'
+`resize_token_embeddings` would tie an untied head again (T5 v1.1, Flan-T5 and mT5 in transformers 5.23). And with a
+table of their own, the softmax is over voken rows only, and only they receive its gradient.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from voken.shapes import Float, Int
 
 
 class VokenVocabulary(nn.Module):
-    """Embeddings and output rows of N vokens, one set for all levels or one a level.
+    """Embeddings and output rows of N vokens, one set for all levels or one per level.
 
-    `tied`: the embedding of a voken is also its output row, as in a checkpoint with a tied head.
+    With `tied`, the embedding of a voken is also its output row, as in a checkpoint with a tied head.
     """
 
     def __init__(self, *, levels: int, codebook_size: int, width: int, shared: bool, tied: bool) -> None:
@@ -45,10 +45,11 @@ class VokenVocabulary(nn.Module):
     ) -> Self:
         """Start from an image tokenizer's codebooks (the paper, section 3.2), or at random (its ablation).
 
-        A codebook row becomes an embedding through a fixed orthonormal map to `width` (the identity where the
-        widths agree), scaled so that each table has the root mean square of the checkpoint's own rows:
-        `embedding_rms`, and `head_rms` for the output rows (None: tied). With `shared` the first codebook is
-        used. Without `copy`, rows are normal with that root mean square.
+        A codebook row becomes an embedding through a fixed orthonormal map to `width` (the identity if the
+        widths agree), scaled so that each table has the root mean square of the checkpoint's rows:
+        `embedding_rms`, and `head_rms` for the output rows (None: tied). With `shared`, only the first codebook is
+        used. Without `copy`, rows are drawn from a normal distribution with that root mean square.
+        Raises `ConfigError` if the codebooks have another shape, are all zeros or hold numbers that are not finite.
         """
         codebooks = np.asarray(codebooks, dtype=np.float32)
         if codebooks.ndim != 3 or 0 in codebooks.shape:
@@ -72,13 +73,13 @@ class VokenVocabulary(nn.Module):
         return vocabulary
 
     def embed(self, vokens: Int[Tensor, "*shape"], level: int) -> Float[Tensor, "*shape width"]:
-        """What the model reads where `vokens` were taken at `level` (0 … M - 1)."""
+        """The input rows of vokens at `level` (0 … M - 1)."""
         return nn.functional.embedding(vokens, self.embeddings[0 if self.shared else level])
 
     def embed_prefixes(
         self, vokens: Int[Tensor, "queries sequences prefix"]
     ) -> Float[Tensor, "queries sequences prefix width"]:
-        """`embed` of the first levels of sequences, level by level."""
+        """The input rows of the first vokens of sequences, as `embed` gives them level by level."""
         if self.shared:
             return nn.functional.embedding(vokens, self.embeddings[0])
         levels = torch.arange(vokens.shape[2], device=vokens.device)
@@ -92,19 +93,19 @@ class VokenVocabulary(nn.Module):
     def sequence_logits(
         self, hidden: Float[Tensor, "queries sequences levels width"]
     ) -> Float[Tensor, "queries sequences levels N"]:
-        """`logits` at every level of sequences."""
+        """`logits` at every level of sequences at once."""
         if self.shared:
             return nn.functional.linear(hidden, self.output_rows[0])
         return torch.einsum("qkld,lnd->qkln", hidden, self.output_rows)
 
     @property
     def output_rows(self) -> Float[Tensor, "tables N width"]:
-        """The rows vokens are predicted by; one table where the codebook is shared, else one a level."""
+        """The rows that vokens are predicted by: one table if the codebook is shared, else one per level."""
         return self.embeddings if self.head is None else self.head
 
 
 def rms(rows: Tensor) -> float:
-    """Root mean square of the entries of a table."""
+    """The root mean square of a table's entries."""
     return float(rows.detach().float().square().mean().sqrt())
 
 

@@ -3,12 +3,13 @@
     engine = Engine.load(folder)
     beams = beam_search(engine, trie, ["two dogs on a beach"], 20)
 
-What a query's beams share (cross-attention keys, a prompt) is computed once a query and stays where it is; the keys
-of beams grow as a tree (see `voken.inference.positions`). One engine may be used by many threads at once.
+What the beams of a query share (cross-attention keys, a prompt) is computed once per query. The keys of beams form a
+tree that only grows (see `voken.inference.graph`). Many threads may use one engine at once.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,18 +20,20 @@ import numpy as np
 
 from voken.artifact import read_json
 from voken.errors import ArtifactVersionError, ConfigError, CorruptArtifactError
-from voken.inference.packing import TextPacker
-from voken.inference.runtime import LoadedGraph, session_options, value
-from voken.inference.text_encoder import TextEncoder
 from voken.shapes import Float32, Int, Int64
 
 if TYPE_CHECKING:
     import onnxruntime
+    from tokenizers import Tokenizer
 
-HEADER = "engine.json"
-FORMAT = 1
+HEADER, FORMAT = "engine.json", 1
+QUERY_POINT = "aim"
+"""The name of query points in saved graphs and headers."""
+TEXT_ENCODER_GRAPH, TEXT_ENCODER_HEADER = "vectors.onnx", "vectors.json"
 _UNSEEN = 1 << 30
-"""A distance past every table of `BeamTree.bias`."""
+"""A distance beyond every table of `voken.inference.graph.BeamTree.bias`."""
+_threads: int | None = None
+"""The size of the thread pool that all graphs of the process share; None until the first graph is opened."""
 
 
 @dataclass(frozen=True)
@@ -38,29 +41,29 @@ class EngineState:
     """Queries that were read, and the tree of their beams so far."""
 
     shared: dict[str, Any]
-    """Inputs of every step (ONNX Runtime's own values)."""
-    grown: dict[str, Any]
-    """Keys and values of all nodes, by the name of the output."""
+    """Inputs of every step, as ONNX Runtime's values."""
+    cache: dict[str, Any]
+    """Keys and values of all nodes of the tree, by the name of the output."""
     lengths: Int64[np.ndarray, " queries"]
     """Tokens of each query."""
     distance: Int64[np.ndarray, "queries beams nodes"]
-    """From each beam of the last step to every node; empty before the first."""
+    """From each beam of the last step to every node; empty before the first step."""
     prefix: Int64[np.ndarray, "queries beams level"]
-    first: Float32[np.ndarray, "queries 1 N"] | None
-    """Log-probabilities of level 1, where reading gives them."""
-    vector: Float32[np.ndarray, "queries dim"] | None
-    """Where in the pictures' space the query aims, where the generator does."""
+    first_log_probs: Float32[np.ndarray, "queries 1 N"] | None
+    """Log-probabilities of level 1, if reading the queries gives them."""
+    query_point: Float32[np.ndarray, "queries dim"] | None
+    """The point of the pictures' space near which each query's picture is sought, if the generator has one."""
 
     @property
     def level(self) -> int:
-        """How many vokens every beam has."""
+        """The number of vokens that every beam has."""
         return int(self.prefix.shape[2])
 
 
 class Engine:
-    """A generator's graphs, loaded. A `StepModel` of numpy arrays; its logits are log-probabilities.
+    """A generator's graphs, loaded. A `StepModel` of numpy arrays that gives log-probabilities.
 
-    Scores equal those of the torch generator to 1e-3 in float32; in int8 they are close (docs/speed.md).
+    In float32, scores equal those of the torch generator to 1e-3; in int8 they are close (docs/speed.md).
     """
 
     device = None
@@ -73,42 +76,48 @@ class Engine:
         self._steps = [str(name) for name in header["steps"]]
         self._header = header
         self._options = options
-        self._sessions: dict[str, LoadedGraph] = {}
+        self._graphs: dict[str, LoadedGraph] = {}
 
     @classmethod
     def load(cls, folder: Path, *, threads: int = 0, once: bool = False) -> Self:
-        """Open what `export_generator` wrote. `threads` 0: as many as this process may use; `once`: for one query.
+        """Open an engine folder. `threads` 0: as many as this process may use; `once`: the process answers one query.
 
-        The first engine of a process sets the threads for all. Graphs are read at their first use.
-        Raises `CorruptArtifactError` where a file is missing or unfit, `ArtifactVersionError` for a newer format.
+        The first engine of a process sets the number of threads for all. Graphs are read when first used.
+        Raises `CorruptArtifactError` if a file is missing or damaged, `ArtifactVersionError` for a newer format.
         """
-        header = read_json(Path(folder) / HEADER)
+        path = Path(folder) / HEADER
+        header = read_json(path)
         try:
             if int(header["format"]) > FORMAT:
                 raise ArtifactVersionError(
                     f"{folder}: engine format {header['format']} is newer than this voken reads ({FORMAT}). "
                     "Upgrade voken."
                 )
-            return cls(Path(folder), header, session_options(threads, once=once))
+            return cls(Path(folder), header, _session_options(threads, once=once))
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptArtifactError(
-                f"{Path(folder) / HEADER}: is not what was saved there ({error!r}). Make the engine again."
+                f"{path}: does not describe an engine ({error!r}). Make the engine again."
             ) from error
 
     @property
     def codebook_size(self) -> int:
-        """N: how many vokens there are at each level."""
+        """N, the number of vokens at each level."""
         return self._codebook_size
 
     @property
     def levels(self) -> int:
-        """M: how many vokens a sequence has."""
+        """M, the number of vokens in a sequence."""
         return self._levels
 
     @property
     def gives_vectors(self) -> bool:
-        """Whether `query_vectors` can be asked."""
+        """Whether the engine has `query_vectors`."""
         return self._header["vectors"] is not None
+
+    @property
+    def reads_trees(self) -> bool:
+        """Whether `step_tree` may be called: one graph writes all levels."""
+        return len(set(self._steps)) == 1 and self.family != "lite"
 
     def warm_up(self) -> None:
         """Read every graph now instead of at the first query."""
@@ -117,27 +126,25 @@ class Engine:
 
     def prefill(self, texts: Sequence[str]) -> EngineState:
         """Read the queries."""
-        tokens = self._reader.pack(texts)
-        graph = self._graph("prefill.onnx")
-        results = graph.run(tokens.inputs())
-        grown = {name: results.pop(name) for name in list(results) if name[0] in "kv"}
-        shared = {name: value for name, value in results.items() if name.startswith("shared_") or name == "aim"}
-        shared["mask"] = value(tokens.mask)
-        first = results["first"].numpy() if "first" in results else None
+        tokens = self._packer.pack(texts)
+        results = self._graph("prefill.onnx").run(tokens.inputs())
+        cache = {name: results.pop(name) for name in list(results) if name[0] in "kv"}
+        shared = {name: result for name, result in results.items() if name.startswith("shared_") or name == QUERY_POINT}
+        shared["mask"] = _ort_value(tokens.mask)
         queries = len(texts)
         distance = np.zeros((queries, 1, 0), dtype=np.int64)
         if self.family == "llama":  # the nodes are the prompt's tokens
             distance = np.where(tokens.mask, 0, _UNSEEN)[:, None].astype(np.int64)
-        elif grown:  # the start of a sequence is a node
+        elif cache:  # the start of a sequence is a node
             distance = np.zeros((queries, 1, 1), dtype=np.int64)
         return EngineState(
             shared=shared,
-            grown=grown,
+            cache=cache,
             lengths=tokens.mask.sum(axis=1, dtype=np.int64),
             distance=distance,
             prefix=np.zeros((queries, 1, 0), dtype=np.int64),
-            first=first,
-            vector=results["aim"].numpy() if self._header["vectors"] == "aim" else None,
+            first_log_probs=results["first"].numpy() if "first" in results else None,
+            query_point=results[QUERY_POINT].numpy() if self._header["vectors"] == QUERY_POINT else None,
         )
 
     def step(
@@ -146,11 +153,11 @@ class Engine:
         vokens: Int[np.ndarray, "queries beams"] | None,
         parents: Int[np.ndarray, "queries beams"] | None,
     ) -> tuple[Float32[np.ndarray, "queries beams N"], EngineState]:
-        """As `voken.decoding.interface.StepModel`, of numpy arrays."""
+        """As `voken.decoding.interface.StepModel`, with numpy arrays."""
         queries = len(state.lengths)
         if vokens is None or parents is None:
-            if state.first is not None:
-                return state.first, state
+            if state.first_log_probs is not None:
+                return state.first_log_probs, state
             # voken N stands for the start
             vokens, prefix = np.full((queries, 1), self.codebook_size, dtype=np.int64), state.prefix
             distance = state.distance
@@ -160,19 +167,14 @@ class Engine:
             prefix = np.concatenate([state.prefix[row, parents], vokens[:, :, None]], axis=2)
             distance = state.distance[row, parents] + 1
         beams = vokens.shape[1]
-        own = np.where(np.eye(beams, dtype=bool), 0, _UNSEEN)
-        distance = np.concatenate([distance, np.broadcast_to(own, (queries, beams, beams))], axis=2)
+        to_new_nodes = np.where(np.eye(beams, dtype=bool), 0, _UNSEEN)
+        distance = np.concatenate([distance, np.broadcast_to(to_new_nodes, (queries, beams, beams))], axis=2)
         level = prefix.shape[2]
         position = np.repeat(state.lengths[:, None] + level - 1, beams, axis=1)
         last = level + 1 == self._levels
         inputs = {"vokens": vokens, "distance": distance, "prefix": prefix, "position": position}
-        log_probs, grown = self._run_step(state, level, inputs, last)
-        return log_probs, replace(state, grown=grown, distance=distance, prefix=prefix)
-
-    @property
-    def reads_trees(self) -> bool:
-        """Whether there is `step_tree`: one graph writes all levels."""
-        return len(set(self._steps)) == 1 and self.family != "lite"
+        log_probs, cache = self._run_step(state, level, inputs, last)
+        return log_probs, replace(state, cache=cache, distance=distance, prefix=prefix)
 
     def step_tree(
         self,
@@ -181,10 +183,10 @@ class Engine:
         parents: Int[np.ndarray, "1 beams"],
         extended: Int[np.ndarray, " others"],
     ) -> Float32[np.ndarray, "1 nodes N"]:
-        """`step` for the beams of one query and for nodes below them, whose vokens are known, in one pass.
+        """`step` in one pass for the beams of one query and for nodes below them, whose vokens are known.
 
-        The first of `vokens` are the beams', as many as `parents`, which are as in `step`. Each of the others extends
-        the node (the beams come first) whose place `extended` says; it stands behind that one.
+        The first of `vokens` are those of the beams, one for each of `parents` (as in `step`). Each of the others
+        extends the node at the index that `extended` gives, where the beams come first; it stands after that node.
         """
         beams, nodes = parents.shape[1], vokens.shape[1]
         seen = state.distance.shape[2]
@@ -195,8 +197,8 @@ class Engine:
             distance[0, node] = distance[0, above] + 1
             depth[0, node] = depth[0, above] + 1
             distance[0, node, seen + above] = 1
-        own = np.arange(nodes)
-        distance[0, own, seen + own] = 0
+        every_node = np.arange(nodes)
+        distance[0, every_node, seen + every_node] = 0
         inputs = {"vokens": vokens, "distance": distance, "position": state.lengths[:, None] + depth}
         return self._run_step(state, state.level + 1, inputs, last=True)[0]
 
@@ -204,23 +206,23 @@ class Engine:
         self, state: EngineState, level: int, arrays: dict[str, np.ndarray], last: bool
     ) -> tuple[Float32[np.ndarray, "queries beams N"], dict[str, Any]]:
         graph = self._graph(self._steps[level - self._levels])
-        inputs = state.shared | {name: value(array) for name, array in arrays.items()}
+        inputs = state.shared | {name: _ort_value(array) for name, array in arrays.items()}
         for name in graph.past:
-            past = state.grown.get(name.removeprefix("past_"))
+            past = state.cache.get(name.removeprefix("past_"))
             inputs[name] = graph.no_past(name, len(state.lengths)) if past is None else past
-        # what the last step would leave behind is read by nobody
+        # nobody reads the keys and values of the last step
         results = graph.run(inputs, ["log_probs"] if last else None)
         return results.pop("log_probs").numpy(), results
 
     def query_vectors(self, texts: Sequence[str], state: EngineState | None = None) -> Float32[np.ndarray, "texts dim"]:
         """Unit vectors of queries in the pictures' space, as `voken.model.model.Model.query_vectors`.
 
-        Raises `ConfigError` where the engine has none: the encoder is not the built-in one.
+        Raises `ConfigError` if the engine has none because the encoder is not the built-in one.
         """
-        if self._header["vectors"] == "aim":
-            vector = (self.prefill(texts) if state is None else state).vector
-            assert vector is not None
-            unit: np.ndarray = vector / np.maximum(np.linalg.norm(vector, axis=1, keepdims=True), 1e-12)
+        if self._header["vectors"] == QUERY_POINT:
+            point = (self.prefill(texts) if state is None else state).query_point
+            assert point is not None
+            unit: np.ndarray = point / np.maximum(np.linalg.norm(point, axis=1, keepdims=True), 1e-12)
             return unit
         if self._header["vectors"] is None:
             raise ConfigError(
@@ -230,21 +232,170 @@ class Engine:
 
     def decode(self, vokens: Int[np.ndarray, "sequences M"]) -> Float32[np.ndarray, "sequences dim"]:
         """Unit vectors rebuilt from voken sequences, as `ImageTokenizer.decode`."""
-        inputs = {"vokens": value(np.asarray(vokens, dtype=np.int64))}
-        found: np.ndarray = self._graph("rebuild.onnx").run(inputs)["vector"].numpy()
-        return found
+        results = self._graph("rebuild.onnx").run({"vokens": _ort_value(np.asarray(vokens, dtype=np.int64))})
+        vectors: np.ndarray = results["vector"].numpy()
+        return vectors
 
     @cached_property
-    def _reader(self) -> TextPacker:
+    def _packer(self) -> TextPacker:
         return TextPacker.load(self.folder, self._header["reader"])
 
     @cached_property
     def _text_encoder(self) -> TextEncoder:
-        return TextEncoder(self._graph(TextEncoder.GRAPH), TextPacker.load(self.folder, self._header["vectors"]))
+        return TextEncoder(self._graph(TEXT_ENCODER_GRAPH), TextPacker.load(self.folder, self._header["vectors"]))
 
     def _graph(self, name: str) -> LoadedGraph:
-        found = self._sessions.get(name)
-        if found is None:
-            # two threads may both come here first: the second's is dropped
-            found = self._sessions.setdefault(name, LoadedGraph.load(self.folder / name, self._options))
-        return found
+        graph = self._graphs.get(name)
+        if graph is None:
+            # if two threads arrive here at once, the second one's graph is dropped
+            graph = self._graphs.setdefault(name, LoadedGraph.load(self.folder / name, self._options))
+        return graph
+
+
+class TextEncoder:
+    """The built-in encoder's text side without torch: texts to vectors of the space that pictures are in."""
+
+    def __init__(self, graph: LoadedGraph, packer: TextPacker) -> None:
+        self._graph, self._packer = graph, packer
+
+    @classmethod
+    def load(cls, folder: Path, *, threads: int = 0) -> Self:
+        """Open what `voken.inference.export.export_text_encoder` wrote.
+
+        Raises `CorruptArtifactError` if a file is missing or damaged.
+        """
+        folder = Path(folder)
+        packer = TextPacker.load(folder, read_json(folder / TEXT_ENCODER_HEADER))
+        return cls(LoadedGraph.load(folder / TEXT_ENCODER_GRAPH, _session_options(threads)), packer)
+
+    def encode_texts(self, texts: Sequence[str]) -> Float32[np.ndarray, "texts dim"]:
+        """Unit vectors, as `TwoTowerEncoder.encode_texts`."""
+        vectors: np.ndarray = self._graph.run(self._packer.pack(texts).inputs())["vector"].numpy()
+        return vectors
+
+
+@dataclass(frozen=True)
+class PackedTokens:
+    """Token numbers of texts, one text after another without padding."""
+
+    rows: list[list[int]]
+    mask: Int[np.ndarray, "queries length"]
+
+    def inputs(self) -> dict[str, Any]:
+        """The inputs that `voken.inference.graph.PackedTexts` declares, and each token's position in its text."""
+        lengths = np.array([len(row) for row in self.rows], dtype=np.int64)
+        starts = np.cumsum(lengths) - lengths
+        length = self.mask.shape[1]
+        within = np.arange(length)
+        offset = np.concatenate([within[:size] for size in lengths])
+        arrays = {
+            "tokens": np.concatenate([np.asarray(row, dtype=np.int64) for row in self.rows]),
+            "place": np.minimum(starts[:, None] + within, int(lengths.sum()) - 1),
+            "unplace": offset + np.repeat(np.arange(len(self.rows)) * length, lengths),
+            "offset": offset,
+            "last": starts + lengths - 1,
+            "mask": self.mask,
+        }
+        return {name: _ort_value(array) for name, array in arrays.items()}
+
+
+@dataclass(frozen=True)
+class TextPacker:
+    """A tokenizer with a length limit."""
+
+    tokenizer: Tokenizer
+    max_tokens: int
+    keeps_end: bool
+    """Whether a text that is cut keeps its end token, as the sentence encoder's does."""
+    added: list[int]
+    """Tokens that follow every text."""
+    filler: int
+    """The token that stands for a text without tokens."""
+
+    @classmethod
+    def load(cls, folder: Path, settings: dict[str, Any]) -> Self:
+        """Read the tokenizer that `settings` name. Raises `CorruptArtifactError` if it cannot be read."""
+        from tokenizers import Tokenizer
+
+        path = folder / settings["file"]
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises the bare class
+            raise CorruptArtifactError(f"{path}: cannot be read ({error}). Make the engine again.") from error
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        keeps_end = settings["cut"] == "keep end"
+        if not keeps_end:
+            tokenizer.enable_truncation(settings["max_tokens"])
+        return cls(tokenizer, settings["max_tokens"], keeps_end, settings["added"], settings["stand_in"])
+
+    def pack(self, texts: Sequence[str]) -> PackedTokens:
+        """Tokenize texts."""
+        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
+        if self.keeps_end:
+            rows = [row if len(row) <= self.max_tokens else [*row[: self.max_tokens - 1], row[-1]] for row in rows]
+        rows = [row + self.added or [self.filler] for row in rows]
+        lengths = np.array([len(row) for row in rows])
+        mask = (np.arange(int(lengths.max())) < lengths[:, None]).astype(np.int32)
+        return PackedTokens(rows, mask)
+
+
+class LoadedGraph:
+    """A graph in ONNX Runtime, and the names of its inputs and outputs."""
+
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self._session = session
+        self._shapes = {node.name: node.shape for node in session.get_inputs()}
+        self._results = [node.name for node in session.get_outputs()]
+        self.past = [name for name in self._shapes if name.startswith("past_")]
+
+    @classmethod
+    def load(cls, path: Path, options: onnxruntime.SessionOptions) -> Self:
+        """Read a graph. Raises `CorruptArtifactError` if it cannot be read."""
+        import onnxruntime
+
+        try:
+            return cls(onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]))
+        except Exception as error:  # ONNX Runtime has an exception class for each status
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise CorruptArtifactError(f"{path}: cannot be read ({reason}). Make the engine again.") from error
+
+    def run(self, inputs: dict[str, Any], results: list[str] | None = None) -> dict[str, Any]:
+        """Run the graph on ONNX Runtime's values. `inputs` may hold more than the graph takes."""
+        names = self._results if results is None else results
+        used = {name: inputs[name] for name in self._shapes}
+        return dict(zip(names, self._session.run_with_ort_values(names, used), strict=True))
+
+    def no_past(self, name: str, queries: int) -> Any:
+        """An empty cache."""
+        _, heads, _, head_dim = self._shapes[name]
+        return _ort_value(np.zeros((queries, heads, 0, head_dim), dtype=np.float32))
+
+
+def _ort_value(array: np.ndarray) -> Any:
+    """An array as ONNX Runtime takes it, without a copy."""
+    import onnxruntime
+
+    return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+
+
+def _session_options(threads: int = 0, *, once: bool = False) -> onnxruntime.SessionOptions:
+    """Options for graphs that share the process's threads; the first call sets how many (0: as many as it may use).
+
+    Sessions with threads of their own would spin against each other. With `once`, the process answers a single query:
+    then laying the weights out for the processor takes longer than it saves, and a second thread costs more than it
+    gains.
+    """
+    import onnxruntime
+
+    global _threads
+    if _threads is None:
+        _threads = threads or (1 if once else len(os.sched_getaffinity(0)))
+        onnxruntime.set_global_thread_pool_sizes(_threads, 1)
+    options = onnxruntime.SessionOptions()
+    options.use_per_session_threads = False
+    options.log_severity_level = 3
+    if once:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    return options

@@ -1,67 +1,137 @@
-"""Write the graphs that `voken.inference.engine` searches with, from a trained generator.
+"""Write the engine of a trained generator: the graphs that `voken.inference.engine` searches with.
 
-engine.json          family, sizes, which graph writes which level
+engine.json          family, sizes, and which graph writes which level
 prefill.onnx         reads the texts
-step_….onnx          writes a level; levels whose graph is the same share a file
-vectors.onnx         the text's vector, where the generator does not give one
-tokenizer.json       the texts' tokens, as `tokenizers` reads them
-*.weights            the numbers of each graph, mapped into memory
+step_….onnx          writes a level; levels with the same graph share a file
+vectors.onnx         the vector of a text, if the generator does not give one
+rebuild.onnx         vokens back to vectors
+tokenizer.json       the tokenizer of the texts, as `tokenizers` reads it
+*.weights            the weights of each graph, mapped into memory
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import nn
 
 from voken.artifact import storage_errors, write_json
 from voken.encoders.builtin import sentence_folder
 from voken.encoders.two_tower import TwoTowerEncoder
 from voken.errors import ConfigError, MissingExtraError
-from voken.generator.lite import LiteGenerator
-from voken.generator.llama import LlamaStepModel
-from voken.generator.t5 import T5StepModel
-from voken.inference.engine import FORMAT, HEADER
-from voken.inference.text_encoder import TextEncoder
+from voken.inference.engine import FORMAT, HEADER, QUERY_POINT, TEXT_ENCODER_GRAPH, TEXT_ENCODER_HEADER
 
 if TYPE_CHECKING:
     from voken.encoders.interface import Encoder
+    from voken.generator.checkpoint import QueryReader
     from voken.generator.interface import Generator
+    from voken.generator.lite import LiteGenerator
+    from voken.generator.llama import LlamaGenerator
+    from voken.generator.t5 import T5Generator
     from voken.image_tokenizer.model import ImageTokenizer
     from voken.inference.graph import Graph, Precision
 
 
-def can_export(generator: Generator, encoder: Encoder | None = None) -> bool:
-    """Whether there are graphs for this generator: t5 and llama, and lite over the built-in encoder."""
-    if isinstance(generator, LiteGenerator):
-        return isinstance(encoder, TwoTowerEncoder)
-    return isinstance(generator, T5StepModel | LlamaStepModel) and generator.reader is not None
+@dataclass(frozen=True)
+class GeneratorGraphs:
+    """The graphs of a generator, built when they are needed. Levels count from 0."""
+
+    prefill: Callable[[Precision], Graph]
+    step: Callable[[Precision, int], Graph]
+    """The graph that writes a level."""
+    stepped_levels: range
+    """The levels that a step writes: all, or all but the first if prefill gives its log-probabilities."""
+    shared_step: bool
+    """Whether all levels have the same graph."""
+    write_tokenizer: Callable[[Path], dict[str, Any]]
+    """Write the tokenizer of the texts into a folder and return its settings."""
+
+
+def lite_graphs(generator: LiteGenerator, encoder: Encoder | None) -> GeneratorGraphs:
+    """The graphs of a lite generator. Raises `ConfigError` if it does not read with the built-in encoder."""
+    from voken.inference import lite
+
+    if not isinstance(encoder, TwoTowerEncoder):
+        raise ConfigError("There is no engine for a lite generator with this encoder. Search with torch.")
+    return GeneratorGraphs(
+        partial(lite.prefill_graph, generator, encoder),
+        partial(lite.step_graph, generator),
+        stepped_levels=range(1, generator.levels),
+        shared_step=False,
+        write_tokenizer=partial(_write_sentence_tokenizer, max_tokens=generator.config.max_query_tokens),
+    )
+
+
+def t5_graphs(generator: T5Generator, encoder: Encoder | None) -> GeneratorGraphs:
+    """The graphs of a t5 generator."""
+    from voken.inference import t5
+
+    return GeneratorGraphs(
+        partial(t5.prefill_graph, generator),
+        partial(t5.step_graph, generator),
+        stepped_levels=range(generator.levels),
+        shared_step=generator.vocabulary.shared,
+        write_tokenizer=partial(_write_query_tokenizer, generator.reader),
+    )
+
+
+def llama_graphs(generator: LlamaGenerator, encoder: Encoder | None) -> GeneratorGraphs:
+    """The graphs of a llama generator."""
+    from voken.inference import llama
+
+    return GeneratorGraphs(
+        partial(llama.prefill_graph, generator),
+        partial(llama.step_graph, generator),
+        stepped_levels=range(1, generator.levels),
+        shared_step=generator.vocabulary.shared,
+        write_tokenizer=partial(_write_query_tokenizer, generator.reader),
+    )
 
 
 def export_generator(
     generator: Generator,
+    graphs_of: Callable[[Any, Encoder | None], GeneratorGraphs],
     folder: Path,
     *,
     precision: Precision = "float32",
     encoder: Encoder | None = None,
     tokenizer: ImageTokenizer | None = None,
 ) -> None:
-    """Write the engine of `generator` into `folder`, which is made if it is not there.
+    """Write the engine of `generator` into `folder`, which is created if it is missing.
 
-    `encoder` is the one that `lite` reads with; of t5 and llama, a built-in `encoder` adds the graph of its text
-    vectors, which the reranks need; `tokenizer` adds the graph that rebuilds vectors from vokens. Raises `ConfigError`
-    where there is no graph for what is given, and `MissingExtraError` without the package onnx.
+    `graphs_of` is the function above for the generator's family (see `voken.model.model.FAMILIES`).
+    A built-in `encoder` adds the graph of its text vectors, which the reranks need, unless the generator's query point
+    serves them. `tokenizer` adds the graph that rebuilds vectors from vokens. Raises `MissingExtraError` without the
+    package onnx, `ConfigError` if a part has no graph.
     """
-    if importlib.util.find_spec("onnx") is None:
-        raise MissingExtraError("onnx", "train")
-    if not can_export(generator, encoder):
-        raise ConfigError(f"There is no engine for {type(generator).__name__} with this encoder. Search with torch.")
+    _check_onnx()
+    graphs = graphs_of(generator, encoder)
     folder = Path(folder)
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        header = _graphs(generator, folder, precision, encoder, tokenizer)
-    header |= {
+        _save(graphs.prefill(precision), folder / "prefill.onnx")
+        steps = _write_steps(graphs, folder, precision)
+        reader = graphs.write_tokenizer(folder)
+        vectors: Any = None
+        # a query point compares with pictures if codes and vectors are of one space
+        if generator.has_query_point and not (tokenizer is not None and tokenizer.config.layers):
+            vectors = QUERY_POINT
+        elif isinstance(encoder, TwoTowerEncoder):
+            vectors = _write_text_encoder(encoder, folder, precision)
+        if tokenizer is not None:
+            _save(rebuild_graph(tokenizer), folder / "rebuild.onnx")
+    header = {
+        "vectors": vectors,
+        "family": generator.family,
+        "reader": reader,
+        "steps": steps,
         "format": FORMAT,
         "precision": precision,
         "levels": generator.levels,
@@ -71,66 +141,75 @@ def export_generator(
 
 
 def export_text_encoder(encoder: TwoTowerEncoder, folder: Path, *, precision: Precision = "float32") -> None:
-    """Write what `voken.inference.text_encoder.TextEncoder` loads, into `folder`, made if it is not there."""
+    """Write what `voken.inference.engine.TextEncoder` loads into `folder`, which is created if it is missing."""
+    _check_onnx()
     folder = Path(folder)
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / TextEncoder.HEADER, _text_encoder(encoder, folder, precision))
+        write_json(folder / TEXT_ENCODER_HEADER, _write_text_encoder(encoder, folder, precision))
 
 
-def _text_encoder(encoder: TwoTowerEncoder, folder: Path, precision: Precision) -> dict[str, Any]:
-    from voken.inference.sentences import vector_graph
+def rebuild_graph(tokenizer: ImageTokenizer) -> Graph:
+    """`vokens` (sequences, M) to `vector` (sequences, dim), as `ImageTokenizer.decode` (Eq. 3). Always in float32."""
+    from voken.inference.graph import Graph, array, matrix
 
-    _save(vector_graph(encoder, precision), folder, TextEncoder.GRAPH.removesuffix(".onnx"))
-    return _sentence_reader(folder, encoder.sentences.max_tokens, "vectors_tokenizer.json")
-
-
-def _graphs(
-    generator: Any, folder: Path, precision: Precision, encoder: Encoder | None, tokenizer: ImageTokenizer | None
-) -> dict[str, Any]:
-    from voken.inference import lite, llama, rebuild, t5
-
-    header: dict[str, Any] = {"vectors": None}
-    levels = range(generator.levels)
-    if isinstance(generator, LiteGenerator):
-        assert isinstance(encoder, TwoTowerEncoder)
-        _save(lite.prefill_graph(generator, encoder, precision), folder, "prefill")
-        steps = [_save(lite.step_graph(generator, precision, level), folder, f"step_{level}") for level in levels[1:]]
-        header |= {"family": "lite", "reader": _sentence_reader(folder, generator.config.max_query_tokens)}
-        # an aim compares with pictures where codes and vectors are of one space
-        aims = generator.config.query_vector and not (tokenizer is not None and tokenizer.config.layers)
-        if aims:
-            header["vectors"] = "aim"
-    else:
-        aims = False
-        module = t5 if isinstance(generator, T5StepModel) else llama
-        _save(module.prefill_graph(generator, precision), folder, "prefill")
-        written = levels if module is t5 else levels[1:]
-        shared = generator.vocabulary.shared
-        names = {level: "step" if shared else f"step_{level}" for level in written}
-        for level in list(written)[:1] if shared else written:
-            _save(module.step_graph(generator, precision, level), folder, names[level])
-        steps = [f"{name}.onnx" for name in names.values()]
-        header |= {"family": "t5" if module is t5 else "llama", "reader": _query_reader(generator.reader, folder)}
-    if not aims and isinstance(encoder, TwoTowerEncoder):
-        header["vectors"] = _text_encoder(encoder, folder, precision)
-    if tokenizer is not None:
-        _save(rebuild.rebuild_graph(tokenizer), folder, "rebuild")
-    return header | {"steps": steps}
+    graph = Graph()
+    vokens = graph.input("vokens", "int64", ["sequences", tokenizer.levels])
+    columns = graph.split(vokens, *[1] * tokenizer.levels, axis=1)
+    columns = [graph.op("Squeeze", column, graph.ints(1)) for column in columns]
+    books = array(tokenizer.stacked_books())
+    entries = [graph.op("Gather", graph.constant(book), column) for book, column in zip(books, columns, strict=True)]
+    rows = graph.op("Sum", *entries)
+    for layer in tokenizer.decoder.children():  # the identity has none
+        if isinstance(layer, nn.Linear):
+            rows = graph.linear(rows, matrix(layer), array(layer.bias))
+        elif isinstance(layer, nn.BatchNorm1d):
+            assert layer.running_mean is not None
+            assert layer.running_var is not None
+            scale = array(layer.weight) / np.sqrt(array(layer.running_var) + layer.eps)
+            shift = array(layer.bias) - array(layer.running_mean) * scale
+            rows = graph.op("Add", graph.op("Mul", rows, graph.constant(scale)), graph.constant(shift))
+        elif isinstance(layer, nn.ReLU):
+            rows = graph.op("Relu", rows)
+        elif not isinstance(layer, nn.Dropout):
+            raise ConfigError(f"The image tokenizer's layer {type(layer).__name__} has no graph. Search with torch.")
+    graph.output("vector", graph.op("LpNormalization", rows, axis=-1, p=2), ["sequences", tokenizer.dim])
+    return graph
 
 
-def _save(graph: Graph, folder: Path, name: str) -> str:
-    graph.save(folder / f"{name}.onnx", folder / f"{name}.weights")
-    return f"{name}.onnx"
+def _check_onnx() -> None:
+    if importlib.util.find_spec("onnx") is None:
+        raise MissingExtraError("onnx", "train")
 
 
-def _sentence_reader(folder: Path, max_tokens: int, name: str = "tokenizer.json") -> dict[str, Any]:
+def _write_steps(graphs: GeneratorGraphs, folder: Path, precision: Precision) -> list[str]:
+    """Write the graphs of the steps and return the file of each level."""
+    levels = graphs.stepped_levels
+    names = ["step.onnx" if graphs.shared_step else f"step_{level}.onnx" for level in levels]
+    for level, name in zip(levels, names, strict=True):
+        if level == levels[0] or not graphs.shared_step:
+            _save(graphs.step(precision, level), folder / name)
+    return names
+
+
+def _write_text_encoder(encoder: TwoTowerEncoder, folder: Path, precision: Precision) -> dict[str, Any]:
+    from voken.inference.lite import text_vector_graph
+
+    _save(text_vector_graph(encoder, precision), folder / TEXT_ENCODER_GRAPH)
+    return _write_sentence_tokenizer(folder, max_tokens=encoder.sentences.max_tokens, name="vectors_tokenizer.json")
+
+
+def _save(graph: Graph, path: Path) -> None:
+    graph.save(path, path.with_suffix(".weights"))
+
+
+def _write_sentence_tokenizer(folder: Path, *, max_tokens: int, name: str = "tokenizer.json") -> dict[str, Any]:
     (folder / name).write_bytes((sentence_folder() / "tokenizer.json").read_bytes())
     return {"file": name, "max_tokens": max_tokens, "cut": "keep end", "added": [], "stand_in": 0}
 
 
-def _query_reader(reader: Any, folder: Path) -> dict[str, Any]:
-    """The tokenizer of a checkpoint without transformers."""
+def _write_query_tokenizer(reader: QueryReader, folder: Path) -> dict[str, Any]:
+    """Write the tokenizer of a checkpoint so that it can be read without transformers."""
     backend = getattr(reader.tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ConfigError("The checkpoint's tokenizer has no tokenizer.json. Save it once with its fast form.")
@@ -139,8 +218,8 @@ def _query_reader(reader: Any, folder: Path) -> dict[str, Any]:
     (folder / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     return {
         "file": "tokenizer.json",
-        "max_tokens": reader.max_tokens - len(reader._separator_tokens),
+        "max_tokens": reader.max_text_tokens,
         "cut": "truncate",
-        "added": list(reader._separator_tokens),
-        "stand_in": reader._stand_in(),
+        "added": list(reader.separator_tokens),
+        "stand_in": reader.filler_token,
     }

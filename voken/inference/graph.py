@@ -1,23 +1,33 @@
 """ONNX graphs written operation by operation, with the fused operators of ONNX Runtime.
 
 An exporter that traces a model cannot know that beams share cross-attention keys, that a query's padding need not be
-computed, or which product may run in int8. So the graphs are written out, by the few words below. Nothing here knows
-of texts, vokens or torch; weights come as numpy arrays.
+computed, or which product may run in int8. So the graphs are written out, with the few methods of `Graph`.
 
-Int8 ("int8" precision). A weight matrix is rounded per output column to 7 bits: on processors without VNNI two
-products are added in 16 bits, which 8-bit weights could overflow. Its input is rounded *per row*, with the row's own
-scale, so that what a row gives does not depend on what else is in the batch. Products are then exact integers.
+**Int8** (precision "int8"). A weight matrix is rounded per output column to 7 bits: on processors without VNNI two
+products are added in 16 bits, which 8-bit weights could overflow. Its input is rounded *per row*, with a scale per
+row, so that the result of a row does not depend on what else is in the batch. The products are then exact integers.
+
+**Packed texts.** No product is computed for padding: `tokens` holds the tokens of all texts one after another, and
+`place` (queries, length) holds the index in `tokens` of each text's tokens. Only attention sees the padded form.
+
+**Beams form a tree.** The keys of every node that a query has visited stay where they were written. A beam sees the
+keys of its ancestors only, through `distance` (queries, beams, nodes): how many levels above the beam a node lies, or a
+number past all levels if it is no ancestor. So no cache is ever reordered, or copied per beam (as in the tree attention
+of Miao et al. 2023, "SpecInfer").
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
 
 from voken.shapes import Float, Shaped
 
@@ -27,11 +37,13 @@ _OPSET, _CONTRIB = 21, "com.microsoft"
 _IR_VERSION = 10
 _WEIGHT_STEPS, _INPUT_STEPS, _SHIFT = 63, 127, 128
 _SMALLEST_SCALE = 1e-20
+UNSEEN = -1e30
+"""Added to the attention score of what must not be seen; finite, so that no softmax is over infinities alone."""
 _TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "int32": TensorProto.INT32}
 
 
 class Graph:
-    """A graph under construction. Values are named by strings; rows of a matrix are positions (of texts or beams)."""
+    """A graph under construction. Strings name values. The rows of a matrix are positions of texts, or beams."""
 
     def __init__(self, precision: Precision = "float32") -> None:
         self.precision = precision
@@ -43,7 +55,7 @@ class Graph:
         self._shift = ""
 
     def input(self, name: str, dtype: Literal["float32", "int64", "int32"], shape: Sequence[int | str]) -> str:
-        """Declare an input; a string in `shape` is a size that may differ from call to call."""
+        """Declare an input. A string in `shape` names a size that may differ from call to call."""
         self._inputs.append(helper.make_tensor_value_info(name, _TYPES[dtype], list(shape)))
         return name
 
@@ -53,13 +65,13 @@ class Graph:
         self._outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape)))
 
     def constant(self, array: Shaped[np.ndarray, "*shape"]) -> str:
-        """A weight."""
+        """A weight, stored in the graph."""
         name = f"c{len(self._constants)}"
         self._constants[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
         return name
 
     def op(self, kind: str, *inputs: str, contrib: bool = False, **attributes: Any) -> str:
-        """Apply an operator with one result; an input that is "" is left out."""
+        """Apply an operator with one result. An input "" is omitted."""
         return self.ops(kind, 1, *inputs, contrib=contrib, **attributes)[0]
 
     def ops(self, kind: str, results: int, *inputs: str, contrib: bool = False, **attributes: Any) -> list[str]:
@@ -69,8 +81,8 @@ class Graph:
         self._nodes.append(helper.make_node(kind, list(inputs), names, domain=domain, **attributes))
         return names
 
-    def rows_of(self, matrix: str) -> None:
-        """What `linear` is given from here on has as many rows as `matrix`."""
+    def set_row_count(self, matrix: str) -> None:
+        """From here on, the inputs of `linear` have as many rows as `matrix`."""
         if self.precision == "int8":
             self._shift = self.op("Expand", self.constant(np.array(_SHIFT, dtype=np.uint8)), self.size(matrix, 0))
 
@@ -83,9 +95,9 @@ class Graph:
         positive: bool = False,
         exact: bool = False,
     ) -> str:
-        """rows · weight + bias, for a matrix `rows`; in the graph's precision unless `exact`.
+        """rows · weight + bias for a matrix `rows`, in the graph's precision unless `exact`.
 
-        `positive`: no entry of `rows` is below 0 (as after a ReLU), so that int8 need not keep a sign.
+        With `positive`, no entry of `rows` is below 0 (as after a ReLU), so that int8 needs no sign.
         """
         if self.precision == "float32" or exact:
             product = self.op("MatMul", rows, self.constant(weight.astype(np.float32)))
@@ -97,15 +109,15 @@ class Graph:
         column = np.maximum(np.abs(weight).max(axis=0) / _WEIGHT_STEPS, _SMALLEST_SCALE).astype(np.float32)
         rounded = np.round(weight / column).astype(np.int8)
         largest = self.op("ReduceMax", rows if positive else self.op("Abs", rows), self.ints(1), keepdims=0)
-        # of a row of zeros the scale is 0, and so is the result, whatever its integers are
-        scale = self.op("Mul", largest, self.floats(1 / (255 if positive else _INPUT_STEPS)))
-        # signed inputs are shifted to unsigned ones: products of two signed bytes are far slower without VNNI
+        # a row of zeros has the scale 0, and so its result is 0, whatever its integers are
+        scale = self.op("Mul", largest, self.scalar(1 / (255 if positive else _INPUT_STEPS)))
+        # signed inputs are shifted to unsigned ones: without VNNI, products of two signed bytes are far slower
         integers = self.op("QuantizeLinear", rows, scale, *([] if positive else [self._shift]), axis=0)
         product = self.op(
             "MatMulIntegerToFloat",
             integers,
             self.constant(rounded),
-            self.floats(1.0),
+            self.scalar(1.0),
             self.constant(column),
             self.constant(np.array(0 if positive else _SHIFT, dtype=np.uint8)),
             contrib=True,
@@ -113,19 +125,19 @@ class Graph:
         return self.op("Mul", product, self.op("Unsqueeze", scale, self.ints(1)))
 
     def ints(self, *values: int) -> str:
-        """A vector of integers, as shapes and axes are given."""
+        """A vector of integers, such as a shape or axes."""
         return self.constant(np.array(values, dtype=np.int64))
 
     def integer(self, value: int) -> str:
-        """A number."""
+        """An integer scalar."""
         return self.constant(np.array(value, dtype=np.int64))
 
-    def floats(self, value: float) -> str:
-        """A number."""
+    def scalar(self, value: float) -> str:
+        """A float32 scalar."""
         return self.constant(np.array(value, dtype=np.float32))
 
     def reshape(self, value: str, *shape: int | str) -> str:
-        """Another shape; -1 is what is left, 0 keeps the size of that place, a string is a one-element vector."""
+        """Another shape: -1 stands for the size that is left, 0 keeps an axis, a string names a one-element vector."""
         if all(isinstance(size, int) for size in shape):
             return self.op("Reshape", value, self.ints(*(int(size) for size in shape)))
         parts = [size if isinstance(size, str) else self.ints(size) for size in shape]
@@ -149,21 +161,21 @@ class Graph:
         """softmax(scale · QKᵀ + bias) V per head.
 
         `query` (batch, positions, heads · dim); `keys`, `values` (batch, heads, seen, dim), or both as `query`; `bias`
-        "" or added to the scores, (batch or 1, heads or 1, positions, seen); `mask` "" or int32 (batch, seen), 0 where
-        nothing is to be seen. Result (batch, positions, heads · dim).
+        (batch or 1, heads or 1, positions, seen), added to the scores; `mask` int32 (batch, seen), 0 for what must not
+        be seen. Result (batch, positions, heads · dim).
         """
         return self.op(
             "MultiHeadAttention", query, keys, values, "", mask, bias, contrib=True, num_heads=heads, scale=scale
         )
 
     def rms_norm(self, hidden: str, scale: Float[np.ndarray, " width"], epsilon: float) -> str:
-        """Divided by the root mean square of each row, times `scale`."""
+        """Each row divided by its root mean square, times `scale`."""
         return self.op("SimplifiedLayerNormalization", hidden, self.constant(scale), axis=-1, epsilon=epsilon)
 
     def add_rms_norm(
         self, change: str, hidden: str, scale: Float[np.ndarray, " width"], epsilon: float
     ) -> tuple[str, str]:
-        """`rms_norm` of the sum, and the sum."""
+        """`rms_norm` of change + hidden, and that sum."""
         parts = (change, hidden, self.constant(scale))
         results = self.ops("SkipSimplifiedLayerNormalization", 4, *parts, contrib=True, epsilon=epsilon)
         return results[0], results[3]
@@ -177,7 +189,7 @@ class Graph:
         epsilon: float,
         bias: Float[np.ndarray, " width"] | None = None,
     ) -> tuple[str, str]:
-        """Layer norm of change + bias + hidden, and that sum."""
+        """The layer norm of change + bias + hidden, and that sum."""
         parts = [change, hidden, self.constant(scale), self.constant(shift)]
         if bias is not None:
             parts.append(self.constant(bias))
@@ -185,7 +197,7 @@ class Graph:
         return results[0], results[3]
 
     def save(self, path: Path, weights: Path) -> None:
-        """Write the graph; constants go to `weights`, a file in the same folder that graphs may not share."""
+        """Write the graph. Large constants are written to `weights`, a file of this graph alone, in the same folder."""
         for node in self._nodes:
             for names in (node.input, node.output):
                 names[:] = [self._names.get(name, name) for name in names]
@@ -196,5 +208,103 @@ class Graph:
         model = helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="voken")
         weights.unlink(missing_ok=True)
         onnx.save_model(model, str(path), save_as_external_data=True, location=weights.name, size_threshold=4096)
-        if weights.exists():  # small ones stay in the graph
-            weights.chmod(path.stat().st_mode)  # the library keeps them from other users
+        if weights.exists():  # small constants stay in the graph
+            weights.chmod(path.stat().st_mode)  # onnx makes the file readable by its owner alone
+
+
+@dataclass(frozen=True)
+class PackedTexts:
+    """The inputs of a graph that reads texts."""
+
+    graph: Graph
+    tokens: str
+    """(tokens) token numbers of all texts."""
+    place: str
+    """(queries, length) the index in `tokens` of each token; any index for padding."""
+    unplace: str
+    """(tokens) the index of each token in the flattened (queries · length)."""
+    mask: str
+    """(queries, length) 1 for a token, 0 for padding."""
+
+    @classmethod
+    def inputs(cls, graph: Graph) -> Self:
+        """Declare the inputs."""
+        return cls(
+            graph,
+            graph.input("tokens", "int64", ["tokens"]),
+            graph.input("place", "int64", ["queries", "length"]),
+            graph.input("unplace", "int64", ["tokens"]),
+            graph.input("mask", "int32", ["queries", "length"]),
+        )
+
+    def padded(self, rows: str) -> str:
+        """(tokens, width) → (queries, length, width)."""
+        return self.graph.op("Gather", rows, self.place)
+
+    def packed(self, padded: str, width: int) -> str:
+        """(queries, length, …) → (tokens, width); `width` may cover several adjacent entries per token."""
+        return self.graph.op("Gather", self.graph.reshape(padded, -1, width), self.unplace)
+
+    def range(self, repeat: int = 1) -> str:
+        """0 … length · repeat - 1."""
+        graph = self.graph
+        length = graph.op("Mul", graph.op("Squeeze", graph.size(self.place, 1)), graph.integer(repeat))
+        return graph.op("Range", graph.integer(0), length, graph.integer(1))
+
+
+@dataclass(frozen=True)
+class BeamTree:
+    """The inputs of a step: the last voken of each beam, and the nodes that it sees."""
+
+    graph: Graph
+    vokens: str
+    """(queries, beams)"""
+    distance: str
+    """(queries, beams, nodes): levels between a beam and a node of its path (0: itself), or more than there are."""
+    queries: str
+    """The number of queries, as a one-element vector."""
+
+    @classmethod
+    def inputs(cls, graph: Graph) -> Self:
+        """Declare the inputs."""
+        vokens = graph.input("vokens", "int64", ["queries", "beams"])
+        distance = graph.input("distance", "int64", ["queries", "beams", "nodes"])
+        return cls(graph, vokens, distance, graph.size(vokens, 0))
+
+    def bias(self, by_distance: Float[np.ndarray, "distances heads"]) -> str:
+        """(queries, heads, beams, nodes) to add to attention scores; nodes at distances past the table are not seen."""
+        unseen = np.full((1, by_distance.shape[1]), UNSEEN)
+        table = self.graph.constant(np.concatenate([by_distance, unseen]).astype(np.float32))
+        last = self.graph.integer(len(by_distance))
+        bias = self.graph.op("Gather", table, self.graph.op("Min", self.distance, last))
+        return self.graph.op("Transpose", bias, perm=[0, 3, 1, 2])
+
+    def extended(self, name: str, new: str, heads: int, head_dim: int) -> str:
+        """Keys or values of all nodes: the input `past_NAME`, then `new` (queries, beams, heads · dim). An output."""
+        shape: list[int | str] = ["queries", heads, "past", head_dim]
+        past = self.graph.input(f"past_{name}", "float32", shape)
+        extended = self.graph.op("Concat", past, self.graph.heads(new, heads, head_dim), axis=2)
+        self.graph.output(name, extended, ["queries", heads, "nodes", head_dim])
+        return extended
+
+
+def array(tensor: Tensor) -> Float[np.ndarray, "*shape"]:
+    """A copy in float32."""
+    copied: np.ndarray = tensor.detach().float().cpu().numpy()
+    return copied
+
+
+def matrix(module: Any) -> Float[np.ndarray, "width out"]:
+    """The matrix that a linear layer multiplies rows by. LoRA adapters (through peft) are added to it."""
+    base = getattr(module, "base_layer", module)
+    weight = base.weight.detach().float()
+    if hasattr(module, "get_delta_weight"):
+        with torch.no_grad():
+            for name in module.active_adapters:
+                weight = weight + module.get_delta_weight(name).float()
+    return np.ascontiguousarray(array(weight).T)
+
+
+def norm_of(module: Any) -> tuple[Float[np.ndarray, " width"], float]:
+    """Scale and epsilon of an RMS norm of transformers."""
+    return array(module.weight), float(module.variance_epsilon)

@@ -1,29 +1,33 @@
-"""A `LiteGenerator` over the built-in encoder as graphs: reading and level 1 in one, then one graph a level.
+"""A `LiteGenerator` over the built-in encoder as graphs: reading with level 1 in one, then one graph per level.
 
-Every level has its own rows, so it has its own graph: a matrix that a graph holds is laid out for the processor once.
+Every level has rows of its own, and so a graph of its own: ONNX Runtime lays out a graph's matrices only once.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 
-from voken.encoders.two_tower import TwoTowerEncoder
+from voken.encoders.builtin import SentenceEncoder
+from voken.encoders.two_tower import Tower, TwoTowerEncoder
 from voken.generator.lite import LiteGenerator
-from voken.inference.graph import Graph, Precision
-from voken.inference.positions import BeamTree
-from voken.inference.sentences import SentenceReader, text_vectors
-from voken.inference.weights import array, matrix
+from voken.inference.engine import QUERY_POINT
+from voken.inference.graph import BeamTree, Graph, PackedTexts, Precision, array, matrix
 
-_EPSILON = 1e-5
+_EPSILON, _SENTENCE_EPSILON = 1e-5, 1e-12
 RECALLED = 2048
 """Training captions that a rounded search of the memory passes on to the exact one."""
 
 
 def prefill_graph(generator: LiteGenerator, encoder: TwoTowerEncoder, precision: Precision) -> Graph:
-    """Texts to `shared_k0`, … (queries, heads, length, head_dim), `aim` (queries, e), level 1's `first` log-
-    probabilities (queries, 1, N) and the start's keys and values `k0`, `v0`, …"""
+    """Texts to what the steps need of them.
+
+    Outputs: `shared_k0`, `shared_v0`, … (queries, heads, tokens, head_dim), cross-attention keys and values; the
+    query point (queries, e); `first` (queries, 1, N), the log-probabilities of level 1; `k0`, `v0`, …, keys and values
+    of the start.
+    """
     graph = Graph(precision)
     reader = SentenceReader.inputs(graph)
     states = reader.read(encoder.sentences)
@@ -34,13 +38,13 @@ def prefill_graph(generator: LiteGenerator, encoder: TwoTowerEncoder, precision:
     memory = graph.linear(states, matrix(generator.read), array(generator.read.bias))
     memory, mask = reader.texts.padded(memory), reader.texts.mask
     if generator.config.query_vector:
-        own = graph.linear(vector, matrix(generator.vector_in), array(generator.vector_in.bias), exact=True)
-        memory = graph.op("Concat", graph.op("Unsqueeze", own, graph.ints(1)), memory, axis=1)
+        vector_token = graph.linear(vector, matrix(generator.vector_in), array(generator.vector_in.bias), exact=True)
+        memory = graph.op("Concat", graph.op("Unsqueeze", vector_token, graph.ints(1)), memory, axis=1)
         mask = _with_vector(graph, mask)
     scale, shift = (graph.constant(array(part)) for part in (generator.read_norm.weight, generator.read_norm.bias))
     memory = graph.op("LayerNormalization", memory, scale, shift, axis=-1, epsilon=_EPSILON)
     rows = graph.reshape(memory, -1, generator.config.width)
-    graph.rows_of(rows)
+    graph.set_row_count(rows)
     queries = graph.size(mask, 0)
     shared = []
     decoder: Any = generator.layers
@@ -51,27 +55,30 @@ def prefill_graph(generator: LiteGenerator, encoder: TwoTowerEncoder, precision:
         for name, part in zip("kv", parts, strict=True):
             graph.output(f"shared_{name}{number}", part, ["queries", layers.heads, "memory", layers.head_dim])
         shared.append(parts)
-    aim = _aim(graph, generator, vector)
-    graph.output("aim", aim, ["queries", generator.entries.shape[2]])
+    query_point = _query_point(graph, generator, vector)
+    graph.output(QUERY_POINT, query_point, ["queries", generator.entries.shape[2]])
     start = graph.constant(array(generator.start + generator.place[0])[None])
     hidden = graph.op("Expand", start, graph.op("Concat", queries, graph.ints(layers.width), axis=0))
-    graph.rows_of(hidden)
+    graph.set_row_count(hidden)
     for number in range(len(generator.layers)):
         _, keys, values = layers.project(hidden, number, queries)
         for name, part in (("k", keys), ("v", values)):
             placed = graph.heads(part, layers.heads, layers.head_dim)
             graph.output(f"{name}{number}", placed, ["queries", layers.heads, 1, layers.head_dim])
-        # the start sees itself alone
-        hidden = layers.rest(hidden, values, shared[number], mask, number, queries)
+        # the start attends to itself alone, so that attention gives its values
+        hidden = layers.after_attention(hidden, values, shared[number], mask, number, queries)
     summed = graph.constant(np.zeros((1, 1, generator.entries.shape[2]), dtype=np.float32))
-    graph.output("first", layers.log_probs(hidden, 0, aim, summed, queries), ["queries", 1, generator.codebook_size])
+    graph.output(
+        "first", layers.log_probs(hidden, 0, query_point, summed, queries), ["queries", 1, generator.codebook_size]
+    )
     return graph
 
 
 def step_graph(generator: LiteGenerator, precision: Precision, level: int) -> Graph:
-    """One level (1 or deeper) for all beams: `log_probs` (queries, beams, N), keys and values of all nodes.
+    """One level but the first for all beams.
 
-    `prefix` (queries, beams, level) are all vokens of each beam; the last of them are `vokens`.
+    Outputs: `log_probs` (queries, beams, N), and keys and values of all nodes. The input `prefix` (queries, beams,
+    level) holds all vokens of each beam; the last of them are `vokens`.
     """
     graph = Graph(precision)
     tree = BeamTree.inputs(graph)
@@ -81,41 +88,39 @@ def step_graph(generator: LiteGenerator, precision: Precision, level: int) -> Gr
         mask = _with_vector(graph, mask)
     rows = array(generator.voken_in[level - 1] + generator.place[level])
     hidden = graph.op("Gather", graph.constant(rows), graph.reshape(tree.vokens, -1))
-    graph.rows_of(hidden)
+    graph.set_row_count(hidden)
     bias = tree.bias(np.zeros((generator.levels, 1)))
     for number in range(len(generator.layers)):
         query, keys, values = layers.project(hidden, number, tree.queries)
         keys = tree.extended(f"k{number}", keys, layers.heads, layers.head_dim)
         values = tree.extended(f"v{number}", values, layers.heads, layers.head_dim)
-        seen = graph.attention(query, keys, values, heads=layers.heads, scale=layers.scale, bias=bias)
+        mixed = graph.attention(query, keys, values, heads=layers.heads, scale=layers.scale, bias=bias)
         shape: list[int | str] = ["queries", layers.heads, "memory", layers.head_dim]
         shared = [graph.input(f"shared_{name}{number}", "float32", shape) for name in "kv"]
-        hidden = layers.rest(hidden, seen, shared, mask, number, tree.queries)
-    aim, summed = "", ""
+        hidden = layers.after_attention(hidden, mixed, shared, mask, number, tree.queries)
+    query_point, summed = "", ""
     if generator.config.query_vector:
-        aim = graph.input("aim", "float32", ["queries", generator.entries.shape[2]])
+        query_point = graph.input(QUERY_POINT, "float32", ["queries", generator.entries.shape[2]])
         prefix = graph.input("prefix", "int64", ["queries", "beams", level])
-        taken = graph.ops("Split", level, prefix, axis=2, num_outputs=level)
+        columns = graph.ops("Split", level, prefix, axis=2, num_outputs=level)
         entries = [
-            graph.op(
-                "Gather", graph.constant(array(generator.entries[before])), graph.op("Squeeze", one, graph.ints(2))
-            )
-            for before, one in enumerate(taken)
+            graph.op("Gather", graph.constant(array(book)), graph.op("Squeeze", column, graph.ints(2)))
+            for book, column in zip(generator.entries, columns, strict=False)
         ]
         summed = graph.op("Sum", *entries)
-    log_probs = layers.log_probs(hidden, level, aim, summed, tree.queries)
+    log_probs = layers.log_probs(hidden, level, query_point, summed, tree.queries)
     graph.output("log_probs", log_probs, ["queries", "beams", generator.codebook_size])
     return graph
 
 
 def _with_vector(graph: Graph, mask: str) -> str:
-    """The mask of what is attended to: the query's vector, which every text has, then its tokens."""
+    """The mask of what is attended to: the query's vector, which is never padding, then its tokens."""
     first = graph.op("Slice", mask, graph.ints(0), graph.ints(1), graph.ints(1))
     return graph.op("Concat", first, mask, axis=1)
 
 
 class _Layers:
-    """The decoder's layers on rows (queries · beams, width)."""
+    """The decoder's layers, on rows (queries · beams, width)."""
 
     def __init__(self, generator: LiteGenerator, graph: Graph) -> None:
         self._generator, self._graph = generator, graph
@@ -129,32 +134,32 @@ class _Layers:
         joint = graph.linear(self._norm(hidden, layer.norms[0]), matrix(layer.self_in), array(layer.self_in.bias))
         return graph.split(graph.reshape(joint, queries, -1, 3 * self.width), *[self.width] * 3)
 
-    def rest(self, hidden: str, seen: str, shared: list[str], mask: str, number: int, queries: str) -> str:
-        """From what self-attention saw (queries, beams, width) to the layer's end, (rows, width)."""
+    def after_attention(self, hidden: str, mixed: str, shared: list[str], mask: str, number: int, queries: str) -> str:
+        """From the output of self-attention (queries, beams, width) to that of the layer (rows, width)."""
         graph, layer = self._graph, self._layer(number)
-        out = graph.linear(graph.reshape(seen, -1, self.width), matrix(layer.self_out))
+        out = graph.linear(graph.reshape(mixed, -1, self.width), matrix(layer.self_out))
         normed, hidden = self._add_and_norm(out, hidden, layer.self_out.bias, layer.norms[1])
         query = graph.linear(normed, matrix(layer.cross_query), array(layer.cross_query.bias))
         query = graph.reshape(query, queries, -1, self.width)
-        seen = graph.attention(query, *shared, heads=self.heads, scale=self.scale, mask=mask)
-        out = graph.linear(graph.reshape(seen, -1, self.width), matrix(layer.cross_out))
+        mixed = graph.attention(query, *shared, heads=self.heads, scale=self.scale, mask=mask)
+        out = graph.linear(graph.reshape(mixed, -1, self.width), matrix(layer.cross_out))
         normed, hidden = self._add_and_norm(out, hidden, layer.cross_out.bias, layer.norms[2])
         inside = graph.linear(normed, matrix(layer.up))
         inside = graph.op("BiasGelu", inside, graph.constant(array(layer.up.bias)), contrib=True)
         out = graph.linear(inside, matrix(layer.down), array(layer.down.bias))
         return graph.op("Add", hidden, out)
 
-    def log_probs(self, hidden: str, level: int, aim: str, summed: str, queries: str) -> str:
-        """(queries, beams, N); the inner products with the codebook, which carry most of it, are always exact."""
+    def log_probs(self, hidden: str, level: int, query_point: str, summed: str, queries: str) -> str:
+        """(queries, beams, N). The inner products with the codebook matter most and are exact in any precision."""
         graph, generator = self._graph, self._generator
         normed = self._norm(hidden, generator.norm.weight, generator.norm.bias)
         logits = graph.linear(normed, array(generator.voken_out[level]).T, array(generator.bias[level]))
         logits = graph.reshape(logits, queries, -1, generator.codebook_size)
         if generator.config.query_vector:
-            wanted = graph.op("Mul", aim, graph.floats(float(generator.similarity[level].detach())))
-            before = graph.op("Mul", summed, graph.floats(float(generator.repetition[level].detach())))
-            wanted = graph.op("Sub", graph.op("Unsqueeze", wanted, graph.ints(1)), before)
-            products = graph.linear(wanted, array(generator.entries[level]).T, exact=True)
+            missing = graph.op("Mul", query_point, graph.scalar(float(generator.similarity[level].detach())))
+            before = graph.op("Mul", summed, graph.scalar(float(generator.repetition[level].detach())))
+            missing = graph.op("Sub", graph.op("Unsqueeze", missing, graph.ints(1)), before)
+            products = graph.linear(missing, array(generator.entries[level]).T, exact=True)
             logits = graph.op("Add", logits, products)
         return graph.op("LogSoftmax", logits, axis=-1)
 
@@ -170,34 +175,103 @@ class _Layers:
         return self._graph.add_layer_norm(change, hidden, array(scale), shift, _EPSILON, array(bias))
 
 
-def _aim(graph: Graph, generator: LiteGenerator, vector: str) -> str:
+def _query_point(graph: Graph, generator: LiteGenerator, vector: str) -> str:
     if not generator.config.query_vector:
-        nothing = graph.floats(0.0)
+        zero = graph.scalar(0.0)
         shape = graph.op("Concat", graph.size(vector, 0), graph.ints(generator.entries.shape[2]), axis=0)
-        return graph.op("Expand", nothing, shape)
-    aim = graph.linear(vector, matrix(generator.to_code), exact=True)
+        return graph.op("Expand", zero, shape)
+    point = graph.linear(vector, matrix(generator.to_code), exact=True)
     if not (generator.config.memory_weight and len(generator.memory_vectors)):
-        return aim
+        return point
     recalled = graph.op("LpNormalization", _recalled(graph, generator, vector), axis=-1, p=2)
-    return graph.op("Add", aim, graph.op("Mul", recalled, graph.floats(generator.config.memory_weight)))
+    return graph.op("Add", point, graph.op("Mul", recalled, graph.scalar(generator.config.memory_weight)))
 
 
 def _recalled(graph: Graph, generator: LiteGenerator, vector: str) -> str:
-    """The softmax-weighted mean of what the memory's captions stood beside, (queries, e).
+    """The mean of the memory's pictures, weighted by a softmax over the similarity of their captions, (queries, e).
 
-    In int8 a rounded product picks the nearest captions and the exact one ranks these; the others weigh nothing.
+    In int8 a rounded product picks the nearest captions and an exact one weighs them; the others have no weight.
     """
     vectors, pictures = array(generator.memory_vectors), array(generator.memory_pictures)
-    temperature = graph.floats(generator.config.memory_temperature)
+    temperature = graph.scalar(generator.config.memory_temperature)
     if graph.precision == "float32" or len(vectors) <= RECALLED:
         similarity = graph.linear(vector, vectors.T, exact=True)
         weights = graph.op("Softmax", graph.op("Div", similarity, temperature), axis=-1)
         return graph.op("MatMul", weights, graph.constant(pictures))
-    graph.rows_of(vector)
+    graph.set_row_count(vector)
     _, nearest = graph.ops("TopK", 2, graph.linear(vector, vectors.T), graph.ints(RECALLED), axis=-1, sorted=0)
-    near = graph.op("Gather", graph.constant(vectors), nearest)
-    similarity = graph.op("MatMul", near, graph.op("Unsqueeze", vector, graph.ints(2)))
+    nearest_vectors = graph.op("Gather", graph.constant(vectors), nearest)
+    similarity = graph.op("MatMul", nearest_vectors, graph.op("Unsqueeze", vector, graph.ints(2)))
     weights = graph.op("Softmax", graph.op("Div", similarity, temperature), axis=1)
     weights = graph.op("Transpose", weights, perm=[0, 2, 1])
-    found = graph.op("MatMul", weights, graph.op("Gather", graph.constant(pictures), nearest))
-    return graph.op("Squeeze", found, graph.ints(1))
+    mean = graph.op("MatMul", weights, graph.op("Gather", graph.constant(pictures), nearest))
+    return graph.op("Squeeze", mean, graph.ints(1))
+
+
+@dataclass(frozen=True)
+class SentenceReader:
+    """MiniLM over packed texts. `read` may be called for several encoders: one tuned, one as published."""
+
+    texts: PackedTexts
+    offset: str
+    """(tokens) the position of each token in its text."""
+
+    @classmethod
+    def inputs(cls, graph: Graph) -> Self:
+        """Declare the inputs."""
+        return cls(PackedTexts.inputs(graph), graph.input("offset", "int64", ["tokens"]))
+
+    def read(self, encoder: SentenceEncoder) -> str:
+        """The last layer's state of every token, (tokens, 384)."""
+        graph, texts = self.texts.graph, self.texts
+        words = graph.op("Gather", graph.constant(array(encoder.words.weight)), texts.tokens)
+        graph.set_row_count(words)
+        places = graph.op("Gather", graph.constant(array(encoder.positions.weight)), self.offset)
+        first = encoder.first_norm
+        hidden, _ = graph.add_layer_norm(places, words, array(first.weight), array(first.bias), _SENTENCE_EPSILON)
+        layers: Any = encoder.layers
+        for layer in layers:
+            joint = texts.padded(graph.linear(hidden, matrix(layer.qkv), array(layer.qkv.bias)))
+            query, keys, values = graph.split(joint, *[encoder.dim] * 3)
+            scale = (encoder.dim // layer.heads) ** -0.5
+            mixed = graph.attention(query, keys, values, heads=layer.heads, scale=scale, mask=texts.mask)
+            out = graph.linear(texts.packed(mixed, encoder.dim), matrix(layer.out))
+            norm = layer.attention_norm
+            hidden, _ = graph.add_layer_norm(
+                out, hidden, array(norm.weight), array(norm.bias), _SENTENCE_EPSILON, array(layer.out.bias)
+            )
+            inside = graph.linear(hidden, matrix(layer.up))
+            inside = graph.op("BiasGelu", inside, graph.constant(array(layer.up.bias)), contrib=True)
+            out = graph.linear(inside, matrix(layer.down))
+            hidden, _ = graph.add_layer_norm(
+                out, hidden, array(layer.norm.weight), array(layer.norm.bias), _SENTENCE_EPSILON, array(layer.down.bias)
+            )
+        return hidden
+
+    def pooled(self, states: str) -> str:
+        """The mean over a text's tokens, at unit length, (queries, 384)."""
+        graph = self.texts.graph
+        weight = graph.op("Unsqueeze", graph.op("Cast", self.texts.mask, to=1), graph.ints(2))
+        total = graph.op("ReduceSum", graph.op("Mul", self.texts.padded(states), weight), graph.ints(1), keepdims=0)
+        return graph.op("LpNormalization", total, axis=-1, p=2)
+
+
+def text_vectors(graph: Graph, pooled: str, tower: Tower) -> str:
+    """As `TwoTowerHead.project_texts`: (queries, dim) at unit length. Small, and so exact in any precision."""
+    inputs = graph.op("Sub", pooled, graph.constant(array(tower.mean)))
+    inputs = graph.op("Div", inputs, graph.constant(array(tower.std)))
+    skipped = graph.linear(inputs, matrix(tower.skip), array(tower.skip.bias), exact=True)
+    scale, shift = graph.constant(array(tower.norm.weight)), graph.constant(array(tower.norm.bias))
+    normed = graph.op("LayerNormalization", inputs, scale, shift, axis=-1, epsilon=tower.norm.eps)
+    inside = graph.op("Gelu", graph.linear(normed, matrix(tower.up), array(tower.up.bias), exact=True))
+    mapped = graph.op("Add", skipped, graph.linear(inside, matrix(tower.down), array(tower.down.bias), exact=True))
+    return graph.op("LpNormalization", mapped, axis=-1, p=2)
+
+
+def text_vector_graph(encoder: TwoTowerEncoder, precision: Precision) -> Graph:
+    """Texts to `vector` (queries, dim) of the built-in encoder, for generators that do not read with it."""
+    graph = Graph(precision)
+    reader = SentenceReader.inputs(graph)
+    pooled = reader.pooled(reader.read(encoder.sentences))
+    graph.output("vector", text_vectors(graph, pooled, encoder.head.text_tower), ["queries", encoder.dim])
+    return graph

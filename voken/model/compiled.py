@@ -1,4 +1,4 @@
-"""A trained model as a search needs it, without torch: the engine in a model's folder, and how it is best searched."""
+"""A trained model as a search needs it, without torch: the engine in a model folder, and the settings of its search."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from voken.inference.engine import HEADER, Engine
 from voken.shapes import Float32
 
 KIND, VERSION = "model", 1
-"""Of a model's folder (see `voken.model.model`)."""
+"""Of a model folder (see `voken.model.model`)."""
 FOLDER = "engine"
-"""Where in a model's folder its engine lies."""
+"""The folder of the engine in a model folder."""
 
 
 @dataclass(frozen=True)
 class CompiledModel:
-    """What `voken.search.searcher.Searcher` asks of a model."""
+    """What `voken.search.searcher.Searcher` needs of a model."""
 
     generator: Engine
     tokenizer: Engine
@@ -35,9 +35,9 @@ class CompiledModel:
 
     @classmethod
     def load(cls, folder: Path, *, threads: int = 0, once: bool = False) -> Self:
-        """Open the engine of a model's folder; `once` is for a process that asks one query.
+        """Open the engine of a model folder. With `once`, the process answers a single query.
 
-        Sizes are checked, checksums are not (`voken.model.model.Model.load` does that).
+        Sizes are checked, checksums are not (`voken.model.model.Model.load` checks them).
         Raises `ArtifactError` if there is no model or it has no engine, `CorruptArtifactError` for damaged files.
         """
         folder = Path(folder)
@@ -58,15 +58,15 @@ class CompiledModel:
 
 
 def is_compiled(folder: Path) -> bool:
-    """Whether a model's folder has an engine."""
+    """Whether a model folder has an engine."""
     return (Path(folder) / FOLDER / HEADER).is_file()
 
 
 def fingerprint(folder: Path) -> str:
-    """Hexadecimal; of the files that decide which vokens a picture has and which are written for a query.
+    """A hexadecimal digest of the files that decide which vokens a picture has and which are written for a query.
 
-    The engine is made from them and does not count: another precision searches the same collections.
+    The engine is made from these files and is left out: an engine of another precision searches the same collections.
     """
     files = artifact.read_json(Path(folder) / artifact.MANIFEST)["files"]
-    counted = {name: entry["sha256"] for name, entry in files.items() if "/" in name and not name.startswith(FOLDER)}
-    return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:32]
+    digests = {name: entry["sha256"] for name, entry in files.items() if "/" in name and not name.startswith(FOLDER)}
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,18 +1,19 @@
-"""A trained model: encoder, image tokenizer, generator and the weights of the read-outs, saved as one folder.
+"""A trained model: encoder, image tokenizer, generator and search settings, saved as one folder.
 
 MODEL/
-  config.json        every setting of the run, the rerank weights, what validation said
-  encoder/           what `voken.encoders.load_encoder` reads
+  config.json        every setting of the run, the rerank weights, the results on validation
+  encoder/           what `load_encoder` reads
   image_tokenizer/   config.json, model.safetensors
-  generator/         the generator's own files
-  engine/            the same for a search without torch (see `voken.inference.export`), where there are graphs for it
+  generator/         the files of the generator's family
+  engine/            the same model for a search without torch (see `voken.inference.export`), if it has graphs
   manifest.json      format, version and a checksum of every file, written last
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,17 +23,105 @@ from torch.nn.functional import normalize
 
 from voken import artifact
 from voken.config import RunConfig, SearchConfig, from_dict
-from voken.encoders import Encoder, load_encoder
+from voken.encoders.clip import HubEncoder
+from voken.encoders.interface import Encoder
 from voken.encoders.text_reader import TextReader
-from voken.errors import ConfigError, CorruptArtifactError
+from voken.encoders.two_tower import TwoTowerEncoder
+from voken.errors import ArtifactError, ArtifactVersionError, ConfigError, CorruptArtifactError
 from voken.generator.interface import Generator
 from voken.generator.lite import LiteGenerator
-from voken.generator.llama import LlamaStepModel
-from voken.generator.t5 import T5StepModel
+from voken.generator.llama import LlamaGenerator, Lora
+from voken.generator.t5 import T5Generator
 from voken.image_tokenizer.model import ImageTokenizer
-from voken.inference.export import can_export, export_generator
+from voken.inference.export import GeneratorGraphs, export_generator, lite_graphs, llama_graphs, t5_graphs
 from voken.model.compiled import FOLDER, KIND, VERSION, fingerprint
 from voken.shapes import Float
+
+
+@dataclass(frozen=True)
+class GeneratorFamily:
+    """How generators of one kind are made, loaded and exported. They save themselves."""
+
+    start: Callable[[RunConfig, Float[np.ndarray, "levels N code_dim"], Encoder], Generator]
+    """An untrained generator: settings, the image tokenizer's codebooks, the encoder of the model."""
+    load: Callable[[Path, Encoder], Generator]
+    """The inverse of `Generator.save`, on the CPU."""
+    graphs: Callable[[Any, Encoder | None], GeneratorGraphs]
+    """The graphs of the engine."""
+    reads_with_encoder: bool = False
+    """Whether it reads queries with the model's encoder; else with a checkpoint's tokenizer."""
+
+    def can_export(self, encoder: Encoder) -> bool:
+        """Whether there is an engine for generators of this kind in a model with `encoder`."""
+        return not self.reads_with_encoder or isinstance(encoder, TwoTowerEncoder)
+
+
+def _start_t5(config: RunConfig, codebooks: Float[np.ndarray, "levels N code_dim"], encoder: Encoder) -> Generator:
+    settings = config.generator
+    return T5Generator.from_pretrained(
+        _checkpoint(config),
+        codebooks,
+        shared=config.tokenizer.shared_codebook,
+        copy_embeddings=settings.copy_voken_embeddings,
+        seed=config.seed,
+        max_query_tokens=settings.max_query_tokens,
+        dropout=settings.dropout,
+    )
+
+
+def _start_llama(config: RunConfig, codebooks: Float[np.ndarray, "levels N code_dim"], encoder: Encoder) -> Generator:
+    settings, checkpoint = config.generator, Path(_checkpoint(config))
+    is_file = checkpoint.suffix == ".gguf"
+    return LlamaGenerator.from_pretrained(
+        str(checkpoint.parent if is_file else checkpoint),
+        codebooks,
+        shared=config.tokenizer.shared_codebook,
+        copy_embeddings=settings.copy_voken_embeddings,
+        seed=config.seed,
+        max_query_tokens=settings.max_query_tokens,
+        lora=Lora(rank=settings.lora_rank),
+        gguf_file=checkpoint.name if is_file else None,
+    )
+
+
+FAMILIES = {
+    "lite": GeneratorFamily(
+        lambda config, codebooks, encoder: LiteGenerator(text_reader(encoder), codebooks, config.generator),
+        lambda folder, encoder: LiteGenerator.load(folder, text_reader(encoder)),
+        lite_graphs,
+        reads_with_encoder=True,
+    ),
+    "t5": GeneratorFamily(_start_t5, lambda folder, encoder: T5Generator.load(folder), t5_graphs),
+    "llama": GeneratorFamily(_start_llama, lambda folder, encoder: LlamaGenerator.load(folder), llama_graphs),
+}
+"""Every kind of generator, by `GeneratorConfig.family`."""
+_ENCODERS: dict[str, Callable[..., Encoder]] = {
+    "builtin": TwoTowerEncoder.load,
+    "clip": HubEncoder.load,
+    "siglip": HubEncoder.load,
+}
+
+
+@dataclass(frozen=True)
+class PictureSide:
+    """The part of a model that pictures go through: what indexing needs."""
+
+    encoder: Encoder
+    tokenizer: ImageTokenizer
+    fingerprint: str
+    """As `Model.fingerprint`."""
+
+    @classmethod
+    def load(cls, folder: Path, *, device: str | torch.device | None = None) -> Self:
+        """Read it from a model folder, after checking every checksum. `device` None is the CPU.
+
+        Raises `ArtifactError` if there is no model, `CorruptArtifactError` if a byte differs.
+        """
+        folder = Path(folder)
+        artifact.check(folder, kind=KIND, version=VERSION)
+        encoder = load_encoder(folder / "encoder", device=str(device or "cpu"))
+        tokenizer = ImageTokenizer.load(folder / "image_tokenizer").to(device or "cpu")
+        return cls(encoder, tokenizer, fingerprint(folder))
 
 
 @dataclass(frozen=True)
@@ -40,70 +129,60 @@ class Model:
     """Everything that pictures and queries go through, in torch."""
 
     config: RunConfig
-    """The settings it was trained with."""
+    """The settings that it was trained with."""
     encoder: Encoder
     tokenizer: ImageTokenizer
     generator: Generator
     search: SearchConfig
     """How it is best searched: the weights of the two reranks are those chosen on validation."""
     validation: dict[str, Any]
-    """What training did and what validation said, ready for JSON."""
+    """What training did and its results on validation, ready for JSON."""
     fingerprint: str = ""
-    """Hexadecimal; of the saved files. Empty until saved."""
+    """A hexadecimal digest of the saved files; empty until the model is saved."""
 
     @property
-    def aims(self) -> bool:
-        """Whether the generator looks for a place in the pictures' own space."""
-        generator = self.generator
-        return (
-            isinstance(generator, LiteGenerator) and generator.config.query_vector and not self.tokenizer.config.layers
-        )
+    def has_query_point(self) -> bool:
+        """Whether the generator gives each query a point in the pictures' space, near which its picture is sought."""
+        return self.generator.has_query_point and not self.tokenizer.config.layers
 
     def query_vectors(self, texts: Sequence[str], state: Any = None) -> Float[np.ndarray, "texts dim"]:
         """Unit vectors of queries in the pictures' space, which the two reranks compare with the pictures'.
 
-        Where the generator `aims`, it is that place, read from `state` (the generator's `prefill` of the texts)
-        if given; otherwise the encoder's own.
+        If the model `has_query_point`, the vector is that point, read from `state` (the generator's `prefill` of the
+        texts) if there is one. Otherwise it is the encoder's vector of the text.
         """
-        if self.aims:
+        if self.has_query_point:
             state = self.generator.prefill(texts) if state is None else state
-            return normalize(state.aim.float(), dim=1).cpu().numpy()
+            return normalize(state.query_point.float(), dim=1).cpu().numpy()
         return self.encoder.encode_texts(texts)
 
     def save(self, folder: Path, *, replace: bool = False) -> Self:
-        """Write the folder, complete or not at all; return the model with its fingerprint.
+        """Write the folder, complete or not at all, and return the model with its fingerprint.
 
         Raises `ArtifactError` if something is there that may not be replaced, `StorageError` if the disk refuses.
         """
+        family = FAMILIES[self.generator.family]
+        parts = (("encoder", self.encoder), ("image_tokenizer", self.tokenizer), ("generator", self.generator))
         with artifact.writing(folder, kind=KIND, version=VERSION, replace=replace) as partial:
-            for name, part in (("encoder", self.encoder), ("image_tokenizer", self.tokenizer)):
+            for name, part in parts:
                 (partial / name).mkdir()
                 part.save(partial / name)
-            (partial / "generator").mkdir()
-            self.generator.save(partial / "generator")
             described = {
                 "run": self.config.to_dict(),
-                "search": asdict(self.search),
+                "search": dataclasses.asdict(self.search),
                 "validation": self.validation,
             }
             artifact.write_json(partial / "config.json", described)
-            if can_export(self.generator, self.encoder):
+            if family.can_export(self.encoder):
                 export_generator(
                     self.generator,
+                    family.graphs,
                     partial / FOLDER,
                     precision=self.search.precision,
                     encoder=self.encoder,
                     tokenizer=self.tokenizer,
                 )
-        return type(self)(
-            self.config,
-            self.encoder,
-            self.tokenizer,
-            self.generator,
-            self.search,
-            self.validation,
-            fingerprint(folder),
-        )
+        return dataclasses.replace(self, fingerprint=fingerprint(folder))
 
     @classmethod
     def load(cls, folder: Path, *, device: str | torch.device | None = None) -> Self:
@@ -112,7 +191,7 @@ class Model:
         Raises `ArtifactError` if there is no model, `CorruptArtifactError` if a byte differs.
         """
         folder = Path(folder)
-        artifact.check(folder, kind=KIND, version=VERSION)
+        pictures = PictureSide.load(folder, device=device)
         described = artifact.read_json(folder / "config.json")
         try:
             config = RunConfig.from_dict(described["run"])
@@ -120,27 +199,37 @@ class Model:
             validation = described["validation"]
         except (KeyError, ConfigError) as error:
             raise CorruptArtifactError(f"{folder / 'config.json'}: does not describe a model ({error}).") from error
-        place = torch.device(device or "cpu")
-        encoder = load_encoder(folder / "encoder", device=str(place))
-        tokenizer = ImageTokenizer.load(folder / "image_tokenizer").to(place)
-        generator = load_generator(folder / "generator", config, encoder)
-        if isinstance(generator, torch.nn.Module):
-            generator.to(place)
-        return cls(config, encoder, tokenizer, generator, search, validation, fingerprint(folder))
+        generator = FAMILIES[config.generator.family].load(folder / "generator", pictures.encoder)
+        generator.to(device or "cpu")
+        return cls(config, pictures.encoder, pictures.tokenizer, generator, search, validation, pictures.fingerprint)
 
 
-def load_generator(folder: Path, config: RunConfig, encoder: Encoder) -> Generator:
-    """Read a generator of the family that `config` names; `lite` reads its queries with `encoder`."""
-    family = config.generator.family
-    if family == "t5":
-        return T5StepModel.load(folder)
-    if family == "llama":
-        return LlamaStepModel.load(folder)
-    return LiteGenerator.load(folder, text_reader(encoder))
+def load_encoder(folder: Path, *, device: str | None = None) -> Encoder:
+    """Read an encoder of any family from the folder that its `save` wrote.
+
+    Raises `ArtifactError` if there is none, `CorruptArtifactError` if its description cannot be read,
+    `ArtifactVersionError` for a family that this voken does not know.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ArtifactError(f"{folder}: no saved encoder there (it has no config.json).")
+    family = artifact.read_json(folder / "config.json").get("family")
+    if family not in _ENCODERS:
+        raise ArtifactVersionError(f"{folder}: holds an encoder of the unknown family {family!r}. Upgrade voken.")
+    return _ENCODERS[family](folder, device=device)
 
 
 def text_reader(encoder: Encoder) -> TextReader:
-    """The encoder as a reader of texts, which `lite` needs; `ConfigError` if it has no token states."""
+    """The encoder as a reader of texts, which `lite` needs. Raises `ConfigError` if it gives no token states."""
     if not isinstance(encoder, TextReader):
-        raise ConfigError(f"the encoder {encoder.name} shows no token states, so lite cannot read with it. Use t5.")
+        raise ConfigError(f"The encoder {encoder.name} gives no token states, so lite cannot read with it. Use t5.")
     return encoder
+
+
+def _checkpoint(config: RunConfig) -> str:
+    if not config.generator.checkpoint:
+        raise ConfigError(
+            f"generator.family {config.generator.family} starts from a checkpoint: set generator.checkpoint to a "
+            "hub name (such as t5-base) or to a folder."
+        )
+    return config.generator.checkpoint

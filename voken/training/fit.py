@@ -21,22 +21,20 @@ from voken import artifact
 from voken.config import RunConfig
 from voken.data.captions import CaptionedImage, Dataset
 from voken.data.skipped import Skipped
-from voken.encoders import Encoder, load_encoder
 from voken.encoders.builtin import PictureFeatures, SentenceEncoder
 from voken.encoders.cache import VectorCache, picture_vectors
 from voken.encoders.clip import HubEncoder
+from voken.encoders.interface import Encoder
 from voken.encoders.two_tower import PairedFeatures, TwoTowerEncoder, train_two_tower
 from voken.errors import ConfigError, EmptyDataError, ResumeError
 from voken.generator.interface import Generator
 from voken.generator.lite import LiteGenerator
-from voken.generator.llama import LlamaStepModel, Lora
 from voken.generator.pairs import SoftTargets, VokenPairs
-from voken.generator.t5 import T5StepModel
 from voken.generator.train import train_generator
 from voken.image_tokenizer.model import ImageTokenizer
 from voken.image_tokenizer.report import report
 from voken.image_tokenizer.train import train_tokenizer
-from voken.model.model import Model, text_reader
+from voken.model.model import FAMILIES, Model
 from voken.progress import Progress, no_progress
 from voken.shapes import Float
 from voken.training.allocator import keep_freed_memory
@@ -169,8 +167,7 @@ def _fit_encoder(
         )
         with artifact.writing(folder, kind="encoder", version=1) as partial:
             TwoTowerEncoder(run.head, pictures=pictures, sentences=sentences, device=device).save(partial)
-    loaded = load_encoder(folder, device=str(device))
-    assert isinstance(loaded, TwoTowerEncoder)
+    loaded = TwoTowerEncoder.load(folder, device=device)
     sides = [
         replace(side, images=loaded.project_images(side.images), texts=loaded.project_texts(side.texts))
         for side in sides
@@ -219,8 +216,7 @@ def _fit_generator(
     rebuilt = tokenizer.decode(vokens)
     torch.manual_seed(config.seed)
     generator = make_generator(inputs, tokenizer, config)
-    if isinstance(generator, torch.nn.Module):
-        generator.to(inputs.device)
+    generator.to(inputs.device)
 
     def soft(vectors: Float[np.ndarray, "rows dim"]) -> SoftTargets:
         return SoftTargets(*tokenizer.soft_targets(vectors, temperature=settings.soft_temperature, keep=_SOFT_ENTRIES))
@@ -251,48 +247,16 @@ def _fit_generator(
 
 def make_generator(inputs: TrainingInputs, tokenizer: ImageTokenizer, config: RunConfig) -> Generator:
     """An untrained generator of the configured family, its voken rows copied from the codebook."""
-    train = inputs.train
-    settings, shared = config.generator, config.tokenizer.shared_codebook
-    if settings.family == "t5":
-        return T5StepModel.from_pretrained(
-            _checkpoint(config),
-            tokenizer.codebooks,
-            shared=shared,
-            copy_embeddings=settings.copy_voken_embeddings,
-            seed=config.seed,
-            max_query_tokens=settings.max_query_tokens,
-            dropout=settings.dropout,
-        )
-    if settings.family == "llama":
-        checkpoint = Path(_checkpoint(config))
-        single = checkpoint.suffix == ".gguf"
-        return LlamaStepModel.from_pretrained(
-            str(checkpoint.parent if single else checkpoint),
-            tokenizer.codebooks,
-            shared=shared,
-            copy_embeddings=settings.copy_voken_embeddings,
-            seed=config.seed,
-            max_query_tokens=settings.max_query_tokens,
-            lora=Lora(rank=settings.lora_rank),
-            gguf_file=checkpoint.name if single else None,
-        )
-    generator = LiteGenerator(text_reader(inputs.encoder), tokenizer.codebooks, settings)
-    generator.begin_training(inputs.caption_reader(settings.max_query_tokens))
-    if settings.memory_weight:
-        with torch.inference_mode():
-            summed = tokenizer.quantize(torch.from_numpy(train.images).to(tokenizer.books.device)).entries.sum(1)
-        codes = summed.cpu().numpy()
-        generator.memorize(caption_memory(train, codes, size=settings.memory_size, seed=config.seed))
+    settings = config.generator
+    generator = FAMILIES[settings.family].start(config, tokenizer.codebooks, inputs.encoder)
+    if isinstance(generator, LiteGenerator):
+        generator.begin_training(inputs.caption_reader(settings.max_query_tokens))
+        if settings.memory_weight:
+            images = torch.from_numpy(inputs.train.images).to(tokenizer.books.device)
+            with torch.inference_mode():
+                codes = tokenizer.quantize(images).entries.sum(1).cpu().numpy()
+            generator.memorize(caption_memory(inputs.train, codes, size=settings.memory_size, seed=config.seed))
     return generator
-
-
-def _checkpoint(config: RunConfig) -> str:
-    if not config.generator.checkpoint:
-        raise ConfigError(
-            f"generator.family {config.generator.family} starts from a checkpoint: set generator.checkpoint to a "
-            "hub name (such as t5-base) or to a folder."
-        )
-    return config.generator.checkpoint
 
 
 def _open_work_folder(out: Path, dataset: Dataset, config: RunConfig) -> Path:

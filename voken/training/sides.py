@@ -15,7 +15,7 @@ import torch
 from voken.data.captions import CaptionedImage, Dataset
 from voken.data.skipped import Skipped
 from voken.data.splits import check_disjoint, one_per_concept, split_by_concept
-from voken.encoders import Encoder
+from voken.encoders.interface import Encoder
 from voken.encoders.text_reader import RememberedTexts
 from voken.errors import EmptyDataError
 from voken.generator.lite import CaptionMemory

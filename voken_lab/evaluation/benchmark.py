@@ -92,7 +92,7 @@ def benchmark(
     if reference:
         exact = TwoTower(model.encoder, names, vectors, paths=paths, vokens=np.asarray(collection.vokens))
         named = [(TWO_TOWER, exact), (CEILING, ceiling)]
-        if model.aims:
+        if model.has_query_point:
             named.append((QUERY_POINT, TwoTower(_QueryPoints(model), names, vectors, paths=paths)))
         for name, system in named:
             row = dataclasses.replace(conditions, system=name, bytes_per_picture=system.bytes_per_picture)

@@ -25,8 +25,8 @@ from voken.collection.snapshot import Origin, Snapshot
 from voken.decoding.trie import VokenTrie
 from voken.encoders.two_tower import TwoTowerEncoder
 from voken.image_tokenizer.train import train_tokenizer
+from voken.inference.engine import TextEncoder as CompiledTextEncoder
 from voken.inference.export import export_text_encoder
-from voken.inference.text_encoder import TextEncoder as CompiledTextEncoder
 from voken.model.model import Model
 from voken.search.searcher import Searcher, load_model
 from voken.training.fit import make_generator

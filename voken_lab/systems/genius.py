@@ -28,9 +28,9 @@ from torch.nn.functional import normalize
 from voken.artifact import read_json, write_json
 from voken.config import GeneratorConfig, TokenizerConfig, from_dict
 from voken.errors import ConfigError
-from voken.generator.decoder_layer import DecoderLayer, decay_groups
+from voken.generator.lite import DecoderLayer, decay_groups
+from voken.generator.packed_sequences import by_level, levels_and_attention_mask, packed_positions
 from voken.generator.pairs import VokenPairs
-from voken.generator.shared_start import by_level, flat_positions, levels_and_sight
 from voken.generator.train import GeneratorHistory, train_generator
 from voken.generator.vocabulary import VokenVocabulary
 from voken.image_tokenizer.model import ImageTokenizer
@@ -131,6 +131,11 @@ class GeniusGenerator(nn.Module):
     The encoder is not a part of what is saved: `load` is given the one it was trained with. `shared`: the codebooks
     are one and the same, and so is the vocabulary. Raises `ConfigError` for settings that make no decoder.
     """
+
+    family = "genius"
+    log_probs = False
+    reads_trees = False
+    has_query_point = False
 
     def __init__(
         self,
@@ -255,11 +260,11 @@ class GeniusGenerator(nn.Module):
         """As `voken.generator.interface.Generator`."""
         queries, sequences, levels = vokens.shape
         written = self.vocabulary.embed_prefixes(vokens[:, :, :-1])
-        hidden = flat_positions(self.start.expand(queries, 1, -1), written)
-        level_of, sees = levels_and_sight(sequences, levels - 1, self.device)
+        hidden = packed_positions(self.start.expand(queries, 1, -1), written)
+        level_of, attends = levels_and_attention_mask(sequences, levels - 1, self.device)
         hidden = self.dropout(hidden + self.place[level_of])
         for number, layer in enumerate(self._layers()):
-            hidden = layer.teacher_forced(hidden, sees, state.cross[number], None)
+            hidden = layer.teacher_forced(hidden, attends, state.cross[number], None)
         logits = [self._logits(part, level) for level, part in enumerate(by_level(hidden, sequences))]
         return torch.stack([part.expand(-1, sequences, -1) for part in logits], 2)
 
