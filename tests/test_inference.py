@@ -189,9 +189,10 @@ def test_a_checkpoint_without_a_fast_tokenizer_is_refused(tmp_path):
 
 
 def test_a_missing_onnx_names_its_extra(tmp_path, monkeypatch):
+    generator = make_t5(tmp_path)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"voken-search\[train\]"):
-        export_generator(make_t5(tmp_path), t5_graphs, tmp_path / "engine")
+        export_generator(generator, t5_graphs, tmp_path / "engine")
 
 
 def test_damage_is_named(tmp_path):
