@@ -1,13 +1,13 @@
-"""How much more does a server answer that searches what is asked at once together, and does it lose anything?
+"""How many more queries does a server answer that searches simultaneous ones together, and does it lose any?
 
     python benchmarks/serving.py COLLECTION --clients 500 --seconds 300 --json out.json
 
-Three processes: `voken serve` as it is; beside it a server of the same stack (uvicorn, FastAPI) that takes one query
-at a time; and a load generator. The servers take turns in slices, so that what else the machine does hits both. Each
-client asks, waits for the answer, and asks something else; told 503 it comes back after the seconds of Retry-After.
-What was asked before a slice ended is waited for: a query that gets no answer then is lost. Every answer is compared
-with what was asked. Memory is resident memory; processor time is what the server's process used, and the one to trust
-on a machine shared with others. Both come from /proc: Linux only.
+Three processes: `voken serve` as it is; a server of the same stack (uvicorn, FastAPI) that searches one query at a
+time; and a load generator. The servers take turns in slices, so that other work on the machine slows both. Each client
+sends a query, waits for the answer, and sends another query; after 503 it tries again when Retry-After says. Answers
+to queries that were sent before a slice ended are waited for; a query that still gets none is lost. Every answer is
+compared with its query. Memory is resident memory; processor time is that of the server's process, and the figure to
+trust on a shared machine. Both are read from /proc, so this runs on Linux only.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PLACES = ("at sea", "on a hill", "in the rain", "by night", "in a box", "with a 
 COLOURS = ("", "blue ", "yellow ", "small ", "big ", "drawn ", "broken ", "new ", "many ")
 SLICE_SECONDS = 30.0
 PATIENCE = 120.0
-"""Seconds after which an answer that has not come is lost."""
+"""Seconds after which a missing answer counts as lost."""
 K = 10
 
 
@@ -48,9 +48,9 @@ class Counts:
 
     seconds: float = 0.0
     answers: int = 0
-    """That came in these seconds."""
+    """That arrived in these seconds."""
     late: int = 0
-    """That came after them, to what was asked before."""
+    """That arrived later, to queries sent in these seconds."""
     busy: int = 0
     """503 with Retry-After."""
     server_errors: int = 0
@@ -59,7 +59,7 @@ class Counts:
     lost: int = 0
     """Queries that were sent and never answered."""
     mixed_up: int = 0
-    """Answers to another query than the one asked."""
+    """Answers to another query."""
     latencies: list[float] = field(default_factory=list)
     """Seconds from a request to its answer."""
     waits: list[float] = field(default_factory=list)
@@ -67,12 +67,12 @@ class Counts:
 
     def add(self, other: Counts) -> None:
         """Another slice."""
-        for one in dataclasses.fields(self):
-            setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
+        for item in dataclasses.fields(self):
+            setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
 
     @property
     def per_second(self) -> float:
-        """Answers."""
+        """Answers per second."""
         return self.answers / self.seconds if self.seconds else 0.0
 
 
@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Both servers, in turns."""
+    """Measure both servers, in turns."""
     slices = max(2, math.ceil(options.seconds / SLICE_SECONDS))
     with ExitStack() as stack:
         servers = {
@@ -107,12 +107,12 @@ def measure(options: argparse.Namespace) -> None:
             SINGLE: stack.enter_context(ServerProcess("single", options)),
         }
         for server in servers.values():
-            driven_apart(server.address, 2, 1.0)  # what is loaded by first requests is loaded
-            server.look()
+            drive_apart(server.address, 2, 1.0)  # so that everything is loaded
+            server.record()
         for number in range(slices):
             for name, server in servers.items():
-                server.counts.add(driven_apart(server.address, options.clients, options.seconds / slices))
-                server.look()
+                server.counts.add(drive_apart(server.address, options.clients, options.seconds / slices))
+                server.record()
                 print(f"slice {number + 1} of {slices}: {name}, {server.counts.per_second:.1f}/s", file=sys.stderr)
         ended = {name: server.stop() for name, server in servers.items()}
     rows = {name: server.row(ended[name]) for name, server in servers.items()}
@@ -123,12 +123,12 @@ def measure(options: argparse.Namespace) -> None:
 
 
 class ServerProcess:
-    """A server as a process of its own."""
+    """A server in its own process."""
 
     def __init__(self, role: str, options: argparse.Namespace) -> None:
         self.counts = Counts()
         self.resident: list[int] = []
-        """Bytes, at the beginning and after each slice."""
+        """Bytes, at the start and after each slice."""
         self._command = [sys.executable, __file__, options.collection, "--role", role]
         self._command += ["--threads", str(options.threads), "--max-queue", str(options.max_queue)]
         if options.model:
@@ -138,21 +138,21 @@ class ServerProcess:
         self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        found = [word for word in line.split() if word.startswith("http://")]
-        if not found:
+        addresses = [word for word in line.split() if word.startswith("http://")]
+        if not addresses:
             raise SystemExit(f"{self._command} did not start.")
-        self.address = found[0]
+        self.address = addresses[0]
         return self
 
     def __exit__(self, *raised: object) -> None:
         self._process.kill()
         self._process.wait()
 
-    def look(self) -> None:
-        """Note its memory, and from the first look on its processor time."""
+    def record(self) -> None:
+        """Record its memory, and its processor time since the first record."""
         pages = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1])
         self.resident.append(pages * os.sysconf("SC_PAGE_SIZE"))
-        # what follows the name, which may hold anything: user and system time are fields 14 and 15 (man proc)
+        # after the name, which may hold anything, user and system time are fields 14 and 15 (man proc)
         fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
         used = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
         if len(self.resident) == 1:
@@ -165,31 +165,35 @@ class ServerProcess:
         return self._process.wait(60)
 
     def row(self, exit_code: int) -> dict[str, Any]:
-        """What was measured."""
+        """The measurements."""
         counts = self.counts
         answered = max(1, counts.answers + counts.late)
         middle = self.resident[len(self.resident) // 2]
         return {
-            **{one.name: getattr(counts, one.name) for one in dataclasses.fields(counts) if one.type != "list[float]"},
+            **{
+                item.name: getattr(counts, item.name)
+                for item in dataclasses.fields(counts)
+                if item.type != "list[float]"
+            },
             "per_second": counts.per_second,
             "latency": percentiles(counts.latencies),
             "wait": percentiles(counts.waits),
-            "cpu_seconds_an_answer": self.cpu_seconds / answered,
+            "cpu_seconds_per_answer": self.cpu_seconds / answered,
             "resident_megabytes": [round(size / 2**20, 1) for size in (self.resident[0], middle, self.resident[-1])],
             "exit_code": exit_code,
         }
 
 
-def driven_apart(address: str, clients: int, seconds: float) -> Counts:
-    """`drive` in a process of its own, so that no client waits for a server's interpreter, or for ours."""
+def drive_apart(address: str, clients: int, seconds: float) -> Counts:
+    """`drive` in its own process, so that no client waits for the interpreter of a server, or for this one."""
     command = [sys.executable, __file__, address, "--role", "drive"]
     command += ["--clients", str(clients), "--seconds", str(seconds)]
-    said = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
-    return Counts(**json.loads(said))
+    output = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
+    return Counts(**json.loads(output))
 
 
 async def drive(address: str, clients: int, seconds: float, queries: Callable[[int], str] | None = None) -> Counts:
-    """So many clients at once. `queries` says what the n-th query is."""
+    """Run so many clients at once. `queries(n)` is the n-th query."""
     with suppress(ImportError, ValueError, OSError):
         import resource
 
@@ -209,34 +213,34 @@ async def drive(address: str, clients: int, seconds: float, queries: Callable[[i
 
 
 def query(number: int) -> str:
-    """One of many; no two in a row are alike."""
+    """The query with that number; no two in a row are alike."""
     thing, rest = number % len(THINGS), number // len(THINGS)
     place, colour = rest % len(PLACES), rest // len(PLACES) % len(COLOURS)
     return f"{COLOURS[colour]}{THINGS[thing]} {PLACES[place]} {number // 648 or ''}".strip()
 
 
 class Client:
-    """One that asks, waits, and asks again, over one connection."""
+    """A client that sends queries one after the other, over one connection."""
 
     def __init__(self, host: str, port: int, counts: Counts, end: float) -> None:
         self._host, self._port, self._counts, self._end = host, port, counts, end
         self._stream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def run(self, queries: Iterable[str]) -> None:
-        """Until the end; what was asked by then is waited for."""
+        """Send queries until the end, and wait for the last answer."""
         for text in queries:
             if time.perf_counter() >= self._end:
                 break
-            await self._answered(text)
+            await self._query(text)
         self._close()
 
-    async def _answered(self, text: str) -> None:
+    async def _query(self, text: str) -> None:
         counts, first = self._counts, time.perf_counter()
         while True:
-            asked = time.perf_counter()
+            start = time.perf_counter()
             try:
                 async with asyncio.timeout(PATIENCE):
-                    status, headers, body = await self._ask(text)
+                    status, headers, body = await self._send(text)
             except (OSError, EOFError, TimeoutError, ValueError):
                 self._close()
                 counts.lost += 1
@@ -248,7 +252,7 @@ class Client:
                 if now - first > PATIENCE:
                     counts.lost += 1
                     return
-                self._close()  # a connection that idles meanwhile may be closed just as it is used again
+                self._close()  # an idle connection may be closed just when it is used again
                 await asyncio.sleep(int(headers["retry-after"]))
                 continue
             if status != 200:
@@ -260,11 +264,11 @@ class Client:
                 counts.late += 1
                 return
             counts.answers += 1
-            counts.latencies.append(round(now - asked, 5))
+            counts.latencies.append(round(now - start, 5))
             counts.waits.append(round(now - first, 5))
             return
 
-    async def _ask(self, text: str) -> tuple[int, dict[str, str], bytes]:
+    async def _send(self, text: str) -> tuple[int, dict[str, str], bytes]:
         if self._stream is None:
             self._stream = await asyncio.open_connection(self._host, self._port)
         reader, writer = self._stream
@@ -286,7 +290,7 @@ class Client:
 
 
 def serve_batched(options: argparse.Namespace) -> None:
-    """As `voken serve` does."""
+    """Serve as `voken serve` does."""
     from voken.serve.process import serve
     from voken.serve.settings import ServeSettings
 
@@ -295,7 +299,7 @@ def serve_batched(options: argparse.Namespace) -> None:
 
 
 def serve_single(options: argparse.Namespace) -> None:
-    """The same stack with what most people write first: a lock, and a search for each request."""
+    """The same stack as most people would write it first: a lock, and a search per request."""
     import socket
     import threading
 
@@ -305,7 +309,7 @@ def serve_single(options: argparse.Namespace) -> None:
 
     from voken import Collection
 
-    class Asked(BaseModel):
+    class Query(BaseModel):
         query: str
         k: int = K
 
@@ -313,15 +317,15 @@ def serve_single(options: argparse.Namespace) -> None:
     lock = threading.Lock()
     app = FastAPI()
 
-    def search(asked: Asked) -> dict[str, Any]:
+    def search(body: Query) -> dict[str, Any]:
         with lock:
-            hits = opened.search(asked.query, asked.k)
+            hits = opened.search(body.query, body.k)
         return {
             "version": opened.version,
-            "results": [{"query": asked.query, "hits": [dataclasses.asdict(hit) for hit in hits]}],
+            "results": [{"query": body.query, "hits": [dataclasses.asdict(hit) for hit in hits]}],
         }
 
-    search.__annotations__["asked"] = Asked  # a name that only this function knows
+    search.__annotations__["body"] = Query  # a local name, which FastAPI cannot look up
     app.post("/search")(search)
     opened.search("a picture", 1)
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -334,9 +338,9 @@ def _print(line: str) -> None:
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
-    """Markdown, a line a server."""
+    """Markdown, a row per server."""
     single = rows[SINGLE]
-    speed = ["answers/s", "× single", "p50 s", "p99 s", "p99 s with refusals", "CPU ms an answer"]
+    speed = ["answers/s", "× single", "p50 s", "p99 s", "p99 s with refusals", "CPU ms per answer"]
     heads = ["", *speed, "answered", "503", "other 5xx", "lost", "mixed up", "MB at start, middle, end"]
     lines = []
     for name, row in rows.items():
@@ -348,7 +352,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
                 f"{row['latency']['p50']:.3f}",
                 f"{row['latency']['p99']:.3f}",
                 f"{row['wait']['p99']:.3f}",
-                f"{1e3 * row['cpu_seconds_an_answer']:.1f}",
+                f"{1e3 * row['cpu_seconds_per_answer']:.1f}",
                 f"{row['answers'] + row['late']:,}",
                 f"{row['busy']:,}",
                 f"{row['server_errors']:,}",
@@ -361,7 +365,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def percentiles(seconds: list[float]) -> dict[str, float]:
-    """Of none: nothing is known."""
+    """p50 and p99; NaN of no seconds."""
     if len(seconds) < 2:
         return dict.fromkeys(("p50", "p99"), seconds[0] if seconds else math.nan)
     cuts = statistics.quantiles(seconds, n=100, method="inclusive")

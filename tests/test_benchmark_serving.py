@@ -1,4 +1,4 @@
-"""The load generator of `benchmarks/serving.py` counts what a server does to it, and its table says so."""
+"""The load generator of `benchmarks/serving.py` counts what a server does to it, and its table shows it."""
 
 import asyncio
 import importlib
@@ -23,10 +23,10 @@ def response(status, body=b"", *headers):
 
 
 class Moody:
-    """A server that does with the n-th request what it is told to."""
+    """A server that treats the n-th request by the n-th mood."""
 
     def __init__(self, moods):
-        self.moods, self.asked = list(moods), Counter()
+        self.moods, self.queries = list(moods), Counter()
 
     async def __call__(self, reader, writer):
         try:
@@ -35,10 +35,10 @@ class Moody:
                     int(line.split()[1]) for line in head.split(b"\r\n") if line.startswith(b"Content-Length")
                 )
                 query = json.loads(await reader.readexactly(length))["query"]
-                self.asked[query] += 1
+                self.queries[query] += 1
                 mood = self.moods.pop(0) if self.moods else "answer"
-                told = "another query" if mood == "mix up" else query
-                good = response(200, json.dumps({"results": [{"query": told}]}).encode())
+                echo = "another query" if mood == "mix up" else query
+                good = response(200, json.dumps({"results": [{"query": echo}]}).encode())
                 if mood == "drop":
                     break
                 if mood == "busy":
@@ -71,8 +71,8 @@ def test_everything_that_happens_to_a_query_is_counted(serving, clients):
     assert not server.moods
     assert (counts.busy, counts.lost, counts.mixed_up) == (2, 2, 1)
     assert (counts.server_errors, counts.other_errors) == (2, 1)
-    queries, requests = len(server.asked), sum(server.asked.values())
-    assert requests == queries + 2  # what was refused was asked again, as it was
+    queries, requests = len(server.queries), sum(server.queries.values())
+    assert requests == queries + 2  # refused queries were sent again, unchanged
     assert counts.answers + counts.late == queries - 2 - 3
     assert len(counts.latencies) == len(counts.waits) == counts.answers
     assert all(wait >= latency for wait, latency in zip(counts.waits, counts.latencies, strict=True))
@@ -92,7 +92,7 @@ def test_slices_add_up_and_the_table_compares(serving):
         "per_second": 5.0,
         "latency": serving.percentiles([1.0, 2.0, 3.0]),
         "wait": serving.percentiles([]),
-        "cpu_seconds_an_answer": 0.0125,
+        "cpu_seconds_per_answer": 0.0125,
         "resident_megabytes": [1.0, 2.0, 3.0],
     }
     printed = serving.table({serving.BATCHED: {**row, "per_second": 15.0}, serving.SINGLE: row}).splitlines()

@@ -1,4 +1,4 @@
-"""The server over a real collection: what it answers, whom it refuses, how much it takes, and what it survives."""
+"""The server over a real collection: what it answers, whom it refuses, how much it accepts, and what it survives."""
 
 import asyncio
 import dataclasses
@@ -25,8 +25,8 @@ from voken.serve.settings import ServeSettings
 @pytest.fixture(scope="module")
 def still(tmp_path_factory):
     """One that no test changes."""
-    with Served.of(tmp_path_factory.mktemp("still")) as made:
-        yield made
+    with Served.of(tmp_path_factory.mktemp("still")) as application:
+        yield application
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +37,8 @@ def asking(still):
 
 @pytest.fixture
 def served(tmp_path):
-    with Served.of(tmp_path) as made:
-        yield made
+    with Served.of(tmp_path) as application:
+        yield application
 
 
 @pytest.fixture
@@ -79,12 +79,12 @@ def test_the_page_and_its_files_are_served_with_a_policy_that_keeps_other_hosts_
 
 
 def test_a_search_answers_what_the_collection_answers(still, asking):
-    asked = {"queries": ["red", "blue or so"], "k": 3, "filters": ["folder!=nowhere"], "why": True}
-    answer = asking.post("/search", json=asked).json()
-    expected = still.collection.search_many(asked["queries"], 3)
+    body = {"queries": ["red", "blue or so"], "k": 3, "filters": ["folder!=nowhere"], "why": True}
+    answer = asking.post("/search", json=body).json()
+    expected = still.collection.search_many(body["queries"], 3)
     assert answer["version"] == still.collection.version
-    assert [result["query"] for result in answer["results"]] == asked["queries"]
-    for query, result, hits in zip(asked["queries"], answer["results"], expected, strict=True):
+    assert [result["query"] for result in answer["results"]] == body["queries"]
+    for query, result, hits in zip(body["queries"], answer["results"], expected, strict=True):
         assert not result["no_match"]
         assert [(hit["id"], hit["score"], tuple(hit["vokens"])) for hit in result["hits"]] == [
             (hit.image_id, pytest.approx(hit.score), hit.vokens) for hit in hits
@@ -111,10 +111,10 @@ def test_like_a_picture_of_the_collection_and_like_one_that_is_sent(still, askin
     answer = asking.post(
         "/search/picture", files={"file": sent}, data={"k": "2", "filters": ["folder!=x", "date>=1990"]}
     )
-    (found,) = answer.json()["results"]
-    assert len(found["hits"]) == 2
+    (result,) = answer.json()["results"]
+    assert len(result["hits"]) == 2
     # two pictures have each colour
-    assert {Path(hit["url"]).name for hit in found["hits"]} == {"p000.png", "p004.png"}
+    assert {Path(hit["url"]).name for hit in result["hits"]} == {"p000.png", "p004.png"}
     error_of(asking.post("/search", json={"like": "nobody"}), 404)
 
 
@@ -339,7 +339,7 @@ def test_a_body_is_read_to_its_limit(path, headers, messages, most_read, still):
     sesame = (b"authorization", b"Bearer open-sesame")
     answer = asyncio.run(Exchange(app, "POST", path, [kind, sesame, *headers], messages).run())
     if path != b"/search" and b"chunked" in dict(headers).get(b"transfer-encoding", b""):
-        # what is no form is found out before the limit is met
+        # a broken form is noticed before the limit is reached
         assert answer.status in (400, 413)
     else:
         assert answer.status == 413
@@ -413,7 +413,7 @@ def test_the_query_of_a_client_that_left_is_not_searched(tmp_path):
         exchange = Exchange(served.app, "POST", b"/search", [JSON], [])
         body = {"type": "http.request", "body": json.dumps({"query": query}).encode()}
 
-        async def receive(messages=[body]):  # noqa: B006 - one a call
+        async def receive(messages=[body]):  # noqa: B006 - a list per call
             if messages:
                 return messages.pop()
             await (gone or asyncio.Event()).wait()
@@ -432,7 +432,7 @@ def test_the_query_of_a_client_that_left_is_not_searched(tmp_path):
         gone.set()
         assert (await left).status == 499
         generator.go.set()
-        return [(await one).status for one in (first, stays)]
+        return [(await exchange).status for exchange in (first, stays)]
 
     with Served.of(tmp_path, dataclasses.replace(tiny_model(), generator=generator)) as served:
         assert asyncio.run(run(served)) == [200, 200]
@@ -479,7 +479,7 @@ def test_a_full_queue_is_worth_a_try_when_half_of_it_is_done():
     for _ in range(5):
         with meter.count(8):
             now += 1.0
-    assert meter.per_second() == pytest.approx(40 / 4)  # in the 4 s since the first was done
+    assert meter.per_second() == pytest.approx(40 / 4)  # in the 4 s since the first were answered
     with meter.count(300):
         assert meter.retry_after() == 15
     with pytest.raises(ZeroDivisionError), meter.count(10_000):
@@ -494,7 +494,7 @@ def test_a_full_queue_is_worth_a_try_when_half_of_it_is_done():
 
 
 def test_errors_nobody_foresaw_are_answered_and_logged_once(served, client, monkeypatch, caplog):
-    async def fail(*given, **named):
+    async def fail(*args, **named):
         raise ZeroDivisionError("/home/someone/secret")
 
     monkeypatch.setattr(served.collection, "asearch", fail)

@@ -28,8 +28,8 @@ from voken.serve.pictures import PictureFile, Thumbnails, url_of
 @pytest.fixture(scope="module")
 def still(tmp_path_factory):
     """One that no test changes."""
-    with Served.of(tmp_path_factory.mktemp("still")) as made:
-        yield made
+    with Served.of(tmp_path_factory.mktemp("still")) as application:
+        yield application
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +40,8 @@ def asking(still):
 
 @pytest.fixture
 def served(tmp_path):
-    with Served.of(tmp_path) as made:
-        yield made
+    with Served.of(tmp_path) as application:
+        yield application
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_a_file_that_is_no_longer_what_it_was(content, status, served, client):
     elif content is not None:
         path.write_bytes(content)
     answer = client.get("/pictures/p000.png")
-    if status == 200:  # a picture by its beginning: it is sent as one, and as nothing else
+    if status == 200:  # a picture by its first bytes, so it is sent as a picture
         assert answer.headers["content-type"] == "image/png"
     else:
         error_of(answer, status)
@@ -183,9 +183,9 @@ def test_thumbnails_fit_their_side_and_are_not_enlarged(wide, high, side, served
     answer = client.get(f"/pictures/x?thumbnail={side}")
     assert answer.headers["content-type"] == "image/webp"
     scale = min(1, side / max(wide, high))
-    made = Image.open(io.BytesIO(answer.content)).size
-    assert made == pytest.approx((max(1, wide * scale), max(1, high * scale)), abs=1)
-    assert max(made) <= max(side, 1)
+    size = Image.open(io.BytesIO(answer.content)).size
+    assert size == pytest.approx((max(1, wide * scale), max(1, high * scale)), abs=1)
+    assert max(size) <= max(side, 1)
     known = client.get(f"/pictures/x?thumbnail={side}", headers={"If-None-Match": answer.headers["etag"]})
     assert known.status_code == 304
 
@@ -195,45 +195,45 @@ def test_thumbnails_have_a_least_and_a_most_size(side, asking):
     error_of(asking.get(f"/pictures/p000.png?thumbnail={side}"), 422)
 
 
-def test_a_changed_picture_has_another_thumbnail_and_a_kept_one_is_not_made_again(served, tmp_path, monkeypatch):
-    made = []
-    monkeypatch.setattr("voken.data.images.open_image", lambda path: made.append(path) or Image.open(path))
-    cache = Thumbnails(tmp_path / "kept", 1)
+def test_a_changed_picture_has_another_thumbnail_and_a_cached_one_is_used_again(served, tmp_path, monkeypatch):
+    decoded = []
+    monkeypatch.setattr("voken.data.images.open_image", lambda path: decoded.append(path) or Image.open(path))
+    cache = Thumbnails(tmp_path / "cache", 1)
     path = served.paths[0]
     first = cache.get(file_at(path), 32)
-    assert Thumbnails(tmp_path / "kept", 1).get(file_at(path), 32) == first
-    assert len(made) == 1
-    (file,) = (tmp_path / "kept").glob("??/*")
+    assert Thumbnails(tmp_path / "cache", 1).get(file_at(path), 32) == first
+    assert len(decoded) == 1
+    (file,) = (tmp_path / "cache").glob("??/*")
     file.write_bytes(file.read_bytes()[:-3])  # a power cut
     assert cache.get(file_at(path), 32) == first
     paint(path, (1, 2, 3))
     os.utime(path, ns=(0, 5))
     assert cache.get(file_at(path), 32) != first
-    assert len(made) == 3
+    assert len(decoded) == 3
 
 
 def test_the_least_used_thumbnails_go_first(tmp_path):
     pictures = [tmp_path / f"{number}.png" for number in range(24)]
     for number, path in enumerate(pictures):
         noise(256, seed=number).save(path)
-    cache = Thumbnails(tmp_path / "kept", 1)
+    cache = Thumbnails(tmp_path / "cache", 1)
     size = len(cache.get(file_at(pictures[0]), 256))
     assert 3 * size < (1 << 20) < 20 * size
     for number, path in enumerate(pictures):
         cache.get(file_at(path), 256)
-        (newest,) = [file for file in (tmp_path / "kept").glob("??/*") if file_at(path).key in file.name]
+        (newest,) = [file for file in (tmp_path / "cache").glob("??/*") if file_at(path).key in file.name]
         os.utime(newest, (number, number))
-    kept = {file.name.partition("-")[0] for file in (tmp_path / "kept").glob("??/*")}
-    assert sum(file.stat().st_size for file in (tmp_path / "kept").glob("??/*")) <= 1 << 20
-    marks = [file_at(path).key for path in pictures]
-    assert kept == set(marks[-len(kept) :])
+    cached = {file.name.partition("-")[0] for file in (tmp_path / "cache").glob("??/*")}
+    assert sum(file.stat().st_size for file in (tmp_path / "cache").glob("??/*")) <= 1 << 20
+    keys = [file_at(path).key for path in pictures]
+    assert cached == set(keys[-len(cached) :])
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing_but_time(still, tmp_path):
     (tmp_path / "in-the-way").write_text("")
     for cache in (Thumbnails(tmp_path / "in-the-way", 1), Thumbnails(tmp_path / "none", 0)):
-        made = cache.get(file_at(still.paths[0]), 32)
-        assert Image.open(io.BytesIO(made)).size == (8, 8)
+        content = cache.get(file_at(still.paths[0]), 32)
+        assert Image.open(io.BytesIO(content)).size == (8, 8)
     assert not (tmp_path / "none").exists()
 
 
@@ -248,12 +248,12 @@ def test_uploads_are_added_found_and_shown(served, client):
     }
     answer = upload(client, *files.items())
     assert answer.status_code == 200, answer.text
-    said = answer.json()
-    assert (len(said["added"]), said["updated"], said["skipped"]) == (5, [], [])
-    assert said["version"] == served.collection.version
+    change = answer.json()
+    assert (len(change["added"]), change["updated"], change["skipped"]) == (5, [], [])
+    assert change["version"] == served.collection.version
     hits = {hit["id"]: hit for hit in served.search(client, k=50)}
     assert len(hits) == PICTURES + 5
-    shown = {hits[name]["metadata"]["title"]: client.get(hits[name]["url"]) for name in said["added"]}
+    shown = {hits[name]["metadata"]["title"]: client.get(hits[name]["url"]) for name in change["added"]}
     assert {name: picture.content for name, picture in shown.items()} == files
     assert {name: picture.headers["content-type"] for name, picture in shown.items()} == {
         "ä 1.png": "image/png",
@@ -279,7 +279,7 @@ def bomb():
     )
 
 
-def test_uploads_that_are_no_pictures_are_told_and_leave_nothing(served, client):
+def test_uploads_that_are_no_pictures_are_reported_and_leave_nothing(served, client):
     good = as_file(noise())
     answer = upload(
         client,
@@ -293,27 +293,27 @@ def test_uploads_that_are_no_pictures_are_told_and_leave_nothing(served, client)
         ("B" * 10, b"B"),
     )
     assert answer.status_code == 200, answer.text
-    said = answer.json()
-    assert len(said["added"]) == 1
-    reasons = {one["path"]: one["reason"] for one in said["skipped"]}
+    change = answer.json()
+    assert len(change["added"]) == 1
+    reasons = {file["path"]: file["reason"] for file in change["skipped"]}
     assert set(reasons) == {"torn.png", "bomb.png", "text.png", "page.jpg", "drawing.svg", "empty.png", "B" * 10}
     assert "pixels" in reasons["bomb.png"]
     assert reasons["empty.png"] == "empty file"
     stored = [path for path in (served.folder / "pictures").rglob("*") if path.is_file()]
     assert {path.suffix for path in stored} == {".png", ".sqlite3"}
     assert [path.read_bytes() for path in stored if path.suffix == ".png"] == [good]
-    assert served.collection.metadata(said["added"][0]) == {"title": "g ood.png"}
+    assert served.collection.metadata(change["added"][0]) == {"title": "g ood.png"}
     nothing = upload(client, ("text.png", b"not one"))
     assert (nothing.status_code, nothing.json()["added"], len(nothing.json()["skipped"])) == (200, [], 1)
-    assert nothing.json()["version"] == said["version"]
+    assert nothing.json()["version"] == change["version"]
 
 
 def test_what_the_collection_itself_would_not_take_does_not_stay(served, client, monkeypatch):
-    monkeypatch.setattr("voken.collection.uploads.open_image", lambda *given, **named: None)
+    monkeypatch.setattr("voken.collection.uploads.open_image", lambda *args, **named: None)
     good = as_file(noise())
-    said = upload(client, ("torn.png", good[: len(good) // 2]), ("good.png", good)).json()
-    assert [one["path"] for one in said["skipped"]] == ["torn.png"]
-    assert len(said["added"]) == 1
+    change = upload(client, ("torn.png", good[: len(good) // 2]), ("good.png", good)).json()
+    assert [file["path"] for file in change["skipped"]] == ["torn.png"]
+    assert len(change["added"]) == 1
     stored = [path for path in (served.folder / "pictures").rglob("*.png") if path.is_file()]
     assert [path.read_bytes() for path in stored] == [good]
 
@@ -357,7 +357,7 @@ def test_a_picture_that_is_removed_is_found_by_nobody(served, client, tmp_path):
     assert not {uploaded, "p000.png"} & served.ids(client)
     error_of(client.get(url_of(uploaded)), 404)
     assert not file.exists()
-    assert served.paths[0].exists()  # the user's own
+    assert served.paths[0].exists()  # not an upload
     # the same file can come again
     assert upload(client, ("x.png", as_file(noise()))).json()["added"] == [uploaded]
     assert client.get(url_of(uploaded)).content == as_file(noise())
@@ -365,18 +365,18 @@ def test_a_picture_that_is_removed_is_found_by_nobody(served, client, tmp_path):
 
 @pytest.mark.parametrize("error", [StorageError("/secret/place: the disk is full."), RuntimeError("unforeseen")])
 def test_what_goes_wrong_while_adding_leaves_nothing_and_is_logged_once(error, served, client, monkeypatch, caplog):
-    def fail(*given, **named):
+    def fail(*args, **named):
         raise error
 
     monkeypatch.setattr(served.collection, "add", fail)
     answer = upload(client, ("x.png", as_file(noise())))
-    said = error_of(answer, 500)
-    assert "secret" not in said
-    assert "unforeseen" not in said
+    sentence = error_of(answer, 500)
+    assert "secret" not in sentence
+    assert "unforeseen" not in sentence
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
     assert answer.headers["x-request-id"] in record.getMessage()
-    assert answer.headers["x-request-id"] in said
+    assert answer.headers["x-request-id"] in sentence
     assert record.exc_info[1] is error
     assert [path.name for path in (served.folder / "pictures").rglob("*") if path.is_file()] == [".lock.sqlite3"]
     monkeypatch.undo()
@@ -386,8 +386,8 @@ def test_what_goes_wrong_while_adding_leaves_nothing_and_is_logged_once(error, s
 def test_a_picture_that_was_added_before_something_went_wrong_keeps_its_file(served, client, monkeypatch):
     add = served.collection.add
 
-    def add_and_fail(*given, **named):
-        add(*given, **named)
+    def add_and_fail(*args, **named):
+        add(*args, **named)
         raise StorageError("The disk has gone.")
 
     monkeypatch.setattr(served.collection, "add", add_and_fail)
@@ -397,7 +397,7 @@ def test_a_picture_that_was_added_before_something_went_wrong_keeps_its_file(ser
 
 
 def test_without_torch_pictures_are_searched_and_not_read(served, client, monkeypatch):
-    def missing(*given, **named):
+    def missing(*args, **named):
         raise MissingExtraError("torch, which reads pictures,", "train")
 
     monkeypatch.setattr(served.collection, "add", missing)

@@ -1,4 +1,4 @@
-"""A server as a process of its own: on a real port, beside another process that changes its collection, to its end."""
+"""A server in its own process: on a real port, beside another process that changes its collection, to its end."""
 
 import contextlib
 import dataclasses
@@ -87,7 +87,7 @@ class Running:
         (result,) = self.search("red", k=200)[2]["results"]
         return {hit["id"] for hit in result["hits"]}
 
-    def in_hand(self):
+    def pending(self):
         lines = self.ask("GET", "/metrics")[2].decode().splitlines()
         return next(float(line.split()[1]) for line in lines if line.startswith("voken_queries_in_hand "))
 
@@ -111,19 +111,19 @@ def refuses(running):
 
 @pytest.fixture
 def here(tmp_path):
-    with Served.of(tmp_path) as made:
-        yield made
+    with Served.of(tmp_path) as application:
+        yield application
 
 
 @pytest.fixture
 def running(here, tmp_path):
-    made = Running(tmp_path)
-    yield made
-    made.go.touch()
-    made.process.kill()
-    made.process.wait(SOON)
-    made.process.stdout.close()
-    made.process.stderr.close()
+    server = Running(tmp_path)
+    yield server
+    server.go.touch()
+    server.process.kill()
+    server.process.wait(SOON)
+    server.process.stdout.close()
+    server.process.stderr.close()
 
 
 def raw(running, *chunks, pause=0.0, gone=False):
@@ -171,21 +171,21 @@ def test_over_a_real_port_from_beginning_to_end(running, here):
         assert running.ask("GET", f"/pictures/{uploaded}")[0] == 404
     assert running.ask("DELETE", "/pictures/p000.png", headers={"Authorization": "Bearer "})[0] == 403
 
-    # told to stop while requests are in hand, it answers them all
+    # stopped while requests are pending, it answers them all
     with ThreadPoolExecutor(24) as threads:
-        asked = [threads.submit(running.search, f"held {number}") for number in range(24)]
-        until(lambda: running.in_hand() == 24)
+        pending = [threads.submit(running.search, f"held {number}") for number in range(24)]
+        until(lambda: running.pending() == 24)
         idle = running.connect()
         idle.request("GET", "/about")
         idle.getresponse().read()
         running.process.send_signal(signal.SIGTERM)
         until(lambda: refuses(running))
-        assert not any(one.done() for one in asked)
+        assert not any(search.done() for search in pending)
         running.go.touch()
-        answers = [one.result(SOON) for one in asked]
+        answers = [search.result(SOON) for search in pending]
     idle.close()
     assert [status for status, _, _ in answers] == [200] * 24
-    assert [said["results"][0]["query"] for _, _, said in answers] == [f"held {number}" for number in range(24)]
+    assert [content["results"][0]["query"] for _, _, content in answers] == [f"held {number}" for number in range(24)]
     assert all(headers["Connection"] == "close" for _, headers, _ in answers)
     assert running.process.wait(SOON) == 0
     assert running.process.stdout.read() == "ended well\n"
@@ -197,7 +197,7 @@ def in_a_thread(here, monkeypatch):
     """`serve` in a thread of this process, as it has come to listen: its server and its address."""
     generator = HeldGenerator()
     model = dataclasses.replace(tiny_model(), generator=generator)
-    servers, told, opened, came = [], [], [], threading.Event()
+    servers, reports, opened, ready = [], [], [], threading.Event()
     started = Server.startup
 
     async def startup(self, sockets=None):
@@ -207,15 +207,15 @@ def in_a_thread(here, monkeypatch):
     monkeypatch.setattr(Server, "startup", startup)
     monkeypatch.setattr("voken.api.load_model", lambda folder, **named: model)
     monkeypatch.setattr("voken.serve.process._HEAD_SECONDS", 0.2)
-    monkeypatch.setattr("webbrowser.open", lambda address: (opened.append(address), came.set()))
+    monkeypatch.setattr("webbrowser.open", lambda address: (opened.append(address), ready.set()))
     settings = ServeSettings(port=0, grace_seconds=0.5, thumbnail_folder=here.settings.thumbnail_folder)
-    named = {"model": Path("any"), "open_page": True, "report": told.append}
+    named = {"model": Path("any"), "open_page": True, "report": reports.append}
     generator.go.set()  # for the search before it listens
     thread = threading.Thread(target=serve, args=(here.folder, settings), kwargs=named)
     thread.start()
-    assert came.wait(SOON)
+    assert ready.wait(SOON)
     generator.go.clear()
-    assert opened[0] in told[0]
+    assert opened[0] in reports[0]
     yield servers[0], urlsplit(opened[0]), generator
     generator.go.set()
     servers[0].should_exit = True
@@ -239,7 +239,7 @@ def test_after_the_grace_time_what_is_left_is_refused(in_a_thread, caplog):
 
 
 @pytest.mark.parametrize("begun", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: localhost\r\nX: "])
-def test_a_client_that_says_nothing_or_half_is_not_waited_for(begun, in_a_thread):
+def test_a_client_that_sends_nothing_or_half_a_head_is_not_waited_for(begun, in_a_thread):
     _, address, _ = in_a_thread
     with socket.create_connection((address.hostname, address.port), timeout=SOON) as silent:
         silent.sendall(begun)
@@ -254,6 +254,6 @@ def test_a_client_that_says_nothing_or_half_is_not_waited_for(begun, in_a_thread
         assert received.endswith(b"}")
 
 
-def test_a_collection_that_is_not_there_is_said(tmp_path):
+def test_a_missing_collection_is_an_error(tmp_path):
     with pytest.raises(ArtifactError):
         serve(tmp_path / "nothing", ServeSettings(port=0))

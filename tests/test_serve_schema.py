@@ -5,8 +5,8 @@ A long run, beside a server that was started with VOKEN_TOKEN=t on a collection 
     schemathesis run http://127.0.0.1:7860/openapi.json --checks all --max-examples 1000 --continue-on-failure \\
         -H "Authorization: Bearer t" --suppress-health-check all
 
-It reports one thing that is none: random bytes sent to /search/picture are valid for the schema, and no picture (415).
-Here true pictures are drawn.
+It reports one failure that is none: random bytes sent to /search/picture fit the schema, but are no picture (415).
+Here real pictures are drawn.
 """
 
 import pytest
@@ -18,7 +18,7 @@ from schemathesis.engine.events import EngineFinished, FatalError, NonFatalError
 from builders.served import TOKEN, Served, as_file, noise
 
 EXAMPLES = 6
-"""An operation and phase; what is sure to be asked (limits, methods, types) comes besides."""
+"""Per operation and phase, besides what is always tried (limits, methods, types)."""
 
 
 @pytest.fixture
@@ -34,14 +34,14 @@ def failures(event):
         for check in checks:
             if check.failure_info is not None:
                 answer = event.recorder.interactions[case_id].response
-                said = f"{answer.status_code} {answer.text[:300]}" if answer is not None else ""
+                response = f"{answer.status_code} {answer.text[:300]}" if answer is not None else ""
                 request = event.recorder.cases[case_id].value.as_curl_command()
-                yield f"{check.name}: {check.failure_info.failure}\n{said}\n{request[:2000]}"
+                yield f"{check.name}: {check.failure_info.failure}\n{response}\n{request[:2000]}"
 
 
 @pytest.mark.slow
 def test_every_answer_is_one_that_is_documented(pictures, tmp_path):
-    found, asked = [], set()
+    problems, tried = [], set()
     with Served.of(tmp_path) as served, served.client():
         schema = schemathesis.openapi.from_asgi("/openapi.json", served.app, headers={"Host": "localhost"})
         schema.config.update(headers={"Host": "localhost", **TOKEN})
@@ -49,14 +49,14 @@ def test_every_answer_is_one_that_is_documented(pictures, tmp_path):
         schema.config.generation.update(max_examples=EXAMPLES, database="none")
         for event in from_schema(schema).execute():
             if isinstance(event, ScenarioFinished):
-                found += failures(event)
-                asked |= {case.value.operation.label for case in event.recorder.cases.values()}
+                problems += failures(event)
+                tried |= {case.value.operation.label for case in event.recorder.cases.values()}
             elif isinstance(event, (NonFatalError, FatalError)):
                 raise event.value if isinstance(event, NonFatalError) else event.exception
         assert isinstance(event, EngineFinished)
         operations = {
             f"{method.upper()} {path}" for path, methods in served.app.openapi()["paths"].items() for method in methods
         }
-    assert not found, "\n\n".join(found)
-    assert asked == operations
+    assert not problems, "\n\n".join(problems)
+    assert tried == operations
     assert len(operations) == 8

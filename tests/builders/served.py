@@ -20,13 +20,13 @@ from voken.serve.app import create_app
 from voken.serve.settings import ServeSettings
 
 SOON = 30
-"""Seconds after which something hangs. Nothing waits that long where all is well."""
+"""Seconds after which something hangs. Nothing waits that long if all is well."""
 TOKEN = {"Authorization": "Bearer open-sesame"}
 PICTURES = 8
 
 
 class HeldGenerator(PrefixGenerator):
-    """Answers once the test says so, and keeps what it was asked."""
+    """Answers when the test sets `go`, and records the batches."""
 
     def __init__(self):
         super().__init__(4, 2)
@@ -55,18 +55,18 @@ class Served:
         """Over small pictures of one colour each, two of each colour."""
         paths = paint_many(root / "pictures", PICTURES)
         create_collection(root / "c", paths, tiny_model())
-        with cls.over(root / "c", root / "thumbnails", model, **settings) as made:
-            made.paths = paths
-            yield made
+        with cls.over(root / "c", root / "thumbnails", model, **settings) as served:
+            served.paths = paths
+            yield served
 
     @classmethod
     @contextmanager
     def over(cls, folder, cache, model=None, **settings):
-        """Over a collection that is there."""
-        made = cls(folder, cache, model, **settings)
-        yield made
-        made.service.close()
-        made.collection.close()
+        """Over a collection that exists."""
+        served = cls(folder, cache, model, **settings)
+        yield served
+        served.service.close()
+        served.collection.close()
 
     def client(self):
         return TestClient(self.app, base_url="http://localhost")
@@ -96,10 +96,10 @@ def upload(client, *files, headers=TOKEN):
 
 def error_of(answer, status):
     assert answer.status_code == status, answer.text
-    said = answer.json()
-    assert list(said) == ["error"]
-    assert said["error"].endswith((".", '"'))  # a sentence, or a command to type
-    return said["error"]
+    content = answer.json()
+    assert list(content) == ["error"]
+    assert content["error"].endswith((".", '"'))  # a sentence, or a command to type
+    return content["error"]
 
 
 class Exchange:
@@ -148,11 +148,11 @@ class Exchange:
 
 
 def together(app, *requests):
-    """Answers to JSON searches that are asked at once."""
+    """Responses to JSON searches that are sent at once."""
 
     async def all_of_them():
         transport = httpx2.ASGITransport(app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
-            return await asyncio.gather(*(client.post("/search", json=said) for said in requests))
+            return await asyncio.gather(*(client.post("/search", json=body) for body in requests))
 
     return asyncio.run(all_of_them())

@@ -19,7 +19,8 @@ let question = { kind: "words", text: "" };
 let page = 0; // of PAGES
 /* The answer on the screen: {key, request, hits}. */
 let current = null;
-let collection = { name: "", pictures: 0, version: null, calibrated: false, can_encode: false, examples: [] }; // GET /about
+/* GET /about. */
+let collection = { name: "", pictures: 0, version: null, calibrated: false, can_encode: false, examples: [] };
 let controller = null; // of the request under way
 let failures = 0; // in a row, to reach the server
 let newStep = true; // the next query typed is a new step of the history
@@ -46,12 +47,14 @@ const viewer = new Viewer({
 /* ---- asking ---- */
 
 function request() {
-  const common = { k: PAGES[page], filters: [...filters.list], threshold: collection.calibrated ? filters.threshold : null };
+  const threshold = collection.calibrated ? filters.threshold : null;
+  const common = { k: PAGES[page], filters: [...filters.list], threshold };
   if (question.kind === "words") {
     const text = question.text.trim();
     return text ? { ...common, query: text } : null;
   }
-  return question.kind === "like" ? { ...common, like: question.id } : { ...common, file: question.file, number: question.number };
+  if (question.kind === "like") return { ...common, like: question.id };
+  return { ...common, file: question.file, number: question.number };
 }
 
 /** Equal for equal questions, however many pictures of the answer are requested. */
@@ -146,7 +149,8 @@ function present(body, answer, { keepScroll, unsure }) {
   } else {
     notice(null);
   }
-  speak(hits.length ? `${noMatch ? "Nothing matches well. Nearest: " : ""}${counts}` : byId("notice-title").textContent);
+  const verdict = noMatch ? "Nothing matches well. Nearest: " : "";
+  speak(hits.length ? verdict + counts : byId("notice-title").textContent);
   if (answer.version !== collection.version) refresh().catch(() => {});
   follow();
 }
@@ -330,7 +334,8 @@ function recall() {
 }
 
 function updateTitle() {
-  const text = { words: question.text?.trim(), like: `like ${question.id}`, picture: question.file?.name }[question.kind];
+  const { kind, text: words, id, file } = question;
+  const text = { words: words?.trim(), like: `like ${id}`, picture: file?.name }[kind];
   document.title = text ? `${text} – ${collection.name || "Pictures"}` : collection.name || "Pictures";
 }
 
