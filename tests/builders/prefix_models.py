@@ -13,6 +13,7 @@ class PrefixModel:
     """
 
     device: torch.device | None = torch.device("cpu")
+    log_probs = reads_trees = False
 
     def __init__(self, size: int, levels: int, *, grain: float = 0.0) -> None:
         self.codebook_size, self.levels, self.grain = size, levels, grain

@@ -50,6 +50,7 @@ class PrefixGenerator:
     """A step model: logits are a fixed random function of the text and the prefix."""
 
     device = torch.device("cpu")
+    log_probs = reads_trees = False
 
     def __init__(self, codebook_size, levels):
         self.codebook_size, self.levels = codebook_size, levels

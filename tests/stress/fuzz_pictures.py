@@ -74,6 +74,8 @@ class Colours:
     levels: int = LEVELS
     codebook_size: int = ENTRIES
     device: None = None
+    log_probs: bool = False
+    reads_trees: bool = False
 
     @classmethod
     def new(cls) -> Any:

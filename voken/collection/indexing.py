@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from voken.encoders.cache import VectorCache
     from voken.encoders.interface import Encoder
     from voken.image_tokenizer.model import ImageTokenizer
-    from voken.model.model import Model
+    from voken.model.model import PictureSide
 
 _COMMITTED_AT_ONCE = 512
 _REASONS_SHOWN = 3
@@ -90,14 +90,14 @@ class SavedModel:
         return self._model.tokenizer
 
     @cached_property
-    def _model(self) -> Model:
+    def _model(self) -> PictureSide:
         import torch
 
-        from voken.model.model import Model
+        from voken.model.model import PictureSide
 
         if self.threads:
             torch.set_num_threads(self.threads)
-        return Model.load(self.folder, device=self.device)
+        return PictureSide.load(self.folder, device=self.device)
 
 
 @dataclass(frozen=True)

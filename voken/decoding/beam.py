@@ -115,7 +115,7 @@ def _search(model: StepModel, state: Any, trie: VokenTrie, beams: int, logit_tem
     """Leaves in ascending order, their log-probabilities and vokens, as numpy arrays."""
     logits, state = model.step(state, None, None)
     backend = NumpyTrie(trie) if model.device is None else trie.to_torch(model.device)
-    log_probs = bool(getattr(model, "log_probs", False))
+    log_probs = model.log_probs
     kept = backend.root(len(logits))
     ahead = None
     for level in range(trie.levels):

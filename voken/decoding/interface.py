@@ -17,8 +17,7 @@ class StepModel(Protocol):
     before, and `parents[q, k]` the index of the beam (of the step before) that it extends.
 
     There are two kinds, told apart by `device`. A torch model takes and gives tensors on its device. A numpy model has
-    no device (None): it takes int64 arrays and gives float32 ones, and torch is not imported to search with it. Where
-    it has a true attribute `log_probs`, what it gives are log-probabilities already and are not normalised again.
+    no device (None): it takes int64 arrays and gives float32 ones, and torch is not imported to search with it.
     """
 
     @property
@@ -34,6 +33,16 @@ class StepModel(Protocol):
     @property
     def device(self) -> Any:
         """The `torch.device` where logits are computed and `vokens` and `parents` expected; None of a numpy model."""
+        ...
+
+    @property
+    def log_probs(self) -> bool:
+        """Whether `step` gives log-probabilities, which need no softmax, instead of logits."""
+        ...
+
+    @property
+    def reads_trees(self) -> bool:
+        """Whether the model also has `step_tree` (see `voken.inference.engine.Engine`)."""
         ...
 
     def prefill(self, texts: Sequence[str]) -> Any:

@@ -38,9 +38,9 @@ class Ahead:
 def look_ahead(model: Any, state: Any, trie: VokenTrie, kept: Kept, level: int) -> Ahead | None:
     """Read `kept`, nodes of `level`, with all that is below; None where that would not pay, or the model cannot.
 
-    A model can that has `step_tree` and says so by `reads_trees` (see `voken.inference.engine.Engine`).
+    A model can if it `reads_trees` (see `voken.inference.engine.Engine.step_tree`).
     """
-    if not getattr(model, "reads_trees", False) or len(kept.nodes) != 1:
+    if not model.reads_trees or len(kept.nodes) != 1:
         return None
     nodes = [kept.nodes[0]]
     vokens, extended, before = [kept.path[0, :, -1]], [], 0

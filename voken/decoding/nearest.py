@@ -21,6 +21,7 @@ class NearestSequences:
     codebooks: Float32[np.ndarray, "M N e"]
     log_probs = True
     """Scores are not to be normalised: they are distances."""
+    reads_trees = False
     device = None
 
     @property
