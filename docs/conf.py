@@ -35,6 +35,7 @@ add_module_names = False
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
+maximum_signature_line_length = 90
 python_use_unqualified_type_names = True
 
 
@@ -43,18 +44,29 @@ def add_commands(app: Sphinx, page: str, source: list[str]) -> None:
     if page == "reference/commands":
         command: Any = typer.main.get_command(commands)
         text = typer.cli.get_docs_for_click(obj=command, ctx=typer.Context(command), name="voken")
-        source[0] += text.replace("Example: ", "Example:\n\n    ")
+        # without the summary, which shortens every description; the page's contents list the commands
+        source[0] += text[text.index("## ") :].replace("Example: ", "**Example**:\n\n    ")
 
 
 def mark_code(app: Sphinx, kind: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
-    """Say in reStructuredText that what a docstring indents is code."""
+    """Say in reStructuredText that what a docstring indents is code. Do not repeat a module's docstring."""
+    if kind == "module" and options.no_index:
+        lines.clear()
     for number in range(len(lines) - 1, 1, -1):
         before = lines[number - 2]
         if lines[number].startswith("    ") and not lines[number - 1] and before and not before.startswith((" ", "- ")):
             lines[number - 1 : number - 1] = ["", "::"]
 
 
+def hide_constructor(
+    app: Sphinx, kind: str, name: str, value: Any, options: Any, signature: str | None, annotation: str | None
+) -> tuple[str, str] | None:
+    """Leave out the parameters of classes: their fields follow one by one, and objects come from other functions."""
+    return ("", "") if kind == "class" and signature else None
+
+
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("source-read", add_commands)
     app.connect("autodoc-process-docstring", mark_code)
+    app.connect("autodoc-process-signature", hide_constructor)
