@@ -14,21 +14,11 @@ from voken.config import preset
 from voken.data.captions import CaptionedImage, Dataset, write_dataset
 from voken.errors import ConfigError
 from voken.image_tokenizer.report import LevelUsage
-from voken_lab.demo.page import (
-    Page,
-    ShownEpoch,
-    ShownGroup,
-    ShownHit,
-    ShownPair,
-    ShownQuery,
-    ShownRow,
-    render,
-    write_page,
-)
+from voken_lab.demo.page import DemoPage, EpochRow, HitCard, PairCard, PairSection, QueryCard, RecallRow
 from voken_lab.demo.pairs import find_pairs
 from voken_lab.demo.queries import demo_queries
 from voken_lab.demo.run import run
-from voken_lab.pages.html import Picture, thumbnail
+from voken_lab.pages.page import Picture, thumbnail, write_page
 
 
 @pytest.fixture
@@ -37,24 +27,25 @@ def page(tmp_path):
     draw((200, 10, 10), "square").save(path)
     evil = Picture(path, '<script>alert("x")</script> & "quotes"', (3, 1, 2))
     other = Picture(tmp_path / "missing.png", "gone", (3, 1, 5))
-    hits = (ShownHit(evil, -1.25, True), ShownHit(other, -2.5, False))
-    return Page(
+    hits = (HitCard(evil, -1.25, True), HitCard(other, -2.5, False))
+    return DemoPage(
         title="A <title>",
         lead="lead",
         facts=(("12", "pictures"),),
-        queries=(ShownQuery("<b>red</b> & blue", "typed", hits),),
+        queries=(QueryCard("<b>red</b> & blue", "typed", hits),),
         recall_note="note",
         rows=(
-            ShownRow("two-tower", {1: 0.25, 10: 0.5}, 1024.0, 900.4, reference=True),
-            ShownRow("voken", {1: 0.2, 10: 0.45}, None, 88.0),
+            RecallRow("two-tower", {1: 0.25, 10: 0.5}, 1024.0, 900.4, is_reference=True),
+            RecallRow("voken", {1: 0.2, 10: 0.45}, None, 88.0),
         ),
         groups=(
-            ShownGroup("All but the last", "why", (ShownPair(evil, other, 2, 0.91),)),
-            ShownGroup("Nothing", "why", ()),
+            PairSection("All but the last", "why", (PairCard(evil, other, 2, 0.91),)),
+            PairSection("Nothing", "why", ()),
         ),
         usage=(LevelUsage(1, 7, 8, 4.0),),
         usage_note="usage",
-        epochs=(ShownEpoch("generation", 1, 3.5, 0.1, False), ShownEpoch("generation", 2, 2.5, 0.2, True)),
+        training_note="training",
+        epochs=(EpochRow("generation", 1, 3.5, 0.1, False), EpochRow("generation", 2, 2.5, 0.2, True)),
         untrained_recall=0.05,
         steps=(("training", 61.2),),
         commands=("voken search 'my <folder>' \"two dogs\"",),
@@ -63,7 +54,7 @@ def page(tmp_path):
 
 
 def test_everything_said_is_on_the_page_and_nothing_is_markup(page):
-    html = render(page)
+    html = page.render()
     read = HtmlReader(html)
     assert read.all("script") == []
     for text in (
@@ -81,7 +72,7 @@ def test_everything_said_is_on_the_page_and_nothing_is_markup(page):
 
 
 def test_the_page_fetches_nothing_and_fits_phones_and_dark_rooms(page):
-    html = render(page)
+    html = page.render()
     assert not re.search(r"https?://|//[a-z]", re.sub(r'data:[^"]+', "", html))
     assert 'src="http' not in html
     assert not re.search(r"url\(|@import|<link|<iframe", html)
@@ -106,8 +97,8 @@ def test_a_thumbnail_is_the_picture(tmp_path):
 
 
 def test_a_page_is_written_whole(page, tmp_path):
-    write_page(tmp_path / "deep" / "index.html", page)
-    assert (tmp_path / "deep" / "index.html").read_text(encoding="utf-8") == render(page)
+    write_page(tmp_path / "deep" / "index.html", page.render())
+    assert (tmp_path / "deep" / "index.html").read_text(encoding="utf-8") == page.render()
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["index.html"]
 
 
@@ -163,16 +154,16 @@ def test_the_whole_demo_on_a_miniature(tmp_path):
         return write_dataset(folder, "mini", images)
 
     config = preset("demo").override(dict(setting.split("=") for setting in TINY_SETTINGS))
-    said = []
-    made = run(tmp_path / "out", config=config, make_data=make, say=said.append)
-    html = made.page.read_text(encoding="utf-8")
+    printed = []
+    result = run(tmp_path / "out", config=config, make_data=make, print_line=printed.append)
+    html = result.page.read_text(encoding="utf-8")
     read = HtmlReader(html)
     assert len(read.all("article")) >= 3
     assert "10 unseen pictures" in read.text.replace("  ", " ") or "unseen pictures of 10 concepts" in read.text
-    assert [what for what, _ in made.steps] == ["data", "training", "indexing", "evaluation", "page"]
-    assert any("never saw" in line for line in said)
-    assert any(command.startswith("voken search") and "collection" in command for command in made.commands)
+    assert [what for what, _ in result.steps] == ["data", "training", "indexing", "evaluation", "page"]
+    assert any("never saw" in line for line in printed)
+    assert any(command.startswith("voken search") and "collection" in command for command in result.commands)
     again = run(tmp_path / "out", config=config, make_data=make)  # what is there is kept
-    assert dict(again.steps)["training"] < dict(made.steps)["training"]
+    assert dict(again.steps)["training"] < dict(result.steps)["training"]
     with pytest.raises(ConfigError, match="other settings"):
         run(tmp_path / "out", seed=1, config=config, make_data=make)

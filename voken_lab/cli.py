@@ -203,15 +203,15 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of the split and the training.")] = 0,
     threads: Threads = 0,
 ) -> None:
-    """See it work: draw emoji, train both stages, search emoji never seen, and write one page with the answers.
+    """See it work: draw emoji, train a model on most of them, search the rest, and write one page with the results.
 
-    Takes some minutes on two cores. Stopped at any time, the same command goes on.
+    Takes a few minutes on two cores. If it is stopped, the same command continues.
     """
     from voken_lab.demo.run import run
 
     use_threads(threads)
     with progress_bars() as progress:
-        made = run(out, seed=seed, say=typer.echo, progress=progress)
-    typer.echo(f"\nThe page: {shown(made.page)}\n\nGo on with:")
-    for command in made.commands:
+        result = run(out, seed=seed, print_line=typer.echo, progress=progress)
+    typer.echo(f"\nThe page: {shown(result.page)}\n\nTry next:")
+    for command in result.commands:
         typer.echo(f"  {command}")

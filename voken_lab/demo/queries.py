@@ -1,7 +1,7 @@
-"""What the demo asks: a few general phrases, and captions that people gave to the unseen pictures.
+"""The demo's queries: a few general phrases, and captions that people gave to the unseen pictures.
 
-A phrase is asked where the pool holds at least two of the concepts that it fits; what the model answers has no
-part in the choice.
+A phrase is a query if the pool holds at least two of the concepts that it fits. The model's hits do not influence the
+choice.
 """
 
 from __future__ import annotations
@@ -30,34 +30,30 @@ _GENERAL, _CAPTIONS = 5, 3
 
 @dataclass(frozen=True)
 class DemoQuery:
-    """A text, and the concepts that are right answers to it."""
+    """A text and the concepts that are right answers to it."""
 
     text: str
     concepts: frozenset[str]
     origin: str
-    """Where the text is from, in words for the page."""
+    """Where the text comes from, in words for the page."""
 
 
 def demo_queries(pool: Dataset, *, seed: int) -> tuple[DemoQuery, ...]:
     """At most eight queries for the pictures of `pool`."""
-    present = set(pool.concepts)
-    general = []
-    for text, listed in _PHRASES:
-        fitting = frozenset(listed.split(", ")) & present
-        if len(fitting) >= 2:
-            general.append(DemoQuery(text, fitting, "a general phrase"))
+    fitting = [(text, frozenset(concepts.split(", ")) & set(pool.concepts)) for text, concepts in _PHRASES]
+    general = [DemoQuery(text, concepts, "a general phrase") for text, concepts in fitting if len(concepts) >= 2]
+    general = general[:_GENERAL]
     captions: dict[str, set[str]] = {}
     for image in pool.images:
         for caption in image.captions:
             if 3 <= len(caption.split()) <= 6 and "," not in caption and caption.isascii():
                 captions.setdefault(caption, set()).add(image.concept)
 
-    def lot(caption: str) -> bytes:
+    def random_key(caption: str) -> bytes:
         return blake2b(f"{seed}:{caption}".encode(), digest_size=8).digest()
 
     drawn: list[DemoQuery] = []
-    for caption in sorted(captions, key=lot):
+    for caption in sorted(captions, key=random_key):
         if all(not captions[caption] & query.concepts for query in drawn):
             drawn.append(DemoQuery(caption, frozenset(captions[caption]), "a caption of an unseen picture"))
-    general = general[:_GENERAL]
     return (*general, *drawn[: _GENERAL + _CAPTIONS - len(general)])

@@ -1,4 +1,4 @@
-"""The demo: emoji pictures, both stages of training, a search over pictures never seen, one page that shows it."""
+"""The demo: draw emoji, train a model on most of them, search the rest, and write one page that shows the results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from voken import artifact
 from voken.collection.indexing import create_collection
 from voken.collection.snapshot import Snapshot
 from voken.config import RunConfig, preset
-from voken.data.captions import CaptionedImage, Dataset
+from voken.data.captions import Dataset
 from voken.data.sources import emoji
 from voken.encoders.cache import VectorCache
 from voken.errors import ConfigError
@@ -24,38 +24,28 @@ from voken.model.model import Model
 from voken.progress import Progress, no_progress
 from voken.search.searcher import Searcher
 from voken.training.fit import fit
-from voken_lab.demo.page import (
-    Page,
-    ShownEpoch,
-    ShownGroup,
-    ShownHit,
-    ShownPair,
-    ShownQuery,
-    ShownRow,
-    write_page,
-)
+from voken_lab.demo.page import DemoPage, EpochRow, HitCard, PairCard, PairSection, QueryCard, RecallRow
 from voken_lab.demo.pairs import Pair, find_pairs
-from voken_lab.demo.queries import DemoQuery, demo_queries
+from voken_lab.demo.queries import demo_queries
 from voken_lab.evaluation.benchmark import Benchmark, benchmark
-from voken_lab.evaluation.protocol import Evaluation
-from voken_lab.pages.html import Picture
+from voken_lab.pages.page import Picture, write_page
 
 _HITS = 8
 _PAIRS = 3
 _QUERIES = 400
-"""Asked at most to measure recall: five systems answer them, and the demo is to end while one waits."""
-_NAMES = {"generate": "voken, generate", "voken": "voken, + voken rerank", "vector": "voken, + vector rerank"}
-_HANDS = {"noto": "Noto Emoji", "fluent-emoji-flat": "Fluent Emoji Flat"}
+"""The largest number of queries that measure recall, so that a user can wait for the demo to end."""
+_READOUTS = {"generate": "voken, generate", "voken": "voken, + voken rerank", "vector": "voken, + vector rerank"}
+_VENDORS = {"noto": "Noto Emoji", "fluent-emoji-flat": "Fluent Emoji Flat"}
 
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo left: the page, and the commands to go on with."""
+    """The result: the page, and commands to try next."""
 
     page: Path
     commands: tuple[str, ...]
     steps: tuple[tuple[str, float], ...]
-    """(what, seconds)."""
+    """(name, seconds)."""
 
 
 def run(
@@ -64,51 +54,45 @@ def run(
     seed: int = 0,
     config: RunConfig | None = None,
     make_data: Callable[[Path, int, Progress], Dataset] | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    print_line: Callable[[str], None] = lambda line: None,
     progress: Progress = no_progress,
 ) -> Demo:
-    """Fill `out` with data/, model/, collection/ and index.html. Called again, it does only what is missing.
+    """Fill `out` with data/, model/, collection/ and index.html. A second call does only what is missing.
 
-    `say` is told a line as each step ends. `config` (default: the preset "demo") and `make_data` (default: emoji by two
-    hands) change what is trained, and on what. Raises `ConfigError` where `out` holds a model of other settings.
+    `print_line` receives a line when a step ends. `config` (default: the preset "demo") is what to train, `make_data`
+    (default: emoji of two vendors) makes the data set. Raises `ConfigError` if `out` holds a model of other settings.
     """
     out = Path(out)
     config = replace(preset("demo") if config is None else config, seed=seed)
-    clock = _Clock(say)
-    with clock.step("data"):
+    steps: list[tuple[str, float]] = []
+
+    @contextmanager
+    def step(name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        steps.append((name, time.perf_counter() - begin))
+        print_line(f"{name:<12}{steps[-1][1]:>6.0f} s")
+
+    with step("data"):
         dataset = (make_data or _emoji)(out / "data", seed, progress)
-    say(f"     {len(dataset):,} pictures of {len(dataset.concepts):,} concepts")
+    print_line(f"     {len(dataset):,} pictures of {len(dataset.concepts):,} concepts")
     with artifact.storage_errors(out):
         cache = VectorCache(out / "vectors")
-    with clock.step("training"):
+    with step("training"):
         model = _model(dataset, out / "model", config, cache, progress)
     unseen = dataset.split("test")
-    with clock.step("indexing"):
+    with step("indexing"):
         collection = create_collection(
             out / "collection", unseen, model, model_folder=out / "model", cache=cache, replace=True, progress=progress
         )
-    say(f"     {len(collection):,} pictures of {len(unseen.concepts):,} concepts that training never saw")
-    with clock.step("evaluation"):
+    print_line(f"     {len(collection):,} pictures of {len(unseen.concepts):,} concepts that training never saw")
+    with step("evaluation"):
         measured = benchmark(model, dataset, limit=_QUERIES, seed=seed, cache=cache, progress=progress)
-    with clock.step("page"):
+    with step("page"):
         commands = _commands(out)
-        page = _page(model, dataset, unseen, collection, measured, clock.steps, commands, seed)
-        write_page(out / "index.html", page)
-    return Demo(out / "index.html", commands, tuple(clock.steps))
-
-
-class _Clock:
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.steps: list[tuple[str, float]] = []
-        self._say = say
-
-    @contextmanager
-    def step(self, what: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        seconds = time.perf_counter() - began
-        self.steps.append((what, seconds))
-        self._say(f"{what:<12}{seconds:>6.0f} s")
+        page = _page(model, dataset, collection, measured, steps, commands, seed)
+        write_page(out / "index.html", page.render())
+    return Demo(out / "index.html", commands, tuple(steps))
 
 
 def _emoji(folder: Path, seed: int, progress: Progress) -> Dataset:
@@ -121,7 +105,7 @@ def _model(dataset: Dataset, folder: Path, config: RunConfig, cache: VectorCache
     model = Model.load(folder)
     if model.config != config:
         raise ConfigError(
-            f"{folder}: holds a model of other settings (seed {model.config.seed}). Remove the folder, or choose "
+            f"{folder} holds a model of other settings (seed {model.config.seed}). Remove the folder, or choose "
             "another --out."
         )
     return model
@@ -141,119 +125,133 @@ def _commands(out: Path) -> tuple[str, ...]:
 def _page(
     model: Model,
     dataset: Dataset,
-    unseen: Dataset,
     collection: Snapshot,
     measured: Benchmark,
     steps: Sequence[tuple[str, float]],
     commands: tuple[str, ...],
     seed: int,
-) -> Page:
-    by_id = {image.image_id: image for image in unseen.images}
-    indexed = [by_id[name] for name in collection.ids]
-    pictures = [
-        _picture(image, tuple(sequence))
-        for image, sequence in zip(indexed, np.asarray(collection.vokens).tolist(), strict=True)
-    ]
+) -> DemoPage:
+    unseen = dataset.split("test")
     assert collection.vectors is not None
-    vectors = np.asarray(collection.vectors, dtype=np.float32)
-    quality = report(model.tokenizer, vectors)
+    quality = report(model.tokenizer, np.asarray(collection.vectors, dtype=np.float32))
     best = measured.rows[-1]
-    trained = model.validation.get("pictures", {})
-    return Page(
-        title="Vokens: pictures found by writing",
-        lead="A picture is a short sequence of visual tokens. A small language model reads words and writes the "
-        "sequences of the pictures that answer them. Everything on this page was made by one command on this machine.",
+    generator = model.validation["generator"]
+    return DemoPage(
+        title="Vokens: search by writing",
+        lead="A picture is stored as a short sequence of visual tokens. A small language model reads a query and "
+        "writes the sequences of the pictures that answer it. One command made everything on this page.",
         facts=(
-            (f"{trained.get('train', 0):,}", "pictures trained on"),
+            (f"{model.validation.get('pictures', {}).get('train', 0):,}", "training pictures"),
             (f"{len(collection):,}", f"unseen pictures of {len(unseen.concepts):,} concepts searched"),
-            (f"{model.tokenizer.levels} × {np.log2(model.tokenizer.codebook_size):.0f} bits", "vokens a picture"),
-            (f"{100 * best.recall[10]:.0f}%", "of queries answered in the first ten"),
+            (f"{model.tokenizer.levels} × {np.log2(model.tokenizer.codebook_size):.0f} bits", "of vokens per picture"),
+            (f"{100 * best.recall[10]:.0f} %", "of queries have a right picture among the first ten"),
             (f"{sum(seconds for _, seconds in steps) / 60:.1f} min", "for all steps together"),
         ),
-        queries=tuple(_answer(query, searched, by_id) for query, searched in _ask(model, collection, unseen, seed)),
-        recall_note=f"{best.query_count:,} captions asked of {best.pool_size:,} pictures, one of each unseen concept. "
-        "The rows in grey compare the query with every picture: by the encoder’s vectors, by those rebuilt from vokens "
-        "(the ceiling), or from where the generator aims. The others write vokens.",
-        rows=tuple(map(_row, measured.rows)),
-        groups=_groups(pictures, indexed, collection, vectors),
+        queries=_queries(model, collection, unseen, seed),
+        recall_note=f"{best.query_count:,} captions as queries, {best.pool_size:,} pictures, one of each unseen "
+        "concept. The systems in grey compare the query with every picture: with the encoder’s vectors, with vectors "
+        "rebuilt from vokens (the ceiling), or starting from the generator’s query point. The others write vokens.",
+        rows=tuple(
+            RecallRow(
+                _READOUTS.get(row.conditions.readout, row.conditions.system),
+                row.recall,
+                row.conditions.bytes_per_picture,
+                row.queries_per_second,
+                is_reference=not row.conditions.readout,
+            )
+            for row in measured.rows
+        ),
+        groups=_groups(unseen, collection),
         usage=quality.levels,
         usage_note=f"Over the {quality.pictures:,} unseen pictures: {quality.sequences:,} distinct sequences; "
-        f"{100 * quality.collision_rate:.1f}% of the pictures share theirs with another; a vector rebuilt from its "
-        f"vokens has a cosine of {quality.cosine:.2f} with the true one.",
-        epochs=_epochs(model),
-        untrained_recall=float(model.validation["generator"]["untrained_recall"]),
+        f"{100 * quality.collision_rate:.1f} % of the pictures share theirs with another picture; the vector rebuilt "
+        f"from a picture’s vokens has a mean cosine of {quality.cosine:.2f} with the true vector.",
+        training_note=_training_note(model),
+        epochs=tuple(
+            EpochRow(epoch["stage"], epoch["epoch"], epoch["loss"], epoch["recall"], place == generator["best"])
+            for place, epoch in enumerate(generator["epochs"])
+        ),
+        untrained_recall=float(generator["untrained_recall"]),
         steps=tuple(steps),
         commands=commands,
         credits=_credits(dataset),
     )
 
 
-def _ask(
-    model: Model, collection: Snapshot, unseen: Dataset, seed: int
-) -> Iterator[tuple[DemoQuery, list[tuple[str, float, tuple[int, ...]]]]]:
-    queries = demo_queries(unseen, seed=seed)
-    answers = Searcher(model, collection).search([query.text for query in queries], _HITS)
-    for query, hits in zip(queries, answers, strict=True):
-        yield query, [(hit.image_id, hit.score, hit.vokens) for hit in hits]
-
-
-def _answer(
-    query: DemoQuery, hits: list[tuple[str, float, tuple[int, ...]]], by_id: dict[str, CaptionedImage]
-) -> ShownQuery:
-    shown = tuple(
-        ShownHit(_picture(by_id[name], vokens), score, by_id[name].concept in query.concepts)
-        for name, score, vokens in hits
-    )
-    return ShownQuery(query.text, query.origin, shown)
-
-
-def _picture(image: CaptionedImage, vokens: tuple[int, ...]) -> Picture:
-    return Picture(image.path, image.concept, vokens)
-
-
-def _row(row: Evaluation) -> ShownRow:
-    conditions = row.conditions
-    name = _NAMES.get(conditions.readout, conditions.system)
-    return ShownRow(
-        name, row.recall, conditions.bytes_per_picture, row.queries_per_second, reference=not conditions.readout
-    )
-
-
-def _epochs(model: Model) -> tuple[ShownEpoch, ...]:
+def _training_note(model: Model) -> str:
+    """What training changed, in words; for most presets it is less than one expects."""
+    encoder, tokenizer, generator = model.config.encoder, model.config.tokenizer, model.config.generator
     history = model.validation["generator"]
-    return tuple(
-        ShownEpoch(epoch["stage"], epoch["epoch"], epoch["loss"], epoch["recall"], place == history["best"])
-        for place, epoch in enumerate(history["epochs"])
-    )
+    epochs = len(history["epochs"])
+    sentences = []
+    if encoder.family == "builtin":
+        sentences.append(f"The head of the two-tower encoder was trained for {encoder.epochs} epochs.")
+    trained = f", then training for {tokenizer.epochs} epochs" if tokenizer.epochs else " alone"
+    sentences.append(f"The codebooks come from k-means{trained}.")
+    if generator.query_vector:
+        memory = ", helped by a memory of the training captions" if generator.memory_weight else ""
+        sentences.append(f"Before any training, the generator is a quantized search for the query’s vector{memory}.")
+    if not epochs:
+        sentences.append("The generator was not trained.")
+    elif history["best"] < 0:
+        sentences.append(
+            f"It was then trained for {'one epoch' if epochs == 1 else f'{epochs} epochs'}, but then its recall on "
+            "the validation pictures was not better. The training was discarded: the model’s generator is untrained."
+        )
+    else:
+        sentences.append(
+            "It was then trained, and the epoch with the best recall on the validation pictures was chosen."
+        )
+    sentences.append("Recall below is the mean of R@1, R@5 and R@10 by log-probability alone.")
+    return " ".join(sentences)
 
 
-def _groups(
-    pictures: Sequence[Picture], images: Sequence[CaptionedImage], collection: Snapshot, vectors: np.ndarray
-) -> tuple[ShownGroup, ...]:
-    families = [image.family for image in images]
-    found = find_pairs(np.asarray(collection.vokens), vectors, families, count=_PAIRS)
+def _queries(model: Model, collection: Snapshot, unseen: Dataset, seed: int) -> tuple[QueryCard, ...]:
+    images = {image.image_id: image for image in unseen.images}
+    queries = demo_queries(unseen, seed=seed)
+    results = Searcher(model, collection).search([query.text for query in queries], _HITS)
+    cards = []
+    for query, hits in zip(queries, results, strict=True):
+        shown = [(images[hit.image_id], hit) for hit in hits]
+        hit_cards = (
+            HitCard(Picture(image.path, image.concept, hit.vokens), hit.score, image.concept in query.concepts)
+            for image, hit in shown
+        )
+        cards.append(QueryCard(query.text, query.origin, tuple(hit_cards)))
+    return tuple(cards)
+
+
+def _groups(unseen: Dataset, collection: Snapshot) -> tuple[PairSection, ...]:
+    by_id = {image.image_id: image for image in unseen.images}
+    images = [by_id[image_id] for image_id in collection.ids]
+    vokens = np.asarray(collection.vokens)
+    pictures = [
+        Picture(image.path, image.concept, tuple(sequence))
+        for image, sequence in zip(images, vokens.tolist(), strict=True)
+    ]
+    vectors = np.asarray(collection.vectors, dtype=np.float32)
+    groups = find_pairs(vokens, vectors, [image.family for image in images], count=_PAIRS)
     levels = collection.trie.levels
-    longest = found.all_but_last[0].shared if found.all_but_last else 0
+    longest = groups.all_but_last[0].shared if groups.all_but_last else 0
+    start = "All but the last voken" if longest == levels - 1 else f"The first {longest} of {levels} vokens"
 
-    def shown(pairs: Sequence[Pair]) -> tuple[ShownPair, ...]:
-        return tuple(ShownPair(pictures[p.first], pictures[p.second], p.shared, p.cosine) for p in pairs)
+    def section(title: str, explanation: str, pairs: Sequence[Pair]) -> PairSection:
+        cards = (PairCard(pictures[pair.first], pictures[pair.second], pair.shared, pair.cosine) for pair in pairs)
+        return PairSection(title, explanation, tuple(cards))
 
-    beginning = "All but the last voken" if longest == levels - 1 else f"The first {longest} of {levels} vokens"
-    groups = (
-        ShownGroup("No voken in common", "The farthest pictures by their vectors.", shown(found.nothing)),
-        ShownGroup("The first voken in common", "Alike in the coarse, apart from there.", shown(found.first_only)),
-        ShownGroup(
-            f"{beginning} in common", "The longest beginning that two sequences share.", shown(found.all_but_last)
-        ),
-        ShownGroup("The same sequence", "Pictures that the vokens alone cannot tell apart.", shown(found.same)),
+    sections = (
+        section("No voken in common", "The pictures whose vectors are farthest apart.", groups.nothing),
+        section("The first voken in common", "Similar at a coarse level, different in detail.", groups.first_only),
+        section(f"{start} in common", "The longest start that two sequences share.", groups.all_but_last),
+        section("The same sequence", "Pictures that vokens alone cannot tell apart.", groups.same),
     )
-    return tuple(group for group in groups if group.pairs or group.title != "The same sequence")
+    return tuple(section for section in sections if section.pairs or section.title != "The same sequence")
 
 
 def _credits(dataset: Dataset) -> tuple[str, ...]:
-    hands = dict.fromkeys((image.vendor, image.licence) for image in dataset.images if image.vendor)
+    licences = dict.fromkeys((image.vendor, image.licence) for image in dataset.images if image.vendor)
     return (
-        *(f"Pictures: {_HANDS.get(vendor, vendor)}, {licence}." for vendor, licence in hands),
-        "Captions: names and keywords of Unicode CLDR, emojibase and emojilib. These pictures say nothing about "
+        *(f"Pictures: {_VENDORS.get(vendor, vendor)}, {licence}." for vendor, licence in licences),
+        "Captions: names and keywords of Unicode CLDR, emojibase and emojilib. Results on emoji do not carry over to "
         "photographs.",
     )

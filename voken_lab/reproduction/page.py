@@ -1,7 +1,7 @@
-"""What a reproduction found, as one HTML page that needs nothing beside it.
+"""The results of a reproduction as one HTML page.
 
-It reads what `voken_lab.reproduction.run` wrote and measures nothing. Figures of the paper and measured ones never
-share a column or an axis.
+It reads the files that `voken_lab.reproduction.run` wrote and measures nothing. The paper's figures and measured ones
+never share a column or an axis.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from html import escape
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,21 +19,29 @@ from voken import artifact
 from voken.errors import DataError
 from voken_lab.evaluation.machine import processor_of
 from voken_lab.evaluation.protocol import spread
-from voken_lab.pages.html import Picture, chips, document, half, image, section, table, write_html
-from voken_lab.reproduction import charts
-from voken_lab.reproduction.charts import Mark, Point, bars, lines, scatter
-from voken_lab.reproduction.figure5 import PairGroup, pair_groups_of
-from voken_lab.reproduction.results import columns, footer, recall_of
-from voken_lab.reproduction.tables import TABLES, Record
+from voken_lab.pages.charts import Chart, LabelledPoint, Point, bars, lines, scatter
+from voken_lab.pages.page import Picture, duration, render, write_page
+from voken_lab.reproduction.figure5 import pair_groups_of
+from voken_lab.reproduction.results import columns, footer, percent, recall_of, value_range
+from voken_lab.reproduction.tables import COCO, FLICKR, TABLES, Record
 
-_QUICK = "A sixth of the concepts and small settings: it shows that everything works, and reproduces nothing."
-_TRANSDUCTIVE = "; in the columns called transductive, training also reads captions made for the pool"
+_QUICK = "A sixth of the concepts and small settings. It shows that everything works and reproduces nothing."
+_PROTOCOL = (
+    "Inductive: training sees nothing of the pool’s pictures, and no text about them is used before the queries. R@K "
+    "is the share of queries with a right picture among the first K hits, with the expected value for ties; ± is the "
+    "standard deviation over seeds."
+)
+_TRANSDUCTIVE = " In the columns called transductive, training also reads captions generated for the pool."
 _DIFFERENCES = (
-    "In percentage points, from AVG’s row in bold or the one named, over the same queries; in brackets the p value of "
-    "a paired bootstrap, which draws queries with the same right pictures together."
+    "In percentage points, from AVG’s row in bold or from the row that is named, over the same queries. In brackets is "
+    "the p-value of a paired bootstrap that draws queries with the same right pictures together."
+)
+_PAPER = (
+    "They are of photographs (Flickr30K and MS-COCO) and of larger encoders and language models. On another data set, "
+    "compare the order of the systems and the gaps between them, not the figures."
 )
 _OPEN_CASES = 5
-_RIGHT_SHOWN = 3
+_MISSED_SHOWN = 3
 _GROUPS = {
     "": "",
     "the paper says": "the paper says",
@@ -44,515 +51,422 @@ _GROUPS = {
 }
 _SWEEPS = {
     "table4": ("codebook entries N", True),
-    "table5": ("vokens a picture M", False),
+    "table5": ("vokens per picture M", False),
     "table7": ("beams", False),
 }
-"""Title of the x axis, and whether it is logarithmic."""
+"""Title of the x axis, and whether the axis is logarithmic."""
+_CUTOFFS = (1, 5, 10)
 
 
 def write_report(folder: Path) -> Path:
-    """Write `folder`/index.html from the tables (tableN.json), figure4.json, run.json and cells in `folder`, OUT/TRACK
-    of a reproduction, and return its path.
+    """Write `folder`/index.html from the tables, figures, run.json and cells in `folder`; return the page's path.
 
-    What is not there, as a table not asked for, has no section. Raises `DataError` where there is nothing measured,
-    `CorruptArtifactError` where a file cannot be read, `StorageError` where the disk refuses.
+    `folder` is OUT/TRACK of a reproduction. What is not there has no section. Raises `DataError` if nothing was
+    measured, `CorruptArtifactError` if a file cannot be read, `StorageError` if the disk refuses.
     """
     path = Path(folder) / "index.html"
-    write_html(path, _render(_Found(Path(folder))))
+    write_page(path, _render(_SavedRun(Path(folder))))
     return path
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What lies in the folder."""
+class _SavedRun:
+    """The files of a reproduction."""
 
     folder: Path
 
     @cached_property
     def run(self) -> dict[str, Any]:
-        """Empty where no run came to its end."""
-        return self._held("run.json") or {}
+        """run.json; empty if no run has ended."""
+        return self._read("run.json") or {}
 
     @cached_property
     def tables(self) -> dict[str, dict[str, Any]]:
-        """By name, in the paper's order; each has lines."""
-        read = {}
-        for path in sorted(self.folder.glob("table*.json")):
-            saved = artifact.read_json(path)
-            # without comparisons it is of an earlier version: asked for again, it is written anew from its cells
-            if any("comparison" in line for line in saved["lines"]):
-                read[path.stem] = saved
-        return read
+        """The tables that have lines, by name, in the paper's order."""
+        tables = {path.stem: artifact.read_json(path) for path in sorted(self.folder.glob("table*.json"))}
+        # A table without comparisons is of an earlier version; the next run writes it again from its cells.
+        return {name: table for name, table in tables.items() if any("comparison" in line for line in table["lines"])}
 
     @cached_property
-    def figure(self) -> dict[str, Any] | None:
+    def figure4(self) -> dict[str, Any] | None:
         """The paper's Figure 4. Figure 5 is drawn from our cell, which has the pictures."""
-        return self._held("figure4.json")
+        return self._read("figure4.json")
 
     @property
     def track(self) -> str:
-        """Raises `DataError` where nothing was measured."""
-        for saved in (*self.tables.values(), self.figure, self._held("figure5.json")):
+        """The track's name. Raises `DataError` if nothing was measured."""
+        for saved in (*self.tables.values(), self.figure4, self._read("figure5.json")):
             if saved is not None:
                 return str(saved["track"])
         raise DataError(f"{self.folder}: nothing was measured there. Run `voken reproduce` first.")
 
     @cached_property
     def current(self) -> dict[str, dict[str, Any]]:
-        """The tables of the last run; others may be of other settings, and are not drawn together with these."""
-        named = self.run.get("written", list(self.tables))
-        return {name: saved for name, saved in self.tables.items() if name in named}
+        """The tables of the last run. Others may be of other settings and are not drawn together with these."""
+        written = self.run.get("written", list(self.tables))
+        return {name: table for name, table in self.tables.items() if name in written}
 
     @cached_property
     def records(self) -> list[Record]:
-        """Of the last run's tables, both protocols."""
-        shown = self.current or self.tables
-        return [
-            record
-            for saved in shown.values()
-            for line in saved["lines"]
-            for record in (*line["inductive"], *line["transductive"])
-        ]
+        """The records of the last run's tables, of both protocols."""
+        lines = [line for table in (self.current or self.tables).values() for line in table["lines"]]
+        return [record for line in lines for record in (*line["inductive"], *line["transductive"])]
 
     @cached_property
-    def ours(self) -> Path | None:
-        """The cell of our system as it is, inductive, of the first seed."""
+    def our_cell(self) -> Path | None:
+        """The inductive cell of our system with the first seed."""
         costs = self.run.get("costs")
         if costs is None:
             cells = sorted(self.folder.glob("seed-*/ours-inductive-*"))
         else:
-            named = [cost for cost in costs if (cost["cell"], cost["protocol"]) == ("ours", "inductive")]
-            first = sorted(named, key=lambda cost: int(cost["seed"]))
-            cells = [self.folder / cost["folder"] for cost in first if "folder" in cost]
+            ours = [cost for cost in costs if (cost["cell"], cost["protocol"]) == ("ours", "inductive")]
+            by_seed = sorted(ours, key=lambda cost: int(cost["seed"]))
+            cells = [self.folder / cost["folder"] for cost in by_seed if "folder" in cost]
         return next((cell for cell in cells if (cell / "evaluations.json").exists()), None)
 
-    def _held(self, name: str) -> dict[str, Any] | None:
+    def from_our_cell(self, name: str, key: str) -> list[dict[str, Any]]:
+        """A list in a file of our cell; empty if there is none."""
+        if self.our_cell is None or not (self.our_cell / name).exists():
+            return []
+        values: list[dict[str, Any]] = artifact.read_json(self.our_cell / name).get(key, [])
+        return values
+
+    def _read(self, name: str) -> dict[str, Any] | None:
         path = self.folder / name
         return artifact.read_json(path) if path.exists() else None
 
-    def of_ours(self, name: str, key: str) -> list[dict[str, Any]]:
-        """A list that our cell holds; empty where it does not."""
-        if self.ours is None or not (self.ours / name).exists():
-            return []
-        held: list[dict[str, Any]] = artifact.read_json(self.ours / name).get(key, [])
-        return held
 
-
-def _render(found: _Found) -> str:
-    track = found.track
-    pictures = found.of_ours("sequences.json", "pictures")
-    cases = found.of_ours("cases.json", "cases")
-    sections = [
-        section("about", "What this is", "", _about(found)),
-        *(_table_section(found, name) for name in found.tables),
-        _ablations(found),
-        _sweeps(found),
-        _figure(found.figure) if found.figure else "",
-        _trade_offs(found),
-        _pairs(pictures) if len(pictures) > 1 else "",
-        _cases(cases, pictures) if cases else "",
-    ]
-    return document(
-        f"The paper’s tables, measured on {track}",
-        "“Revolutionizing Text-to-Image Retrieval as Autoregressive Token-to-Token Generation” (AVG), implemented "
-        f"again and measured on the data set {track}. Grey, striped columns are what the paper says; all else on this "
-        "page was measured here.",
-        facts=_facts(found),
-        sections=filter(None, sections),
-        style=charts.STYLE + _STYLE,
+def _render(saved: _SavedRun) -> str:
+    track = saved.track
+    pictures = saved.from_our_cell("sequences.json", "pictures")
+    captions = {picture["id"]: str(picture["captions"][0]) for picture in pictures if picture["captions"]}
+    ablations = _ablations(saved.current.get("table3"))
+    trade_offs = _trade_offs(saved)
+    return render(
+        "reproduction.html",
+        title=f"The paper’s tables, measured on {track}",
+        lead="“Revolutionizing Text-to-Image Retrieval as Autoregressive Token-to-Token Generation” (AVG), implemented "
+        f"again and measured on the data set {track}. Grey, striped columns show the paper’s figures; everything else "
+        "on this page was measured here.",
+        facts=list(_facts(saved)),
+        about=list(_about(saved)),
+        command=_command(saved.run.get("request", {})),
+        left_out=saved.run.get("left out", {}),
+        costs=saved.run.get("costs", []),
+        is_complete=bool(saved.run),
+        tables=[_TableSection.of(saved, name) for name in saved.tables],
+        ablations=ablations,
+        ablations_have_spread=any("±" in chart.svg for chart in ablations),
+        sweeps=list(_sweeps(saved)),
+        figure4=_figure4(saved.figure4) if saved.figure4 else None,
+        trade_offs=trade_offs,
+        by_bytes=scatter(
+            "R@10 (%) against bytes stored per picture",
+            "bytes per picture (logarithmic)",
+            [row.point_at(row.stored) for row in trade_offs if row.stored],
+        ),
+        by_speed=scatter(
+            "R@10 (%) against queries per second",
+            "queries per second, everything included (logarithmic)",
+            [row.point_at(row.speed) for row in trade_offs if row.speed > 0],
+        ),
+        pair_groups=_pair_groups(pictures),
+        cases=[_Case.of(case, captions) for case in saved.from_our_cell("cases.json", "cases")],
+        open_cases=_OPEN_CASES,
     )
 
 
-def _facts(found: _Found) -> Iterator[tuple[str, str]]:
-    records = found.records
+def _facts(saved: _SavedRun) -> Iterator[tuple[str, str]]:
+    records = saved.records
     if records:
-        yield _range({record["pool_size"] for record in records}), "pictures in the pool"
-        yield _range({record["query_count"] for record in records}), "queries a seed"
+        yield value_range({record["pool_size"] for record in records}), "pictures in the pool"
+        yield value_range({record["query_count"] for record in records}), "queries per seed"
         seeds = sorted({record["seed"] for record in records})
         yield ", ".join(map(str, seeds)), "seed" if len(seeds) == 1 else "seeds"
-    yield f"{len(found.tables)} of {len(TABLES)}", "tables of the paper"
-    costs = found.run.get("costs")
+    yield f"{len(saved.tables)} of {len(TABLES)}", "tables of the paper"
+    costs = saved.run.get("costs")
     if costs:
-        yield _duration(sum(cost["seconds"] for cost in costs)), "for all systems together"
+        yield duration(sum(cost["seconds"] for cost in costs)), "for all systems together"
 
 
-def _about(found: _Found) -> str:
-    records, asked = found.records, found.run.get("request", {})
-    transductive = any(record["protocol"] == "transductive" for record in records)
-    protocol = (
-        "Inductive: training sees nothing of the pool’s pictures, and no text about them is used before the queries "
-        f"are asked{_TRANSDUCTIVE if transductive else ''}. R@K is the share of queries with a right picture among the "
-        "first K, ties counted by their expectation; ± is the standard deviation over seeds."
-    )
-    lines = []
-    if asked.get("quick"):
-        lines.append(("A quick run", _QUICK))
-    lines.append(("Protocol", protocol))
-    if any(line["comparison"] for saved in found.tables.values() for line in saved["lines"]):
-        lines.append(("Differences", _DIFFERENCES))
+def _about(saved: _SavedRun) -> Iterator[tuple[str, str]]:
+    """Terms and their explanations."""
+    records, costs = saved.records, saved.run.get("costs", [])
+    if saved.run.get("request", {}).get("quick"):
+        yield "A quick run", _QUICK
+    is_transductive = any(record["protocol"] == "transductive" for record in records)
+    yield "Protocol", _PROTOCOL + (_TRANSDUCTIVE if is_transductive else "")
+    if any(line["comparison"] for table in saved.tables.values() for line in table["lines"]):
+        yield "Differences", _DIFFERENCES
     pools = ", ".join(dict.fromkeys(f"{record['dataset']}: {record['pool']}" for record in records))
     if pools:
-        lines.append(("Pool", pools + "."))
-    lines.append(
-        (
-            "The paper’s figures",
-            "They are of Flickr30K and MS-COCO, photographs, and of larger encoders and language models. On another "
-            "data set compare the order of the systems and the gaps between them, not the figures.",
-        )
-    )
-    costs = found.run.get("costs", [])
-    ran = [one["machine"] for one in (*records, *costs, *([found.figure] if found.figure else []))]
-    lines.append(("Machine", "; ".join(dict.fromkeys(map(_machine, ran))) + "."))
+        yield "Pool", f"{pools}."
+    yield "The paper’s figures", _PAPER
+    measured = [*records, *costs, *([saved.figure4] if saved.figure4 else [])]
+    yield "Machine", "; ".join(dict.fromkeys(_machine(values["machine"]) for values in measured)) + "."
     versions = ", ".join(dict.fromkeys(str(cost["voken"]) for cost in costs))
     if versions:
-        lines.append(("voken", versions))
-    shown = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in lines)
-    body = f'<dl class="about">{shown}</dl>{_command(asked)}{_left_out(found)}{_costs(costs)}'
-    if not found.run:
-        body += "<p>The run has not come to its end: tables may lack rows, and costs are not known yet.</p>"
-    return body
+        yield "voken", versions
 
 
-def _command(asked: Mapping[str, Any]) -> str:
-    if not asked:
+def _command(request: Mapping[str, Any]) -> str:
+    """The command line of a request; "" if it is not known."""
+    if not request:
         return ""
-    words = ["voken", "reproduce", *asked["what"], "--track", asked["track"], "--data", asked["data"]]
-    words += ["--out", asked["out"]]
-    for name in ("images", "cache", "captioner", "checkpoints"):
-        words += [f"--{name}", asked[name]] if asked.get(name) else []
-    for seed in asked["seeds"]:
+    words = ["voken", "reproduce", *request["what"]]
+    for name in ("track", "data", "out", "images", "cache", "captioner", "checkpoints"):
+        words += [f"--{name}", request[name]] if request.get(name) else []
+    for seed in request["seeds"]:
         words += ["--seed", str(seed)]
-    words += [f"--{name}" for name in ("quick", "transductive") if asked.get(name)]
-    for name, value in asked.get("settings", ()):
+    words += [f"--{name}" for name in ("quick", "transductive") if request.get(name)]
+    for name, value in request.get("settings", ()):
         words += ["--set", f"{name}={value}"]
-    return f"<h3>The command</h3><pre><code>{escape(shlex.join(map(str, words)))}</code></pre>"
+    return shlex.join(map(str, words))
 
 
-def _left_out(found: _Found) -> str:
-    absent: dict[str, str] = found.run.get("left out", {})
-    if not absent:
-        return ""
-    rows = "".join(f"<li><b>{escape(name)}</b>: {escape(reason)}</li>" for name, reason in absent.items())
-    return f"<h3>Left out, and why</h3><ul>{rows}</ul>"
+@dataclass(frozen=True)
+class _TableSection:
+    """A table of the paper. A row is its cells and its CSS class; a group is a title, columns it spans, a CSS class."""
 
+    name: str
+    title: str
+    heads: list[str]
+    kinds: list[str]
+    groups: list[tuple[str, int, str]]
+    rows: list[tuple[tuple[str, ...], str]]
+    notes: list[str]
 
-def _costs(costs: Sequence[Mapping[str, Any]]) -> str:
-    if not costs:
-        return ""
-    rows = [
-        (
+    @classmethod
+    def of(cls, saved: _SavedRun, name: str) -> _TableSection:
+        table = saved.tables[name]
+        shown = columns(table)
+        is_compared = any(line["comparison"] for line in table["lines"])
+        labels = {line["label"] for line in table["lines"]}
+        missing = [line.label for line in TABLES[name].lines if line.label not in labels] if name in TABLES else []
+        notes = [str(table["note"]), footer(table), f"Not measured: {', '.join(missing)}." if missing else ""]
+        if name not in saved.current:
+            notes.append(
+                "This table is of an earlier run, which may have had other settings than the rest of the page."
+            )
+        groups = [(group, len(list(members))) for group, members in groupby(column.group for column in shown)]
+        rows = zip(*(column.cells for column in shown), strict=True)
+        return cls(
+            name,
+            str(table["title"]),
+            # The three recalls of a head stay on one line.
+            [column.head.replace(" / ", "\N{NO-BREAK SPACE}/\N{NO-BREAK SPACE}") for column in shown],
+            [_kind(column.group) for column in shown],
+            [(_GROUPS[group], span, _kind(group)) for group, span in groups],
             [
-                str(cost["cell"]),
-                str(cost["protocol"]),
-                str(cost["seed"]),
-                _duration(cost["seconds"]),
-                _duration(cost["processor_seconds"]),
-                f"{cost['peak_megabytes_of_the_process']:,.0f}",
+                (cells, "highlight" if is_compared and _is_reference(line) else "")
+                for line, cells in zip(table["lines"], rows, strict=True)
             ],
-            "",
+            [note for note in notes if note],
         )
-        for cost in costs
-    ]
-    head = ["system", "protocol", "seed", "time", "processor time", "peak of the process, MB"]
-    processor = _duration(sum(cost["processor_seconds"] for cost in costs))
-    return (
-        f"<details><summary>What each system took: {processor} of processor time together</summary>"
-        f"{table(head, rows)}</details>"
-    )
 
 
-def _table_section(found: _Found, name: str) -> str:
-    saved = found.tables[name]
-    shown = columns(saved)
-    kinds = ["paper" if column.group == "the paper says" else column.group for column in shown]
-    groups = [(_GROUPS[group], len(list(run))) for group, run in groupby(column.group for column in shown)]
-    compared = any(line["comparison"] for line in saved["lines"])
-    rows = [
-        (cells, "kept" if compared and _is_reference(line) else "")
-        for line, cells in zip(saved["lines"], zip(*(column.cells for column in shown), strict=True), strict=True)
-    ]
-    heads = [column.head.replace(" / ", "\N{NO-BREAK SPACE}/\N{NO-BREAK SPACE}") for column in shown]
-    body = table(heads, rows, groups=groups, kinds=kinds)
-    labels = {line["label"] for line in saved["lines"]}
-    missing = [line.label for line in TABLES[name].lines if line.label not in labels] if name in TABLES else []
-    notes = [str(saved["note"]), footer(saved), f"Not measured: {', '.join(missing)}." if missing else ""]
-    if name not in found.current:
-        notes.append("This table is of an earlier run, maybe of other settings than the rest of the page.")
-    small = "".join(f'<p class="origin">{escape(note)}</p>' for note in notes if note)
-    return section(name, str(saved["title"]), "", body + small)
+def _kind(group: str) -> str:
+    return "paper" if group == "the paper says" else group
 
 
 def _is_reference(line: Mapping[str, Any]) -> bool:
-    """The row the others are compared with."""
-    mine = line["inductive"]
-    ours = bool(mine) and (mine[0]["system"], mine[0]["readout"]) == ("AVG", "generate")
-    return ours and not line["comparison"] and not line["compared with"]
+    """Whether the other rows are compared with this one."""
+    first = line["inductive"][0] if line["inductive"] else {}
+    is_ours = (first.get("system"), first.get("readout")) == ("AVG", "generate")
+    return is_ours and not line["comparison"] and not line["compared with"]
 
 
-def _ablations(found: _Found) -> str:
-    saved = found.current.get("table3")
-    if saved is None:
-        return ""
-    measured = []
-    for line in saved["lines"]:
-        recall = _percent(line["inductive"], 10)
-        if recall is not None:
-            measured.append((str(line["label"]), recall.y, recall.spread))
+def _ablations(table: Mapping[str, Any] | None) -> list[Chart]:
+    rows = table["lines"] if table else []
+    recalls = [(str(row["label"]), _recall_point(row["inductive"], 10)) for row in rows]
+    measured = [(label, point.y, point.spread) for label, point in recalls if point is not None]
     if not measured:
-        return ""
-    drawn = bars("Measured here: R@10, %", measured)
-    for name in ("flickr30k", "coco5k"):
-        said = [
-            (str(line["label"]), float(line["the paper says"][name][2]), None)
-            for line in saved["lines"]
-            if name in line["the paper says"] and line["the paper says"][name][2] is not None
-        ]
-        drawn += bars(f"The paper says ({name}): R@10, %", said, paper=True) if said else ""
-    one_seed = all(deviation is None for _, _, deviation in measured)
-    note = "What is lost without a part of the method (Table 3). " + (
-        "One seed: there is no spread to show." if one_seed else "The dark line is a standard deviation to either side."
-    )
-    return section("ablations", "Ablations", note, f'<div class="panels">{drawn}</div>')
+        return []
+    charts = [bars("Measured here: R@10, %", measured)]
+    for name in (FLICKR, COCO):
+        paper = [(str(row["label"]), row["the paper says"].get(name, (None,) * 3)[2]) for row in rows]
+        values = [(label, float(value), None) for label, value in paper if value is not None]
+        charts += [bars(f"The paper says ({name}): R@10, %", values, paper=True)] if values else []
+    return charts
 
 
-def _sweeps(found: _Found) -> str:
-    shown = ""
+def _sweeps(saved: _SavedRun) -> Iterator[tuple[str, list[Chart]]]:
+    """The title and the charts of each sweep: the measured one, then the paper's."""
     for name, (x_title, log) in _SWEEPS.items():
-        saved = found.current.get(name)
-        if saved is None:
+        if name not in saved.current:
             continue
-        measured: dict[str, list[Point]] = {"R@1": [], "R@5": [], "R@10": []}
+        table = saved.current[name]
+        measured: dict[str, list[Point]] = {f"R@{k}": [] for k in _CUTOFFS}
         paper: dict[str, dict[str, list[Point]]] = {}
-        for line in saved["lines"]:
-            x = _place(name, line["inductive"])
+        for line in table["lines"]:
+            x = _swept_value(name, line["inductive"])
             if x is None:
                 continue
-            for place, k in enumerate((1, 5, 10)):
-                recall = _percent(line["inductive"], k)
-                if recall is not None:
-                    measured[f"R@{k}"].append(Point(x, recall.y, recall.spread))
-                for data, figures in line["the paper says"].items():
-                    said = paper.setdefault(data, {"R@1": [], "R@5": [], "R@10": []})
-                    if figures[place] is not None:
-                        said[f"R@{k}"].append(Point(x, float(figures[place])))
-        drawn = lines("Measured here, %", x_title, measured, log=log)
-        for data, said in paper.items():
-            drawn += lines(f"The paper says ({data}), %", x_title, said, log=log, paper=True)
-        shown += f'<h3>{escape(str(saved["title"]))}</h3><div class="panels">{drawn}</div>'
-    note = "Measured here, and beside it the paper’s, on axes of their own: heights of two panels do not compare."
-    return section("sweeps", "Sweeps", note, shown) if shown else ""
+            for place, k in enumerate(_CUTOFFS):
+                point = _recall_point(line["inductive"], k, x)
+                measured[f"R@{k}"] += [] if point is None else [point]
+                for dataset, figures in line["the paper says"].items():
+                    series = paper.setdefault(dataset, {f"R@{k}": [] for k in _CUTOFFS})
+                    series[f"R@{k}"] += [] if figures[place] is None else [Point(x, float(figures[place]))]
+        charts = [lines("Measured here, %", x_title, measured, log=log)]
+        for dataset, series in paper.items():
+            charts.append(lines(f"The paper says ({dataset}), %", x_title, series, log=log, paper=True))
+        yield str(table["title"]), [chart for chart in charts if chart is not None]
 
 
-def _figure(saved: Mapping[str, Any]) -> str:
-    sizes, speeds = saved["sizes"], saved["queries_per_second"]
-    series = {
-        name: [Point(float(size), float(by_size[str(size)])) for size in sizes] for name, by_size in speeds.items()
-    }
-    drawn = lines("Measured here: queries a second, one at a time", "pictures (logarithmic)", series, log=True)
-    head = ["", *(f"{size:,}" for size in sizes), "largest / smallest"]
-    rows = [
-        ([name, *(f"{point.y:,.1f}" for point in line), f"{line[-1].y / line[0].y:.2f}"], "")
-        for name, line in series.items()
-    ]
-    note = (
-        f"{saved['beams']} beams; vectors and sequences are random, so that a pool can have any size: speed does not "
-        f"depend on what they say. {_machine(saved['machine'])}."
-    )
-    body = f'<div class="panels">{drawn}</div>{table(head, rows)}'
-    return section("figure4", str(saved["title"]), escape(note), body)
-
-
-def _place(name: str, records: Sequence[Record]) -> float | None:
-    """Where a line of a sweep stands on the x axis."""
+def _swept_value(name: str, records: Sequence[Record]) -> float | None:
+    """The x value of a line of a sweep."""
     if not records:
         return None
     tokenizer = records[0]["config"].get("tokenizer", {})
-    value = {
+    values = {
         "table4": tokenizer.get("codebook_size"),
         "table5": tokenizer.get("levels"),
         "table7": records[0]["beams"],
-    }[name]
-    return None if value is None else float(value)
+    }
+    return None if values[name] is None else float(values[name])
 
 
-def _trade_offs(found: _Found) -> str:
-    seen: set[str] = set()
-    rows: list[tuple[str, Point, float | None, float, bool]] = []
-    for name in ("table1", "table2", "table6"):
-        for line in found.current.get(name, {"lines": []})["lines"]:
-            records = line["inductive"]
-            recall = _percent(records, 10)
-            if recall is None:
-                continue
-            # our rows stand in several tables, sometimes by other names
-            known = json.dumps([records[0][part] for part in ("system", "readout", "beams", "config")], sort_keys=True)
-            if known in seen:
-                continue
-            seen.add(known)
-            stored, speed = records[0]["bytes_per_picture"], spread(records).mean["queries_per_second"]
-            rows.append((str(line["label"]), recall, stored, speed, records[0]["system"].startswith("AVG")))
-    if not rows:
-        return ""
-    by_bytes = [Mark(name, Point(b, p.y, p.spread), ours) for name, p, b, _, ours in rows if b is not None and b > 0]
-    by_speed = [Mark(name, Point(s, p.y, p.spread), ours) for name, p, _, s, ours in rows if s > 0]
-    body = scatter("R@10 (%) against bytes stored a picture", "bytes a picture (logarithmic)", by_bytes)
-    unknown = [name for name, _, b, _, _ in rows if b is None or b <= 0]
-    if unknown:
-        body += f'<p class="origin">Not drawn, as what they store is not known: {escape(", ".join(unknown))}.</p>'
-    body += scatter("R@10 (%) against queries a second", "queries a second, all of it (logarithmic)", by_speed)
-    cells = [
-        ([name, _said(p), "–" if b is None else f"{b:,.4g}", f"{s:,.4g}"], "kept" if ours else "")
-        for name, p, b, s, ours in rows
-    ]
-    head = ["system", "R@10 %", "bytes a picture", "queries a second"]
-    body += f"<details><summary>The figures</summary>{table(head, cells)}</details>"
-    note = (
-        "Every system measured under the inductive protocol. Filled: AVG; rings: other systems. Up is better; so is "
-        "left in the first plot, and right in the second."
-    )
-    return section("trade-offs", "What recall costs", note, body)
+def _figure4(figure: Mapping[str, Any]) -> dict[str, Any]:
+    sizes = figure["sizes"]
+    series = {
+        name: [Point(float(size), float(speeds[str(size)])) for size in sizes]
+        for name, speeds in figure["queries_per_second"].items()
+    }
+    return {
+        "title": str(figure["title"]),
+        "note": f"{figure['beams']} beams. Vectors and sequences are random, so that a pool can have any size: "
+        f"speed does not depend on their content. {_machine(figure['machine'])}.",
+        "chart": lines("Measured here: queries per second, one at a time", "pictures (logarithmic)", series, log=True),
+        "heads": ["", *(f"{size:,}" for size in sizes), "largest / smallest"],
+        "rows": [
+            ([name, *(f"{point.y:,.1f}" for point in line), f"{line[-1].y / line[0].y:.2f}"], "")
+            for name, line in series.items()
+        ],
+    }
 
 
-def _pairs(pictures: Sequence[Mapping[str, Any]]) -> str:
+@dataclass(frozen=True)
+class _TradeOff:
+    """A system's recall and what it costs."""
+
+    label: str
+    recall: str
+    y: float
+    spread: float | None
+    stored: float | None
+    speed: float
+    is_ours: bool
+
+    def point_at(self, x: float) -> LabelledPoint:
+        return LabelledPoint(self.label, Point(x, self.y, self.spread), self.is_ours)
+
+
+def _trade_offs(saved: _SavedRun) -> list[_TradeOff]:
+    rows: dict[str, _TradeOff] = {}
+    tables = [saved.current[name] for name in ("table1", "table2", "table6") if name in saved.current]
+    for line in [line for table in tables for line in table["lines"]]:
+        records = line["inductive"]
+        recall = recall_of(records, 10)
+        if recall is None:
+            continue
+        # The same system has rows in several tables, sometimes under other labels.
+        key = json.dumps([records[0][part] for part in ("system", "readout", "beams", "config")], sort_keys=True)
+        mean, deviation = recall
+        rows.setdefault(
+            key,
+            _TradeOff(
+                str(line["label"]),
+                percent(*recall),
+                100 * mean,
+                None if deviation is None else 100 * deviation,
+                records[0]["bytes_per_picture"],
+                spread(records).mean["queries_per_second"],
+                records[0]["system"].startswith("AVG"),
+            ),
+        )
+    return list(rows.values())
+
+
+def _pair_groups(pictures: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    if len(pictures) < 2:
+        return []
+    shown = [_picture(picture, " · ".join(picture["captions"])) for picture in pictures]
     levels = len(pictures[0]["vokens"])
-    shown = [_shown(picture, " · ".join(picture["captions"])) for picture in pictures]
-    body = ""
+    titles = {  # of short sequences, later ones win
+        levels - 1: "All but the last voken in common",
+        1: "The first voken in common, the second not",
+        levels: "The same sequence",
+        0: "No voken in common",
+    }
+    groups = []
     for group in pair_groups_of(pictures):
-        pairs = "".join(
-            f'<li class="pair">{half(shown[one], group.shared)}{half(shown[other], group.shared)}</li>'
-            for one, other in group.shown
+        longest = f"The first {group.shared} of {levels} vokens in common, the longest start that two sequences share"
+        note = "There is no such pair."
+        if group.overlap is not None:
+            pairs = "1 pair" if group.total == 1 else f"{group.total:,} pairs"
+            note = f"{pairs}; overlap of the captions’ words {100 * group.overlap:.1f} % on average."
+        groups.append(
+            {
+                "title": titles.get(group.shared, longest),
+                "note": note,
+                "shared": group.shared,
+                "pairs": [(shown[first], shown[second]) for first, second in group.shown],
+            }
         )
-        listed = f'<ul class="pairs">{pairs}</ul>' if pairs else ""
-        body += f'<h3>{_pairs_title(group, levels)}</h3><p class="origin">{_pairs_said(group)}</p>{listed}'
-    note = (
-        "As in Figure 5 of the paper: pictures of the pool, which AVG never saw, with the sequences it gave them. The "
-        "rule for which stand here: pictures in the order of the SHA-256 of their ids, the first pairs that fit, no "
-        "picture twice. Neither picture nor caption has a say. The overlap of the captions’ words is that of all pairs "
-        "of a group: where vokens carry meaning, it grows with what two sequences share."
-    )
-    return section("vokens", "What vokens say", note, body)
+    return groups
 
 
-def _pairs_title(group: PairGroup, levels: int) -> str:
-    if group.shared == 0:
-        return "No voken in common"
-    if group.shared == levels:
-        return "The same sequence"
-    if group.shared == 1:
-        return "The first voken in common, the second not"
-    if group.shared == levels - 1:
-        return "All but the last voken in common"
-    return f"The first {group.shared} of {levels} vokens in common, the longest beginning that two sequences share"
+@dataclass(frozen=True)
+class _Case:
+    """A query, its hits, and right pictures that are not among them."""
 
+    text: str
+    hits: list[dict[str, Any]]
+    missed: list[Picture]
+    missed_total: int
+    is_success: bool
+    is_first: bool
 
-def _pairs_said(group: PairGroup) -> str:
-    if group.overlap is None:
-        return "There is no such pair."
-    pairs = "1 pair" if group.total == 1 else f"{group.total:,} pairs"
-    return f"{pairs}; overlap of the captions’ words {100 * group.overlap:.1f} % on average."
+    @classmethod
+    def of(cls, case: Mapping[str, Any], captions: Mapping[str, str]) -> _Case:
+        relevant = {picture["id"] for picture in case["relevant"]}
+        right = [hit["id"] in relevant for hit in case["answers"]]
+        missed = [] if any(right) else case["relevant"]
 
+        def named(picture: Mapping[str, Any]) -> Picture:
+            return _picture(picture, captions.get(picture["id"], str(picture["id"])))
 
-def _cases(cases: Sequence[Mapping[str, Any]], pictures: Sequence[Mapping[str, Any]]) -> str:
-    captions = {picture["id"]: str(picture["captions"][0]) for picture in pictures if picture["captions"]}
-    right = [[hit["id"] in {one["id"] for one in case["relevant"]} for hit in case["answers"]] for case in cases]
-    first, answered = sum(any(marks[:1]) for marks in right), sum(map(any, right))
-    body = ""
-    for title, wanted in (("A right picture among the first five", True), ("None among the first five", False)):
-        shown = [_case(case, marks, captions) for case, marks in zip(cases, right, strict=True) if any(marks) == wanted]
-        body += f"<h3>{title}: {len(shown)} of {len(cases)}</h3>{''.join(shown[:_OPEN_CASES])}"
-        if shown[_OPEN_CASES:]:
-            more = "".join(shown[_OPEN_CASES:])
-            body += f"<details><summary>{len(shown) - _OPEN_CASES} more</summary>{more}</details>"
-    note = (
-        f"The first {len(cases)} queries by their id, which is a hash, so nobody chose them; AVG, log-probability "
-        f"alone, the first seed. {answered} of {len(cases)} ({100 * answered / len(cases):.0f} %) have a right picture "
-        f"among the first five, {first} ({100 * first / len(cases):.0f} %) at the first place. ✓ marks a right "
-        "picture; where there is none, the right one stands at the end."
-    )
-    return section("cases", "Successes and failures", note, body)
-
-
-def _case(case: Mapping[str, Any], marks: Sequence[bool], captions: Mapping[str, str]) -> str:
-    hits = ""
-    for hit, is_right in zip(case["answers"], marks, strict=True):
-        mark = '<b class="right" title="a right answer">✓</b> ' if is_right else ""
-        picture = _shown(hit, captions.get(hit["id"], str(hit["id"])))
-        hits += (
-            f'<li class="hit{" is-right" if is_right else ""}">{image(picture)}'
-            f'<span class="name">{mark}{escape(picture.name)}</span>'
-            f'<span class="score">score {hit["score"]:.2f}</span>{chips(picture.vokens)}</li>'
+        return cls(
+            str(case["text"]),
+            [
+                {"picture": named(hit), "score": hit["score"], "is_right": is_right}
+                for hit, is_right in zip(case["answers"], right, strict=True)
+            ],
+            [named(picture) for picture in missed[:_MISSED_SHOWN]],
+            len(missed),
+            any(right),
+            any(right[:1]),
         )
-    missed = "" if any(marks) else "".join(_missed(one, captions) for one in case["relevant"][:_RIGHT_SHOWN])
-    more = len(case["relevant"]) - _RIGHT_SHOWN
-    origin = "" if hits else '<p class="origin">Nothing was answered.</p>'
-    if missed and more > 0:
-        origin += f'<p class="origin">{_RIGHT_SHOWN} of {len(case["relevant"])} right pictures are shown.</p>'
-    return (
-        f'<article class="query"><h4>“{escape(str(case["text"]))}”</h4>{origin}<ol class="hits">{hits}{missed}</ol>'
-        "</article>"
-    )
 
 
-def _missed(picture: Mapping[str, Any], captions: Mapping[str, str]) -> str:
-    shown = _shown(picture, captions.get(picture["id"], str(picture["id"])))
-    return (
-        f'<li class="hit missed">{image(shown)}<span class="name">{escape(shown.name)}</span>'
-        '<span class="score">right, and missed</span></li>'
-    )
-
-
-def _shown(picture: Mapping[str, Any], name: str) -> Picture:
+def _picture(picture: Mapping[str, Any], name: str) -> Picture:
     return Picture(Path(picture["path"]), name, tuple(picture.get("vokens", ())))
 
 
-def _percent(records: Sequence[Record], k: int) -> Point | None:
-    """R@`k` in percent, as a point that has no place yet."""
-    found = recall_of(records, k)
-    if found is None:
+def _recall_point(records: Sequence[Record], k: int, x: float = 0.0) -> Point | None:
+    """R@`k` in percent."""
+    recall = recall_of(records, k)
+    if recall is None:
         return None
-    mean, deviation = found
-    return Point(0.0, 100 * mean, None if deviation is None else 100 * deviation)
-
-
-def _said(point: Point) -> str:
-    return f"{point.y:.1f}" + (f" ± {point.spread:.1f}" if point.spread is not None else "")
-
-
-def _range(values: set[int]) -> str:
-    return " to ".join(f"{value:,}" for value in sorted({min(values), max(values)}))
+    mean, deviation = recall
+    return Point(x, 100 * mean, None if deviation is None else 100 * deviation)
 
 
 def _machine(machine: Mapping[str, Any]) -> str:
     parts = [processor_of(machine)]
-    parts += [f"torch on {machine['threads']}"] if machine.get("threads") else []
+    threads = machine.get("threads")
+    parts += [f"torch on {threads} thread{'s' if threads > 1 else ''}"] if threads else []
     parts += [str(machine["accelerator"])] if machine.get("accelerator") else []
     parts += [f"{name} {machine[name]}" for name in ("python", "torch", "numpy") if machine.get(name)]
     return ", ".join(parts)
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-_STYLE = """
-body{max-width:1400px}
-h4{margin:0 0 6px;font-size:1.05rem}
-.about{display:grid;grid-template-columns:minmax(90px,auto) 1fr;gap:6px 18px;margin:8px 0;max-width:86ch}
-.about dt{font-weight:600}.about dd{margin:0;color:var(--soft)}
-th.paper,td.paper{background:repeating-linear-gradient(135deg,transparent 0 5px,var(--line) 5px 6px);color:var(--soft);
-font-style:italic}
-main table{font-size:.88rem}
-main th,main td{padding:6px 10px}
-thead th{white-space:normal;min-width:62px}
-thead th[colspan]{text-align:left;white-space:nowrap}
-th:first-child,td:first-child{position:sticky;left:0;background:var(--card)}
-pre{white-space:pre-wrap}
-thead th{vertical-align:bottom}
-.hit.missed{border:1px dashed var(--soft)}
-details{margin:8px 0}
-@media (max-width:640px){td:first-child{white-space:normal;min-width:104px}
-.about{grid-template-columns:1fr;gap:0}.about dd{margin-bottom:8px}}
-"""

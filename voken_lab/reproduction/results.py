@@ -109,9 +109,10 @@ def footer(table: Mapping[str, Any]) -> str:
     """Pool, queries, seeds and machines of a table in the form of `table_json`."""
     records = [record for line in table["lines"] for record in (*line["inductive"], *line["transductive"])]
     pool, queries = (value_range({record[name] for record in records}) for name in ("pool_size", "query_count"))
-    seeds = ", ".join(map(str, sorted({record["seed"] for record in records})))
+    numbers = sorted({record["seed"] for record in records})
+    seeds = f"seed{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
     machines = "; ".join(sorted({processor_of(record["machine"]) for record in records}))
-    return f"Pool {pool} pictures, {queries} queries per seed; seeds {seeds}; {machines}."
+    return f"Pool {pool} pictures, {queries} queries per seed; {seeds}; {machines}."
 
 
 def table_markdown(table: Mapping[str, Any]) -> str:
