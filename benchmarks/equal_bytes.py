@@ -119,7 +119,7 @@ def compared(
 ) -> list[dict[str, Any]]:
     """Every system over the pictures of `pool`; queries are the test captions of `dataset`."""
     encoded = picture_vectors(model.encoder, [image.path for image in pool.images], cache=cache, progress=show_progress)
-    vectors, images = encoded.vectors, tuple(pool.images[row] for row in encoded.kept)
+    vectors, images = encoded.vectors, tuple(pool.images[row] for row in encoded.rows)
     collection = Snapshot.of_vectors(dataclasses.replace(pool, images=images), vectors, model, keep_vectors=False)
     ids, levels = tuple(collection.ids), model.tokenizer.levels
     queries = concept_queries(dataset.split("test"), pool, ids, limit=options.queries, seed=seed)

@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 from report import conditions, markdown_table, option_parser, show_progress, write_report
 
-from voken.cli.app import use_threads
+from voken.api import use_threads
 from voken.collection.snapshot import Snapshot
 from voken.data.captions import Dataset, read_dataset
 from voken.encoders.cache import VectorCache, picture_vectors
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     encoded = picture_vectors(
         model.encoder, [image.path for image in split.images], cache=VectorCache(options.cache), progress=show_progress
     )
-    images = tuple(split.images[row] for row in encoded.kept)
+    images = tuple(split.images[row] for row in encoded.rows)
     rows: list[dict[str, Any]] = []
     for name, members in pools(Dataset(split.name, split.root, images), options):
         pool = Dataset(split.name, split.root, tuple(images[row] for row in members))

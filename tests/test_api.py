@@ -9,12 +9,11 @@ import threading
 import numpy as np
 import pytest
 
+from builders.collections import make_collection
 from builders.tiny_model import COLOURS, paint, paint_many, tiny_model
 from voken import Collection
-from voken.api import like_file
 from voken.collection.doctor import examine
 from voken.collection.filters import parse_all
-from voken.collection.indexing import create_collection
 from voken.collection.store import Store
 from voken.data.captions import read_dataset
 from voken.decoding.nearest import NearestSequences
@@ -33,7 +32,7 @@ def photos(tmp_path, model):
     files = [*paint_many(folder / "old", 10), *paint_many(folder / "new", 8, seed=1)]
     rows = [{"file_name": path.relative_to(folder).as_posix(), "place": n} for n, path in enumerate(files)]
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    create_collection(tmp_path / "c", read_dataset(folder), model)
+    make_collection(tmp_path / "c", read_dataset(folder), model)
     with Collection.open(tmp_path / "c", model=model) as opened:
         yield opened
 
@@ -141,7 +140,7 @@ def test_pictures_like_a_picture(tmp_path, model, vectors):
     folder = tmp_path / "in"
     for place, colour in enumerate([(250, 5, 5), (240, 20, 10), (5, 5, 250), (90, 91, 92), (10, 250, 10)]):
         paint(folder / f"{place}.png", colour)
-    create_collection(tmp_path / "c", read_dataset(folder), model, vectors=vectors)
+    make_collection(tmp_path / "c", read_dataset(folder), model, vectors=vectors)
     photos = Collection.open(tmp_path / "c", model=model)
     like = photos.similar("0.png", 3)
     assert "0.png" not in names(like)
@@ -153,7 +152,8 @@ def test_pictures_like_a_picture(tmp_path, model, vectors):
     asked = paint(tmp_path / "asked.png", (245, 12, 8))
     found = photos.search_picture(asked, 5)
     assert {hit.image_id for hit in found[:2]} <= {"0.png", "1.png"} or not vectors
-    assert found == like_file(photos.searcher, model, asked, 5, ())
+    vector = model.encoder.encode_images([_open(asked)])
+    assert found == photos.searcher.like_vector(model.tokenizer.code_vectors(vector)[0], vector[0], 5)
     assert len(photos.search_picture(asked, 5, where=["folder=x"])) == 0
     with pytest.raises(DataError, match="no picture"):
         photos.similar("none.png")

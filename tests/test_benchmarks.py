@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from builders.collections import make_collection
 from builders.tiny_model import paint_many, tiny_model
-from voken.collection.indexing import create_collection
 from voken.collection.store import Store
 from voken.config import preset
 from voken.data.captions import CaptionedImage, Dataset, read_dataset
@@ -63,7 +63,7 @@ def made(pictures, tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     config = preset("demo").override(SETTINGS | {"tokenizer.codebook_size": "16", "tokenizer.levels": "2"})
     model = fit(read_dataset(pictures), folder / "model", config)
-    create_collection(folder / "collection", read_dataset(pictures), model, model_folder=folder / "model")
+    make_collection(folder / "collection", read_dataset(pictures), model, model_folder=folder / "model")
     return folder
 
 
@@ -105,7 +105,7 @@ def test_equal_bytes(benchmarks, pictures, tmp_path):
 def test_updates(benchmarks, tmp_path, monkeypatch):
     updates = benchmarks("updates")
     model = tiny_model(levels=3)
-    create_collection(tmp_path / "c", paint_many(tmp_path / "in", 40), model)
+    make_collection(tmp_path / "c", paint_many(tmp_path / "in", 40), model)
     monkeypatch.setattr(updates, "load_model", lambda folder, threads: model)
     arguments = ["--model", "m", "--add", "3", "--remove", "4", "--queries", "4", "--rounds", "1"]
     updates.main([str(tmp_path / "c"), *arguments, "--json", str(tmp_path / "out.json")])

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from builders.collections import make_collection
 from builders.tiny_model import COLOURS, ColourEncoder, paint, paint_many, tiny_model
 from voken.collection.base import TextColumn
-from voken.collection.indexing import create_collection
+from voken.collection.indexing import new_store
 from voken.collection.snapshot import refuse_repeats
 from voken.collection.store import Store
 from voken.data.captions import CaptionedImage, Dataset, read_dataset
@@ -31,7 +32,7 @@ from voken.errors import (
 def test_what_is_opened_is_what_was_made(tmp_path):
     files = paint_many(tmp_path / "in", 10)
     model = tiny_model()
-    made = create_collection(tmp_path / "c", files, model)
+    made = make_collection(tmp_path / "c", files, model)
     again = Store.open(tmp_path / "c").snapshot(verify=True)
     vectors = model.encoder.encode_images([_image(path) for path in files])
     for collection in (made, again):
@@ -64,7 +65,7 @@ def test_a_data_set_keeps_its_ids_and_vectors_may_be_left_out(tmp_path):
     paint(tmp_path / "in" / "blue.png", COLOURS["blue"])
     rows = [{"file_name": "a/red.png", "text": "red"}, {"file_name": "blue.png", "text": "blue"}]
     (tmp_path / "in" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    collection = create_collection(tmp_path / "c", read_dataset(tmp_path / "in"), tiny_model(), vectors=False)
+    collection = make_collection(tmp_path / "c", read_dataset(tmp_path / "in"), tiny_model(), vectors=False)
     assert list(collection.ids) == ["a/red.png", "blue.png"]
     assert collection.vectors is None
     assert not list((tmp_path / "c").rglob("vectors.npy"))
@@ -73,7 +74,7 @@ def test_a_data_set_keeps_its_ids_and_vectors_may_be_left_out(tmp_path):
 def test_pictures_outside_the_root_and_odd_names(tmp_path):
     inside, outside = paint(tmp_path / "in" / "ünï 例.png", (9, 9, 9)), paint(tmp_path / "out.png", (1, 200, 1))
     images = (CaptionedImage("one", inside), CaptionedImage("\ud800two", outside))
-    collection = create_collection(tmp_path / "c", Dataset("d", tmp_path / "in", images), tiny_model())
+    collection = make_collection(tmp_path / "c", Dataset("d", tmp_path / "in", images), tiny_model())
     assert list(collection.ids) == ["one", "\ud800two"]
     assert collection.paths == [inside, outside]
 
@@ -83,7 +84,7 @@ def test_bad_pictures_are_left_out_and_listed(tmp_path):
     (tmp_path / "in" / "empty.jpg").write_bytes(b"")
     (tmp_path / "in" / "torn.png").write_bytes(good.read_bytes()[:40])
     files = [tmp_path / "in" / name for name in ("empty.jpg", "good.png", "missing.png", "torn.png")]
-    collection = create_collection(tmp_path / "c", files, tiny_model())
+    collection = make_collection(tmp_path / "c", files, tiny_model())
     assert list(collection.ids) == ["good.png"]
     assert [one.path for one in Store.open(tmp_path / "c").snapshot().skipped] == [str(files[i]) for i in (0, 2, 3)]
     assert all(one.reason for one in collection.skipped)
@@ -94,23 +95,23 @@ def test_only_bad_pictures_are_no_collection(tmp_path):
     for file in files:
         file.write_bytes(b"not a picture")
     with pytest.raises(EmptyDataError, match=r"None of the 5 pictures .*a\.png: .*c\.png: .*and 2 more"):
-        create_collection(tmp_path / "c", files, tiny_model())
+        make_collection(tmp_path / "c", files, tiny_model())
     assert not (tmp_path / "c").exists()
     with pytest.raises(EmptyDataError, match="no picture to index"):
-        create_collection(tmp_path / "c", [], tiny_model())
+        make_collection(tmp_path / "c", [], tiny_model())
 
 
 def test_ids_that_stand_twice_are_refused(tmp_path):
     path = paint(tmp_path / "a.png", (1, 2, 3))
     twice = Dataset("d", tmp_path, (CaptionedImage("same", path), CaptionedImage("same", path)))
     with pytest.raises(DataError, match="'same' occurs twice"):
-        create_collection(tmp_path / "c", twice, tiny_model())
+        make_collection(tmp_path / "c", twice, tiny_model())
 
 
 def test_a_second_run_decodes_nothing_again(tmp_path):
     files = paint_many(tmp_path / "in", 6)
     cache = VectorCache(tmp_path / "cache")
-    create_collection(tmp_path / "c", files, tiny_model(), cache=cache)
+    make_collection(tmp_path / "c", files, tiny_model(), cache=cache)
 
     class Idle(ColourEncoder):
         def encode_images(self, images):
@@ -118,23 +119,23 @@ def test_a_second_run_decodes_nothing_again(tmp_path):
 
     model = tiny_model()
     model = type(model)(Idle(), model.tokenizer, model.generator)
-    again = create_collection(tmp_path / "d", files, model, cache=cache)
+    again = make_collection(tmp_path / "d", files, model, cache=cache)
     np.testing.assert_array_equal(again.vokens, Store.open(tmp_path / "c").snapshot().vokens)
 
 
 def test_a_folder_that_is_taken_is_left_alone(tmp_path):
     files = paint_many(tmp_path / "in", 4)
     with pytest.raises(ArtifactError, match="already exists"):
-        create_collection(tmp_path / "in", files, tiny_model())
-    create_collection(tmp_path / "c", files, tiny_model())
+        make_collection(tmp_path / "in", files, tiny_model())
+    make_collection(tmp_path / "c", files, tiny_model())
     with pytest.raises(ArtifactError, match="a saved collection is there already"):
-        create_collection(tmp_path / "c", files[:2], tiny_model())
-    assert len(create_collection(tmp_path / "c", files[:2], tiny_model(), replace=True)) == 2
+        new_store(tmp_path / "c", tmp_path / "in", tiny_model())
+    assert len(make_collection(tmp_path / "c", files[:2], tiny_model(), replace=True)) == 2
     assert len(Store.open(tmp_path / "c").snapshot()) == 2
 
 
 def test_damage_is_seen(tmp_path):
-    create_collection(tmp_path / "c", paint_many(tmp_path / "in", 6), tiny_model())
+    make_collection(tmp_path / "c", paint_many(tmp_path / "in", 6), tiny_model())
     for part in ("trie/vokens_1.npy", "trie/order.npy", "ids.zlib", "base.json", "vectors.npy", "files.npy"):
         name = f"base-000001/{part}"
         copy = tmp_path / "copy"
@@ -161,7 +162,7 @@ def test_damage_is_seen(tmp_path):
 def test_a_full_disk_leaves_nothing_behind(tmp_path, limit):
     files = paint_many(tmp_path / "in", 40)
     cache = VectorCache(tmp_path / "cache")
-    create_collection(tmp_path / "first", files, tiny_model(), cache=cache)
+    make_collection(tmp_path / "first", files, tiny_model(), cache=cache)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill(what, done, total):  # the cache is done with when it says so; no file may grow beyond the limit then
@@ -170,7 +171,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, limit):
 
     try:
         with pytest.raises(StorageError, match=r"second.*run the (same )?command again"):
-            create_collection(tmp_path / "second", files, tiny_model(), cache=cache, progress=fill)
+            make_collection(tmp_path / "second", files, tiny_model(), cache=cache, progress=fill)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "first", "in"]
@@ -178,7 +179,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, limit):
 
 def test_pictures_and_collection_may_move_together(tmp_path):
     files = paint_many(tmp_path / "old" / "in", 4)
-    create_collection(tmp_path / "old" / "c", files, tiny_model(), model_folder=tmp_path / "old" / "model")
+    make_collection(tmp_path / "old" / "c", files, tiny_model(), model_folder=tmp_path / "old" / "model")
     (tmp_path / "old").rename(tmp_path / "new")
     moved = Store.open(tmp_path / "new" / "c").snapshot()
     assert moved.paths == [tmp_path / "new" / "in" / path.name for path in files]
@@ -186,7 +187,7 @@ def test_pictures_and_collection_may_move_together(tmp_path):
 
 
 def test_another_model_is_refused(tmp_path):
-    collection = create_collection(tmp_path / "c", paint_many(tmp_path / "in", 4), tiny_model())
+    collection = make_collection(tmp_path / "c", paint_many(tmp_path / "in", 4), tiny_model())
     collection.check_model(tiny_model())
     with pytest.raises(ArtifactError, match="made with another model"):
         collection.check_model(tiny_model(fingerprint="other"))
@@ -195,7 +196,7 @@ def test_another_model_is_refused(tmp_path):
 def test_ids_that_are_numbers_and_paths_that_are_not_ids(tmp_path):
     files = paint_many(tmp_path / "in", 6)
     images = tuple(CaptionedImage(str(place), path) for place, path in enumerate(files))
-    made = create_collection(tmp_path / "c", Dataset("d", tmp_path / "in", images), tiny_model())
+    made = make_collection(tmp_path / "c", Dataset("d", tmp_path / "in", images), tiny_model())
     assert list(made.ids) == ["0", "1", "2", "3", "4", "5"]
     assert (made.ids[-1], made.ids[1:3]) == ("5", ["1", "2"])
     assert made.size.ids == 0
@@ -216,7 +217,7 @@ def test_an_id_that_stands_twice_is_found_among_many():
 
 def test_opening_needs_no_pictures_no_model_and_no_torch(tmp_path):
     files = paint_many(tmp_path / "in", 6)
-    create_collection(tmp_path / "c", files, tiny_model())
+    make_collection(tmp_path / "c", files, tiny_model())
     code = (
         "import sys; from pathlib import Path; from voken.collection.store import Store\n"
         f"collection = Store.open(Path({str(tmp_path / 'c')!r})).snapshot()\n"

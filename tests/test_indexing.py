@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from builders.collections import make_collection
 from builders.tiny_model import COLOURS, ColourEncoder, paint, paint_many, tiny_model
 from voken.collection.filters import Filter, fields_of, matching_rows
-from voken.collection.indexing import add_pictures, create_collection, index_pictures, new_store
+from voken.collection.indexing import add_pictures, index_pictures, new_store
 from voken.collection.store import PICTURES, Store
 from voken.data import images
 from voken.data.captions import read_dataset
@@ -55,7 +56,7 @@ def ids(store):
 
 def same_as_anew(store, folder, tmp_path):
     """A collection made now of the folder has the same pictures, sequences and vectors."""
-    fresh = create_collection(tmp_path / "fresh", read_dataset(folder), tiny_model())
+    fresh = make_collection(tmp_path / "fresh", read_dataset(folder), tiny_model())
     snapshot = store.snapshot()
     for row in fresh.rows.tolist():
         other = snapshot.find(fresh.ids[row])
@@ -121,7 +122,7 @@ def test_bad_files_are_named_once_and_tried_again_when_they_change(store, folder
 
 
 def test_a_run_that_is_stopped_goes_on(tmp_path, folder, model, monkeypatch):
-    monkeypatch.setattr("voken.collection.indexing._COMMITTED_AT_ONCE", 2)
+    monkeypatch.setattr("voken.collection.indexing._PICTURES_PER_COMMIT", 2)
     store = new_store(tmp_path / "c", folder, model)
 
     def stop(what, done, total):
@@ -163,10 +164,10 @@ def test_metadata_follows_its_file(tmp_path, model):
 def test_single_pictures_from_anywhere(store, folder, model, tmp_path):
     outside = paint(tmp_path / "out.png", COLOURS["green"])
     own = paint(store.folder / PICTURES / "up.png", COLOURS["white"])
-    done, skipped = add_pictures(store, [outside, own, tmp_path / "none.png", folder / "trips" / "p000.png"], model)
+    done = add_pictures(store, [outside, own, tmp_path / "none.png", folder / "trips" / "p000.png"], model)
     assert sorted(done.added) == sorted([outside.as_posix(), f"{PICTURES}/up.png"])
     assert done.updated == ("trips/p000.png",)
-    assert [(one.path, one.reason) for one in skipped] == [
+    assert [(one.path, one.reason) for one in done.skipped] == [
         (str(tmp_path / "none.png"), "cannot be read (No such file or directory)")
     ]
     snapshot = store.snapshot()
@@ -261,7 +262,7 @@ def test_fields(tmp_path, model, text, rows):
         paint(folder / f"{place}.png", (place, 3, 4))
         lines.append(json.dumps({"file_name": f"{place}.png"} | fields))
     (folder / "metadata.jsonl").write_text("\n".join(lines))
-    snapshot = create_collection(tmp_path / "c", read_dataset(folder), model)
+    snapshot = make_collection(tmp_path / "c", read_dataset(folder), model)
     assert matching_rows(snapshot, [Filter.parse(text)]).tolist() == rows
 
 

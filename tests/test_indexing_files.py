@@ -82,6 +82,6 @@ def test_a_second_run_reads_none_of_them_again(folder, tmp_path, monkeypatch):
 def test_what_is_no_file_is_not_added(folder, tmp_path):
     model = tiny_model()
     store = new_store(tmp_path / "c", folder, model)
-    done, skipped = add_pictures(store, [folder / name for name in (*NO_FILES, "linked.png")], model)
+    done = add_pictures(store, [folder / name for name in (*NO_FILES, "linked.png")], model)
     assert done.added == ("linked.png",)
-    assert {os.path.relpath(one.path, folder): one.reason for one in skipped} == NO_FILES
+    assert {os.path.relpath(one.path, folder): one.reason for one in done.skipped} == NO_FILES

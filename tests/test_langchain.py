@@ -11,9 +11,9 @@ from langchain_core.documents import Document
 from langchain_core.runnables import RunnableLambda
 from pydantic import ValidationError
 
+from builders.collections import make_collection
 from builders.tiny_model import paint_many, tiny_model
 from voken import Collection
-from voken.collection.indexing import create_collection
 from voken.config import SearchConfig
 from voken.data.captions import read_dataset
 from voken.errors import ConfigError
@@ -43,7 +43,7 @@ def folder(tmp_path_factory):
     ]
     (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     collection = tmp_path_factory.mktemp("collections") / "c"
-    create_collection(collection, read_dataset(root), tiny_model())
+    make_collection(collection, read_dataset(root), tiny_model())
     return collection
 
 

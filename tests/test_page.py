@@ -25,9 +25,9 @@ from PIL import Image
 from playwright.sync_api import Page, Request, expect, sync_playwright
 
 import voken.serve
+from builders.collections import make_collection
 from builders.tiny_model import COLOURS, paint, tiny_model
 from voken.api import Collection
-from voken.collection.indexing import create_collection
 from voken.config import SearchConfig
 from voken.data.captions import read_dataset
 from voken.serve.app import create_app
@@ -76,7 +76,7 @@ def collection(tmp_path_factory):
     # the picture itself decides: at this weight what the generator says is noise
     model = tiny_model(search=SearchConfig(beams=4, vector_weight=1e6))
     folder = tmp_path_factory.mktemp("collection") / "c"
-    create_collection(folder, read_dataset(root), model)
+    make_collection(folder, read_dataset(root), model)
     with Collection.open(folder, model=model) as opened:
         opened.add([paint(root / "shade0" / "late.png", (60, 110, 130))])
         yield opened

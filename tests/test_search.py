@@ -6,8 +6,8 @@ import itertools
 import numpy as np
 import pytest
 
+from builders.collections import make_collection
 from builders.tiny_model import paint, paint_many, tiny_model
-from voken.collection.indexing import create_collection
 from voken.config import SearchConfig
 from voken.errors import ArtifactError, ConfigError
 from voken.search.searcher import Searcher
@@ -17,7 +17,7 @@ WIDE = SearchConfig(beams=100, voken_weight=2.0, vector_weight=3.0)
 
 @pytest.fixture
 def collection(tmp_path):
-    return create_collection(tmp_path / "c", paint_many(tmp_path / "in", 24), tiny_model(levels=3))
+    return make_collection(tmp_path / "c", paint_many(tmp_path / "in", 24), tiny_model(levels=3))
 
 
 def brute_force(model, collection, text, readout, voken_weight=2.0, vector_weight=3.0):
@@ -91,7 +91,7 @@ def test_more_than_there_is(collection):
 
 
 def test_one_picture(tmp_path):
-    one = create_collection(tmp_path / "c", [paint(tmp_path / "a.png", (250, 0, 0))], tiny_model())
+    one = make_collection(tmp_path / "c", [paint(tmp_path / "a.png", (250, 0, 0))], tiny_model())
     (hits,) = Searcher(tiny_model(), one).search(["blue"], 3)
     assert [hit.image_id for hit in hits] == ["a.png"]
 
@@ -99,7 +99,7 @@ def test_one_picture(tmp_path):
 def test_the_default_readout_is_the_best_that_the_collection_allows(collection, tmp_path):
     model = tiny_model(levels=3)
     assert Searcher(model, collection).search_config.readout == "vector"
-    plain = create_collection(tmp_path / "plain", paint_many(tmp_path / "in2", 4), model, vectors=False)
+    plain = make_collection(tmp_path / "plain", paint_many(tmp_path / "in2", 4), model, vectors=False)
     assert Searcher(model, plain).search_config.readout == "voken"
     with pytest.raises(ConfigError, match="stored vectors"):
         Searcher(model, plain, SearchConfig(readout="vector"))
@@ -139,7 +139,7 @@ def test_another_model_is_refused(collection):
 
 
 def test_open_says_which_model_is_missing(tmp_path):
-    create_collection(tmp_path / "c", paint_many(tmp_path / "in", 4), tiny_model(), model_folder=tmp_path / "gone")
+    make_collection(tmp_path / "c", paint_many(tmp_path / "in", 4), tiny_model(), model_folder=tmp_path / "gone")
     with pytest.raises(ArtifactError, match=r"gone, which is not there\. Name the model's folder"):
         Searcher.open(tmp_path / "c")
     assert len(Searcher.open(tmp_path / "c", tiny_model()).search(["red"], 2)[0]) == 2
@@ -158,7 +158,7 @@ def calibrated_model():
 
 def test_hits_say_how_sure_they_are(tmp_path):
     model = calibrated_model()
-    collection = create_collection(tmp_path / "c", paint_many(tmp_path / "in", 24), model)
+    collection = make_collection(tmp_path / "c", paint_many(tmp_path / "in", 24), model)
     searcher = Searcher(model, collection)
     assert searcher.calibrated
     (hits,) = searcher.search(["red sky"], 30)
@@ -186,7 +186,7 @@ def test_hits_say_how_sure_they_are(tmp_path):
 
 def test_another_weight_or_readout_has_no_confidence(tmp_path):
     model = calibrated_model()
-    collection = create_collection(tmp_path / "c", paint_many(tmp_path / "in", 8), model)
+    collection = make_collection(tmp_path / "c", paint_many(tmp_path / "in", 8), model)
     for changes in ({"readout": "voken"}, {"readout": "vector", "vector_weight": 2.5}):
         searcher = Searcher(model, collection, dataclasses.replace(model.search, **changes))
         assert not searcher.calibrated

@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from builders.collections import make_collection
 from builders.served import PICTURES, SOON, TOKEN, Exchange, Served, as_file, error_of, noise, upload
 from builders.tiny_model import paint, tiny_model
 from voken import Collection
 from voken.api import Picture
-from voken.collection.indexing import create_collection
 from voken.errors import MissingExtraError, StorageError
 from voken.serve.app import create_app
 from voken.serve.pictures import PictureFile, Thumbnails, url_of
@@ -71,7 +71,7 @@ def strange_names(root):
 def test_every_id_has_an_address_that_leads_to_its_picture(tmp_path):
     root = tmp_path / "pictures"
     paths = [paint(root / name, (20 * place, 0, 0)) for place, name in enumerate(strange_names(root))]
-    create_collection(tmp_path / "c", paths, tiny_model())
+    make_collection(tmp_path / "c", paths, tiny_model())
     with Served.over(tmp_path / "c", tmp_path / "thumbnails") as served, served.client() as client:
         served.collection.add([paths[0]] * 1, ids=["../up/./here//x"], metadata=[{"size": float("inf"), "title": "ü"}])
         hits = {hit["id"]: hit for hit in served.search(client, k=50)}

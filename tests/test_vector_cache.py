@@ -79,7 +79,7 @@ def test_files_are_encoded_once(cache, paths):
     encode, calls = Counting(), []
     first = cache.encode_files(paths, encode, "mean", batch_size=3, progress=lambda *call: calls.append(call))
     np.testing.assert_array_equal(first.vectors, expected(range(7)))
-    assert first.kept.tolist() == list(range(7))
+    assert first.rows.tolist() == list(range(7))
     assert first.skipped == []
     assert encode.batches == [3, 3, 1]
     assert calls == [("pictures to vectors", done, 7) for done in (0, 3, 6, 7)]
@@ -91,7 +91,7 @@ def test_files_are_encoded_once(cache, paths):
 
 
 def test_batches_of_large_pictures_are_small(cache, paths, monkeypatch):
-    monkeypatch.setattr("voken.encoders.cache._PIXELS_AT_ONCE", 2 * 8 * 8)
+    monkeypatch.setattr("voken.encoders.cache._PIXELS_PER_BATCH", 2 * 8 * 8)
     encode = Counting()
     found = cache.encode_files(paths, encode, "mean")
     assert encode.batches == [2, 2, 2, 1]
@@ -126,7 +126,7 @@ def test_bad_files_are_skipped_and_listed(cache, paths, batch_size):
     twin = paths[0].with_name("twin.png")
     twin.write_text("not a picture")
     found = cache.encode_files([*paths, missing, twin], mean_colours, "mean", batch_size=batch_size)
-    assert found.kept.tolist() == [1, 3, 4, 5]
+    assert found.rows.tolist() == [1, 3, 4, 5]
     np.testing.assert_array_equal(found.vectors, expected([1, 3, 4, 5]))
     assert [item.path for item in found.skipped] == [str(p) for p in (paths[0], paths[2], paths[6], missing, twin)]
     assert all(item.reason for item in found.skipped)
@@ -137,7 +137,7 @@ def test_only_bad_files_or_none(cache, paths):
     for given in ([paths[0]], []):
         found = cache.encode_files(given, mean_colours, "mean")
         assert found.vectors.shape == (0, 0)
-        assert len(found.kept) == 0
+        assert len(found.rows) == 0
         assert len(found.skipped) == len(given)
 
 

@@ -5,20 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from voken.api import Collection
-    from voken.search.hit import Hit
+    from voken.api import Collection, Hit, fit
 
-__all__ = ["Collection", "Hit"]
+__all__ = ["Collection", "Hit", "fit"]
 
 
 def __getattr__(name: str) -> Any:
-    # a command line that only parses must not pay for numpy
-    if name == "Collection":
-        from voken.api import Collection
+    # a command line that only parses must not import numpy
+    if name in __all__:
+        from voken import api
 
-        return Collection
-    if name == "Hit":
-        from voken.search.hit import Hit
-
-        return Hit
+        return getattr(api, name)
     raise AttributeError(f"module 'voken' has no attribute {name!r}")

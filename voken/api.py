@@ -1,21 +1,24 @@
-"""A collection as a program uses it: open, search, add, remove.
+"""The front door: collections of pictures that can be searched, and the training of models for them.
 
-    from voken import Collection
+    from voken import Collection, fit
 
-    photos = Collection.open("photos.voken")
-    for hit in photos.search("two dogs on a beach", k=5, where=["date>=2024"]):
-        print(hit.path, hit.confidence)
-    photos.add(["new.jpg"])
-    photos.remove(["trips/old.jpg"])
+    fit("emoji", "emoji.model")
+    Collection.index("photos.voken", "photos", model="emoji.model")
+    with Collection.open("photos.voken") as photos:
+        for hit in photos.search("two dogs on a beach", k=5, where=["date>=2024"]):
+            print(hit.path, hit.confidence)
+        photos.add(["new.jpg"])
+        photos.remove(["trips/old.jpg"])
 
-Any number of threads may search one `Collection` while others add and remove; so may other processes.
+The command line and the server use nothing else of the library. Whatever needs torch imports it when it is called.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -24,26 +27,48 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import numpy as np
 
-from voken.collection.filters import Filter, fields_of, parse_all
-from voken.collection.store import Store
+from voken import artifact
+from voken.collection.filters import fields_of, parse_all
+from voken.collection.snapshot import CollectionSize, Snapshot, stored_path
+from voken.collection.store import KIND as COLLECTION
+from voken.collection.store import Change, IndexReport, Store
 from voken.data.skipped import Skipped
-from voken.errors import DataError, MissingExtraError
+from voken.errors import ConfigError, DataError, EmptyDataError
+from voken.model import compiled
 from voken.progress import Progress, no_progress
 from voken.search import explain
 from voken.search.hit import Hit
 from voken.search.searcher import Searcher, SearchModel, load_model
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from PIL.Image import Image
 
+    from voken.collection.doctor import Finding
+    from voken.collection.indexing import PictureModel
+    from voken.config import RunConfig
     from voken.data.captions import Dataset
     from voken.encoders.cache import VectorCache
+    from voken.image_tokenizer.report import TokenizerReport as TokenizerReport  # for those who annotate
     from voken.model.model import Model
 
-__all__ = ["Change", "Collection", "Hit", "Picture", "Why"]
+__all__ = [
+    "Change",
+    "Collection",
+    "CollectionInfo",
+    "Hit",
+    "IndexReport",
+    "ModelInfo",
+    "Picture",
+    "Skipped",
+    "Why",
+    "compile_model",
+    "draw_dataset",
+    "fit",
+    "info",
+    "tokenizer_report",
+]
 
+READOUTS = ("generate", "voken", "vector")
 Why = explain.Why
 
 
@@ -55,7 +80,7 @@ class Picture:
     path: Path
     vokens: tuple[int, ...]
     metadata: dict[str, Any]
-    """What its line of metadata.jsonl said, without the captions."""
+    """Its line of metadata.jsonl, without the captions."""
 
     def media_type(self) -> str | None:
         """The kind of its file, by content; None if that is no picture. Raises `OSError` if it cannot be read."""
@@ -73,91 +98,228 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Change:
-    """What adding or removing did, by id."""
+class CollectionInfo:
+    """What a collection is, and how many bytes each part of it takes."""
 
+    pictures: int
     version: int
-    added: tuple[str, ...] = ()
-    updated: tuple[str, ...] = ()
-    """Were there and were replaced."""
-    removed: tuple[str, ...] = ()
-    skipped: tuple[Skipped, ...] = ()
-    """Could not be used, and why."""
+    added: int
+    """Pictures added since the last compaction."""
+    removed: int
+    """Pictures removed since the last compaction."""
+    sequences: int
+    """Distinct voken sequences."""
+    levels: int
+    codebook_size: int
+    root: Path
+    """The folder of the pictures."""
+    fields: tuple[str, ...]
+    """What filters may name."""
+    skipped: tuple[Skipped, ...]
+    """Files that could not be used, and why."""
+    model: Path | None
+    """The folder of the model that it was made with, if that was saved."""
+    model_fingerprint: str
+    size: CollectionSize
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a saved model is, and how many bytes each part of it takes."""
+
+    family: str
+    """Of the generator: lite, t5 or llama."""
+    fingerprint: str
+    engine: str | None
+    """Precision of the engine that searches without torch; None if there is no engine."""
+    search: dict[str, Any]
+    """The settings of a search that training chose."""
+    bytes: dict[str, int]
 
 
 class Collection:
-    """Pictures that can be searched by words, by pictures, and by what is known of them. Make one with `open`."""
+    """Pictures that can be searched by words, by pictures and by metadata. Make one with `index`, then `open` it.
 
-    def __init__(self, store: Store, searcher: Searcher, model_folder: Path | None, device: str = "cpu") -> None:
+    Any number of threads may use one collection at the same time, and so may other processes: a search sees the version
+    before or after a change, never a part of it.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        model: SearchModel | None,
+        model_folder: Path | None,
+        *,
+        beams: int | None = None,
+        readout: str | None = None,
+        device: str = "cpu",
+        threads: int = 0,
+        once: bool = False,
+        max_queue: int | None = None,
+    ) -> None:
+        if readout is not None and readout not in READOUTS:
+            raise ConfigError(f"readout: {readout!r} is not generate, voken or vector.")
         self._store = store
-        self._searcher = searcher
-        self._model_folder = model_folder
-        self._device = device
-        self._encoding = threading.Lock()
-        self._model: Model | None = None
+        self._search_model, self._model_folder = model, model_folder
+        self._beams, self._readout = beams, readout
+        self._device, self._threads, self._once = device, threads, once
+        self._max_queue = max_queue
+        self._loading, self._encoding = threading.Lock(), threading.Lock()
+        self._searcher: Searcher | None = None
+        self._snapshot: Snapshot | None = None
+        self._picture_model: PictureModel | None = None
 
     @classmethod
     def open(
         cls,
         path: str | Path,
         *,
-        model: Path | SearchModel | None = None,
+        model: str | Path | SearchModel | None = None,
+        beams: int | None = None,
+        readout: str | None = None,
         device: str = "cpu",
         threads: int = 0,
+        once: bool = False,
         max_queue: int | None = None,
+        load: bool = True,
     ) -> Self:
-        """Open a saved collection, and the model it was made with where none is given.
+        """Open a saved collection, with the model that it was made with unless another place is given.
 
-        `threads` 0: as many as there are cores. `max_queue` is how many queries may wait while others are answered;
-        None: no bound. Raises `ArtifactError` where there is no collection, its model is no longer where it was, or
-        `model` is another.
+        `beams` is how many sequences a search keeps while it writes them; None means as many as the model's settings
+        say, and always at least `k`. `readout` ranks hits by "generate" (log-probability), "voken" (plus the cosine
+        with the vector rebuilt from the vokens) or "vector" (plus the cosine with the stored vector); None means the
+        best that the collection allows. `threads` 0 means as many as there are cores. `once` is for a process that
+        searches a single time: it starts faster and searches more slowly. `max_queue` is how many queries may wait
+        while others are answered; None means any number. With `load=False` the first search loads the model: changes
+        need none.
+
+        Raises `ArtifactError` if there is no collection, if its model is no longer where it was, or if `model` is not
+        the model that it was made with, and `ConfigError` for impossible settings.
         """
         store = Store.open(Path(path))
-        snapshot = store.snapshot()
-        folder = snapshot.find_model() if model is None else model if isinstance(model, Path) else None
-        loaded: SearchModel
-        if folder is not None:
-            loaded = load_model(folder, device=device, threads=threads)
-        else:
-            assert model is not None
-            assert not isinstance(model, Path)
-            loaded = model
-        return cls(store, Searcher(loaded, snapshot, store=store, max_queue=max_queue), folder, device)
+        folder = Path(model) if isinstance(model, str | Path) else None
+        loaded = None if model is None or isinstance(model, str | Path) else model
+        collection = cls(
+            store,
+            loaded,
+            folder,
+            beams=beams,
+            readout=readout,
+            device=device,
+            threads=threads,
+            once=once,
+            max_queue=max_queue,
+        )
+        if load:
+            _ = collection.searcher
+        return collection
 
     @classmethod
-    def create(
+    def index(
         cls,
         path: str | Path,
-        pictures: Dataset | Iterable[Path],
-        model: Path,
+        pictures: str | Path | Dataset | Iterable[Path],
+        model: str | Path | PictureModel | None = None,
         *,
+        split: str | None = None,
+        images: str | Path | None = None,
         vectors: bool = True,
-        cache: VectorCache | None = None,
+        model_folder: Path | None = None,
         replace: bool = False,
+        cache: str | Path | VectorCache | None = None,
         device: str = "cpu",
+        threads: int = 0,
         progress: Progress = no_progress,
-    ) -> Self:
-        """Index `pictures` with the model in a folder, and open the collection.
+    ) -> IndexReport:
+        """Make a collection of pictures, or bring the one at `path` up to date with them.
 
-        See `voken.collection.indexing.create_collection` for the arguments and errors.
+        `pictures` is a folder of pictures, a data set (its `split`, if given; `images` is the folder of its pictures if
+        they are elsewhere), or paths. Only new and changed files are read; pictures whose files are gone are removed;
+        files that cannot be used are skipped and reported. `model` is the folder of a trained model, or the model
+        itself, in which case `model_folder` is where searches will find it; an existing collection knows its model.
+        `vectors` stores a vector per picture, for the best read-out. `replace` starts again. With `cache`, a folder,
+        pictures that were encoded once are not encoded again.
+
+        Raises `EmptyDataError` if no picture can be used, `ArtifactError` if `path` holds something else or a
+        collection of another model, `ConfigError` if it is of another folder; a new collection is then removed. If it
+        is stopped, or the disk refuses (`StorageError`), what was committed stays, and the same call goes on from it.
         """
-        from voken.collection.indexing import create_collection
+        from voken.collection import indexing
 
-        loaded = _torch_model(model, device)
-        create_collection(
-            Path(path),
-            pictures,
-            loaded,
-            vectors=vectors,
-            model_folder=model,
-            cache=cache,
-            replace=replace,
-            progress=progress,
-        )
-        return cls.open(path, model=model, device=device)
+        path, dataset = Path(path), _read_pictures(pictures, split, images)
+        if not len(dataset):
+            raise EmptyDataError(f"{dataset.name}: there is no picture to index.")
+        is_new = replace or not artifact.is_artifact(path)
+        if is_new and model is None:
+            raise ConfigError(f"--model is missing: {path} is new, so name the folder of a trained model.")
+        store = None if is_new else Store.open(path)
+        if model is None and store is not None:
+            model = store.snapshot().find_model()
+        loaded = indexing.SavedModel(Path(model), device, threads) if isinstance(model, str | Path) else model
+        assert loaded is not None
+        if store is None:
+            if isinstance(loaded, indexing.SavedModel):
+                model_folder = loaded.folder
+            store = indexing.new_store(
+                path, dataset.root, loaded, vectors=vectors, model_folder=model_folder, replace=replace
+            )
+        try:
+            return indexing.index_pictures(
+                store, dataset, loaded, cache=_cache(cache), workers=threads, compact=is_new, progress=progress
+            )
+        except BaseException:
+            if is_new and not len(store.snapshot()):
+                shutil.rmtree(path, ignore_errors=True)
+            raise
+
+    @classmethod
+    def watch(
+        cls,
+        path: str | Path,
+        pictures: str | Path,
+        model: str | Path | None = None,
+        *,
+        split: str | None = None,
+        images: str | Path | None = None,
+        device: str = "cpu",
+        threads: int = 0,
+        **options: Any,
+    ) -> Iterator[IndexReport | DataError]:
+        """`index`, and again whenever the folder changes, for ever: yields the report of each run.
+
+        The arguments are those of `index`. The first run raises as `index` does. Later a `DataError` is yielded: the
+        folder may be half written, and its next change may mend it. Raises `MissingExtraError` without watchfiles.
+        """
+        from voken.collection.indexing import SavedModel
+        from voken.collection.watching import folder_changes
+
+        changes = folder_changes(_read_pictures(pictures, split, images).root)
+        if model is None and artifact.is_artifact(Path(path)):
+            model = Store.open(Path(path)).snapshot().find_model()
+        loaded = None if model is None else SavedModel(Path(model), device, threads)
+        yield cls.index(path, pictures, loaded, split=split, images=images, threads=threads, **options)
+        for _ in changes:
+            try:
+                options["replace"] = False
+                yield cls.index(path, pictures, loaded, split=split, images=images, threads=threads, **options)
+            except DataError as error:
+                yield error
+
+    @staticmethod
+    def doctor(path: str | Path, *, progress: Progress = no_progress) -> list[Finding]:
+        """Check a collection, every byte of it: what is right, what is wrong, and what to do about it.
+
+        Raises `ArtifactError` only if there is no collection.
+        """
+        from voken.collection.doctor import examine
+
+        return examine(Path(path), progress=progress)
 
     def __len__(self) -> int:
-        return len(self._searcher.collection)
+        return len(self._current())
+
+    def __contains__(self, image_id: str) -> bool:
+        return self._current().find(image_id) is not None
 
     def __enter__(self) -> Self:
         return self
@@ -172,111 +334,166 @@ class Collection:
 
     @property
     def store(self) -> Store:
-        """What keeps it on disk."""
+        """Its files."""
         return self._store
 
     @property
     def searcher(self) -> Searcher:
-        """What searches it."""
-        return self._searcher
+        """What searches it; loads the model on first use."""
+        with self._loading:
+            if self._searcher is None:
+                snapshot = self._store.snapshot(self._snapshot)
+                if self._search_model is None:
+                    if self._model_folder is None:
+                        self._model_folder = snapshot.find_model()
+                    self._search_model = load_model(
+                        self._model_folder, device=self._device, threads=self._threads, once=self._once
+                    )
+                settings = None
+                if self._beams is not None or self._readout is not None:
+                    chosen = self._search_model.search
+                    settings = replace(
+                        chosen,
+                        beams=chosen.beams if self._beams is None else self._beams,
+                        # __init__ has checked the name
+                        readout=self._readout or ("voken" if snapshot.vectors is None else "vector"),  # type: ignore[arg-type]
+                    )
+                self._searcher = Searcher(
+                    self._search_model, snapshot, settings, store=self._store, max_queue=self._max_queue
+                )
+            return self._searcher
 
     @property
     def version(self) -> int:
-        """Of the pictures that a search which begins now would search; it grows with every change."""
-        return self._searcher.collection.version
+        """The version that a search beginning now would see; it grows with every change."""
+        return self._current().version
 
     @property
     def readout(self) -> str:
-        """How answers are ranked: "generate", "voken" or "vector"."""
-        return self._searcher.search_config.readout
+        """How hits are ranked: "generate", "voken" or "vector"."""
+        return self.searcher.search_config.readout
 
     @property
     def fields(self) -> list[str]:
         """What filters may name: `date`, `folder`, and the fields of the pictures' metadata."""
-        return fields_of(self._searcher.collection)
+        return fields_of(self._current())
 
     @property
     def can_encode(self) -> bool:
-        """Whether pictures can be read here: torch is installed and the model lies in a folder."""
-        model = self._searcher.model if self._model_folder is None else None
-        return find_spec("torch") is not None and (model is None or hasattr(model, "encoder"))
+        """Whether pictures can be read here: torch is installed and the model has its picture side."""
+        in_memory = self._search_model is not None and self._model_folder is None
+        return find_spec("torch") is not None and (not in_memory or hasattr(self._search_model, "encoder"))
 
     @property
     def calibrated(self) -> bool:
         """Whether hits have a confidence."""
-        return self._searcher.calibrated
+        return self.searcher.calibrated
 
     @property
     def wants_compaction(self) -> bool:
-        """Whether so much has changed that `compact` would make opening faster."""
+        """Whether there are so many changes that `compact` would make opening faster."""
         return self._store.wants_compaction
 
+    def info(self) -> CollectionInfo:
+        """What the collection is, and how many bytes each part of it takes."""
+        snapshot = self._current()
+        trie = snapshot.trie
+        return CollectionInfo(
+            pictures=len(snapshot),
+            version=snapshot.version,
+            added=len(snapshot.added.rows),
+            removed=len(snapshot.removed),
+            sequences=trie.sequences,
+            levels=trie.levels,
+            codebook_size=trie.codebook_size,
+            root=snapshot.root,
+            fields=tuple(fields_of(snapshot)),
+            skipped=snapshot.skipped,
+            model=snapshot.model_folders[0] if snapshot.model_folders else None,
+            model_fingerprint=snapshot.model_fingerprint,
+            size=snapshot.size,
+        )
+
     def search(
-        self, query: str, k: int = 10, *, where: Sequence[str] = (), threshold: float | None = None
+        self,
+        query: str,
+        k: int = 10,
+        *,
+        where: Sequence[str] = (),
+        threshold: float | None = None,
+        precision: float | None = None,
     ) -> list[Hit]:
         """At most `k` pictures for a query in words, best first.
 
-        `where` are filters that must all hold (see `voken.collection.filters`). With `threshold` only hits whose
-        confidence is at least that are answered: an empty list says that nothing matches. Raises `ConfigError` for an
-        empty query, an impossible `k`, a filter that is none, and a threshold where the model is not calibrated.
+        `where` are filters that must all hold (see `voken.collection.filters`). With `threshold` only hits of at least
+        that confidence are returned, and an empty list means that nothing matches; `precision` is the threshold from
+        which on that share of hits was right on validation. Raises `ConfigError` for an empty query, an impossible
+        `k`, a filter that cannot be parsed, and a threshold or a precision if the model is not calibrated for it.
         """
-        return self.search_many([query], k, where=where, threshold=threshold)[0]
+        return self.search_many([query], k, where=where, threshold=threshold, precision=precision)[0]
 
     def search_many(
-        self, queries: Sequence[str], k: int = 10, *, where: Sequence[str] = (), threshold: float | None = None
+        self,
+        queries: Sequence[str],
+        k: int = 10,
+        *,
+        where: Sequence[str] = (),
+        threshold: float | None = None,
+        precision: float | None = None,
     ) -> list[list[Hit]]:
-        """The same for several queries, which are read together."""
-        return self._searcher.search(queries, k, parse_all(where), threshold)
+        """`search` for several queries, which go through the model together."""
+        return self.searcher.search(queries, k, _filters(where), self._threshold(threshold, precision))
 
     async def asearch(
-        self, queries: Sequence[str], k: int = 10, *, where: Sequence[str] = (), threshold: float | None = None
+        self,
+        queries: Sequence[str],
+        k: int = 10,
+        *,
+        where: Sequence[str] = (),
+        threshold: float | None = None,
+        precision: float | None = None,
     ) -> list[list[Hit]]:
-        """`search_many` without blocking the event loop; what is asked at once is searched together.
+        """`search_many` without blocking the event loop; queries that arrive together are searched together.
 
-        Raises `BusyError` where the queue is full.
+        Raises `BusyError` if the queue is full.
         """
-        return await self._searcher.asearch(queries, k, parse_all(where), threshold)
+        return await self.searcher.asearch(queries, k, _filters(where), self._threshold(threshold, precision))
 
     def similar(self, image_id: str, k: int = 10, *, where: Sequence[str] = ()) -> list[Hit]:
-        """At most `k` pictures like one of the collection. Raises `DataError` where there is no such picture."""
-        return self._searcher.similar(image_id, k, parse_all(where))
+        """At most `k` pictures like one of the collection. Raises `DataError` if there is no such picture."""
+        return self.searcher.similar(image_id, k, _filters(where))
 
     def search_picture(self, picture: str | Path | BinaryIO, k: int = 10, *, where: Sequence[str] = ()) -> list[Hit]:
         """At most `k` pictures like a file.
 
-        Raises `PictureError` where it cannot be read, `MissingExtraError` without torch.
+        Raises `PictureError` if it cannot be read, `MissingExtraError` without torch.
         """
-        filters = parse_all(where)
-        model = self._encoder()
+        from voken.data.images import open_image
+
+        filters, model = _filters(where), self._encoder()
         with self._encoding:
-            return like_file(self._searcher, model, Path(picture) if isinstance(picture, str) else picture, k, filters)
+            image = open_image(Path(picture) if isinstance(picture, str) else picture)
+            vector = np.asarray(model.encoder.encode_images([image]), dtype=np.float32)
+            return self.searcher.like_vector(model.tokenizer.code_vectors(vector)[0], vector[0], k, filters)
 
     def explain(self, query: str, hits: Sequence[Hit]) -> list[Why]:
         """For each hit of a search for `query`: what the generator wrote on the way to it."""
-        searcher = self._searcher
+        searcher = self.searcher
         beams = max(searcher.search_config.beams, len(hits))
         return explain.explain(searcher.model, searcher.collection, query, hits, beams)
 
     def picture(self, image_id: str) -> Picture:
-        """One picture by id. Raises `DataError` where there is none."""
-        snapshot = self._searcher.collection
+        """One picture by id. Raises `DataError` if there is none."""
+        snapshot = self._current()
         row = snapshot.find(image_id)
         if row is None:
             raise DataError(f"{image_id}: no picture of the collection has that id.")
-        metadata = snapshot.metadata(row)
-        return Picture(
-            image_id,
-            snapshot.path(row),
-            tuple(snapshot.sequence(row).tolist()),
-            json.loads(metadata) if metadata else {},
-        )
+        return Picture(image_id, snapshot.path(row), tuple(snapshot.sequence(row).tolist()), _metadata(snapshot, row))
 
     def metadata(self, image_id: str) -> dict[str, Any]:
-        """What is known of a picture; nothing where there is none."""
-        snapshot = self._searcher.collection
-        row = snapshot.find(image_id)
-        said = "" if row is None else snapshot.metadata(row)
-        return json.loads(said) if said else {}
+        """The metadata of a picture; empty if there is no such picture."""
+        snapshot = self._current()
+        return _metadata(snapshot, snapshot.find(image_id))
 
     def add(
         self,
@@ -284,34 +501,39 @@ class Collection:
         *,
         ids: Sequence[str] | None = None,
         metadata: Sequence[dict[str, Any]] | None = None,
+        cache: str | Path | VectorCache | None = None,
         progress: Progress = no_progress,
     ) -> Change:
-        """Add files in one transaction; one whose id is there is replaced. Those that cannot be used are told.
+        """Add files in one transaction; a file whose id exists replaces that picture. Unusable files are skipped.
 
-        An id is the path relative to the collection's folder of pictures, or the whole path where it lies elsewhere.
-        Raises `StorageError` where the disk refuses, `MissingExtraError` without torch.
+        An id is the path relative to the collection's folder of pictures, or the absolute path of a file elsewhere.
+        Raises `StorageError` if the disk refuses, `MissingExtraError` without torch.
         """
         from voken.collection.base import metadata_text
         from voken.collection.indexing import add_pictures
 
-        told = None if metadata is None else [metadata_text(one) for one in metadata]
-        model = self._encoder()
+        texts = None if metadata is None else [metadata_text(fields) for fields in metadata]
+        paths, model = [Path(path) for path in pictures], self._encoder()
         with self._encoding:
-            done, skipped = add_pictures(
-                self._store, [Path(path) for path in pictures], model, ids=ids, metadata=told, progress=progress
+            change = add_pictures(
+                self._store, paths, model, ids=ids, metadata=texts, cache=_cache(cache), progress=progress
             )
-        self._searcher.refresh()
-        return Change(done.version, done.added, done.updated, done.removed, skipped)
+        self._refresh()
+        return change
 
     def remove(self, ids: Sequence[str] = (), *, paths: Sequence[str | Path] = ()) -> Change:
-        """Remove pictures in one transaction; their files stay. Those that are not there are passed over."""
-        from voken.collection.snapshot import stored_path
+        """Remove pictures, by id or by the path of their file, in one transaction. Their files stay.
 
+        Ids and paths that no picture has are in `absent`.
+        """
         snapshot = self._store.snapshot()
-        named = [stored_path(Path(path), snapshot.root) for path in paths]
-        done = self._store.commit(remove=[*ids, *snapshot.ids_of_paths(named).values()])
-        self._searcher.refresh()
-        return Change(done.version, removed=done.removed)
+        stored = {str(path): stored_path(Path(path), snapshot.root) for path in paths}
+        known = snapshot.ids_of_paths(list(stored.values()))
+        change = self._store.commit(remove=[*ids, *known.values()])
+        self._refresh()
+        return replace(
+            change, absent=(*change.absent, *(path for path, stored_as in stored.items() if stored_as not in known))
+        )
 
     def add_uploads(self, files: Sequence[tuple[str, BinaryIO]], max_pixels: int) -> Change:
         """Store open files, each with its sender's name for it, in the collection's own folder, and add them.
@@ -344,50 +566,212 @@ class Collection:
 
     def stored_version(self) -> int:
         """The version on the disk now. Raises `VokenError` if the collection cannot be read any more."""
-        return self._store.snapshot(self._searcher.collection).version
+        return self._store.snapshot(self._current()).version
 
     def compact(self) -> bool:
-        """Write everything out in one piece, while searches go on; whether there was anything to write."""
-        done = self._store.compact()
-        self._searcher.refresh()
-        return done
+        """Write all changes into one new base, while searches go on. Returns False if there were none."""
+        changed = self._store.compact()
+        self._refresh()
+        return changed
 
     def watch_batches(self, watcher: Callable[[int], None]) -> None:
-        """Have `watcher` told how many queries go through the model together, by the thread that runs them."""
-        self._searcher.watch_batches(watcher)
+        """Call `watcher` with the size of every batch of queries, in the thread that searches it."""
+        self.searcher.watch_batches(watcher)
 
     def close(self) -> None:
-        """Answer what was asked and take nothing more."""
-        self._searcher.close()
+        """Answer the queries that wait, and accept no more."""
+        if self._searcher is not None:
+            self._searcher.close()
 
-    def _encoder(self) -> Model:
+    def _current(self) -> Snapshot:
+        """The version that a search beginning now would see."""
+        if self._searcher is not None:
+            return self._searcher.collection
+        self._snapshot = self._store.snapshot(self._snapshot)
+        return self._snapshot
+
+    def _refresh(self) -> None:
+        if self._searcher is not None:
+            self._searcher.refresh()
+
+    def _threshold(self, threshold: float | None, precision: float | None) -> float | None:
+        return threshold if precision is None else self.searcher.threshold(precision)
+
+    def _encoder(self) -> PictureModel:
+        from voken.collection.indexing import SavedModel
+
         with self._encoding:
-            if self._model is None:
-                if self._model_folder is None:
-                    from voken.model.model import Model
-
-                    model = self._searcher.model
-                    if not isinstance(model, Model) and not hasattr(model, "encoder"):
+            if self._picture_model is None:
+                if self._search_model is not None and self._model_folder is None:
+                    if not hasattr(self._search_model, "encoder"):
                         raise DataError("This model cannot read pictures: open the collection with its folder instead.")
-                    self._model = model  # type: ignore[assignment]
+                    self._picture_model = self._search_model  # type: ignore[assignment] # has all of a PictureModel
                 else:
-                    self._model = _torch_model(self._model_folder, self._device)
-            return self._model  # type: ignore[return-value]
+                    folder = self._model_folder or self._store.snapshot().find_model()
+                    self._picture_model = SavedModel(folder, self._device, self._threads)
+            return self._picture_model  # type: ignore[return-value] # it was assigned above
 
 
-def like_file(
-    searcher: Searcher, model: Model, picture: Path | BinaryIO, k: int, filters: Sequence[Filter]
-) -> list[Hit]:
-    """At most `k` pictures like a file, which `model` reads. Raises `PictureError` where it cannot be read."""
-    from voken.data.images import open_image
+def info(path: str | Path) -> CollectionInfo | ModelInfo:
+    """What a saved collection or model is. Raises `ArtifactError` if there is none."""
+    folder = Path(path)
+    if artifact.kind_of(folder) == COLLECTION:
+        return Collection.open(folder, load=False).info()
+    manifest = artifact.check(folder, kind=compiled.KIND, version=compiled.VERSION, checksums=False)
+    config = artifact.read_json(folder / "config.json")
+    sizes: dict[str, int] = {}
+    for name, entry in manifest["files"].items():
+        part = name.partition("/")[0] if "/" in name else "settings"
+        sizes[part] = sizes.get(part, 0) + entry["bytes"]
+    return ModelInfo(
+        family=config["run"]["generator"]["family"],
+        fingerprint=compiled.fingerprint(folder),
+        engine=config["search"].get("precision", "float32") if compiled.is_compiled(folder) else None,
+        search=config["search"],
+        bytes=sizes,
+    )
 
-    vector = np.asarray(model.encoder.encode_images([open_image(picture)]), dtype=np.float32)
-    return searcher.like_vector(model.tokenizer.code_vectors(vector)[0], vector[0], k, filters)
+
+def fit(
+    data: str | Path | Dataset,
+    out: str | Path,
+    config: RunConfig | None = None,
+    *,
+    images: str | Path | None = None,
+    cache: str | Path | VectorCache | None = None,
+    device: str = "cpu",
+    threads: int = 0,
+    progress: Progress = no_progress,
+) -> Model:
+    """Train a model on captioned pictures and save it in `out`.
+
+    `config` is by default `voken.config.preset("default")`. See `voken.training.fit.fit` for what is trained, how an
+    interrupted run goes on, and the errors; the other arguments are those of `Collection.index`.
+    """
+    from voken.config import preset
+    from voken.training import fit as training
+
+    dataset = _read_pictures(data, None, images)
+    use_threads(threads)
+    config = preset("default") if config is None else config
+    return training.fit(dataset, Path(out), config, cache=_cache(cache), device=device, progress=progress)
 
 
-def _torch_model(folder: Path, device: str) -> Model:
-    if find_spec("torch") is None:
-        raise MissingExtraError("torch, which reads pictures,", "train")
+def compile_model(path: str | Path, precision: str = "float32") -> None:
+    """Make a model's engine again, which searches without torch: "float32" as trained, or "int8", smaller and faster.
+
+    The fingerprint does not change, so collections stay valid. Raises `ConfigError` for another precision.
+    """
+    if precision not in ("float32", "int8"):
+        raise ConfigError(f"precision: {precision!r} is not float32 or int8.")
     from voken.model.model import Model
 
-    return Model.load(folder, device=device)
+    model = Model.load(Path(path))
+    search = replace(model.search, precision=precision)  # type: ignore[arg-type] # checked above
+    replace(model, search=search).save(Path(path), replace=True)
+
+
+def tokenizer_report(
+    model: str | Path,
+    data: str | Path | Dataset,
+    *,
+    split: str | None = None,
+    images: str | Path | None = None,
+    cache: str | Path | VectorCache | None = None,
+    device: str = "cpu",
+    threads: int = 0,
+    progress: Progress = no_progress,
+) -> tuple[TokenizerReport, list[Skipped]]:
+    """How good a model's tokenizer is for some pictures, and the pictures that could not be used.
+
+    The arguments are those of `Collection.index`. Raises `EmptyDataError` if no picture can be used.
+    """
+    from voken.encoders.cache import picture_vectors
+    from voken.image_tokenizer.report import report
+    from voken.model.model import Model
+    from voken.training.sides import side_of
+
+    dataset = _read_pictures(data, split, images)
+    use_threads(threads)
+    loaded = Model.load(Path(model), device=device)
+    encoded = picture_vectors(
+        loaded.encoder, [image.path for image in dataset.images], cache=_cache(cache), progress=progress
+    )
+    if not len(encoded.rows):
+        raise EmptyDataError(f"{dataset.root}: none of the {len(dataset)} pictures can be read.")
+    side = side_of([dataset.images[row] for row in encoded.rows], encoded.vectors, loaded.encoder.encode_texts)
+    return report(loaded.tokenizer, side.images, side.texts, side.pairs[:, ::-1].copy()), encoded.skipped
+
+
+def draw_dataset(
+    name: str,
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    size: int | None = None,
+    demo: bool = False,
+    every_licence: bool = False,
+    progress: Progress = no_progress,
+) -> Dataset:
+    """Draw a data set of captioned pictures: "emoji", "icons" (tagged) or "icons-all" (for scale).
+
+    `seed` draws the split; `size` is the side in pixels (128 for emoji, 64 for icons); `demo` takes two of the emoji's
+    nine vendors; `every_licence` adds to icons-all what may not be passed on. Raises `ConfigError` for another name
+    and for an option that the data set does not have, `DataError` if npm, which fetches the drawings, fails.
+    """
+    from voken.data.sources import emoji, icons
+
+    folder = Path(folder)
+    if name not in ("emoji", "icons", "icons-all"):
+        raise ConfigError(f"{name!r}: no such data set. There are: emoji, icons, icons-all.")
+    if demo and name != "emoji":
+        raise ConfigError(f"--demo: {name} has no smaller selection; only emoji has.")
+    if every_licence and name != "icons-all":
+        raise ConfigError("--every-licence: only icons-all has it.")
+    if name == "emoji":
+        vendors = emoji.DEMO_VENDORS if demo else tuple(emoji.VENDORS)
+        return emoji.build(folder, seed=seed, size=size or 128, vendors=vendors, progress=progress)
+    if name == "icons":
+        return icons.build(folder, seed=seed, size=size or 64, progress=progress)
+    return icons.build_all(folder, seed=seed, size=size or 64, every_licence=every_licence, progress=progress)
+
+
+def use_threads(threads: int) -> None:
+    """Let torch use so many threads; 0 leaves its default."""
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def _read_pictures(
+    pictures: str | Path | Dataset | Iterable[Path], split: str | None, images: str | Path | None
+) -> Dataset:
+    from voken.data.captions import Dataset, read_dataset
+
+    if isinstance(pictures, str | Path):
+        dataset = read_dataset(Path(pictures), None if images is None else Path(images))
+    elif isinstance(pictures, Dataset):
+        dataset = pictures
+    else:
+        from voken.collection.indexing import dataset_of
+
+        dataset = dataset_of(pictures)
+    return dataset if split is None else dataset.split(split)
+
+
+def _cache(cache: str | Path | VectorCache | None) -> VectorCache | None:
+    if not isinstance(cache, str | Path):
+        return cache
+    from voken.encoders.cache import VectorCache
+
+    return VectorCache(Path(cache))
+
+
+def _filters(texts: Sequence[str]) -> Sequence[Any]:
+    return parse_all(texts) if texts else ()
+
+
+def _metadata(snapshot: Snapshot, row: int | None) -> dict[str, Any]:
+    text = "" if row is None else snapshot.metadata(row)
+    return json.loads(text) if text else {}

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from voken.cli.app import (
+from voken.cli.console import (
     AsJson,
     CacheFolder,
     Device,
@@ -17,13 +17,13 @@ from voken.cli.app import (
     Threads,
     Verbose,
     as_dicts,
-    assignments,
+    cache_folder,
+    parse_settings,
     print_json,
-    tell_skipped,
-    use_threads,
-    vector_cache,
+    print_skipped,
+    progress_bars,
+    shown,
 )
-from voken.cli.console import progress_bars, shown
 
 app = typer.Typer()
 
@@ -59,8 +59,10 @@ def evaluate(
     Rows: exact search with the encoder's vectors, the same with vectors rebuilt from vokens (the ceiling), exact search
     from where the generator aims (if it does), and the model's three read-outs.
     """
+    from voken.api import use_threads
     from voken.artifact import write_json
     from voken.data.captions import read_dataset
+    from voken.encoders.cache import VectorCache
     from voken.model.model import Model
     from voken_lab.evaluation.benchmark import TWO_TOWER, benchmark
     from voken_lab.evaluation.tables import results_table
@@ -78,7 +80,7 @@ def evaluate(
             limit=limit,
             seed=seed,
             beams=beams,
-            cache=vector_cache(cache),
+            cache=VectorCache(cache_folder(cache)),
             progress=progress,
         )
     rows = [row.to_dict(per_query=per_query) for row in found.rows]
@@ -101,7 +103,7 @@ def evaluate(
             },
         )
     typer.echo(results_table(rows, base=TWO_TOWER))
-    tell_skipped(found.skipped, verbose)
+    print_skipped(found.skipped, verbose)
 
 
 @app.command(epilog="Example: voken compare emoji.json other.json --row vector")
@@ -170,6 +172,7 @@ def reproduce(
 
     Everything finished is kept: stopped at any time, the same command goes on, and another table finds what it shares.
     """
+    from voken.api import use_threads
     from voken_lab.reproduction.run import Request, reproduce
 
     use_threads(threads)
@@ -182,7 +185,7 @@ def reproduce(
         seeds=tuple(seeds) if seeds else (0,) if quick else (0, 1, 2),
         quick=quick,
         transductive=transductive,
-        settings=tuple(assignments(settings or []).items()),
+        settings=tuple(parse_settings(settings or []).items()),
         cache=cache,
         checkpoints=checkpoints,
         captioner=captioner,
@@ -207,6 +210,7 @@ def demo(
 
     Takes a few minutes on two cores. If it is stopped, the same command continues.
     """
+    from voken.api import use_threads
     from voken_lab.demo.run import run
 
     use_threads(threads)

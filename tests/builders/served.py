@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 from starlette.testclient import TestClient
 
+from builders.collections import make_collection
 from builders.tiny_model import PrefixGenerator, paint_many, tiny_model
 from voken import Collection
-from voken.collection.indexing import create_collection
 from voken.serve.app import create_app
 from voken.serve.settings import ServeSettings
 
@@ -54,7 +54,7 @@ class Served:
     def of(cls, root, model=None, **settings):
         """Over small pictures of one colour each, two of each colour."""
         paths = paint_many(root / "pictures", PICTURES)
-        create_collection(root / "c", paths, tiny_model())
+        make_collection(root / "c", paths, tiny_model())
         with cls.over(root / "c", root / "thumbnails", model, **settings) as served:
             served.paths = paths
             yield served

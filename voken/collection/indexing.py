@@ -1,20 +1,20 @@
-"""Pictures on the disk into a collection, and the collection kept as the disk is.
+"""Bring a collection up to date with the pictures on the disk.
 
-A file whose size and time are those it had is not looked at again; one whose content is known, because it moved, was
-copied or only touched, is not encoded again. What is new is committed every few hundred pictures, so that a run that is
-stopped loses no more than these, and searches find the pictures while it goes on.
+A file whose size and time have not changed is not read again. A file whose content is known, because it was moved,
+copied or only touched, is not encoded again. New pictures are committed a few hundred at a time: a run that is stopped
+loses no more than these, and searches see the others while it goes on.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import shutil
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -23,12 +23,12 @@ import numpy as np
 from voken import artifact
 from voken.collection.base import FACTS
 from voken.collection.snapshot import UPLOAD_PREFIX, Snapshot, stored_path
-from voken.collection.store import Change, Entry, FileFacts, SkippedFile, Store
+from voken.collection.store import Change, Entry, FileFacts, IndexReport, SkippedFile, Store
 from voken.data.captions import CaptionedImage, Dataset
 from voken.data.images import date_taken, file_hash
 from voken.data.skipped import Skipped
 from voken.encoders.cache import picture_vectors
-from voken.errors import ConfigError, EmptyDataError, PictureError
+from voken.errors import ConfigError, EmptyDataError, MissingExtraError, PictureError
 from voken.model import compiled
 from voken.progress import Progress, no_progress
 
@@ -38,16 +38,16 @@ if TYPE_CHECKING:
     from voken.image_tokenizer.model import ImageTokenizer
     from voken.model.model import PictureSide
 
-_COMMITTED_AT_ONCE = 512
+_PICTURES_PER_COMMIT = 512
 _REASONS_SHOWN = 3
 
 
-class Indexer(Protocol):
-    """What indexing asks of a model. `voken.model.model.Model` is one."""
+class PictureModel(Protocol):
+    """What indexing needs of a model. `voken.model.model.Model` is one."""
 
     @property
     def fingerprint(self) -> str:
-        """Collections know their model by it."""
+        """Collections recognise their model by it."""
         ...
 
     @property
@@ -63,15 +63,15 @@ class Indexer(Protocol):
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A model that is loaded, with torch, when there is a picture to read: an update that finds nothing new is quick.
+    """The picture side of a saved model, loaded when the first picture is read: a run without new pictures is quick.
 
-    Raises `ArtifactError` where there is no model.
+    Using it raises `ArtifactError` if there is no model, `MissingExtraError` if torch is not installed.
     """
 
     folder: Path
     device: str = "cpu"
     threads: int = 0
-    """Of torch; 0: as many as it takes by itself."""
+    """Of torch; 0: as many as it takes by default."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -91,6 +91,8 @@ class SavedModel:
 
     @cached_property
     def _model(self) -> PictureSide:
+        if find_spec("torch") is None:
+            raise MissingExtraError("torch, which reads pictures,", "train")
         import torch
 
         from voken.model.model import PictureSide
@@ -100,73 +102,16 @@ class SavedModel:
         return PictureSide.load(self.folder, device=self.device)
 
 
-@dataclass(frozen=True)
-class Indexed:
-    """What a run did, in pictures."""
-
-    version: int
-    added: int = 0
-    updated: int = 0
-    """Their file or their metadata changed."""
-    moved: int = 0
-    """Found again by their content under another path."""
-    removed: int = 0
-    """Their file is no longer there."""
-    unchanged: int = 0
-    skipped: tuple[Skipped, ...] = ()
-    """All that could not be used, this time or before."""
-
-    @property
-    def changes(self) -> int:
-        """How many pictures are not as they were."""
-        return self.added + self.updated + self.moved + self.removed
-
-
-def create_collection(
-    folder: Path,
-    pictures: Dataset | Iterable[Path],
-    model: Indexer,
-    *,
-    vectors: bool = True,
-    model_folder: Path | None = None,
-    cache: VectorCache | None = None,
-    replace: bool = False,
-    progress: Progress = no_progress,
-) -> Snapshot:
-    """A new collection of `pictures` in `folder`, written out in one piece.
-
-    Pictures that cannot be read are left out and stand in `skipped`. Ids of bare paths are the paths relative to
-    the folder they share. `vectors` keeps a float16 vector a picture, for the best read-out; `model_folder`
-    is remembered, so that a search finds its model. With `cache`, pictures that were encoded once are not again.
-
-    Raises `EmptyDataError` where no picture can be used and `ArtifactError` where `folder` is taken (`replace`
-    allows an older collection); then nothing is left behind. Stopped, or where the disk refuses (`StorageError`), what
-    was committed stays, and `index_pictures` goes on from it.
-    """
-    dataset = pictures if isinstance(pictures, Dataset) else dataset_of(pictures)
-    if not len(dataset):
-        raise EmptyDataError(f"{dataset.name}: there is no picture to index.")
-    store = new_store(folder, dataset.root, model, vectors=vectors, model_folder=model_folder, replace=replace)
-    try:
-        index_pictures(store, dataset, model, cache=cache, progress=progress)
-        store.compact()
-    except BaseException:
-        if not len(store.snapshot()):
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-    return store.snapshot()
-
-
 def new_store(
     folder: Path,
     root: Path,
-    model: Indexer,
+    model: PictureModel,
     *,
     vectors: bool = True,
     model_folder: Path | None = None,
     replace: bool = False,
 ) -> Store:
-    """A collection without pictures, for `model`. Raises as `Store.create`."""
+    """Make a collection without pictures, for `model`. Raises as `Store.create`."""
     return Store.create(
         folder,
         root=root,
@@ -181,18 +126,21 @@ def new_store(
 def index_pictures(
     store: Store,
     dataset: Dataset,
-    model: Indexer,
+    model: PictureModel,
     *,
     cache: VectorCache | None = None,
     workers: int = 0,
+    compact: bool = False,
     progress: Progress = no_progress,
-) -> Indexed:
-    """Make the collection hold the pictures of `dataset` and no others but those that were uploaded.
+) -> IndexReport:
+    """Make the collection hold the pictures of `dataset`, the uploaded ones, and no others.
 
-    `workers` threads read and decode; 0: as many as there are cores. Raises `ConfigError` where the collection is of
-    another folder, `ArtifactError` where it was made with another model, `EmptyDataError` where it would be left
-    without any picture, because none of these can be used.
+    `workers` threads read and decode; 0 means as many as there are cores. `compact` writes the collection out
+    afterwards, which otherwise happens only after many changes. Raises `ConfigError` if the collection is of another
+    folder, `ArtifactError` if it was made with another model, `EmptyDataError` if none of the pictures can be used, so
+    that it would be empty.
     """
+    start = time.perf_counter()
     workers = workers or os.cpu_count() or 1
     before = store.snapshot()
     before.check_model(model)
@@ -201,61 +149,79 @@ def index_pictures(
             f"{store.folder}: holds the pictures of {before.root}, not of {dataset.root}. Give that folder, or another "
             "collection; `voken add` takes single pictures from anywhere."
         )
-    plan = _planned(before, dataset, store.skipped(), workers, progress)
-    done = Counter[str](unchanged=plan.unchanged)
-    for part in _parts(plan.copied):
-        _commit_copied(store, before, part, done)
-    moved = {work.moved_from for work in plan.copied}
-    gone = [name for name in plan.gone if name not in moved]
-    if gone or plan.refused or plan.forgotten:
-        done["removed"] += len(store.commit(remove=gone, skipped=plan.refused, forget=plan.forgotten).removed)
+    plan = _plan_changes(before, dataset, store.skipped(), workers, progress)
+    counts = Counter[str](unchanged=plan.unchanged)
+    for part in _parts(plan.known):
+        _commit_known(store, before, part, counts)
+    moved = {picture.moved_from for picture in plan.known}
+    removed = [image_id for image_id in plan.removed if image_id not in moved]
+    if removed or plan.skipped or plan.forgotten:
+        change = store.commit(remove=removed, skipped=plan.skipped, forget=plan.forgotten)
+        counts["removed"] += len(change.removed)
     encoded = 0
-    for part in _parts(plan.fresh):
-        _commit_fresh(store, part, model, cache, done, _from(progress, encoded, len(plan.fresh)))
+    for part in _parts(plan.new):
+        entries, skipped = _encode(
+            part, model, cache, progress, store.stores_vectors, before=encoded, total=len(plan.new)
+        )
+        _commit_new(store, part, entries, skipped, counts)
         encoded += len(part)
     after = store.snapshot(before)
     if not len(after):
         raise EmptyDataError(_all_skipped(dataset, after.skipped))
-    return Indexed(after.version, **done, skipped=after.skipped)
+    if compact or store.wants_compaction:
+        store.compact()
+        after = store.snapshot(after)
+    return IndexReport(
+        version=after.version,
+        pictures=len(after),
+        sequences=after.trie.sequences,
+        bytes_per_picture=after.bytes_per_picture,
+        with_vectors=after.vectors is not None,
+        seconds=time.perf_counter() - start,
+        skipped=after.skipped,
+        **counts,
+    )
 
 
 def add_pictures(
     store: Store,
-    pictures: Sequence[Path],
-    model: Indexer,
+    paths: Sequence[Path],
+    model: PictureModel,
     *,
     ids: Sequence[str] | None = None,
     metadata: Sequence[str] | None = None,
     cache: VectorCache | None = None,
     progress: Progress = no_progress,
-) -> tuple[Change, tuple[Skipped, ...]]:
-    """Add single pictures in one transaction; one whose id is there is replaced.
+) -> Change:
+    """Add single pictures in one transaction; a picture with a known id replaces the one that has it.
 
-    An id is the path relative to the collection's folder of pictures, or the whole path where a picture lies elsewhere.
-    Pictures that cannot be used are left out and told. Raises as `Store.commit`.
+    An id is the path relative to the collection's folder of pictures, or the absolute path of a picture elsewhere.
+    Pictures that cannot be used are skipped. Raises as `Store.commit`.
     """
     before = store.snapshot()
     before.check_model(model)
-    works, refused = [], []
-    for place, path in enumerate(dict.fromkeys(pictures)):
-        name = store.upload_path(path) or stored_path(path, before.root)
+    pictures, unreadable = [], []
+    for place, path in enumerate(dict.fromkeys(paths)):
+        stored = store.upload_path(path) or stored_path(path, before.root)
         image = CaptionedImage(
-            image_id=ids[place] if ids else name.removeprefix(UPLOAD_PREFIX),
+            image_id=ids[place] if ids else stored.removeprefix(UPLOAD_PREFIX),
             path=path,
             metadata=metadata[place] if metadata else "",
         )
         try:
-            size, modified = _stat(path)
-            works.append(_Work(image, name, FileFacts(size, modified, *_looked_at(path, modified)), "added"))
+            size, modified = _size_and_time(path)
+            facts = FileFacts(size, modified, *_date_and_hash(path, modified))
+            pictures.append(_PendingPicture(image, stored, facts, "added"))
         except PictureError as error:
-            refused.append(Skipped(error.path, error.reason))
-    entries, bad = _encoded(works, model, cache, progress, keep_vectors=before.vectors is not None)
-    paths = {work.name: str(work.image.path) for work in works}
-    return store.commit(entries), (*refused, *(Skipped(paths[one.path], one.reason) for one in bad))
+            unreadable.append(Skipped(error.path, error.reason))
+    entries, skipped = _encode(pictures, model, cache, progress, before.vectors is not None)
+    path_of = {picture.stored_path: str(picture.image.path) for picture in pictures}
+    reasons = (Skipped(path_of[file.path], file.reason) for file in skipped)
+    return replace(store.commit(entries), skipped=(*unreadable, *reasons))
 
 
 def dataset_of(paths: Iterable[Path]) -> Dataset:
-    """Bare paths as a data set without captions; an id is the path from the folder that all share."""
+    """Paths as a data set without captions; an id is the path relative to the folder that all have in common."""
     absolute = list(dict.fromkeys(Path(path).absolute() for path in paths))
     if not absolute:
         raise EmptyDataError("There is no picture to index.")
@@ -265,195 +231,186 @@ def dataset_of(paths: Iterable[Path]) -> Dataset:
 
 
 @dataclass(frozen=True)
-class _Work:
-    """A picture to be written: where it stands, what it is, and what was known of its content."""
+class _PendingPicture:
+    """A picture that is to be written."""
 
     image: CaptionedImage
-    name: str
+    stored_path: str
     facts: FileFacts
     kind: str
-    """Which count of `Indexed` it is one of."""
+    """Which count of `IndexReport` it belongs to."""
     row: int = -1
-    """Of the picture with the same content; -1: it must be encoded."""
+    """Of a picture with the same content; -1 if it must be encoded."""
     moved_from: str = ""
-    """The id that picture had."""
+    """The id of that picture, if this is the same one under another path."""
+
+    def entry(self, vokens: np.ndarray, vector: np.ndarray | None) -> Entry:
+        return Entry(self.image.image_id, self.stored_path, vokens, vector, self.facts, self.image.metadata)
 
 
 @dataclass(frozen=True)
 class _Plan:
     unchanged: int
-    copied: list[_Work]
-    fresh: list[_Work]
-    gone: list[str]
-    refused: list[SkippedFile]
+    known: list[_PendingPicture]
+    """Their content is that of pictures in the collection."""
+    new: list[_PendingPicture]
+    removed: list[str]
+    """Ids whose files no longer exist, those of moved pictures included."""
+    skipped: list[SkippedFile]
     forgotten: list[str]
+    """Stored paths of files that were skipped earlier and no longer exist."""
 
 
-def _planned(
+def _plan_changes(
     before: Snapshot, dataset: Dataset, skipped: dict[str, SkippedFile], workers: int, progress: Progress
 ) -> _Plan:
-    """What is to be done for each file, from its size, time and, where these are not as they were, its content."""
+    """What is to be done for each file, by its size and time and, if these have changed, by its content."""
     rows = before.rows.tolist()
-    facts = before.facts
-    known = np.zeros(0, FACTS) if facts is None else facts[before.rows]
+    facts = np.zeros(0, FACTS) if before.facts is None else before.facts[before.rows]
     place_of = {before.ids[row]: place for place, row in enumerate(rows)}
-    unchanged, refused, changed = 0, [], []
-    listed, names = set(), set()
-    for done, image in enumerate(dataset.images, start=1):
-        listed.add(image.image_id)
-        name = stored_path(image.path, dataset.root)
-        names.add(name)
+    unchanged, unusable, changed = 0, [], []
+    listed_ids, listed_paths = set(), set()
+    for count, image in enumerate(dataset.images, start=1):
+        listed_ids.add(image.image_id)
+        path = stored_path(image.path, dataset.root)
+        listed_paths.add(path)
         try:
-            size, modified = _stat(image.path)
+            size, modified = _size_and_time(image.path)
         except PictureError as error:
-            refused.append(SkippedFile(name, error.reason))
+            unusable.append(SkippedFile(path, error.reason))
             continue
         place = place_of.get(image.image_id)
-        if place is not None and len(known):
-            same = (known["size"][place], known["modified"][place]) == (size, modified)
-            if same and before.metadata(rows[place]) == image.metadata:
+        if place is not None and len(facts):
+            same_file = (facts["size"][place], facts["modified"][place]) == (size, modified)
+            if same_file and before.metadata(rows[place]) == image.metadata:
                 unchanged += 1
                 continue
-        if place is None and (once := skipped.get(name)) and (once.size, once.modified) == (size, modified):
+        earlier = skipped.get(path)
+        if place is None and earlier is not None and (earlier.size, earlier.modified) == (size, modified):
             continue
-        changed.append((image, name, size, modified))
-        if done % 1000 == 0:
-            progress("look at files", done, len(dataset))
+        changed.append((image, path, size, modified))
+        if count % 1000 == 0:
+            progress("look at files", count, len(dataset))
     progress("look at files", len(dataset), len(dataset))
-    gone = [name for name, place in place_of.items() if name not in listed and not _is_own(before, rows[place])]
-    is_gone = set(gone)
-    copied: list[_Work] = []
-    fresh: list[_Work] = []
-    content = {bytes(known["hash"][place]): place for place in range(len(known))} if changed else {}
+    removed = [
+        image_id
+        for image_id, place in place_of.items()
+        if image_id not in listed_ids and not before.stored_paths[rows[place]].startswith(UPLOAD_PREFIX)
+    ]
+    unclaimed = set(removed)
+    known: list[_PendingPicture] = []
+    new: list[_PendingPicture] = []
+    place_of_content = {bytes(facts["hash"][place]): place for place in range(len(facts))} if changed else {}
     with ThreadPoolExecutor(workers) as pool:
-        looked = pool.map(lambda one: _looked_at_or_not(one[0].path, one[3]), changed)
-        for done, ((image, name, size, modified), found) in enumerate(zip(changed, looked, strict=True), start=1):
-            if done % 100 == 0 or done == len(changed):
-                progress("read new files", done, len(changed))
-            if isinstance(found, PictureError):
-                refused.append(SkippedFile(name, found.reason, size, modified))
+        contents = pool.map(lambda file: _date_and_hash_or_error(file[0].path, file[3]), changed)
+        for count, ((image, path, size, modified), content) in enumerate(zip(changed, contents, strict=True), start=1):
+            if count % 100 == 0 or count == len(changed):
+                progress("read new files", count, len(changed))
+            if isinstance(content, PictureError):
+                unusable.append(SkippedFile(path, content.reason, size, modified))
                 continue
             kind = "updated" if image.image_id in place_of else "added"
-            source = content.get(found[1], -1)
-            work = _Work(image, name, FileFacts(size, modified, *found), kind)
+            source = place_of_content.get(content[1], -1)
+            picture = _PendingPicture(image, path, FileFacts(size, modified, *content), kind)
             if source < 0:
-                fresh.append(work)
+                new.append(picture)
                 continue
             row, source_id = rows[source], before.ids[rows[source]]
             if source_id == image.image_id and before.metadata(row) == image.metadata:
-                kind = "unchanged"  # but for its time
-            elif source_id in is_gone and kind == "added":
+                kind = "unchanged"  # except for the file's time
+            elif source_id in unclaimed and kind == "added":
                 kind = "moved"
-                is_gone.discard(source_id)  # another copy of it is a copy
-            moved_from = source_id if kind == "moved" else ""
-            copied.append(dataclasses.replace(work, kind=kind, row=row, moved_from=moved_from))
-    return _Plan(unchanged, copied, fresh, gone, refused, [name for name in skipped if name not in names])
+                unclaimed.discard(source_id)  # further files with this content are copies
+            known.append(replace(picture, kind=kind, row=row, moved_from=source_id if kind == "moved" else ""))
+    return _Plan(unchanged, known, new, removed, unusable, [path for path in skipped if path not in listed_paths])
 
 
-def _commit_copied(store: Store, before: Snapshot, part: list[_Work], done: Counter[str]) -> None:
-    vectors = before.vectors
-    rows = np.array([work.row for work in part], dtype=np.int64)
+def _commit_known(store: Store, before: Snapshot, part: list[_PendingPicture], counts: Counter[str]) -> None:
+    rows = np.array([picture.row for picture in part], dtype=np.int64)
     sequences = before.vokens[before.rows.searchsorted(rows)]
-    kept = None if vectors is None else vectors[rows]
-    entries = [
-        Entry(
-            work.image.image_id,
-            work.name,
-            sequences[place],
-            None if kept is None else kept[place],
-            work.facts,
-            work.image.metadata,
-        )
-        for place, work in enumerate(part)
-    ]
-    store.commit(entries, remove=[work.moved_from for work in part if work.moved_from])
-    done.update(work.kind for work in part)
+    vectors = [None] * len(part) if before.vectors is None else before.vectors[rows]
+    entries = [picture.entry(*values) for picture, *values in zip(part, sequences, vectors, strict=True)]
+    store.commit(entries, remove=[picture.moved_from for picture in part if picture.moved_from])
+    counts.update(picture.kind for picture in part)
 
 
-def _commit_fresh(
-    store: Store,
-    part: list[_Work],
-    model: Indexer,
-    cache: VectorCache | None,
-    done: Counter[str],
-    progress: Progress,
+def _commit_new(
+    store: Store, part: list[_PendingPicture], entries: list[Entry], skipped: list[SkippedFile], counts: Counter[str]
 ) -> None:
-    entries, bad = _encoded(part, model, cache, progress, keep_vectors=store.stores_vectors)
-    kinds = {work.image.image_id: work.kind for work in part}
-    kept = {entry.image_id for entry in entries}
-    # a file that was a picture and is none any more
-    broken = [name for name, kind in kinds.items() if kind == "updated" and name not in kept]
-    committed = store.commit(entries, remove=broken, skipped=bad)
-    done.update(kinds[name] for name in kept)
-    done["removed"] += len(committed.removed)
+    kinds = {picture.image.image_id: picture.kind for picture in part}
+    usable = {entry.image_id for entry in entries}
+    # their files were pictures and are none any more
+    broken = [image_id for image_id, kind in kinds.items() if kind == "updated" and image_id not in usable]
+    change = store.commit(entries, remove=broken, skipped=skipped)
+    counts.update(kinds[image_id] for image_id in usable)
+    counts["removed"] += len(change.removed)
 
 
-def _encoded(
-    works: Sequence[_Work], model: Indexer, cache: VectorCache | None, progress: Progress, *, keep_vectors: bool
+def _encode(
+    pictures: Sequence[_PendingPicture],
+    model: PictureModel,
+    cache: VectorCache | None,
+    progress: Progress,
+    store_vectors: bool,
+    *,
+    before: int = 0,
+    total: int | None = None,
 ) -> tuple[list[Entry], list[SkippedFile]]:
-    if not works:
+    """Entries of the pictures that can be read, and the other files. `before` and `total` are for `progress`."""
+    if not pictures:
         return [], []
-    paths = [work.image.path for work in works]
-    hashes = [work.facts.hash.hex() for work in works]
-    found = picture_vectors(model.encoder, paths, cache=cache, hashes=hashes, progress=progress)
-    vokens = model.tokenizer.encode(found.vectors) if len(found.kept) else np.zeros((0, 0), np.int32)
-    vectors = found.vectors.astype(np.float16)
-    kept = found.kept.tolist()
-    entries = [
-        Entry(
-            works[place].image.image_id,
-            works[place].name,
-            vokens[row],
-            vectors[row] if keep_vectors else None,
-            works[place].facts,
-            works[place].image.metadata,
-        )
-        for row, place in enumerate(kept)
+    encoded = picture_vectors(
+        model.encoder,
+        [picture.image.path for picture in pictures],
+        cache=cache,
+        hashes=[picture.facts.hash.hex() for picture in pictures],
+        progress=progress,
+        before=before,
+        total=total,
+    )
+    rows = encoded.rows.tolist()
+    vokens = model.tokenizer.encode(encoded.vectors) if rows else np.zeros((0, 0), np.int32)
+    vectors = encoded.vectors.astype(np.float16) if store_vectors else [None] * len(rows)
+    entries = [pictures[place].entry(*values) for place, *values in zip(rows, vokens, vectors, strict=True)]
+    reasons = {file.path: file.reason for file in encoded.skipped}
+    usable = set(rows)
+    skipped = [
+        SkippedFile(picture.stored_path, reasons[str(picture.image.path)], picture.facts.size, picture.facts.modified)
+        for place, picture in enumerate(pictures)
+        if place not in usable
     ]
-    reasons = {one.path: one.reason for one in found.skipped}
-    left = [work for place, work in enumerate(works) if place not in set(kept)]
-    bad = [SkippedFile(work.name, reasons[str(work.image.path)], work.facts.size, work.facts.modified) for work in left]
-    return entries, bad
+    return entries, skipped
 
 
-def _parts(works: list[_Work]) -> Iterator[list[_Work]]:
-    for at in range(0, len(works), _COMMITTED_AT_ONCE):
-        yield works[at : at + _COMMITTED_AT_ONCE]
+def _parts(pictures: list[_PendingPicture]) -> Iterator[list[_PendingPicture]]:
+    for start in range(0, len(pictures), _PICTURES_PER_COMMIT):
+        yield pictures[start : start + _PICTURES_PER_COMMIT]
 
 
-def _from(progress: Progress, before: int, total: int) -> Progress:
-    """The progress of a part as that of the whole."""
-    return lambda what, done, _: progress(what, before + done, total)
-
-
-def _stat(path: Path) -> tuple[int, int]:
+def _size_and_time(path: Path) -> tuple[int, int]:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError as error:
         raise PictureError(path, f"cannot be read ({error.strerror or error})") from error
-    return found.st_size, found.st_mtime_ns
+    return status.st_size, status.st_mtime_ns
 
 
-def _looked_at(path: Path, modified: int) -> tuple[int, bytes]:
-    """When it was taken, and the hash of its content. Raises `PictureError`."""
+def _date_and_hash(path: Path, modified: int) -> tuple[int, bytes]:
+    """When a picture was taken, in seconds since 1970, and the hash of its content. Raises `PictureError`."""
     digest = bytes.fromhex(file_hash(path))
     taken = date_taken(path)
     return modified // 1_000_000_000 if taken is None else taken, digest
 
 
-def _looked_at_or_not(path: Path, modified: int) -> tuple[int, bytes] | PictureError:
+def _date_and_hash_or_error(path: Path, modified: int) -> tuple[int, bytes] | PictureError:
     try:
-        return _looked_at(path, modified)
+        return _date_and_hash(path, modified)
     except PictureError as error:
         return error
 
 
-def _is_own(snapshot: Snapshot, row: int) -> bool:
-    return snapshot.stored_paths[row].startswith(UPLOAD_PREFIX)
-
-
 def _all_skipped(dataset: Dataset, skipped: Sequence[Skipped]) -> str:
-    shown = "; ".join(f"{one.path}: {one.reason}" for one in skipped[:_REASONS_SHOWN])
+    reasons = "; ".join(f"{file.path}: {file.reason}" for file in skipped[:_REASONS_SHOWN])
     more = f"; and {len(skipped) - _REASONS_SHOWN} more" if len(skipped) > _REASONS_SHOWN else ""
     count = f"None of the {len(skipped)} pictures" if len(skipped) > 1 else "The only picture"
-    return f"{dataset.root}: {count} could be used ({shown}{more}). Give pictures that a viewer can open."
+    return f"{dataset.root}: {count} could be used ({reasons}{more}). Give pictures that a viewer can open."

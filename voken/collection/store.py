@@ -121,6 +121,36 @@ class Change:
 
 
 @dataclass(frozen=True)
+class IndexReport:
+    """What an update did, in pictures, and the collection after it."""
+
+    version: int
+    pictures: int
+    """In the collection."""
+    sequences: int
+    """Distinct voken sequences in the collection."""
+    bytes_per_picture: float
+    """See `Snapshot.bytes_per_picture`."""
+    with_vectors: bool
+    seconds: float
+    added: int = 0
+    updated: int = 0
+    """Their file or their metadata changed."""
+    moved: int = 0
+    """Recognised by their content under another path."""
+    removed: int = 0
+    """Their file no longer exists."""
+    unchanged: int = 0
+    skipped: tuple[Skipped, ...] = ()
+    """All files that could not be used, now or earlier."""
+
+    @property
+    def changes(self) -> int:
+        """How many pictures are not as they were."""
+        return self.added + self.updated + self.moved + self.removed
+
+
+@dataclass(frozen=True)
 class SkippedFile:
     """A file that could not be used, and what shows whether it has changed since."""
 

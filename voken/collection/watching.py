@@ -1,4 +1,4 @@
-"""When a folder of pictures changes, as the system tells it. What is done then is the caller's."""
+"""When a folder of pictures changes, as the system reports it. This module does not know what is done then."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from voken.data.images import SUFFIXES
 from voken.errors import MissingExtraError
 
 _QUIET_MILLISECONDS = 1_000
-"""How long nothing more must happen before a change is told: who copies many files is let finish some."""
+"""How long nothing more must happen before a change is reported, so that the copying of many files is one change."""
 
 
-def watched(folder: Path) -> Iterator[set[Path]]:
-    """The pictures that were made, changed or removed, some at a time, for ever. Ctrl-C raises `KeyboardInterrupt`.
+def folder_changes(folder: Path) -> Iterator[set[Path]]:
+    """The pictures that were made, changed or removed since the last item, for ever. Ctrl-C raises `KeyboardInterrupt`.
 
     Raises `MissingExtraError` without watchfiles.
     """
@@ -26,7 +26,7 @@ def watched(folder: Path) -> Iterator[set[Path]]:
     def matters(change: Change, path: str) -> bool:
         file = Path(path)
         hidden = any(part.startswith(".") for part in file.relative_to(folder.absolute()).parts)
-        # a folder that was moved away or into place is told by its own name alone
+        # of a folder that was moved only its own name is reported
         return not hidden and (file.suffix.lower() in SUFFIXES or file.name == METADATA or not file.suffix)
 
     for changes in watch(

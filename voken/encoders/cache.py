@@ -1,10 +1,8 @@
-"""Vectors that were computed once, kept in one SQLite file by (encoder, content of the picture's file).
+"""Vectors of pictures, cached in one SQLite file by encoder and by the content of the picture's file.
 
-A picture that moved or was copied is found again; one that changed is computed again; another encoder, or
-the same with other weights, never sees them. Any number of processes may share the folder. Each batch is
-committed as soon as it is computed, so that a run that is killed loses one batch and the next goes on.
-
-This module knows neither encoders nor pictures: it stores rows of numbers.
+A picture that was moved or copied is recognised; one that has changed is encoded again; another encoder, or the same
+one with other weights, has vectors of its own. Any number of processes may share the folder. Each batch is committed as
+soon as it is computed, so that a run that is killed loses one batch and the next run goes on from there.
 """
 
 from __future__ import annotations
@@ -30,9 +28,9 @@ from voken.shapes import Float, Int
 
 FILE = "vectors.sqlite3"
 _VERSION = 1
-_ASKED_AT_ONCE = 500
-_PIXELS_AT_ONCE = 1 << 26
-"""Of the pictures of one batch: 256 MB. Sixty-four photos of 24 million pixels would take 6 GB."""
+_HASHES_PER_QUERY = 500
+_PIXELS_PER_BATCH = 1 << 26
+"""A batch of decoded pictures takes at most 256 MB; sixty-four photographs of 24 million pixels would take 6 GB."""
 _DAMAGED = (
     "the vector cache is damaged ({why}). Delete the file and run the command again; nothing is lost but the time "
     "to compute the vectors."
@@ -40,20 +38,20 @@ _DAMAGED = (
 
 
 class EncodedFiles(NamedTuple):
-    """Vectors of the files that could be used, and the list of the others."""
+    """Vectors of the files that could be used, and the other files."""
 
-    vectors: Float[np.ndarray, "kept dim"]
-    """Row i is of file `kept[i]`. With nothing kept the shape is (0, 0)."""
-    kept: Int[np.ndarray, " kept"]
-    """Indices into the paths given, ascending."""
+    vectors: Float[np.ndarray, "usable dim"]
+    """Row i belongs to file `rows[i]`. If no file is usable the shape is (0, 0)."""
+    rows: Int[np.ndarray, " usable"]
+    """Indices of the usable files in the sequence of paths, ascending."""
     skipped: list[Skipped]
 
 
 class VectorCache:
     """A folder with a table of vectors.
 
-    Every method may raise `StorageError` (the disk is full or refuses) and `CorruptArtifactError` (the
-    file is no longer readable; it is safe to delete, as everything in it can be computed again).
+    Every method may raise `StorageError` (the disk is full or refuses) and `CorruptArtifactError` (the file cannot be
+    read; it is safe to delete, because everything in it can be computed again).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -64,7 +62,7 @@ class VectorCache:
                 self.folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise StorageError(f"{self.folder}: a file is in the way. Choose another folder for the cache.") from None
-        with self._open() as connection:
+        with self._connection() as connection:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version > _VERSION:
                 raise ArtifactVersionError(
@@ -79,35 +77,35 @@ class VectorCache:
             connection.execute(f"PRAGMA user_version = {_VERSION}")
 
     def __len__(self) -> int:
-        """How many vectors there are, of all encoders."""
-        with self._open() as connection:
+        """The number of vectors, of all encoders."""
+        with self._connection() as connection:
             return int(connection.execute("SELECT count(*) FROM vectors").fetchone()[0])
 
     def get_many(self, fingerprint: str, hashes: Sequence[str]) -> dict[str, Float[np.ndarray, " dim"]]:
-        """The vectors that are there, by file hash; the others are simply absent from the result."""
-        found: dict[str, np.ndarray] = {}
-        with self._open() as connection:
-            for start in range(0, len(hashes), _ASKED_AT_ONCE):
-                asked = hashes[start : start + _ASKED_AT_ONCE]
-                marks = ",".join("?" * len(asked))
+        """The cached vectors by file hash; hashes without one are left out."""
+        vectors: dict[str, np.ndarray] = {}
+        with self._connection() as connection:
+            for start in range(0, len(hashes), _HASHES_PER_QUERY):
+                wanted = hashes[start : start + _HASHES_PER_QUERY]
+                marks = ",".join("?" * len(wanted))
                 rows = connection.execute(
                     f"SELECT file, dim, vector FROM vectors WHERE encoder = ? AND file IN ({marks})",
-                    (fingerprint, *asked),
+                    (fingerprint, *wanted),
                 )
                 for file, dim, blob in rows:
                     if len(blob) != 4 * dim:
                         why = f"the vector of {file} is cut short"
                         raise CorruptArtifactError(f"{self.path}: {_DAMAGED.format(why=why)}")
-                    found[file] = np.frombuffer(blob, dtype="<f4").astype(np.float32)
-        return found
+                    vectors[file] = np.frombuffer(blob, dtype="<f4").astype(np.float32)
+        return vectors
 
     def put_many(self, fingerprint: str, hashes: Sequence[str], vectors: Float[np.ndarray, "files dim"]) -> None:
-        """Keep one vector a hash, all or none of them. One that is there already is replaced."""
+        """Store one vector per hash, all or none of them. A vector that is there already is replaced."""
         if len(hashes) != len(vectors):
-            raise ConfigError(f"{len(hashes)} hashes for {len(vectors)} vectors: give one a vector.")
+            raise ConfigError(f"{len(hashes)} hashes for {len(vectors)} vectors: give one vector per hash.")
         little = np.ascontiguousarray(vectors, dtype="<f4")
         rows = [(fingerprint, file, little.shape[1], row.tobytes()) for file, row in zip(hashes, little, strict=True)]
-        with self._open() as connection:
+        with self._connection() as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?, ?)", rows)
             connection.execute("COMMIT")
@@ -122,22 +120,24 @@ class VectorCache:
         workers: int = 2,
         hashes: Sequence[str] | None = None,
         progress: Progress = no_progress,
+        before: int = 0,
+        total: int | None = None,
     ) -> EncodedFiles:
-        """Vectors of picture files: those that are here from here, the others decoded, encoded and kept.
+        """Vectors of picture files: cached ones from the cache, the others decoded, encoded and cached.
 
-        `encode` turns pictures (RGB, upright) into vectors, a row a picture. Files of equal content are
-        encoded once. Batches of large pictures are smaller: a batch is decoded before it is encoded. A file that cannot
-        be read or decoded is skipped and listed, in the order given. `hashes` are
-        those of `file_hash`, where they are known already.
+        `encode` turns pictures (RGB, upright) into vectors, one row per picture. Files of equal content are encoded
+        once. A batch is decoded before it is encoded, so batches of large pictures are smaller. A file that cannot be
+        read or decoded is skipped; the list is in the order of the paths. `hashes` are those of `file_hash`, if they
+        are known. If the files are part of a longer list, `before` and `total` are what `progress` counts from and to.
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, not {batch_size}.")
-        known: Sequence[str | Skipped] = list(_hashes(paths, workers)) if hashes is None else hashes
+        outcomes: Sequence[str | Skipped] = list(_hashes(paths, workers)) if hashes is None else hashes
         positions: dict[str, list[int]] = {}
-        refused: dict[int, Skipped] = {}
-        for index, outcome in enumerate(known):
+        skipped: dict[int, Skipped] = {}
+        for index, outcome in enumerate(outcomes):
             if isinstance(outcome, Skipped):
-                refused[index] = outcome
+                skipped[index] = outcome
             else:
                 positions.setdefault(outcome, []).append(index)
 
@@ -145,9 +145,10 @@ class VectorCache:
         for file, vector in self.get_many(fingerprint, list(positions)).items():
             table.put(positions.pop(file), vector)
 
+        total = len(paths) if total is None else total
         missing = list(positions)
-        done = len(paths) - sum(map(len, positions.values()))
-        progress("pictures to vectors", done, len(paths))
+        count = before + len(paths) - sum(map(len, positions.values()))
+        progress("pictures to vectors", count, total)
         images: list[Image] = []
         batch: list[str] = []
         pixels = 0
@@ -155,59 +156,31 @@ class VectorCache:
         for index, picture in load_images(first, workers=workers):
             if isinstance(picture, Skipped):
                 for position in positions[missing[index]]:
-                    refused[position] = Skipped(str(paths[position]), picture.reason)
+                    skipped[position] = Skipped(str(paths[position]), picture.reason)
             else:
                 images.append(picture)
                 batch.append(missing[index])
                 pixels += picture.width * picture.height
-            done += len(positions[missing[index]])
-            if images and (len(images) == batch_size or pixels >= _PIXELS_AT_ONCE or index == len(missing) - 1):
+            count += len(positions[missing[index]])
+            if images and (len(images) == batch_size or pixels >= _PIXELS_PER_BATCH or index == len(missing) - 1):
                 vectors = np.asarray(encode(images), dtype=np.float32)
                 self.put_many(fingerprint, batch, vectors)
                 for file, vector in zip(batch, vectors, strict=True):
                     table.put(positions[file], vector)
                 images, batch, pixels = [], [], 0
-                progress("pictures to vectors", done, len(paths))
-        kept = np.array([index for index in range(len(paths)) if index not in refused], dtype=np.int64)
-        return EncodedFiles(table.take(kept), kept, [refused[index] for index in sorted(refused)])
+                progress("pictures to vectors", count, total)
+        usable = np.array([index for index in range(len(paths)) if index not in skipped], dtype=np.int64)
+        return EncodedFiles(table.take(usable), usable, [skipped[index] for index in sorted(skipped)])
 
     @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
+    def _connection(self) -> Iterator[sqlite3.Connection]:
         with open_database(self.path, damaged=_DAMAGED, create=True) as connection:
             connection.execute("PRAGMA synchronous = NORMAL")
             yield connection
 
 
-def picture_vectors(
-    encoder: Encoder,
-    paths: Sequence[Path],
-    *,
-    cache: VectorCache | None = None,
-    hashes: Sequence[str] | None = None,
-    progress: Progress = no_progress,
-) -> EncodedFiles:
-    """Vectors of the files that can be read, and the list of the others. Without `cache` nothing is kept.
-
-    `hashes` are those of `voken.data.images.file_hash`, where they are known already.
-    """
-    from voken.encoders.two_tower import TwoTowerEncoder
-
-    if cache is None:
-        with tempfile.TemporaryDirectory(prefix="voken-") as folder:
-            kept = VectorCache(Path(folder))
-            return picture_vectors(encoder, paths, cache=kept, hashes=hashes, progress=progress)
-    if not isinstance(encoder, TwoTowerEncoder):
-        return cache.encode_files(paths, encoder.encode_images, encoder.fingerprint, hashes=hashes, progress=progress)
-    pictures = encoder.pictures
-    found = cache.encode_files(
-        paths, encoder.features_of_images, pictures.fingerprint, hashes=hashes, progress=progress
-    )
-    vectors = encoder.project_images(found.vectors) if len(found.kept) else found.vectors
-    return EncodedFiles(vectors, found.kept, found.skipped)
-
-
 class _Rows:
-    """Rows of a table whose width is known with the first of them."""
+    """A table whose width is known when its first row comes."""
 
     def __init__(self, rows: int) -> None:
         self._rows = rows
@@ -218,14 +191,58 @@ class _Rows:
             self._table = np.zeros((self._rows, len(vector)), dtype=np.float32)
         self._table[positions] = vector
 
-    def take(self, kept: np.ndarray) -> np.ndarray:
+    def take(self, rows: np.ndarray) -> np.ndarray:
         if self._table is None:
             return np.zeros((0, 0), dtype=np.float32)
-        return self._table if len(kept) == self._rows else self._table[kept]
+        return self._table if len(rows) == self._rows else self._table[rows]
+
+
+def picture_vectors(
+    encoder: Encoder,
+    paths: Sequence[Path],
+    *,
+    cache: VectorCache | None = None,
+    hashes: Sequence[str] | None = None,
+    progress: Progress = no_progress,
+    before: int = 0,
+    total: int | None = None,
+) -> EncodedFiles:
+    """An encoder's vectors of picture files, through `cache`; without a cache nothing is stored.
+
+    Of the built-in encoder the features before its small head are cached: they cost nearly all the time and are the
+    same for every head, so that another training or another seed decodes no picture again. See
+    `VectorCache.encode_files` for the other arguments.
+    """
+    from voken.encoders.two_tower import TwoTowerEncoder
+
+    if cache is None:
+        with tempfile.TemporaryDirectory(prefix="voken-") as folder:
+            return picture_vectors(
+                encoder,
+                paths,
+                cache=VectorCache(Path(folder)),
+                hashes=hashes,
+                progress=progress,
+                before=before,
+                total=total,
+            )
+    two_tower = encoder if isinstance(encoder, TwoTowerEncoder) else None
+    encoded = cache.encode_files(
+        paths,
+        two_tower.features_of_images if two_tower else encoder.encode_images,
+        two_tower.pictures.fingerprint if two_tower else encoder.fingerprint,
+        hashes=hashes,
+        progress=progress,
+        before=before,
+        total=total,
+    )
+    if two_tower is None or not len(encoded.rows):
+        return encoded
+    return encoded._replace(vectors=two_tower.project_images(encoded.vectors))
 
 
 def _hashes(paths: Sequence[Path], workers: int) -> Iterator[str | Skipped]:
-    def one(path: Path) -> str | Skipped:
+    def hash_or_skip(path: Path) -> str | Skipped:
         try:
             return file_hash(path)
         except PictureError as error:
@@ -234,4 +251,4 @@ def _hashes(paths: Sequence[Path], workers: int) -> Iterator[str | Skipped]:
     if workers < 1:
         raise ConfigError(f"workers must be at least 1, not {workers}.")
     with ThreadPoolExecutor(workers) as pool:
-        yield from pool.map(one, paths)
+        yield from pool.map(hash_or_skip, paths)

@@ -179,10 +179,10 @@ def _read(
     dataset: Dataset, encode: Callable[..., Any], fingerprint: str, cache: VectorCache, progress: Progress
 ) -> tuple[list[CaptionedImage], Float[np.ndarray, "images dim"], list[Skipped]]:
     encoded = cache.encode_files([image.path for image in dataset.images], encode, fingerprint, progress=progress)
-    if not len(encoded.kept):
+    if not len(encoded.rows):
         first = "; ".join(f"{item.path}: {item.reason}" for item in encoded.skipped[:3])
         raise EmptyDataError(f"{dataset.root}: none of {len(encoded.skipped)} pictures could be read ({first}).")
-    return [dataset.images[row] for row in encoded.kept], encoded.vectors, encoded.skipped
+    return [dataset.images[row] for row in encoded.rows], encoded.vectors, encoded.skipped
 
 
 def _features(side: Side) -> PairedFeatures:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from voken import artifact
-from voken.collection.indexing import create_collection
+from voken import Collection, artifact
 from voken.collection.snapshot import Snapshot
+from voken.collection.store import Store
 from voken.config import RunConfig, preset
 from voken.data.captions import Dataset
 from voken.data.sources import emoji
@@ -82,9 +82,10 @@ def run(
         model = _model(dataset, out / "model", config, cache, progress)
     unseen = dataset.split("test")
     with step("indexing"):
-        collection = create_collection(
+        Collection.index(
             out / "collection", unseen, model, model_folder=out / "model", cache=cache, replace=True, progress=progress
         )
+        collection = Store.open(out / "collection").snapshot()
     print_line(f"     {len(collection):,} pictures of {len(unseen.concepts):,} concepts that training never saw")
     with step("evaluation"):
         measured = benchmark(model, dataset, limit=_QUERIES, seed=seed, cache=cache, progress=progress)

@@ -119,10 +119,10 @@ def _index(
     members = set(pool.image_ids)
     drawn = [image for image in side.images if image.image_id in members]
     encoded = picture_vectors(model.encoder, [image.path for image in drawn], cache=cache, progress=progress)
-    if not len(encoded.kept):
+    if not len(encoded.rows):
         first = encoded.skipped[0]
         raise EmptyDataError(f"{side.root}: no picture of the pool can be read ({first.path}: {first.reason}).")
-    kept = Dataset(side.name, side.root, tuple(drawn[row] for row in encoded.kept))
+    kept = Dataset(side.name, side.root, tuple(drawn[row] for row in encoded.rows))
     return Snapshot.of_vectors(kept, encoded.vectors, model), encoded.vectors, encoded.skipped
 
 

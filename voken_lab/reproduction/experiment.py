@@ -127,7 +127,7 @@ class Experiment:
         encoded = picture_vectors(
             self.prepared.encoder, [image.path for image in images], cache=self.cache, progress=self.progress
         )
-        return [images[row] for row in encoded.kept], encoded.vectors
+        return [images[row] for row in encoded.rows], encoded.vectors
 
     @property
     def pool_images(self) -> list[CaptionedImage]:
