@@ -134,7 +134,7 @@ def compared(
         systems[f"faiss {kind}", ""] = coded
         systems[f"faiss {kind}, unit length", ""] = TwoTower(model.encoder, ids, unit(coded.rebuilt()))
     for readout in READOUTS:
-        search = SearchConfig(options.beams, readout, model.search.voken_weight)
+        search = SearchConfig(options.beams, readout)
         systems[f"voken {model.config.name}", readout] = Searcher(model, collection, search, widen=False)
     rows = []
     for (name, readout), system in systems.items():

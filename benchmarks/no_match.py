@@ -38,17 +38,19 @@ from report import conditions, markdown_table, option_parser, show_progress, wri
 
 from voken.api import use_threads
 from voken.collection.snapshot import Snapshot
+from voken.config import ReadOutName
 from voken.data.captions import Dataset, read_dataset
 from voken.encoders.cache import VectorCache, picture_vectors
 from voken.errors import ConfigError, EmptyDataError
+from voken.model.calibration import Calibration, ReadOutCalibration
 from voken.model.model import Model
-from voken.search.confidence import HITS, Calibration, Readout, ReadoutCalibration
 from voken.search.hit import Hit
 from voken.search.searcher import Searcher, SearchModel, load_model
 from voken.shapes import Bool, Float
+from voken.training.calibrate import HITS
 from voken_lab.evaluation.protocol import Pool, Query, pool_of, queries_of
 
-READOUTS: tuple[Readout, ...] = ("generate", "voken", "vector")
+READOUTS: tuple[ReadOutName, ...] = ("generate", "voken", "vector")
 BINS = 10
 
 
@@ -102,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     use_threads(options.threads)
     model = Model.load(options.model)
     searched = load_model(options.model, threads=options.threads)
-    calibration = searched.search.calibration
+    calibration = searched.calibration
     if calibration is None:
         reason = model.validation.get("calibration", {}).get("none", "It was trained before there was calibration.")
         raise ConfigError(f"{options.model}: is not calibrated. {reason}")
@@ -173,7 +175,7 @@ class Arena:
         ids = [image.image_id for image in images.images]
         self.relevant = np.array([[name in query.relevant for name in ids] for query in queries])
 
-    def answered(self, readouts: Sequence[Readout]) -> dict[Readout, Answered]:
+    def answered(self, readouts: Sequence[ReadOutName]) -> dict[ReadOutName, Answered]:
         """Both cases of every query."""
         whole = self._snapshot(np.full(len(self.images), True))
         everyone = range(len(self.queries))
@@ -196,13 +198,10 @@ class Arena:
         images = tuple(itertools.compress(self.images.images, members))
         return Snapshot.of_vectors(dataclasses.replace(self.images, images=images), self._vectors[members], self.model)
 
-    def _ask(self, pool: Snapshot, readout: Readout, rows: Sequence[int]) -> list[list[Hit]]:
+    def _ask(self, pool: Snapshot, readout: ReadOutName, rows: Sequence[int]) -> list[list[Hit]]:
         search = dataclasses.replace(self.searched.search, readout=readout)
         searcher = Searcher(self.searched, pool, search, widen=False)
-        try:
-            return searcher.search([self.queries[row].text for row in rows], HITS)
-        finally:
-            searcher.close()
+        return searcher.search([self.queries[row].text for row in rows], HITS)
 
     def _arrays(self, answers: Sequence[Sequence[Hit]]) -> Answered:
         shape = (len(answers), HITS)
@@ -226,14 +225,15 @@ class Arena:
 
 def measured(
     arena: Arena,
-    answered: dict[Readout, Answered],
-    readout: Readout,
+    answered: dict[ReadOutName, Answered],
+    readout: ReadOutName,
     calibration: Calibration,
     precisions: Sequence[float],
 ) -> dict[str, Any]:
     """Of one read-out."""
     found = answered[readout]
     weights = found.weights(calibration.prior)
+    (part,) = (part for part in calibration.readouts if part.readout == readout)
     alone = slice(0, 1)
     bins = reliability(found.confidence, found.right, weights)
     first_bins = reliability(found.confidence[:, alone], found.right[:, alone], weights[:, alone])
@@ -257,14 +257,14 @@ def measured(
         "bins": [dataclasses.asdict(one) for one in bins],
         "falls_with_score": bool(np.all(np.diff(found.confidence, axis=1) <= 1e-12, where=found.found[:, 1:])),
         "thresholds": [
-            at_precision(found, weights, calibration.of(readout), stated)
-            for stated in sorted({*precisions, *(one.precision for one in calibration.of(readout).thresholds)})
+            at_precision(found, weights, part, stated)
+            for stated in sorted({*precisions, *(threshold.precision for threshold in part.thresholds)})
         ],
     }
 
 
 def at_precision(
-    found: Answered, weights: Float[np.ndarray, "answers hits"], one: ReadoutCalibration, stated: float
+    found: Answered, weights: Float[np.ndarray, "answers hits"], one: ReadOutCalibration, stated: float
 ) -> dict[str, Any]:
     """What is left at the threshold of a stated precision."""
     threshold = next((at.confidence for at in one.thresholds if at.precision >= stated), None)

@@ -392,7 +392,7 @@ def our_settings(models: Sequence[CompiledModel], collection: Snapshot) -> list[
     for model in models:
         for readout in READOUTS:
             for beams in SWEPT_BEAMS:
-                search = SearchConfig(beams, readout, model.search.voken_weight)
+                search = SearchConfig(beams, readout)
                 ours = partial(ours_search, Searcher(model, collection, search, widen=False))
                 found.append(
                     Setting(f"ours, {readout}", model.generator.precision, beams, ours, partial(ours, k=10 * K))

@@ -247,6 +247,6 @@ def test_filters_are_kept_for_the_version_they_were_made_for(photos, tmp_path):
     assert len(photos.search("red", 50, where=["folder=new"])) == 7
     for place in range(20):
         assert len(photos.search("red", 50, where=[f"place={place}"])) <= 1
-    assert len(photos.searcher._views) <= 10
+    assert len(photos.searcher._pools) <= 10
     assert parse_all(["folder=new"])[0].field == "folder"
     assert Store.open(photos.folder).snapshot().version == photos.version

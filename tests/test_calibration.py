@@ -17,30 +17,29 @@ from sklearn.metrics import roc_auc_score
 
 from builders.tiny_model import paint_many, tiny_model
 from voken.collection.snapshot import Snapshot
-from voken.config import RunConfig, SearchConfig, from_dict, preset
+from voken.config import ReadOutWeights, RunConfig, SearchConfig, preset
 from voken.data.captions import CaptionedImage, Dataset, read_dataset
 from voken.errors import ConfigError
-from voken.model.compiled import CompiledModel
+from voken.model.calibration import Calibration, ReadOutCalibration, Threshold
+from voken.model.compiled import CompiledModel, search_from_dict, search_to_dict
 from voken.model.model import Model
-from voken.search.confidence import (
+from voken.search.readouts import ReadOut
+from voken.search.searcher import Searcher
+from voken.training.calibrate import (
     Answers,
-    Calibration,
     Cases,
-    ReadoutCalibration,
-    Threshold,
     calibrate,
     choose_thresholds,
     logistic,
     recall_and_silence,
     wilson_lower,
 )
-from voken.search.searcher import Searcher
-from voken.training.choose import validation_answers, with_calibration
+from voken.training.choose import validation_answers
 from voken.training.fit import fit
 from voken.training.sides import side_of
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-ONE = ReadoutCalibration(
+ONE = ReadOutCalibration(
     "voken",
     2.0,
     bias=-1.0,
@@ -49,7 +48,8 @@ ONE = ReadoutCalibration(
     mean_cosine=1.5,
     thresholds=(Threshold(0.5, 0.4, 0.61, 0.3, 0.8), Threshold(0.8, 0.9, 0.85, 0.1, 0.95)),
 )
-MADE = Calibration(prior=0.5, queries=60, concepts=30, pool=30, right=1.2, beams=4, readouts=(ONE,))
+CALIBRATION = Calibration(prior=0.5, queries=60, concepts=30, pool=30, right=1.2, beams=4, readouts=(ONE,))
+VOKEN = ReadOut("voken", 2.0, ONE)
 
 
 def by_hand(one, log_prob, cosine, shared):
@@ -86,7 +86,7 @@ def random_cases(random, concepts=50, each=5, hits=3, scatter=1.0):
     cases = Cases(
         features=np.zeros((2 * len(group), hits, 3)),
         right=np.concatenate([right, nothing]),
-        found=np.concatenate([~nothing, nothing]),
+        is_hit=np.concatenate([~nothing, nothing]),
         present=np.repeat([True, False], len(group)),
         groups=np.concatenate([group, group]),
     )
@@ -131,46 +131,45 @@ def test_the_bound_is_wilsons():
 def test_confidence_by_hand():
     log_prob, cosine, shared = [-3.0, -3.0, -5.0, -9.0], [0.4, 0.4, 0.9, -0.2], [2, 2, 1, 1]
     expected = by_hand(ONE, log_prob, cosine, shared)
-    found = MADE.confidence("voken", np.array(log_prob), np.array(cosine), np.array(shared))
+    found = VOKEN.confidence(np.array(log_prob), np.array(cosine), np.array(shared))
     np.testing.assert_allclose(found, expected)
     # what was not found counts for nothing, whatever stands beside it; and many queries are asked at once
     padded = np.array([[*log_prob, -np.inf], [-np.inf] * 5])
-    many = MADE.confidence("voken", padded, np.array([[*cosine, 0.7]] * 2), np.array([[*shared, 1]] * 2))
+    many = VOKEN.confidence(padded, np.array([[*cosine, 0.7]] * 2), np.array([[*shared, 1]] * 2))
     np.testing.assert_allclose(many[0], [*expected, 0.0])
     assert not many[1].any()
-    assert MADE.confidence("voken", np.zeros(0), np.zeros(0)).shape == (0,)
-    with pytest.raises(ConfigError, match="'vector' was not calibrated"):
-        MADE.confidence("vector", np.zeros(1), np.zeros(1))
+    assert VOKEN.confidence(np.zeros(0), np.zeros(0)).shape == (0,)
+    with pytest.raises(ConfigError, match="'vector' is not calibrated"):
+        ReadOut.calibrated("vector", 2.0, CALIBRATION).confidence(np.zeros(1), np.zeros(1))
 
 
 def test_confidence_stands_numbers_of_any_size():
-    found = MADE.confidence("voken", np.array([-1e4, -2e4, -3e38]), np.array([1.0, -1.0, 0.0]))
+    found = VOKEN.confidence(np.array([-1e4, -2e4, -3e38]), np.array([1.0, -1.0, 0.0]))
     assert np.isfinite(found).all()
     assert ((found >= 0) & (found <= 1)).all()
 
 
 def test_thresholds_are_those_of_the_table():
     asked = {0.3: 0.4, 0.5: 0.4, 0.6: 0.9, 0.8: 0.9, 0.9: None}
-    assert {precision: MADE.threshold("voken", precision) for precision in asked} == asked
+    assert {precision: VOKEN.threshold(precision) for precision in asked} == asked
     for outside in (0.0, -1.0, 1.5, float("nan")):
         with pytest.raises(ConfigError, match="precision"):
-            MADE.threshold("voken", outside)
-    assert MADE.holds("voken", 2.0)
-    assert not MADE.holds("voken", 3.0)
-    assert not MADE.holds("vector", 2.0)
+            VOKEN.threshold(outside)
+    assert ReadOut.calibrated("voken", 2.0, CALIBRATION) == VOKEN
+    assert ReadOut.calibrated("voken", 3.0, CALIBRATION).calibration is None
+    assert ReadOut.calibrated("vector", 2.0, CALIBRATION).calibration is None
 
 
 def test_a_calibration_survives_json():
-    search = SearchConfig(voken_weight=2.0, calibration=MADE)
-    assert from_dict(SearchConfig, json.loads(json.dumps(dataclasses.asdict(search)))) == search
-    old = dataclasses.asdict(SearchConfig())
-    del old["calibration"]
-    assert from_dict(SearchConfig, old) == SearchConfig()
+    everything = SearchConfig(precision="int8"), ReadOutWeights(2.0, 3.0), CALIBRATION
+    assert search_from_dict(json.loads(json.dumps(search_to_dict(*everything)))) == everything
+    old = dataclasses.asdict(SearchConfig())  # a model from before there was calibration
+    assert search_from_dict(old) == (SearchConfig(), ReadOutWeights(), None)
 
 
 def test_settings_are_written_as_before_there_was_calibration():
     assert "calibration" not in RunConfig().to_dict()["search"]
-    config = RunConfig(search=SearchConfig(calibration=MADE))
+    config = RunConfig(search=SearchConfig(voken_weight=1.0))
     assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
@@ -190,16 +189,16 @@ def test_cases_by_hand():
     log_prob = np.array([[-4.0, -1.0, -2.0, -np.inf]])
     cosine = np.array([[0.9, 0.1, 0.2, 0.99]])
     right = np.array([[False, True, False, False]])
-    found = Cases.of(Answers(log_prob, cosine, np.arange(4), right, np.arange(4)), 10.0, hits=3)
+    found = Cases.of(Answers(log_prob, cosine, np.arange(4), right, np.arange(4)), ReadOut("generate", 10.0), hits=3)
     assert found.present.tolist() == [True, False]
     np.testing.assert_allclose(found.features[0, :, 0], [5.0, 0.0, 0.0])  # -4 + 9; then -1 + 1 and -2 + 2
     assert found.right.tolist() == [[False, True, False], [False, False, False]]
-    assert found.found.tolist() == [[True, True, True], [True, True, False]]
+    assert found.is_hit.tolist() == [[True, True, True], [True, True, False]]
     np.testing.assert_allclose(found.features[0, :, 1], np.log(np.exp([-4.0, -1.0, -2.0]).sum()))
     np.testing.assert_allclose(found.features[1, :2, 1], np.log(np.exp([-4.0, -2.0]).sum()))
     weights = found.weights(0.25)
     assert weights[0, 0] / weights[1, 0] == pytest.approx(1 / 3)
-    assert weights.sum() == pytest.approx(found.found.sum())
+    assert weights.sum() == pytest.approx(found.is_hit.sum())
     assert weights[1, 2] == 0
 
 
@@ -207,14 +206,13 @@ def test_cases_by_hand():
 def test_without_the_right_pictures_is_a_search_of_a_collection_without_them(readout, tmp_path):
     """At full width, where no beam is lost."""
     paths = paint_many(tmp_path, 24)
-    model = tiny_model(levels=3, search=SearchConfig(beams=1000, voken_weight=2.0, vector_weight=3.0))
+    model = tiny_model(levels=3, search=SearchConfig(beams=1000))
     images = tuple(CaptionedImage(path.name, path) for path in paths)
     vectors = model.encoder.encode_images([Image.open(path) for path in paths])
     texts = ["red", "a green thing", "blue"]
-    one = ReadoutCalibration(readout, {"generate": 0.0, "voken": 2.0, "vector": 3.0}[readout], -2.0, 0.5, -0.7, 1.0)
-    calibrated = dataclasses.replace(
-        model.search, readout=readout, calibration=dataclasses.replace(MADE, readouts=(one,))
-    )
+    one = ReadOutCalibration(readout, {"generate": 0.0, "voken": 2.0, "vector": 3.0}[readout], -2.0, 0.5, -0.7, 1.0)
+    model = dataclasses.replace(model, calibration=dataclasses.replace(CALIBRATION, readouts=(one,)))
+    search = dataclasses.replace(model.search, readout=readout)
     vokens = model.tokenizer.encode(vectors)
     _, leaf = np.unique(vokens, axis=0, return_inverse=True)
     log_prob = np.array([[model.generator.log_prob(text, row) for row in vokens.tolist()] for text in texts])
@@ -224,11 +222,11 @@ def test_without_the_right_pictures_is_a_search_of_a_collection_without_them(rea
     answers = Answers(log_prob, model.encoder.encode_texts(texts) @ seen.T, leaf.reshape(-1), relevant, np.arange(24))
     assert leaf.reshape(-1)[2] == leaf.reshape(-1)[14]
     for case in (answers, answers.without_right()):
-        sure = one.confidence(case.log_prob, case.cosine, case.shared)
+        sure = ReadOut(readout, one.cosine_weight, one).confidence(case.log_prob, case.cosine, case.shared)
         for row, text in enumerate(texts):
             kept = np.flatnonzero(np.isfinite(case.log_prob[row]))
             pool = Dataset("pool", tmp_path, tuple(images[place] for place in kept))
-            searcher = Searcher(model, Snapshot.of_vectors(pool, vectors[kept], model), calibrated)
+            searcher = Searcher(model, Snapshot.of_vectors(pool, vectors[kept], model), search)
             (hits,) = searcher.search([text], 24)
             assert len(hits) == len(kept) > 20
             expected = {images[place].image_id: sure[row, place] for place in kept}
@@ -239,39 +237,39 @@ def test_without_the_right_pictures_is_a_search_of_a_collection_without_them(rea
 
 def test_confidence_never_rises_below_a_hit():
     answers = drawn_answers()
-    calibration, _ = calibrate({"voken": answers, "vector": answers}, {"voken": 3.0, "vector": 8.0}, beams=30)
+    calibration, _ = calibrate({ReadOut("voken", 3.0): answers, ReadOut("vector", 8.0): answers}, beams=30)
     for readout, weight in (("voken", 3.0), ("vector", 8.0)):
-        sure = calibration.confidence(readout, answers.log_prob, answers.cosine, answers.shared)
+        read_out = ReadOut.calibrated(readout, weight, calibration)
+        sure = read_out.confidence(answers.log_prob, answers.cosine, answers.shared)
         score = np.where(np.isfinite(answers.log_prob), answers.log_prob + weight * answers.cosine, -np.inf)
         order = np.argsort(-score, axis=1)
         assert (np.diff(np.take_along_axis(sure, order, 1), axis=1) <= 1e-12).all()
-        assert calibration.of(readout).score > 0
-    assert calibration.of("vector").mean_cosine == 0
-    assert calibration.of("voken").mean_cosine != 0
+        assert read_out.calibration.score > 0
+        assert (read_out.calibration.mean_cosine == 0) == (readout == "vector")
 
 
 def test_where_the_score_misleads_it_is_left_out():
     answers = drawn_answers(skill=-4.0)
     answers = dataclasses.replace(answers, log_prob=np.where(np.isinf(answers.log_prob), -14.0, answers.log_prob))
     worse = dataclasses.replace(answers, cosine=np.zeros_like(answers.cosine))
-    cases = Cases.of(worse, 0.0, hits=60)
-    assert cases.features[cases.right][:, 0].mean() < cases.features[cases.found & ~cases.right][:, 0].mean()
+    cases = Cases.of(worse, ReadOut("generate"), hits=60)
+    assert cases.features[cases.right][:, 0].mean() < cases.features[cases.is_hit & ~cases.right][:, 0].mean()
     # the first ten hold no right hit to learn from; turned round, they hold little else
     turned = dataclasses.replace(worse, cosine=worse.log_prob, log_prob=np.full_like(worse.log_prob, -9.0))
-    calibration, said = calibrate({"generate": turned}, {"generate": -1.0}, beams=60)
+    calibration, said = calibrate({ReadOut("generate", -1.0): turned}, beams=60)
     assert calibration is not None, said
-    assert calibration.of("generate").score >= 0
+    assert calibration.readouts[0].score >= 0
 
 
 @pytest.mark.parametrize("prior", [0.2, 0.5])
 def test_what_is_promised_comes_true_for_other_concepts(prior):
-    made, said = calibrate({"voken": drawn_answers(400, 200)}, {"voken": 3.0}, beams=100, prior=prior)
+    made, said = calibrate({ReadOut("voken", 3.0): drawn_answers(400, 200)}, beams=100, prior=prior)
     fresh = drawn_answers(2000, 200, seed=5)
-    cases = Cases.of(fresh, 3.0)
+    cases = Cases.of(fresh, ReadOut("voken", 3.0))
     weights = cases.weights(prior)
-    one = made.of("voken")
+    one = made.readouts[0]
     logit = one.bias + cases.features @ [one.score, one.mass, one.mean_cosine]
-    sure = np.where(cases.found, 1 / (1 + np.exp(-logit)), 0.0)
+    sure = np.where(cases.is_hit, 1 / (1 + np.exp(-logit)), 0.0)
     assert (weights * sure).sum() == pytest.approx((weights * cases.right).sum(), rel=0.1)
     for low, high in itertools.pairwise([0.0, 0.2, 0.5, 1.0]):
         inside = weights * ((sure >= low) & (sure < high))
@@ -289,15 +287,15 @@ def test_what_is_promised_comes_true_for_other_concepts(prior):
 
 
 def test_where_search_is_good_thresholds_keep_their_word_and_most_answers():
-    made, _ = calibrate({"voken": drawn_answers(400, 200, skill=10.0)}, {"voken": 3.0}, beams=100)
+    made, _ = calibrate({ReadOut("voken", 3.0): drawn_answers(400, 200, skill=10.0)}, beams=100)
     fresh = drawn_answers(2000, 200, seed=5, skill=10.0)
-    cases = Cases.of(fresh, 3.0)
-    one = made.of("voken")
+    cases = Cases.of(fresh, ReadOut("voken", 3.0))
+    one = made.readouts[0]
     logit = one.bias + cases.features @ [one.score, one.mass, one.mean_cosine]
-    sure = np.where(cases.found, 1 / (1 + np.exp(-logit)), 0.0)
+    sure = np.where(cases.is_hit, 1 / (1 + np.exp(-logit)), 0.0)
     assert {0.1, 0.3, 0.5, 0.7} <= {threshold.precision for threshold in one.thresholds}
     for threshold in one.thresholds:
-        kept = cases.found & (sure >= threshold.confidence)
+        kept = cases.is_hit & (sure >= threshold.confidence)
         assert cases.right[kept].mean() >= threshold.precision
         recall, silence = recall_and_silence(cases, sure, threshold.confidence)
         assert recall > 0.6
@@ -306,9 +304,10 @@ def test_where_search_is_good_thresholds_keep_their_word_and_most_answers():
 
 def test_a_rarer_right_answer_is_believed_less():
     answers = drawn_answers(200, 100)
-    seldom, often = (calibrate({"voken": answers}, {"voken": 3.0}, beams=50, prior=prior)[0] for prior in (0.1, 0.9))
-    asked = ("voken", answers.log_prob, answers.cosine, answers.shared)
-    assert 2 * seldom.confidence(*asked).max(1).mean() < often.confidence(*asked).max(1).mean()
+    seldom, often = (calibrate({ReadOut("voken", 3.0): answers}, beams=50, prior=prior)[0] for prior in (0.1, 0.9))
+    case = (answers.log_prob, answers.cosine, answers.shared)
+    means = [ReadOut.calibrated("voken", 3.0, one).confidence(*case).max(1).mean() for one in (seldom, often)]
+    assert 2 * means[0] < means[1]
 
 
 def test_stated_precisions_are_kept():
@@ -319,7 +318,7 @@ def test_stated_precisions_are_kept():
     reached = dict.fromkeys(short, 0)
     for _ in range(100):
         for one in choose_thresholds(*random_cases(random), 0.5, tuple(short)):
-            kept = (sure >= one.confidence) & population.found
+            kept = (sure >= one.confidence) & population.is_hit
             short[one.precision] += population.right[kept].mean() < one.precision
             reached[one.precision] += 1
     assert reached[0.5] > 60
@@ -332,14 +331,14 @@ def test_thresholds_by_brute_force():
     sure = np.round(sure, 2)  # many ties
     (one,) = choose_thresholds(cases, sure, 0.5, (0.4,))
     reached = []
-    for cut in np.unique(sure[cases.found]):
-        kept = cases.found & (sure >= cut)
+    for cut in np.unique(sure[cases.is_hit]):
+        kept = cases.is_hit & (sure >= cut)
         share = np.array([kept[cases.groups == group].sum() for group in range(60)], dtype=float)
         count = share.sum() ** 2 / (share**2).sum()
         if count >= 10 and wilson_lower(cases.right[kept].mean(keepdims=True), np.array([count]))[0] >= 0.4:
             reached.append(cut)
     assert one.confidence == min(reached)
-    kept = cases.found & (sure >= one.confidence)
+    kept = cases.is_hit & (sure >= one.confidence)
     assert one.measured == pytest.approx(cases.right[kept].mean())
     asked = [any(kept[row] & cases.right[row]) for row in range(len(kept) // 2)]
     assert one.recall == pytest.approx(np.mean(asked))
@@ -356,16 +355,16 @@ def test_one_lucky_hit_makes_no_threshold():
 
 
 def test_too_little_is_said():
-    none, said = calibrate({"voken": drawn_answers(49, 60)}, {"voken": 3.0}, beams=30)
+    none, said = calibrate({ReadOut("voken", 3.0): drawn_answers(49, 60)}, beams=30)
     assert none is None
     assert said["none"].startswith("49 validation queries are too few")
     blind = drawn_answers(80, 60)
     blind = dataclasses.replace(blind, log_prob=np.where(blind.relevant, -np.inf, blind.log_prob))
-    none, said = calibrate({"voken": blind}, {"voken": 3.0}, beams=30)
+    none, said = calibrate({ReadOut("voken", 3.0): blind}, beams=30)
     assert none is None
     assert said["none"].startswith("0 validation concepts with a right hit are too few")
     with pytest.raises(ConfigError, match="prior"):
-        calibrate({"voken": blind}, {"voken": 3.0}, beams=30, prior=1.0)
+        calibrate({ReadOut("voken", 3.0): blind}, beams=30, prior=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -414,24 +413,23 @@ def folder(model, tmp_path_factory):
 
 
 def test_a_trained_model_is_calibrated(model, folder):
-    made = model.search.calibration
+    made = model.calibration
     assert made is not None, model.validation["calibration"]
     assert (made.prior, made.pool, made.concepts, made.queries, made.beams) == (0.5, 16, 16, 64, 16)
     assert [one.readout for one in made.readouts] == ["generate", "voken", "vector"]
-    assert made.holds("voken", model.search.voken_weight)
-    assert made.holds("vector", model.search.vector_weight)
+    assert [one.cosine_weight for one in made.readouts] == [0.0, model.weights.voken, model.weights.vector]
     assert set(model.validation["calibration"]) == {"generate", "voken", "vector"}
     assert "calibration" not in model.config.to_dict()["search"]
-    assert Model.load(folder).search == model.search
-    assert CompiledModel.load(folder).search == model.search
+    for loaded in (Model.load(folder), CompiledModel.load(folder)):
+        assert (loaded.search, loaded.weights, loaded.calibration) == (model.search, model.weights, made)
 
 
 def test_a_small_validation_side_is_no_ground(model, pictures):
     validation = read_dataset(pictures).split("validation").images[:3]
     vectors = model.encoder.encode_images([Image.open(image.path) for image in validation])
     answers = validation_answers(model, side_of(validation, vectors, model.encoder.encode_texts))
-    search, said = with_calibration(model.search, answers, 0)
-    assert search.calibration is None
+    calibration, said = calibrate({ReadOut("generate"): answers["generate"]}, beams=16)
+    assert calibration is None
     assert said["none"].startswith("12 validation queries")
 
 

@@ -23,6 +23,7 @@ from voken.data.captions import CaptionedImage, Dataset
 from voken.errors import ArtifactError, ArtifactVersionError, BusyError, CorruptArtifactError
 from voken.model.compiled import CompiledModel
 from voken.model.model import Model
+from voken.search.batching import SearchQueue
 from voken.search.searcher import Searcher, load_model
 
 TEXTS = ["a red cat", "two small birds on the hill under rain", "dog", "a blue dog on the hill"]
@@ -30,9 +31,7 @@ PICTURES = 60
 
 
 def make_model(*, layers: tuple[int, ...] = (), precision="float32") -> Model:
-    return make_whole_model(
-        SearchConfig(beams=7, voken_weight=2.0, vector_weight=3.0, precision=precision), layers=layers
-    )
+    return make_whole_model(SearchConfig(beams=7, precision=precision), layers=layers)
 
 
 def make_collection(model: Model) -> Snapshot:
@@ -87,22 +86,23 @@ def test_64_threads_and_an_event_loop_get_what_one_caller_gets(saved, tmp_path, 
     alone = [searcher.search([text], k)[0] for text, k in asked]
 
     async def together():
-        return await asyncio.gather(*(searcher.asearch([text], k) for text, k in asked))
+        return await asyncio.gather(*(queue.asearch([text], k) for text, k in asked))
 
     sizes = []
-    answer = searcher._batcher._run
-    searcher._batcher._run = lambda key, texts: sizes.append(len(texts)) or answer(key, texts)
+    queue = SearchQueue(searcher)
+    answer = queue._batcher._run
+    queue._batcher._run = lambda key, texts: sizes.append(len(texts)) or answer(key, texts)
     with ThreadPoolExecutor(64) as threads:
-        from_threads = list(threads.map(lambda one: searcher.search([one[0]], one[1]), asked))
+        from_threads = list(threads.map(lambda one: queue.search([one[0]], one[1]), asked))
     for answers in (from_threads, asyncio.run(together())):
         for (found,), wanted in zip(answers, alone, strict=True):
             assert [hit.image_id for hit in found] == [hit.image_id for hit in wanted]
             np.testing.assert_allclose([hit.score for hit in found], [hit.score for hit in wanted], atol=1e-4)
     assert sum(sizes) == 2 * len(asked)
     assert max(sizes) > 8
-    searcher.close()
+    queue.close()
     with pytest.raises(BusyError):
-        searcher.search(["dog"], 1)
+        queue.search(["dog"], 1)
 
 
 def test_opening_takes_the_engine_on_a_cpu_and_torch_where_there_is_none(saved, tmp_path):

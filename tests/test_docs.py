@@ -44,7 +44,7 @@ from typer.testing import CliRunner
 from builders.tiny_lite import make_whole_model
 from voken.cli import app
 from voken.config import SearchConfig
-from voken.search.confidence import Calibration, ReadoutCalibration
+from voken.model.calibration import Calibration, ReadOutCalibration
 
 ROOT = Path(__file__).parents[1]
 SERVING = "docs/how-to/serve.md"
@@ -192,9 +192,9 @@ def parts(words):
 def make_model(folder):
     """Random weights, in the true format, that say of every hit that it is right with some probability."""
     weights = {"generate": 0.0, "voken": 2.0, "vector": 3.0}
-    readouts = tuple(ReadoutCalibration(name, weight, -1.0, 0.05, 0.0, 0.0) for name, weight in weights.items())
+    readouts = tuple(ReadOutCalibration(name, weight, -1.0, 0.05, 0.0, 0.0) for name, weight in weights.items())
     calibration = Calibration(0.5, 50, 50, 50, 1.0, 7, readouts)
-    make_whole_model(SearchConfig(beams=7, voken_weight=2.0, vector_weight=3.0, calibration=calibration)).save(folder)
+    make_whole_model(SearchConfig(beams=7), calibration=calibration).save(folder)
 
 
 def draw(path, random, year=2024):

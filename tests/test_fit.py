@@ -85,7 +85,8 @@ def test_a_saved_model_loads_as_it_was(model, tmp_path):
     model.save(tmp_path / "copy")
     loaded = Model.load(tmp_path / "copy")
     assert loaded.config == TINY
-    assert loaded.search.voken_weight is not None
+    assert loaded.weights == model.weights
+    assert loaded.weights.voken is not None
     assert loaded.validation["pictures"] == {"train": 16, "validation": 2}
     assert same(loaded, model)
 

@@ -14,17 +14,15 @@ from pydantic import ValidationError
 from builders.collections import make_collection
 from builders.tiny_model import paint_many, tiny_model
 from voken import Collection
-from voken.config import SearchConfig
 from voken.data.captions import read_dataset
 from voken.errors import ConfigError
 from voken.langchain import VokenRetriever
-from voken.search.confidence import Calibration, ReadoutCalibration
+from voken.model.calibration import Calibration, ReadOutCalibration
 
 SURE = Calibration(
     prior=0.5, queries=50, concepts=50, pool=50, right=1.0, beams=4,
-    readouts=(ReadoutCalibration("vector", 3.0, bias=1.0, score=1.0, mass=0.0, mean_cosine=0.0),),
+    readouts=(ReadOutCalibration("vector", 3.0, bias=1.0, score=1.0, mass=0.0, mean_cosine=0.0),),
 )  # fmt: skip
-SEARCH = SearchConfig(beams=4, voken_weight=2.0, vector_weight=3.0, calibration=SURE)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +47,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def photos(folder):
-    with Collection.open(folder, model=tiny_model(search=SEARCH)) as opened:
+    with Collection.open(folder, model=tiny_model(calibration=SURE)) as opened:
         yield opened
 
 

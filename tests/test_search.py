@@ -8,8 +8,9 @@ import pytest
 
 from builders.collections import make_collection
 from builders.tiny_model import paint, paint_many, tiny_model
-from voken.config import SearchConfig
+from voken.config import ReadOutWeights, SearchConfig
 from voken.errors import ArtifactError, ConfigError
+from voken.model.calibration import Calibration, ReadOutCalibration, Threshold
 from voken.search.searcher import Searcher
 
 WIDE = SearchConfig(beams=100, voken_weight=2.0, vector_weight=3.0)
@@ -114,7 +115,7 @@ def test_weights(collection):
     (hits,) = Searcher(model, collection, heavy).search(["red"], 24)
     cosines = collection.vectors.astype(np.float64) @ model.encoder.encode_texts(["red"])[0]
     assert collection.ids[int(cosines.argmax())] == hits[0].image_id
-    unchosen = tiny_model(levels=3, search=SearchConfig())
+    unchosen = tiny_model(levels=3, weights=ReadOutWeights())
     with pytest.raises(ConfigError, match="voken_weight was not chosen"):
         Searcher(unchosen, collection, SearchConfig(readout="voken"))
 
@@ -146,14 +147,11 @@ def test_open_says_which_model_is_missing(tmp_path):
 
 
 def calibrated_model():
-    from voken.search.confidence import Calibration, ReadoutCalibration, Threshold
-
     cut = (Threshold(0.5, 0.3, 0.6, 0.9, 0.1),)
-    one = ReadoutCalibration("vector", 3.0, bias=-1.0, score=0.4, mass=-0.2, mean_cosine=0.0, thresholds=cut)
-    other = ReadoutCalibration("generate", 0.0, bias=2.0, score=0.7, mass=0.1, mean_cosine=0.5)
-    made = Calibration(0.5, 100, 50, 24, 1.0, 4, (one, other))
-    search = SearchConfig(beams=100, voken_weight=2.0, vector_weight=3.0, calibration=made)
-    return dataclasses.replace(tiny_model(levels=3), search=search)
+    one = ReadOutCalibration("vector", 3.0, bias=-1.0, score=0.4, mass=-0.2, mean_cosine=0.0, thresholds=cut)
+    other = ReadOutCalibration("generate", 0.0, bias=2.0, score=0.7, mass=0.1, mean_cosine=0.5)
+    calibration = Calibration(0.5, 100, 50, 24, 1.0, 4, (one, other))
+    return tiny_model(levels=3, search=SearchConfig(beams=100), calibration=calibration)
 
 
 def test_hits_say_how_sure_they_are(tmp_path):

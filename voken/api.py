@@ -37,6 +37,7 @@ from voken.errors import ConfigError, DataError, EmptyDataError
 from voken.model import compiled
 from voken.progress import Progress, no_progress
 from voken.search import explain
+from voken.search.batching import SearchQueue
 from voken.search.hit import Hit
 from voken.search.searcher import Searcher, SearchModel, load_model
 
@@ -165,7 +166,7 @@ class Collection:
         self._device, self._threads, self._once = device, threads, once
         self._max_queue = max_queue
         self._loading, self._encoding = threading.Lock(), threading.Lock()
-        self._searcher: Searcher | None = None
+        self._queue: SearchQueue | None = None
         self._snapshot: Snapshot | None = None
         self._picture_model: PictureModel | None = None
 
@@ -340,8 +341,11 @@ class Collection:
     @property
     def searcher(self) -> Searcher:
         """What searches it; loads the model on first use."""
+        return self._opened_queue().searcher
+
+    def _opened_queue(self) -> SearchQueue:
         with self._loading:
-            if self._searcher is None:
+            if self._queue is None:
                 snapshot = self._store.snapshot(self._snapshot)
                 if self._search_model is None:
                     if self._model_folder is None:
@@ -358,10 +362,9 @@ class Collection:
                         # __init__ has checked the name
                         readout=self._readout or ("voken" if snapshot.vectors is None else "vector"),  # type: ignore[arg-type]
                     )
-                self._searcher = Searcher(
-                    self._search_model, snapshot, settings, store=self._store, max_queue=self._max_queue
-                )
-            return self._searcher
+                searcher = Searcher(self._search_model, snapshot, settings, store=self._store)
+                self._queue = SearchQueue(searcher, max_queue=self._max_queue)
+            return self._queue
 
     @property
     def version(self) -> int:
@@ -371,7 +374,7 @@ class Collection:
     @property
     def readout(self) -> str:
         """How hits are ranked: "generate", "voken" or "vector"."""
-        return self.searcher.search_config.readout
+        return self.searcher.read_out.name
 
     @property
     def fields(self) -> list[str]:
@@ -442,7 +445,7 @@ class Collection:
         precision: float | None = None,
     ) -> list[list[Hit]]:
         """`search` for several queries, which go through the model together."""
-        return self.searcher.search(queries, k, _filters(where), self._threshold(threshold, precision))
+        return self._opened_queue().search(queries, k, _filters(where), self._threshold(threshold, precision))
 
     async def asearch(
         self,
@@ -457,7 +460,7 @@ class Collection:
 
         Raises `BusyError` if the queue is full.
         """
-        return await self.searcher.asearch(queries, k, _filters(where), self._threshold(threshold, precision))
+        return await self._opened_queue().asearch(queries, k, _filters(where), self._threshold(threshold, precision))
 
     def similar(self, image_id: str, k: int = 10, *, where: Sequence[str] = ()) -> list[Hit]:
         """At most `k` pictures like one of the collection. Raises `DataError` if there is no such picture."""
@@ -478,9 +481,7 @@ class Collection:
 
     def explain(self, query: str, hits: Sequence[Hit]) -> list[Why]:
         """For each hit of a search for `query`: what the generator wrote on the way to it."""
-        searcher = self.searcher
-        beams = max(searcher.search_config.beams, len(hits))
-        return explain.explain(searcher.model, searcher.collection, query, hits, beams)
+        return explain.explain(self.searcher, query, hits)
 
     def picture(self, image_id: str) -> Picture:
         """One picture by id. Raises `DataError` if there is none."""
@@ -576,23 +577,23 @@ class Collection:
 
     def watch_batches(self, watcher: Callable[[int], None]) -> None:
         """Call `watcher` with the size of every batch of queries, in the thread that searches it."""
-        self.searcher.watch_batches(watcher)
+        self._opened_queue().watch_batches(watcher)
 
     def close(self) -> None:
         """Answer the queries that wait, and accept no more."""
-        if self._searcher is not None:
-            self._searcher.close()
+        if self._queue is not None:
+            self._queue.close()
 
     def _current(self) -> Snapshot:
         """The version that a search beginning now would see."""
-        if self._searcher is not None:
-            return self._searcher.collection
+        if self._queue is not None:
+            return self._queue.searcher.collection
         self._snapshot = self._store.snapshot(self._snapshot)
         return self._snapshot
 
     def _refresh(self) -> None:
-        if self._searcher is not None:
-            self._searcher.refresh()
+        if self._queue is not None:
+            self._queue.searcher.refresh()
 
     def _threshold(self, threshold: float | None, precision: float | None) -> float | None:
         return threshold if precision is None else self.searcher.threshold(precision)

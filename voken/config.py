@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from voken.errors import ConfigError
-from voken.search.confidence import Calibration
 
 MAX_TEXT_CHARACTERS = 2_000
-"""Of a caption or a query; what follows is not read."""
+"""Of a caption or a query. The rest is not read."""
+
+ReadOutName = Literal["generate", "voken", "vector"]
+"""How hits are ranked; see `voken.search.readouts`."""
 
 
 @dataclass(frozen=True)
@@ -139,19 +141,34 @@ class GeneratorConfig:
 
 
 @dataclass(frozen=True)
+class ReadOutWeights:
+    """Weights of the cosine in the two read-outs that have one; None if not chosen."""
+
+    voken: float | None = None
+    vector: float | None = None
+
+
+@dataclass(frozen=True)
 class SearchConfig:
-    """How queries are answered."""
+    """What a caller asks of a search. What training chose and calibrated stands beside it in the model."""
 
     beams: int = 20
-    readout: Literal["generate", "voken", "vector"] = "generate"
+    """b, sequences that the beam search keeps at each level."""
+    readout: ReadOutName = "generate"
     """Log-probability alone; + cosine with the vector rebuilt from vokens; + cosine with a stored vector."""
     voken_weight: float | None = None
-    """Weight of the cosine in "voken"; None: the one chosen on validation and saved with the model."""
+    """Weight of the cosine in "voken". None: the weight that training chose on validation."""
     vector_weight: float | None = None
+    """The same for "vector"."""
     precision: Literal["float32", "int8"] = "float32"
-    """Of the saved engine's weights (docs/speed.md); a search in torch, as on a GPU, has its own."""
-    calibration: Calibration | None = None
-    """How likely a hit is right; found on validation and saved with the model, None where that was too small."""
+    """Of the weights in the saved engine (docs/speed.md). A search in torch, as on a GPU, does not use it."""
+
+    def weights(self, chosen: ReadOutWeights) -> ReadOutWeights:
+        """The weights in these settings, and for those that they leave open the `chosen` ones."""
+        return ReadOutWeights(
+            chosen.voken if self.voken_weight is None else self.voken_weight,
+            chosen.vector if self.vector_weight is None else self.vector_weight,
+        )
 
 
 @dataclass(frozen=True)
@@ -168,11 +185,8 @@ class RunConfig:
     search: SearchConfig = field(default_factory=SearchConfig)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON-ready dictionaries; `from_dict` reads them back. A calibration that is not there is no setting."""
-        values = dataclasses.asdict(self)
-        if values["search"]["calibration"] is None:
-            del values["search"]["calibration"]
-        return values
+        """Plain dictionaries, ready for JSON. `from_dict` reads them back."""
+        return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:

@@ -8,11 +8,12 @@ import zlib
 import numpy as np
 import torch
 
-from voken.config import EncoderConfig, GeneratorConfig, RunConfig, SearchConfig, TokenizerConfig
+from voken.config import EncoderConfig, GeneratorConfig, ReadOutWeights, RunConfig, SearchConfig, TokenizerConfig
 from voken.encoders.text_reader import TextStates
 from voken.encoders.two_tower import TwoTowerEncoder, TwoTowerHead
 from voken.generator.lite import CaptionMemory, LiteGenerator
 from voken.image_tokenizer.model import ImageTokenizer
+from voken.model.calibration import Calibration
 from voken.model.model import Model
 
 LEVELS, SIZE, DIM = 3, 5, 8
@@ -91,7 +92,9 @@ def make_lite_over(encoder: TwoTowerEncoder, memory: int = 3, **settings) -> Lit
     return model.eval()
 
 
-def make_whole_model(search: SearchConfig, *, layers: tuple[int, ...] = ()) -> Model:
+def make_whole_model(
+    search: SearchConfig, *, layers: tuple[int, ...] = (), calibration: Calibration | None = None
+) -> Model:
     """Random weights, in the true format. `layers` are those of the image tokenizer."""
     torch.manual_seed(3)
     encoder_config = EncoderConfig(dim=DIM, hidden=16, image_size=32)
@@ -105,4 +108,4 @@ def make_whole_model(search: SearchConfig, *, layers: tuple[int, ...] = ()) -> M
         elif "running_var" in name:
             buffer.uniform_(0.5, 2)
     run = RunConfig(name="demo", encoder=encoder_config, tokenizer=config, generator=generator.config)
-    return Model(run, encoder, tokenizer, generator, search, {})
+    return Model(run, encoder, tokenizer, generator, search, {}, ReadOutWeights(2.0, 3.0), calibration)

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from voken.config import RunConfig, SearchConfig, TokenizerConfig
+from voken.config import ReadOutWeights, RunConfig, SearchConfig, TokenizerConfig
 from voken.image_tokenizer.model import ImageTokenizer
+from voken.model.calibration import Calibration
 
 COLOURS = {
     "red": (255, 0, 0),
@@ -87,7 +88,9 @@ class TinyModel:
     encoder: ColourEncoder
     tokenizer: ImageTokenizer
     generator: PrefixGenerator
-    search: SearchConfig = field(default_factory=lambda: SearchConfig(beams=4, voken_weight=2.0, vector_weight=3.0))
+    search: SearchConfig = field(default_factory=lambda: SearchConfig(beams=4))
+    weights: ReadOutWeights = field(default_factory=lambda: ReadOutWeights(2.0, 3.0))
+    calibration: Calibration | None = None
     config: RunConfig = field(default_factory=RunConfig)
     fingerprint: str = "f1f2f3"
 

@@ -46,7 +46,7 @@ from PIL.Image import Image
 
 from voken.collection.doctor import examine
 from voken.collection.store import Store
-from voken.config import SearchConfig
+from voken.config import ReadOutWeights, SearchConfig
 from voken.data.captions import CaptionedImage, Dataset
 from voken.data.images import list_images
 from voken.decoding.nearest import NearestSequences
@@ -76,6 +76,7 @@ class Colours:
     device: None = None
     log_probs: bool = False
     reads_trees: bool = False
+    calibration: None = None
 
     @classmethod
     def new(cls) -> Any:
@@ -84,9 +85,14 @@ class Colours:
         return cls((draw.normal(size=(LEVELS, ENTRIES, 3 * SIDE * SIDE)) / 8).astype(np.float32))
 
     @property
+    def weights(self) -> ReadOutWeights:
+        """Of the read-outs."""
+        return ReadOutWeights(1.0, 1.0)
+
+    @property
     def search(self) -> SearchConfig:
-        """How it is best searched."""
-        return SearchConfig(beams=8, voken_weight=1.0, vector_weight=1.0)
+        """How it is searched by default."""
+        return SearchConfig(beams=8)
 
     @property
     def encoder(self) -> Colours:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from voken import artifact
-from voken.config import SearchConfig, from_dict
+from voken.config import ReadOutWeights, SearchConfig, from_dict
 from voken.errors import ArtifactError, ConfigError, CorruptArtifactError
 from voken.inference.engine import HEADER, Engine
+from voken.model.calibration import Calibration
 from voken.shapes import Float32
 
 KIND, VERSION = "model", 1
@@ -32,6 +33,8 @@ class CompiledModel:
     """The same engine: it also rebuilds vectors from vokens."""
     search: SearchConfig
     fingerprint: str
+    weights: ReadOutWeights = field(default_factory=ReadOutWeights)
+    calibration: Calibration | None = None
 
     @classmethod
     def load(cls, folder: Path, *, threads: int = 0, once: bool = False) -> Self:
@@ -46,15 +49,38 @@ class CompiledModel:
             raise ArtifactError(f"{folder}: has no engine. Make it with: voken compile {folder}")
         described = artifact.read_json(folder / "config.json")
         try:
-            search = from_dict(SearchConfig, described["search"])
+            search, weights, calibration = search_from_dict(described["search"])
         except (KeyError, ConfigError) as error:
             raise CorruptArtifactError(f"{folder / 'config.json'}: does not describe a model ({error}).") from error
         engine = Engine.load(folder / FOLDER, threads=threads, once=once)
-        return cls(engine, engine, search, fingerprint(folder))
+        return cls(engine, engine, search, fingerprint(folder), weights, calibration)
 
     def query_vectors(self, texts: Sequence[str], state: Any = None) -> Float32[np.ndarray, "texts dim"]:
         """As `voken.model.model.Model.query_vectors`."""
         return self.generator.query_vectors(texts, state)
+
+
+def search_to_dict(search: SearchConfig, weights: ReadOutWeights, calibration: Calibration | None) -> dict[str, Any]:
+    """The entry "search" of a model's config.json, in which the chosen weights stand among the settings."""
+    used = search.weights(weights)
+    return asdict(search) | {
+        "voken_weight": used.voken,
+        "vector_weight": used.vector,
+        "calibration": None if calibration is None else asdict(calibration),
+    }
+
+
+def search_from_dict(values: dict[str, Any]) -> tuple[SearchConfig, ReadOutWeights, Calibration | None]:
+    """The inverse of `search_to_dict`. Raises `ConfigError` for values that it cannot have written."""
+    found_in_training = ("voken_weight", "vector_weight", "calibration")
+    settings = {name: value for name, value in values.items() if name not in found_in_training}
+    weights = {"voken": values.get("voken_weight"), "vector": values.get("vector_weight")}
+    calibration = values.get("calibration")
+    return (
+        from_dict(SearchConfig, settings),
+        from_dict(ReadOutWeights, weights),
+        None if calibration is None else from_dict(Calibration, calibration),
+    )
 
 
 def is_compiled(folder: Path) -> bool:

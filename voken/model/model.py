@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,7 +22,7 @@ import torch
 from torch.nn.functional import normalize
 
 from voken import artifact
-from voken.config import RunConfig, SearchConfig, from_dict
+from voken.config import ReadOutWeights, RunConfig, SearchConfig
 from voken.encoders.clip import HubEncoder
 from voken.encoders.interface import Encoder
 from voken.encoders.text_reader import TextReader
@@ -34,7 +34,8 @@ from voken.generator.llama import LlamaGenerator, Lora
 from voken.generator.t5 import T5Generator
 from voken.image_tokenizer.model import ImageTokenizer
 from voken.inference.export import GeneratorGraphs, export_generator, lite_graphs, llama_graphs, t5_graphs
-from voken.model.compiled import FOLDER, KIND, VERSION, fingerprint
+from voken.model.calibration import Calibration
+from voken.model.compiled import FOLDER, KIND, VERSION, fingerprint, search_from_dict, search_to_dict
 from voken.shapes import Float
 
 
@@ -134,9 +135,13 @@ class Model:
     tokenizer: ImageTokenizer
     generator: Generator
     search: SearchConfig
-    """How it is best searched: the weights of the two reranks are those chosen on validation."""
+    """How it is searched unless a caller asks for something else."""
     validation: dict[str, Any]
     """What training did and its results on validation, ready for JSON."""
+    weights: ReadOutWeights = field(default_factory=ReadOutWeights)
+    """Weights of the read-outs, chosen on validation."""
+    calibration: Calibration | None = None
+    """How likely a hit is right; None if the validation set was too small to tell."""
     fingerprint: str = ""
     """A hexadecimal digest of the saved files; empty until the model is saved."""
 
@@ -169,7 +174,7 @@ class Model:
                 part.save(partial / name)
             described = {
                 "run": self.config.to_dict(),
-                "search": dataclasses.asdict(self.search),
+                "search": search_to_dict(self.search, self.weights, self.calibration),
                 "validation": self.validation,
             }
             artifact.write_json(partial / "config.json", described)
@@ -195,13 +200,14 @@ class Model:
         described = artifact.read_json(folder / "config.json")
         try:
             config = RunConfig.from_dict(described["run"])
-            search = from_dict(SearchConfig, described["search"])
+            search, weights, calibration = search_from_dict(described["search"])
             validation = described["validation"]
         except (KeyError, ConfigError) as error:
             raise CorruptArtifactError(f"{folder / 'config.json'}: does not describe a model ({error}).") from error
         generator = FAMILIES[config.generator.family].load(folder / "generator", pictures.encoder)
         generator.to(device or "cpu")
-        return cls(config, pictures.encoder, pictures.tokenizer, generator, search, validation, pictures.fingerprint)
+        parts = (config, pictures.encoder, pictures.tokenizer, generator)
+        return cls(*parts, search, validation, weights, calibration, pictures.fingerprint)
 
 
 def load_encoder(folder: Path, *, device: str | None = None) -> Encoder:

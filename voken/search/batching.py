@@ -1,17 +1,21 @@
-"""Many callers of one function, served together without knowing of each other.
+"""Many callers of one search, served together without knowing of each other.
 
-    batcher = Batcher(lambda k, texts: searcher.answer(texts, k))       # a result a text, in their order
-    (hits,) = batcher.call(["two dogs"], key=10)                        # from any thread
-    (hits,) = await batcher.acall(["two dogs"], key=10)                 # from any event loop
-    future = batcher.submit("two dogs", key=10)                         # a concurrent.futures.Future
-    batcher.close()                                                     # or: with Batcher(...) as batcher
+    queue = SearchQueue(searcher)
+    (hits,) = queue.search(["two dogs"], k=10)                      # from any thread
+    (hits,) = await queue.asearch(["two dogs"], k=10)               # from any event loop
+    queue.close()
 
-Nobody waits for company, unless `max_wait` says so: what comes while a batch runs is the next batch, so that batches
-grow with the load by themselves. A caller that finds nothing running and nothing waiting runs its items in its own
-thread. All else is done by one thread, started when it is first needed and gone after a second without work. Measured
-for a lone caller (two cores, a function that does nothing): 2 µs more than the bare call, and 40 µs through the thread.
+Under it lies a `Batcher`, which does not know what it batches:
 
-This file does not know what it batches.
+    batcher = Batcher(searcher.answer)                              # returns one result per item, in their order
+    results = batcher.call(["two dogs", "a cat"], key)
+    future = batcher.submit("two dogs", key)                        # a concurrent.futures.Future
+
+Nobody waits for company unless `max_wait` says so: what arrives while a batch runs is the next batch, so batches grow
+with the load by themselves. A caller that meets no running and no waiting items runs its items in its own thread.
+Everything else is done by one thread, which starts when it is first needed and ends after a second without work.
+Measured for a single caller (two cores, a function that does nothing): 2 µs more than the bare call, and 40 µs through
+the thread.
 """
 
 from __future__ import annotations
@@ -24,7 +28,10 @@ from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
+from voken.collection.filters import Filter
 from voken.errors import BusyError, ConfigError
+from voken.search.hit import Hit
+from voken.search.searcher import QUERIES_AT_ONCE, Searcher
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -33,7 +40,48 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _IDLE_SECONDS = 1.0
-"""How long the thread waits for work before it ends: an idle batcher holds no thread and can be freed."""
+"""How long the thread waits for work before it ends. An idle batcher holds no thread and can be freed."""
+
+
+class SearchQueue:
+    """A `Searcher` for any number of threads and event loops at once, whose texts go through the model together.
+
+    `max_queue` is how many queries may wait while others are answered; None means no bound. A full or closed queue
+    raises `BusyError`.
+    """
+
+    def __init__(self, searcher: Searcher, *, max_queue: int | None = None) -> None:
+        self.searcher = searcher
+        self._batcher: Batcher[str, list[Hit]] = Batcher(
+            searcher.answer, max_batch=QUERIES_AT_ONCE, max_queue=max_queue
+        )
+
+    def search(
+        self, texts: Sequence[str], k: int, where: Sequence[Filter] = (), threshold: float | None = None
+    ) -> list[list[Hit]]:
+        """As `Searcher.search`."""
+        search = self.searcher.prepare(texts, k, where, threshold)
+        return search.confident(self._batcher.call(search.texts, search.key))
+
+    async def asearch(
+        self, texts: Sequence[str], k: int, where: Sequence[Filter] = (), threshold: float | None = None
+    ) -> list[list[Hit]]:
+        """`search`, without blocking the event loop."""
+        if where:
+            import asyncio
+
+            search = await asyncio.to_thread(self.searcher.prepare, texts, k, where, threshold)
+        else:
+            search = self.searcher.prepare(texts, k, where, threshold)
+        return search.confident(await self._batcher.acall(search.texts, search.key))
+
+    def watch_batches(self, watcher: Callable[[int], None]) -> None:
+        """Call `watcher` with the size of every batch, in the thread that runs it."""
+        self._batcher.watchers.append(watcher)
+
+    def close(self) -> None:
+        """Finish the queries that wait, and accept no more."""
+        self._batcher.close()
 
 
 class _Waiting(Generic[Item, Result]):
@@ -46,19 +94,19 @@ class _Waiting(Generic[Item, Result]):
 
 
 class Batcher(Generic[Item, Result]):
-    """Calls `run(key, items)` with items that were asked for one by one. Any thread may use it.
+    """Calls `run(key, items)` with items that arrive one by one. Any thread may use it.
 
-    `run` answers a result an item, in their order; two threads never call it at once. Items of one `key` share a batch
-    of at most `max_batch`. The batch that runs next is that of the item that waits longest, the oldest items first.
-    Where `run` raises for a joint batch, its items are tried alone, so that only those it then raises for fail.
+    `run` returns one result per item, in their order; two threads never call it at once. Items with the same `key`
+    share a batch of at most `max_batch`. The next batch is that of the item that has waited longest, its oldest items
+    first. If `run` raises for a joint batch, each item is tried alone, so that only those that raise again fail.
 
     `max_wait` is how many seconds the oldest item waits for company while its batch is not full. `max_queue` is how
-    many items may wait, besides those that run; None: no bound. One call of more than that is taken where none waits.
-    Raises `ConfigError` for impossible ones.
+    many items may wait, besides those that run; None means no bound. A single call with more items than that is
+    accepted if nothing waits. Raises `ConfigError` for impossible values.
 
-    `run`, and callbacks added to a future, must not wait for this batcher: the thread that would answer is theirs.
-    A forked child starts with an empty queue and its own thread; futures from before are the parent's only. When the
-    interpreter ends, what nobody waits for is dropped; `close` finishes it.
+    `run`, and callbacks added to a future, must not wait for this batcher: they run in the thread that would answer.
+    A forked child starts with an empty queue and a thread of its own; futures from before belong to the parent. When
+    the interpreter ends, items that nobody waits for are dropped; `close` finishes them.
     """
 
     def __init__(
@@ -76,7 +124,7 @@ class Batcher(Generic[Item, Result]):
         self._run, self._max_batch, self._max_wait, self._max_queue = run, max_batch, max_wait, max_queue
         self._closed = False
         self.watchers: list[Callable[[int], None]] = []
-        """Told how many items each run takes, by the thread that runs them."""
+        """Called with the size of every batch, in the thread that runs it."""
         self._start_empty()
         _ALL.add(self)
 
@@ -84,14 +132,14 @@ class Batcher(Generic[Item, Result]):
         self._changed = threading.Condition()
         """Guards everything below; notified when work comes, a batch ends, or the batcher closes."""
         self._lines: dict[Hashable, deque[_Waiting[Item, Result]]] = {}
-        """What waits, by key, oldest first. No line is empty."""
+        """The waiting items by key, oldest first. No line is empty."""
         self._running = False
         self._has_thread = False
 
     def submit(self, item: Item, key: Hashable = None) -> Future[Result]:
-        """Queue `item` and return at once. `cancel` on the future takes it back while it waits.
+        """Queue `item` and return at once. `cancel` on the future withdraws it while it waits.
 
-        Raises `BusyError` where the queue is full, and once closed.
+        Raises `BusyError` if the queue is full or closed.
         """
         with self._changed:
             return self._accept([item], key)[0]
@@ -99,7 +147,8 @@ class Batcher(Generic[Item, Result]):
     def call(self, items: Sequence[Item], key: Hashable = None) -> list[Result]:
         """Results of `items`, in joint batches with those of other callers that have the same `key`.
 
-        Raises what `run` raises for the first item that fails, and `BusyError` as `submit` does: all or none wait.
+        Raises what `run` raises for the first item that fails, and `BusyError` as `submit` does: either all items wait
+        or none.
         """
         with self._changed:
             alone = not (self._running or self._lines or self._closed or self._max_wait)
@@ -111,7 +160,7 @@ class Batcher(Generic[Item, Result]):
             try:
                 return [future.result() for future in futures]
             finally:
-                for future in futures:  # where one failed, or Ctrl-C ended the waiting
+                for future in futures:  # one has failed, or Ctrl-C ended the waiting
                     future.cancel()
         try:
             results: list[Result] = []
@@ -121,19 +170,19 @@ class Batcher(Generic[Item, Result]):
         finally:
             with self._changed:
                 self._running = False
-                if self._lines or self._closed:  # else there is nobody to wake
+                if self._lines or self._closed:  # otherwise there is nobody to wake
                     self._changed.notify_all()
 
     async def acall(self, items: Sequence[Item], key: Hashable = None) -> list[Result]:
         """As `call`, without blocking the event loop. The items of a cancelled call are dropped, or run for nobody."""
-        import asyncio  # here: dear to import, and a command line that asks once has no use for it
+        import asyncio  # here, because it is slow to import and a command that searches once does not need it
 
         with self._changed:
             futures = self._accept(items, key)
         return list(await asyncio.gather(*map(asyncio.wrap_future, futures)))
 
     def close(self) -> None:
-        """Take nothing more, and return when everything accepted has been answered. Again is fine."""
+        """Accept no more items, and return when all accepted ones have results. May be called again."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -148,14 +197,14 @@ class Batcher(Generic[Item, Result]):
     # _accept, _drop_cancelled and _next_batch need self._changed held
 
     def _accept(self, items: Sequence[Item], key: Hashable) -> list[Future[Result]]:
-        from concurrent.futures import Future  # here, as asyncio above: it brings logging
+        from concurrent.futures import Future  # here, as asyncio above: it imports logging
 
         if self._closed:
-            raise BusyError("This search is closed and takes no more queries. Ask where it is open again.")
+            raise BusyError("This search is closed and takes no more queries. Open the collection again.")
         if self._max_queue is not None and self._lines and self._waiting() + len(items) > self._max_queue:
             self._drop_cancelled()
             if self._lines and self._waiting() + len(items) > self._max_queue:
-                raise BusyError(f"{self._waiting()} queries wait, and {self._max_queue} may. Ask again in a moment.")
+                raise BusyError(f"{self._waiting()} queries wait, and {self._max_queue} may. Try again in a moment.")
         if not items:
             return []
         if not self._has_thread:
@@ -164,25 +213,27 @@ class Batcher(Generic[Item, Result]):
         waiting = [_Waiting[Item, Result](item, Future(), time.perf_counter()) for item in items]
         self._lines.setdefault(key, deque()).extend(waiting)
         self._changed.notify_all()
-        return [one.future for one in waiting]
+        return [entry.future for entry in waiting]
 
     def _waiting(self) -> int:
         return sum(map(len, self._lines.values()))
 
     def _drop_cancelled(self) -> None:
-        left = {key: deque(one for one in line if not one.future.cancelled()) for key, line in self._lines.items()}
-        self._lines = {key: line for key, line in left.items() if line}
+        lines = {
+            key: deque(entry for entry in line if not entry.future.cancelled()) for key, line in self._lines.items()
+        }
+        self._lines = {key: line for key, line in lines.items() if line}
 
     def _next_batch(self) -> tuple[Hashable, list[_Waiting[Item, Result]]]:
-        """Wait for the next batch and mark it as running; an empty one when the thread should end."""
+        """Wait for the next batch and mark it as running. It is empty if the thread should end."""
         idle = False
         while True:
-            if self._running:  # a caller its own items
+            if self._running:  # a caller runs its own items
                 self._changed.wait()
             elif not self._lines:
                 if idle or self._closed:
                     self._has_thread = False
-                    self._changed.notify_all()  # to who closes, where all that waited was cancelled
+                    self._changed.notify_all()  # for `close`, if everything that waited was cancelled
                     return None, []
                 idle = not self._changed.wait(_IDLE_SECONDS)
             else:
@@ -194,9 +245,9 @@ class Batcher(Generic[Item, Result]):
                     continue
                 batch: list[_Waiting[Item, Result]] = []
                 while line and len(batch) < self._max_batch:
-                    one = line.popleft()
-                    if one.future.set_running_or_notify_cancel():
-                        batch.append(one)
+                    entry = line.popleft()
+                    if entry.future.set_running_or_notify_cancel():
+                        batch.append(entry)
                 if not line:
                     del self._lines[key]
                 if batch:
@@ -204,38 +255,38 @@ class Batcher(Generic[Item, Result]):
                     return key, batch
 
     def _work(self) -> None:
-        """The thread: batch after batch until nothing comes for a while."""
+        """What the thread does: batch after batch, until nothing arrives for a while."""
         while True:
             with self._changed:
                 key, batch = self._next_batch()
             if not batch:
                 return
             self._answer(key, batch)
-            del batch  # what was answered is the callers' alone while this thread waits
+            del batch  # results must not stay in memory while this thread waits
             with self._changed:
                 self._running = False
                 self._changed.notify_all()
 
     def _answer(self, key: Hashable, batch: list[_Waiting[Item, Result]]) -> None:
         try:
-            results = self._results(key, [one.item for one in batch])
-        except BaseException as error:  # also SystemExit: it is the caller's, and nobody may wait for ever
+            results = self._results(key, [entry.item for entry in batch])
+        except BaseException as error:  # also SystemExit: it belongs to the caller, and nobody may wait for ever
             if len(batch) == 1:
                 batch[0].future.set_exception(error)
                 return
         else:
-            for one, result in zip(batch, results, strict=True):
-                one.future.set_result(result)
+            for entry, result in zip(batch, results, strict=True):
+                entry.future.set_result(result)
             return
-        for one in batch:
-            self._answer(key, [one])
+        for entry in batch:
+            self._answer(key, [entry])
 
     def _results(self, key: Hashable, items: list[Item]) -> Sequence[Result]:
         for watcher in self.watchers:
             watcher(len(items))
         results = self._run(key, items)
         if len(results) != len(items):
-            raise RuntimeError(f"{self._run!r} answered {len(results)} results for {len(items)} items.")
+            raise RuntimeError(f"{self._run!r} returned {len(results)} results for {len(items)} items.")
         return results
 
 

@@ -1,9 +1,9 @@
-"""Why a picture was found: what the generator wrote on the way to it, step by step.
+"""Why a picture is a hit: what the generator wrote on the way to it, level by level.
 
-    level 1   voken 17     its log-probability among all N, its rank, and how many pictures begin so
+    level 1   voken 17     its log-probability among all N, its rank, and how many pictures begin with it
     level 2   voken 803    …
 
-This module reads a search over again for given answers; it changes nothing.
+This module scores the hits of a search again; it changes nothing.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from voken.collection.snapshot import Snapshot
-from voken.decoding.beam import beam_search_from_state
+from voken.decoding.beam import Beams, beam_search_from_state
 from voken.decoding.trie import VokenTrie
 from voken.errors import ConfigError
 from voken.search.hit import Hit
-from voken.search.searcher import SearchModel, readable_text
-from voken.shapes import Float32, Int64
+from voken.search.readouts import Candidates, ReadOut
+from voken.search.searcher import Searcher
+from voken.shapes import Float, Int64
 
 
 @dataclass(frozen=True)
@@ -31,79 +31,84 @@ class Step:
     log_prob: float
     """Of this voken after those before, among all N."""
     rank: int
-    """1: the generator found no voken more likely."""
+    """1 if no voken was more likely."""
     pictures: int
-    """That begin with the vokens up to this one."""
+    """Pictures that begin with the vokens up to this one."""
 
 
 @dataclass(frozen=True)
 class Why:
-    """How a picture came to be answered."""
+    """How a picture became a hit."""
 
     log_prob: float
     """Of the whole sequence: the sum over its levels."""
     beam_rank: int | None
-    """Of the sequence among the beams, from 1; None where another search would have found it."""
+    """Of the sequence among the beams, from 1; None if these beams do not reach it."""
     cosine: float | None
-    """Of the query's vector with the picture's, stored or rebuilt from its vokens."""
+    """Of the query's vector with the picture's, stored or rebuilt from its vokens; None if the picture is gone."""
     levels: tuple[Step, ...]
 
 
-def explain(model: SearchModel, collection: Snapshot, text: str, hits: Sequence[Hit], beams: int) -> list[Why]:
-    """For each hit of a search for `text` with so many beams. Raises `ConfigError` for sequences of another model."""
+def explain(searcher: Searcher, text: str, hits: Sequence[Hit]) -> list[Why]:
+    """For each hit of a search for `text`. Raises `ConfigError` for hits of another model or of none."""
     if not hits:
         return []
-    trie = collection.trie
+    pool, model = searcher.pool(), searcher.model
+    trie = pool.trie
     vokens = np.array([hit.vokens for hit in hits], dtype=np.int64)
     if vokens.ndim != 2 or vokens.shape[1] != trie.levels:
         raise ConfigError(f"These hits have no sequences of {trie.levels} vokens: they are of another collection.")
-    query = readable_text(text, 0)
-    state = model.generator.prefill([query])
-    found = beam_search_from_state(model.generator, state, trie, max(1, min(beams, trie.sequences)))
-    place = {leaf: rank for rank, leaf in enumerate(found.leaf[0].tolist(), start=1) if leaf >= 0}
+    search = searcher.prepare([text], len(hits))
+    state = model.generator.prefill(search.texts)
+    beams = beam_search_from_state(model.generator, state, trie, max(1, min(search.key.beams, trie.sequences)))
+    rank_of_leaf = {leaf: rank for rank, leaf in enumerate(beams.leaf[0].tolist(), start=1) if leaf >= 0}
     log_probs = _log_probs(model.generator, state, vokens)
     taken = np.take_along_axis(log_probs, vokens[:, :, None], 2)[:, :, 0]
     ranks = 1 + (log_probs > taken[:, :, None]).sum(2)
     counts = _pictures_below(trie, vokens)
-    leaves = trie.leaf_of(vokens).tolist()
-    cosines = _cosines(model, collection, query, state, hits, vokens)
+    leaves = trie.leaf_of(vokens)
+    read_out = ReadOut("voken" if pool.snapshot.vectors is None else "vector", 1.0)
+    reached = Beams(vokens[None], leaves[None], taken.sum(1)[None])
+    candidates = Candidates.of(trie, reached.leaf[0], reached.log_prob[0])
+    (cosines,) = read_out.cosines(pool, reached, [candidates], model.query_vectors(search.texts, state))
+    cosine_of_row = dict(zip(candidates.rows.tolist(), cosines.tolist(), strict=True))
     return [
         Why(
-            log_prob=float(taken[row].sum()),
-            beam_rank=place.get(leaves[row]),
-            cosine=cosines[row],
+            log_prob=float(taken[place].sum()),
+            beam_rank=rank_of_leaf.get(int(leaves[place])),
+            cosine=None if (row := pool.snapshot.find(hit.image_id)) is None else cosine_of_row.get(row),
             levels=tuple(
-                Step(voken, float(taken[row, level]), int(ranks[row, level]), int(counts[row, level]))
-                for level, voken in enumerate(vokens[row].tolist())
+                Step(voken, float(taken[place, level]), int(ranks[place, level]), int(counts[place, level]))
+                for level, voken in enumerate(hit.vokens)
             ),
         )
-        for row in range(len(hits))
+        for place, hit in enumerate(hits)
     ]
 
 
-def _log_probs(generator: Any, state: Any, vokens: Int64[np.ndarray, "hits M"]) -> Float32[np.ndarray, "hits M N"]:
+def _log_probs(generator: Any, state: Any, vokens: Int64[np.ndarray, "hits M"]) -> Float[np.ndarray, "hits M N"]:
     """What the model writes at every level after the vokens before."""
     in_torch = generator.device is not None
 
-    def given(array: Int64[np.ndarray, "1 hits"]) -> Any:
+    def on_device(array: Int64[np.ndarray, "1 hits"]) -> Any:
         if not in_torch:
             return array
         import torch
 
         return torch.from_numpy(array).to(generator.device)
 
-    found = []
+    levels = []
     logits, state = generator.step(state, None, None)
     parents = np.zeros((1, len(vokens)), dtype=np.int64)
     for level in range(vokens.shape[1]):
         row = np.asarray(logits.detach().float().cpu() if in_torch else logits, dtype=np.float64)[0]
         row = row - row.max(1, keepdims=True)
         row -= np.log(np.exp(row).sum(1, keepdims=True))
-        found.append(np.broadcast_to(row, (len(vokens), row.shape[1])))
+        levels.append(np.broadcast_to(row, (len(vokens), row.shape[1])))
         if level + 1 < vokens.shape[1]:
-            logits, state = generator.step(state, given(vokens[None, :, level]), given(parents))
+            logits, state = generator.step(state, on_device(vokens[None, :, level]), on_device(parents))
             parents = np.arange(len(vokens))[None]
-    return np.stack(found, axis=1)
+    return np.stack(levels, axis=1)
 
 
 def _pictures_below(trie: VokenTrie, vokens: Int64[np.ndarray, "hits M"]) -> Int64[np.ndarray, "hits M"]:
@@ -116,21 +121,3 @@ def _pictures_below(trie: VokenTrie, vokens: Int64[np.ndarray, "hits M"]) -> Int
             first, end = starts.firsts(first), starts.firsts(end)
         counts[:, level - 1] = np.where(nodes >= 0, end - first, 0)
     return counts
-
-
-def _cosines(
-    model: SearchModel,
-    collection: Snapshot,
-    query: str,
-    state: Any,
-    hits: Sequence[Hit],
-    vokens: Int64[np.ndarray, "hits M"],
-) -> list[float | None]:
-    vector = model.query_vectors([query], state)[0]
-    if collection.vectors is None:
-        return [float(one) for one in model.tokenizer.decode(vokens) @ vector]
-    rows = [collection.find(hit.image_id) for hit in hits]
-    return [
-        None if row is None else float(np.asarray(collection.vectors[np.array([row])])[0].astype(np.float32) @ vector)
-        for row in rows
-    ]

@@ -4,13 +4,10 @@
     for hit in searcher.search(["two dogs on a beach"], k=10)[0]:
         ...
 
-A search runs on one version of the collection from beginning to end. An opened collection is followed: what other
-processes add and remove is found by searches that begin a moment later.
+A search sees one version of the collection from beginning to end. An opened collection is followed: searches that
+begin a moment later see what other processes have added and removed.
 
-Three read-outs rank what the beams found (docs/protocol.md): "generate" by log p(Y|q) alone; "voken" adds
-weight × cosine of the query's vector with the one rebuilt from the vokens; "vector" adds weight × cosine with
-the picture's stored vector. Only the last can tell apart pictures that share a sequence; the other two give
-them one score.
+This module does not know how hits are scored: that is the read-out's part (`voken.search.readouts`).
 """
 
 from __future__ import annotations
@@ -18,54 +15,46 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
 from voken.collection.filters import Filter, matching_rows
 from voken.collection.snapshot import Snapshot
 from voken.collection.store import Store
-from voken.config import MAX_TEXT_CHARACTERS, SearchConfig
+from voken.config import MAX_TEXT_CHARACTERS, ReadOutWeights, SearchConfig
 from voken.decoding.beam import Beams, beam_search_from_state
 from voken.decoding.interface import StepModel
 from voken.decoding.nearest import NearestSequences
 from voken.decoding.trie import VokenTrie
 from voken.errors import ArtifactError, ConfigError, DataError, StorageError
-from voken.search.batching import Batcher
-from voken.search.confidence import ReadoutCalibration
+from voken.model.calibration import Calibration
 from voken.search.hit import Hit
-from voken.shapes import Float, Int, Int64
+from voken.search.readouts import Candidates, Pool, ReadOut, VectorBuilder
+from voken.shapes import Float
 
-__all__ = ["Hit", "SearchModel", "Searcher", "load_model"]
-
+QUERIES_AT_ONCE = 64
+"""Queries that go through the model together."""
 _LOGITS_AT_ONCE = 1 << 24
 """queries × beams × N of one block of queries: 64 MB of float32."""
-_QUERIES_AT_ONCE = 64
-_LOOKED_EVERY = 0.2
-"""Seconds between looks at whether the collection has changed."""
+_LOOK_SECONDS = 0.2
+"""Time between two looks at whether the collection has changed."""
+_WRITER_SECONDS = 0.05
+"""Time that a search waits for a writer before it goes on with the version that it has."""
+_MAX_POOLS = 8
+"""Pools of filters that are kept for the next search with the same filters."""
 _NOT_CALIBRATED = (
     "This model is not calibrated for this read-out, so its hits have no confidence to compare with. Train it "
     "again with a validation set of 50 queries or more."
 )
-_PATIENCE = 0.05
-"""Seconds that a search waits for a writer before it goes on with what it knows."""
-_FILTERS_KEPT = 8
-"""Tries of what filters let through, kept for the next search with the same filters."""
-
-
-class VectorBuilder(Protocol):
-    """The half of an `ImageTokenizer` that a rerank needs."""
-
-    def decode(self, vokens: Int[np.ndarray, "sequences M"]) -> Float[np.ndarray, "sequences dim"]:
-        """Unit vectors rebuilt from voken sequences."""
-        ...
 
 
 class SearchModel(Protocol):
-    """What a search asks of a model. `voken.model.model.Model` is one, in torch; `CompiledModel` is one without."""
+    """What a search needs of a model. `voken.model.model.Model` is one in torch; `CompiledModel` is one without."""
 
     @property
     def generator(self) -> StepModel:
@@ -79,7 +68,17 @@ class SearchModel(Protocol):
 
     @property
     def search(self) -> SearchConfig:
-        """How it is best searched."""
+        """How it is searched unless a caller asks for something else."""
+        ...
+
+    @property
+    def weights(self) -> ReadOutWeights:
+        """The weights of the read-outs that training chose."""
+        ...
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """How likely a hit is right, if that is known."""
         ...
 
     @property
@@ -93,10 +92,10 @@ class SearchModel(Protocol):
 
 
 def load_model(folder: Path, *, device: str = "cpu", threads: int = 0, once: bool = False) -> SearchModel:
-    """A saved model, to search with: on a CPU its engine where it has one, which needs no torch; else in torch.
+    """A saved model, to search with: its engine if it has one and `device` is a CPU, otherwise in torch.
 
-    `threads` 0: as many as there are cores; `once`: for a process that asks one query. Raises `ArtifactError` where
-    there is no model, or where only torch could search it and torch is not installed.
+    The engine needs no torch. `threads` 0 means as many as there are cores; `once` is for a process that searches only
+    once. Raises `ArtifactError` if there is no model, or if only torch could search it and torch is not installed.
     """
     from voken.model.compiled import CompiledModel, is_compiled
 
@@ -115,15 +114,39 @@ def load_model(folder: Path, *, device: str = "cpu", threads: int = 0, once: boo
     return Model.load(folder, device=device)
 
 
+@dataclass(frozen=True)
+class SearchKey:
+    """What queries must have in common to be searched together."""
+
+    k: int
+    beams: int
+    filters: tuple[Filter, ...]
+
+
+@dataclass(frozen=True)
+class PreparedSearch:
+    """A checked search: its texts as they are read, and what it asks for."""
+
+    texts: list[str]
+    key: SearchKey
+    threshold: float | None
+
+    def confident(self, answers: Sequence[list[Hit]]) -> list[list[Hit]]:
+        """The answers without the hits below the threshold."""
+        if (least := self.threshold) is None:
+            return list(answers)
+        return [[hit for hit in hits if hit.confidence is not None and hit.confidence >= least] for hits in answers]
+
+
 class Searcher:
-    """Searches one collection with the model it was made with.
+    """Searches one collection with the model that it was indexed with.
 
-    `search` says how; without it the model's own settings hold, with the best read-out that the collection
-    allows ("vector" where vectors are stored, otherwise "voken"). Beams are as many as `search.beams`, and at least
-    k, so that k sequences can be answered; `widen=False` keeps to the number, as an evaluation must. With `store` the
-    collection is followed as it changes. `max_queue` is how many queries may wait (see `voken.search.batching`).
+    `search` says how. Without it the model's own settings hold, with the best read-out that the collection
+    allows ("vector" if vectors are stored, otherwise "voken"). There are `search.beams` beams and at least k, so that k
+    sequences can be returned; `widen=False` keeps to the number, as an evaluation must. With `store` the collection is
+    followed as it changes. Many threads or an event loop search together through a `voken.search.batching.SearchQueue`.
 
-    Raises `ArtifactError` where model and collection do not go together, `ConfigError` for impossible settings.
+    Raises `ArtifactError` if model and collection do not belong together, `ConfigError` for impossible settings.
     """
 
     def __init__(
@@ -134,110 +157,126 @@ class Searcher:
         *,
         widen: bool = True,
         store: Store | None = None,
-        max_queue: int | None = None,
     ) -> None:
         collection.check_model(model)
         if search is None:
             search = dataclasses.replace(model.search, readout="voken" if collection.vectors is None else "vector")
         self.model = model
         self.search_config = search
-        self._weight = _weight(search, model.search, collection)
-        self._calibration = _calibration(search, self._weight)
+        self.read_out = _read_out(search, model, collection)
         self._widen = widen
         self._store = store
         self._snapshot = collection
-        self._looked = time.monotonic()
+        self._last_look = time.monotonic()
         self._looking = threading.Lock()
-        self._views: dict[tuple[Filter, ...], _View] = {(): _View(collection, collection.trie)}
-        self._batcher: Batcher[str, list[Hit]] = Batcher(self._answer, max_batch=_QUERIES_AT_ONCE, max_queue=max_queue)
+        self._pools: dict[tuple[Filter, ...], Pool] = {(): Pool(collection, collection.trie, model.tokenizer)}
 
     @classmethod
-    def open(
-        cls,
-        collection: Path,
-        model: SearchModel | None = None,
-        search: SearchConfig | None = None,
-        *,
-        max_queue: int | None = None,
-    ) -> Self:
-        """Open a saved collection, and the model it was made with where none is given.
+    def open(cls, collection: Path, model: SearchModel | None = None, search: SearchConfig | None = None) -> Self:
+        """Open a saved collection, and the model that it was indexed with if no other is named.
 
-        Raises `ArtifactError` where that model is no longer where it was.
+        Raises `ArtifactError` if that model is no longer where it was.
         """
         store = Store.open(collection)
-        opened = store.snapshot()
-        loaded = load_model(opened.find_model()) if model is None else model
-        return cls(loaded, opened, search, store=store, max_queue=max_queue)
+        snapshot = store.snapshot()
+        return cls(load_model(snapshot.find_model()) if model is None else model, snapshot, search, store=store)
 
     @property
     def collection(self) -> Snapshot:
-        """The version that a search that begins now would search."""
-        return self._now()
+        """The version that a search beginning now would see."""
+        if self._store is None or time.monotonic() - self._last_look < _LOOK_SECONDS:
+            return self._snapshot
+        if self._looking.acquire(blocking=False):
+            try:
+                # while a writer commits, or if the disk does not answer, searches go on with the version they have
+                with suppress(StorageError):
+                    self._look(_WRITER_SECONDS)
+            finally:
+                self._looking.release()
+        return self._snapshot
 
     @property
     def calibrated(self) -> bool:
         """Whether hits have a confidence: the model is calibrated for this read-out and its weight."""
-        return self._calibration is not None
+        return self.read_out.calibration is not None
 
     def threshold(self, precision: float) -> float:
-        """The confidence from which on so great a share of answers was right on validation.
+        """The confidence from which on at least this share of hits was right on validation.
 
-        Raises `ConfigError` where no threshold reached it, or the model is not calibrated.
+        Raises `ConfigError` if no threshold reached it, or the model is not calibrated.
         """
-        if self._calibration is None or self.search_config.calibration is None:
+        calibration = self.read_out.calibration
+        if calibration is None:
             raise ConfigError(_NOT_CALIBRATED)
-        found = self.search_config.calibration.threshold(self._calibration.readout, precision)
-        if found is None:
-            reached = [f"{one.precision:g}" for one in self._calibration.thresholds]
+        confidence = self.read_out.threshold(precision)
+        if confidence is None:
+            reached = ", ".join(f"{threshold.precision:g}" for threshold in calibration.thresholds)
             raise ConfigError(
                 f"precision {precision}: no threshold reached it on validation"
-                + (f" ({', '.join(reached)} were reached)." if reached else ", nor any other.")
+                + (f" ({reached} were reached)." if reached else ", nor any other.")
                 + " Give -t a probability instead."
             )
-        return found
+        return confidence
 
     def search(
         self, texts: Sequence[str], k: int, where: Sequence[Filter] = (), threshold: float | None = None
     ) -> list[list[Hit]]:
         """For each text at most `k` hits, by falling score; pictures of equal score in the collection's order.
 
-        Only pictures that all filters of `where` let through are searched: the answer is that of a collection of these
-        alone. Fewer than k come where it holds fewer, and with `threshold` where fewer have that confidence. Raises
-        `ConfigError` for a `k` under 1, for a text without any character to read, and for a threshold where the model
-        is not calibrated; what follows the first 2,000 characters of a text is not read. Any number of threads may
-        search at once: their texts go through the model together.
+        Only pictures that pass all filters of `where` are searched, as if the collection held no others. There are
+        fewer than k hits if fewer pictures pass, or if fewer reach the confidence `threshold`. Only the first 2,000
+        characters of a text are read. Raises `ConfigError` for a `k` under 1, for a text without any character to
+        read, and for a threshold if the model is not calibrated.
         """
-        sure = self._sure(threshold)
-        if where:
-            self._view(tuple(where))  # not in the batch: it may look through all metadata
-        return list(map(sure, self._batcher.call(*self._asked(texts, k, where))))
+        search = self.prepare(texts, k, where, threshold)
+        batches = [search.texts[at : at + QUERIES_AT_ONCE] for at in range(0, len(texts), QUERIES_AT_ONCE)]
+        return search.confident([hits for batch in batches for hits in self.answer(search.key, batch)])
 
-    async def asearch(
+    def prepare(
         self, texts: Sequence[str], k: int, where: Sequence[Filter] = (), threshold: float | None = None
-    ) -> list[list[Hit]]:
-        """`search`, without blocking the event loop."""
-        sure = self._sure(threshold)
+    ) -> PreparedSearch:
+        """Check a search, and look up the pictures that its filters allow. Raises as `search` does."""
+        if threshold is not None:
+            if not self.calibrated:
+                raise ConfigError(_NOT_CALIBRATED)
+            if not 0 <= threshold <= 1:
+                raise ConfigError(f"threshold {threshold}: a confidence is between 0 and 1.")
+        beams = self._beams(k)
         if where:
-            import asyncio
+            self.pool(where)  # here, not in a batch of many callers: it may read all metadata
+        key = SearchKey(k, beams if self._widen else self.search_config.beams, tuple(where))
+        return PreparedSearch([readable_text(text, place) for place, text in enumerate(texts)], key, threshold)
 
-            await asyncio.to_thread(self._view, tuple(where))
-        return list(map(sure, await self._batcher.acall(*self._asked(texts, k, where))))
+    def answer(self, key: SearchKey, texts: list[str]) -> list[list[Hit]]:
+        """The hits of prepared texts; `search` and `voken.search.batching.SearchQueue` call it."""
+        pool = self.pool(key.filters)
+        beams = min(key.beams, pool.trie.sequences)
+        if not beams:
+            return [[] for _ in texts]
+        size = max(1, _LOGITS_AT_ONCE // (beams * pool.trie.codebook_size))
+        blocks = [texts[at : at + size] for at in range(0, len(texts), size)]
+        return [hits for block in blocks for hits in self._answer_block(pool, block, key.k, beams)]
 
     def similar(self, image_id: str, k: int, where: Sequence[Filter] = ()) -> list[Hit]:
-        """At most `k` pictures like one of the collection, which is not among them. Neither torch nor text is needed.
+        """At most `k` pictures like one of the collection, without that one. Needs neither torch nor text.
 
-        Raises `DataError` where there is no such picture.
+        Raises `DataError` if there is no such picture.
         """
-        view = self._view(tuple(where))
-        row = view.snapshot.find(image_id)
+        pool = self.pool(where)
+        row = pool.snapshot.find(image_id)
         if row is None:
             raise DataError(f"{image_id}: no picture of the collection has that id.")
-        own = view.snapshot.sequence(row)[None]
-        vectors = view.snapshot.vectors
-        rebuilt = self.model.tokenizer.decode(own)
-        query = rebuilt if vectors is None else np.asarray(vectors[np.array([row])], dtype=np.float32)
-        found = self._near(view, None, own, query, k + 1)
-        return [hit for hit in found if hit.image_id != image_id][:k]
+        sequence = np.asarray(pool.snapshot.sequence(row)[None], dtype=np.int64)
+        vectors = pool.snapshot.vectors
+        if vectors is None:
+            query = self.model.tokenizer.decode(sequence)
+        else:
+            query = np.asarray(vectors[np.array([row])], dtype=np.float32)
+        model = self._nearest()
+        # a tokenizer without layers quantizes the vector itself, which says more than its sequence
+        quantizes_vectors = vectors is not None and query.shape[1] == model.codebooks.shape[2]
+        point = query if quantizes_vectors else model.of_sequences(sequence)
+        return [hit for hit in self._near(pool, model, point, query, k + 1) if hit.image_id != image_id][:k]
 
     def like_vector(
         self,
@@ -247,262 +286,124 @@ class Searcher:
         where: Sequence[Filter] = (),
     ) -> list[Hit]:
         """At most `k` pictures near a picture's vector; `point` is what the tokenizer quantizes of it."""
-        return self._near(self._view(tuple(where)), point[None], None, vector[None], k)
-
-    def watch_batches(self, watcher: Callable[[int], None]) -> None:
-        """Have `watcher` told how many queries go through the model together, by the thread that runs them."""
-        self._batcher.watchers.append(watcher)
-
-    def close(self) -> None:
-        """Answer what was asked and take nothing more: from now on a search raises `BusyError`."""
-        self._batcher.close()
-
-    def _sure(self, threshold: float | None) -> Callable[[list[Hit]], list[Hit]]:
-        """Keeps the hits that are sure enough."""
-        if threshold is None:
-            return lambda hits: hits
-        if not self.calibrated:
-            raise ConfigError(_NOT_CALIBRATED)
-        if not 0 <= threshold <= 1:
-            raise ConfigError(f"threshold {threshold}: a confidence is between 0 and 1.")
-        return lambda hits: [hit for hit in hits if hit.confidence is not None and hit.confidence >= threshold]
+        return self._near(self.pool(where), self._nearest(), point[None], vector[None], k)
 
     def refresh(self) -> None:
-        """Look at once whether the collection has changed: who changed it wants to find it changed."""
+        """Look at once whether the collection has changed, so that its writer sees the change."""
         with self._looking:
             self._look(None)
 
-    def _now(self) -> Snapshot:
-        """The version to search, looked for anew where the last look is some time ago."""
-        if self._store is None or time.monotonic() - self._looked < _LOOKED_EVERY:
-            return self._snapshot
-        if self._looking.acquire(blocking=False):
-            try:
-                # while a writer commits, or where the disk does not answer, what is known is searched on
-                with suppress(StorageError):
-                    self._look(_PATIENCE)
-            finally:
-                self._looking.release()
-        return self._snapshot
+    def pool(self, where: Sequence[Filter] = ()) -> Pool:
+        """The pictures that a search with these filters would see now."""
+        filters, snapshot, pools = tuple(where), self.collection, self._pools
+        pool = pools.get(filters)
+        if pool is None or pool.snapshot is not snapshot:
+            pool = Pool(snapshot, _filtered_trie(snapshot, filters), self.model.tokenizer)
+            while len(pools) > _MAX_POOLS:
+                pools.pop(next((key for key in list(pools) if key), ()), None)
+            pools[filters] = pool
+        return pool
 
     def _look(self, wait: float | None) -> None:
         if self._store is not None:
-            self._looked = time.monotonic()
-            found = self._store.snapshot(self._snapshot, wait=wait)
-            if found is not self._snapshot:
-                found.check_model(self.model)
-                self._views = {(): _View(found, found.trie)}
-                self._snapshot = found
+            self._last_look = time.monotonic()
+            snapshot = self._store.snapshot(self._snapshot, wait=wait)
+            if snapshot is not self._snapshot:
+                snapshot.check_model(self.model)
+                self._pools = {(): Pool(snapshot, snapshot.trie, self.model.tokenizer)}
+                self._snapshot = snapshot
 
-    def _view(self, where: tuple[Filter, ...]) -> _View:
-        snapshot = self._now()
-        views = self._views
-        view = views.get(where)
-        if view is None or view.snapshot is not snapshot:
-            view = _View.of(snapshot, where)
-            while len(views) > _FILTERS_KEPT:
-                views.pop(next((key for key in list(views) if key), ()), None)
-            views[where] = view
-        return view
-
-    def _asked(
-        self, texts: Sequence[str], k: int, where: Sequence[Filter]
-    ) -> tuple[list[str], tuple[int, int, tuple[Filter, ...]]]:
-        """Texts fit to read, and what only queries of one batch share: k, beams and filters."""
-        self._check(k)
-        beams = max(self.search_config.beams, k) if self._widen else self.search_config.beams
-        return [readable_text(text, place) for place, text in enumerate(texts)], (k, beams, tuple(where))
-
-    def _check(self, k: int) -> None:
+    def _beams(self, k: int) -> int:
+        """As many as the settings say, and at least `k`."""
         if k < 1:
-            raise ConfigError(f"k: {k} pictures a query; ask for 1 or more.")
+            raise ConfigError(f"k: {k} pictures per query; ask for 1 or more.")
         if self.search_config.beams < 1:
             raise ConfigError(f"search.beams: {self.search_config.beams}; at least 1 is needed.")
+        return max(self.search_config.beams, k)
 
-    def _answer(self, key: tuple[int, int, tuple[Filter, ...]], texts: list[str]) -> list[list[Hit]]:
-        k, wanted, where = key
-        view = self._view(where)
-        beams = min(wanted, view.trie.sequences)
-        if not beams:
-            return [[] for _ in texts]
-        step = max(1, _LOGITS_AT_ONCE // (beams * view.trie.codebook_size))
-        return [
-            hits for at in range(0, len(texts), step) for hits in self._block(view, texts[at : at + step], k, beams)
-        ]
-
-    def _block(self, view: _View, texts: list[str], k: int, beams: int) -> list[list[Hit]]:
-        generator, readout = self.model.generator, self.search_config.readout
+    def _answer_block(self, pool: Pool, texts: list[str], k: int, count: int) -> list[list[Hit]]:
+        generator = self.model.generator
         state = generator.prefill(texts)
-        found = beam_search_from_state(generator, state, view.trie, beams)
-        sure = self._calibration
-        if readout == "generate" and sure is None:
-            return [view.hits(leaf, score, k) for leaf, score in _by_leaf(found, found.log_prob)]
-        queries = self.model.query_vectors(texts, state)
-        if readout == "vector":
-            return [
-                view.hits(leaf, log_prob, k, view.stored_cosines(query), self._weight, sure)
-                for (leaf, log_prob), query in zip(_by_leaf(found, found.log_prob), queries, strict=True)
-            ]
-        rebuilt = self._rebuilt_cosines(view.trie, found, queries)
-        return [
-            view.hits(leaf, log_prob, k, _of_leaves(cosine), self._weight, sure)
-            for (leaf, log_prob), (_, cosine) in zip(
-                _by_leaf(found, found.log_prob), _by_leaf(found, rebuilt), strict=True
-            )
-        ]
+        beams = beam_search_from_state(generator, state, pool.trie, count)
+        queries = self.model.query_vectors(texts, state) if self.read_out.needs_cosines else None
+        return _ranked(pool, self.read_out, beams, queries, k)
+
+    def _nearest(self) -> NearestSequences:
+        if self._store is None:
+            raise ArtifactError("Similar pictures are found only in a saved collection. Save it, and open it.")
+        return NearestSequences(self._store.codebooks())
 
     def _near(
         self,
-        view: _View,
-        points: Float[np.ndarray, "1 e"] | None,
-        sequences: Int[np.ndarray, "1 M"] | None,
-        queries: Float[np.ndarray, "1 dim"],
+        pool: Pool,
+        model: NearestSequences,
+        point: Float[np.ndarray, "1 e"],
+        query: Float[np.ndarray, "1 dim"],
         k: int,
     ) -> list[Hit]:
-        """By cosine alone, of what the beams find nearest to a point, or to what a sequence stands for."""
-        self._check(k)
-        if self._store is None:
-            raise ArtifactError("Pictures like a picture are found in a saved collection only. Save it, and open it.")
-        beams = min(max(self.search_config.beams, k), view.trie.sequences)
-        if not beams:
+        """The pictures on the sequences nearest to `point`, by their cosine with `query` alone."""
+        count = min(self._beams(k), pool.trie.sequences)
+        if not count:
             return []
-        walker = NearestSequences(self._store.codebooks())
-        if points is None and sequences is not None:
-            # a tokenizer without layers quantizes the vector itself, which says more than its sequence
-            same = queries.shape[1] == walker.codebooks.shape[2] and view.snapshot.vectors is not None
-            points = queries if same else walker.of_sequences(np.asarray(sequences, dtype=np.int64))
-        found = beam_search_from_state(walker, walker.prefill(points), view.trie, beams)
-        ((leaf, nothing),) = _by_leaf(found, np.zeros_like(found.log_prob))
-        if view.snapshot.vectors is not None:
-            return view.hits(leaf, nothing, k, view.stored_cosines(queries[0]), 1.0)
-        ((_, cosine),) = _by_leaf(found, self._rebuilt_cosines(view.trie, found, queries))
-        return view.hits(leaf, nothing, k, _of_leaves(cosine), 1.0)
-
-    def _rebuilt_cosines(
-        self, trie: VokenTrie, found: Beams, queries: Float[np.ndarray, "queries dim"]
-    ) -> Float[np.ndarray, "queries beams"]:
-        # each sequence is rebuilt once: a network may round one input differently at different places of a batch
-        leaves, place = np.unique(found.leaf, return_inverse=True)
-        sequences = trie.leaf_vokens(np.maximum(leaves, 0))
-        rebuilt = self.model.tokenizer.decode(sequences)[place.reshape(found.leaf.shape)]
-        cosines: np.ndarray = np.einsum("qd,qbd->qb", queries, rebuilt)
-        return cosines
+        beams = beam_search_from_state(model, model.prefill(point), pool.trie, count)
+        beams = dataclasses.replace(beams, log_prob=np.zeros_like(beams.log_prob))
+        return _ranked(pool, ReadOut("voken" if pool.snapshot.vectors is None else "vector", 1.0), beams, query, k)[0]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _View:
-    """What one search sees: a version, and the trie of its pictures that filters let through."""
-
-    snapshot: Snapshot
-    trie: VokenTrie
-
-    @classmethod
-    def of(cls, snapshot: Snapshot, where: tuple[Filter, ...]) -> Self:
-        """A filter is a smaller trie: the beams meet no picture that it keeps back."""
-        if not where:
-            return cls(snapshot, snapshot.trie)
-        rows = matching_rows(snapshot, where)
-        if not len(rows):
-            return cls(snapshot, VokenTrie.empty(snapshot.trie.levels, snapshot.trie.codebook_size))
-        vokens = snapshot.vokens[snapshot.rows.searchsorted(rows)]
-        return cls(snapshot, VokenTrie.from_vokens(vokens, snapshot.trie.codebook_size, rows))
-
-    def stored_cosines(self, query: Float[np.ndarray, " dim"]) -> Cosines:
-        """With the vectors of pictures. There must be some."""
-        vectors = self.snapshot.vectors
-        assert vectors is not None
-        return lambda rows, counts: np.asarray(vectors[rows]).astype(np.float32) @ query
-
-    def hits(
-        self,
-        leaves: Int64[np.ndarray, " leaves"],
-        log_prob: Float[np.ndarray, " leaves"],
-        k: int,
-        cosines: Cosines | None = None,
-        weight: float = 0.0,
-        sure: ReadoutCalibration | None = None,
-    ) -> list[Hit]:
-        """The best `k` pictures of `leaves` by log-probability + weight × cosine; `sure` says how likely each is."""
-        snapshot = self.snapshot
-        found = ranked(self.trie, leaves, log_prob, k, cosines, weight, sure)
-        return [
-            Hit(snapshot.ids[one.row], str(snapshot.path(one.row)), one.score, one.vokens, one.confidence)
-            for one in found
-        ]
+def _ranked(
+    pool: Pool, read_out: ReadOut, beams: Beams, queries: Float[np.ndarray, "queries dim"] | None, k: int
+) -> list[list[Hit]]:
+    """The best `k` pictures that the beams of each query reached. `queries` may be missing if no cosine is needed."""
+    snapshot = pool.snapshot
+    answers = []
+    candidates = [Candidates.of(pool.trie, *row) for row in zip(beams.leaf, beams.log_prob, strict=True)]
+    cosines = [np.zeros(1)] * len(candidates) if queries is None else read_out.cosines(pool, beams, candidates, queries)
+    for pictures, cosine in zip(candidates, cosines, strict=True):
+        scores = read_out.score(pictures.log_prob, cosine)
+        best = pictures.best(scores, k)
+        confidences: list[float | None] = [None] * len(best)
+        if read_out.calibration is not None:
+            confidences = read_out.confidence(pictures.log_prob, cosine, pictures.shared)[best].tolist()
+        rows, vokens = pictures.rows[best].tolist(), pool.trie.leaf_vokens(pictures.leaves[best]).tolist()
+        answers.append(
+            [
+                Hit(snapshot.ids[row], str(snapshot.path(row)), score, tuple(sequence), confidence)
+                for row, score, sequence, confidence in zip(
+                    rows, scores[best].tolist(), vokens, confidences, strict=True
+                )
+            ]
+        )
+    return answers
 
 
-Cosines = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Of the query with pictures, leaf after leaf: by their rows, and how many each leaf has."""
+def _filtered_trie(snapshot: Snapshot, filters: tuple[Filter, ...]) -> VokenTrie:
+    """The trie of the pictures that pass all filters, so that the beams never meet another."""
+    if not filters:
+        return snapshot.trie
+    rows = matching_rows(snapshot, filters)
+    if not len(rows):
+        return VokenTrie.empty(snapshot.trie.levels, snapshot.trie.codebook_size)
+    vokens = snapshot.vokens[snapshot.rows.searchsorted(rows)]
+    return VokenTrie.from_vokens(vokens, snapshot.trie.codebook_size, rows)
 
 
-def _of_leaves(cosines: Float[np.ndarray, " leaves"]) -> Cosines:
-    """Of the leaves' own vectors, which their pictures share."""
-    return lambda rows, counts: np.repeat(cosines, counts)
-
-
-class Ranked(NamedTuple):
-    """A picture's place in an answer."""
-
-    row: int
-    score: float
-    vokens: tuple[int, ...]
-    confidence: float | None
-
-
-def ranked(
-    trie: VokenTrie,
-    leaves: Int64[np.ndarray, " leaves"],
-    log_prob: Float[np.ndarray, " leaves"],
-    k: int,
-    cosines: Cosines | None = None,
-    weight: float = 0.0,
-    sure: ReadoutCalibration | None = None,
-) -> list[Ranked]:
-    """The best `k` pictures of `leaves`, by log-probability + weight × cosine. Of equals the lower row comes first."""
-    if not len(leaves):
-        return []
-    rows, counts = trie.rows_of(leaves)
-    each = np.repeat(np.asarray(log_prob, dtype=np.float64), counts)
-    cosine = np.zeros(len(rows)) if cosines is None else cosines(rows, counts)
-    score = each + weight * cosine
-    best = np.lexsort((rows, -score))[:k]
-    vokens = map(tuple, trie.leaf_vokens(np.repeat(leaves, counts)[best]).tolist())
-    confidence: list[float | None] = [None] * len(best)
-    if sure is not None:
-        confidence = sure.confidence(each, cosine, np.repeat(counts, counts))[best].tolist()
-    return list(map(Ranked, rows[best].tolist(), score[best].tolist(), vokens, confidence))
-
-
-def _by_leaf(
-    found: Beams, scores: Float[np.ndarray, "queries beams"]
-) -> list[tuple[Int64[np.ndarray, " leaves"], Float[np.ndarray, " leaves"]]]:
-    """The leaves and scores of each query, without the padding."""
-    return [(leaf[leaf >= 0], score[leaf >= 0]) for leaf, score in zip(found.leaf, scores, strict=True)]
-
-
-def _weight(search: SearchConfig, chosen: SearchConfig, collection: Snapshot) -> float:
-    if search.readout == "generate":
-        return 0.0
-    if search.readout == "vector" and collection.vectors is None:
+def _read_out(search: SearchConfig, model: SearchModel, collection: Snapshot) -> ReadOut:
+    """With the weight that the caller insists on, or the one that training chose."""
+    name = search.readout
+    if name == "vector" and collection.vectors is None:
         raise ConfigError(
-            "search.readout 'vector' needs stored vectors, and this collection was made without. Use readout 'voken', "
+            "search.readout 'vector' needs stored vectors, and this collection has none. Use readout 'voken', "
             "or index the pictures again with vectors."
         )
-    name = f"{search.readout}_weight"
-    given = getattr(search, name)
-    weight = getattr(chosen, name) if given is None else given
+    weights = search.weights(model.weights)
+    weight = {"generate": 0.0, "voken": weights.voken, "vector": weights.vector}[name]
     if weight is None:
-        raise ConfigError(f"search.{name} was not chosen when the model was trained. Give it a value.")
-    return float(weight)
-
-
-def _calibration(search: SearchConfig, weight: float) -> ReadoutCalibration | None:
-    made = search.calibration
-    return made.of(search.readout) if made is not None and made.holds(search.readout, weight) else None
+        raise ConfigError(f"search.{name}_weight was not chosen when the model was trained. Give it a value.")
+    return ReadOut.calibrated(name, float(weight), model.calibration)
 
 
 def readable_text(text: str, place: int) -> str:
-    """What is read of the query at `place` (from 0). Raises `ConfigError` where nothing is left of it."""
+    """The part of the query at `place` (from 0) that is read. Raises `ConfigError` if nothing is left of it."""
     # a lone surrogate, which a terminal may pass on, breaks every tokenizer
     cut = text.strip()[:MAX_TEXT_CHARACTERS].rstrip().encode("utf-8", "replace").decode("utf-8")
     if not cut:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from voken.config import SearchConfig
+from voken.config import ReadOutName, ReadOutWeights, SearchConfig
 from voken.decoding.beam import beam_search_from_state
 from voken.decoding.trie import VokenTrie
 from voken.metrics import first_relevant, mean_recall
 from voken.model.model import Model
-from voken.search.confidence import Answers, Readout, calibrate
+from voken.search.readouts import ReadOut
+from voken.training.calibrate import Answers
 from voken.training.sides import Side, query_rows
 
 _WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
 
-def validation_answers(model: Model, validation: Side) -> dict[Readout, Answers]:
+def validation_answers(model: Model, validation: Side) -> dict[ReadOutName, Answers]:
     """The model's answers to at most a thousand validation captions over the validation pictures, per read-out.
 
     The read-outs differ in their cosines: "vector" compares with the pictures' vectors, the others with rebuilt ones.
@@ -50,41 +50,29 @@ def validation_answers(model: Model, validation: Side) -> dict[Readout, Answers]
     return {"generate": rebuilt, "voken": rebuilt, "vector": replace(rebuilt, cosine=queries @ validation.images.T)}
 
 
-def choose_weights(search: SearchConfig, answers: dict[Readout, Answers]) -> tuple[SearchConfig, dict[str, Any]]:
-    """Choose the weights of the two reranks (docs/protocol.md) by validation recall. Weights already set stay.
+def choose_weights(
+    search: SearchConfig, answers: dict[ReadOutName, Answers]
+) -> tuple[ReadOutWeights, dict[str, dict[str, float]]]:
+    """Choose the weights of the two reranks (docs/protocol.md) by validation recall. Weights in the settings stay.
 
-    Returns the search settings, and per read-out the recall of each weight that was tried.
+    Also returns the recall of each weight that was tried, per read-out.
     """
-    if not len(answers["voken"].relevant):
-        return with_weights(search, 0.0, 0.0), {}
-    recalls: dict[str, Any] = {}
-    chosen: dict[str, float] = {}
-    reranks: tuple[Readout, ...] = ("voken", "vector")
-    for readout in reranks:
-        log_prob, cosine, relevant = answers[readout].log_prob, answers[readout].cosine, answers[readout].relevant
-        by_weight = [mean_recall(first_relevant(log_prob + weight * cosine, relevant)) for weight in _WEIGHTS]
-        recalls[readout] = dict(zip(map(str, _WEIGHTS), by_weight, strict=True))
-        chosen[f"{readout}_weight"] = _WEIGHTS[int(np.argmax(by_weight))]
-    return with_weights(search, **chosen), recalls
+    recalls: dict[str, dict[str, float]] = {}
+    best: dict[ReadOutName, float] = {"voken": 0.0, "vector": 0.0}
+    for name in best:
+        answer = answers[name]
+        if len(answer.relevant):
+            scores = (ReadOut(name, weight).score(answer.log_prob, answer.cosine) for weight in _WEIGHTS)
+            by_weight = [mean_recall(first_relevant(score, answer.relevant)) for score in scores]
+            recalls[name] = dict(zip(map(str, _WEIGHTS), by_weight, strict=True))
+            best[name] = _WEIGHTS[int(np.argmax(by_weight))]
+    return search.weights(ReadOutWeights(best["voken"], best["vector"])), recalls
 
 
-def with_calibration(
-    search: SearchConfig, answers: dict[Readout, Answers], seed: int
-) -> tuple[SearchConfig, dict[str, Any]]:
-    """The same settings with a calibration for their rerank weights, and the report on it."""
-    weights: dict[Readout, float] = {
-        "generate": 0.0,
-        "voken": search.voken_weight or 0.0,
-        "vector": search.vector_weight or 0.0,
+def read_outs(weights: ReadOutWeights) -> dict[ReadOutName, ReadOut]:
+    """The three read-outs with these weights."""
+    return {
+        "generate": ReadOut("generate"),
+        "voken": ReadOut("voken", weights.voken or 0.0),
+        "vector": ReadOut("vector", weights.vector or 0.0),
     }
-    calibration, report = calibrate(answers, weights, beams=search.beams, seed=seed)
-    return replace(search, calibration=calibration), report
-
-
-def with_weights(search: SearchConfig, voken_weight: float, vector_weight: float) -> SearchConfig:
-    """The same settings with these rerank weights, except where they have their own."""
-    return replace(
-        search,
-        voken_weight=voken_weight if search.voken_weight is None else search.voken_weight,
-        vector_weight=vector_weight if search.vector_weight is None else search.vector_weight,
-    )

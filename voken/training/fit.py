@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from voken import artifact
-from voken.config import RunConfig
+from voken.config import ReadOutWeights, RunConfig
 from voken.data.captions import CaptionedImage, Dataset
 from voken.data.skipped import Skipped
 from voken.encoders.builtin import PictureFeatures, SentenceEncoder
@@ -34,11 +34,13 @@ from voken.generator.train import train_generator
 from voken.image_tokenizer.model import ImageTokenizer
 from voken.image_tokenizer.report import report
 from voken.image_tokenizer.train import train_tokenizer
+from voken.model.calibration import Calibration
 from voken.model.model import FAMILIES, Model
 from voken.progress import Progress, no_progress
 from voken.shapes import Float
 from voken.training.allocator import keep_freed_memory
-from voken.training.choose import choose_weights, validation_answers, with_calibration, with_weights
+from voken.training.calibrate import calibrate
+from voken.training.choose import choose_weights, read_outs, validation_answers
 from voken.training.sides import (
     Side,
     TrainingInputs,
@@ -117,13 +119,15 @@ def fit_stages(
     tokenizer, tokenizer_history = _fit_tokenizer(inputs, config, work, progress)
     generator, generator_history = _fit_generator(inputs, tokenizer, config, work, progress)
     model = Model(config, inputs.encoder, tokenizer, generator, config.search, {})
-    search = with_weights(model.search, 0.0, 0.0)
+    weights = config.search.weights(ReadOutWeights(0.0, 0.0))
+    calibration: Calibration | None = None
     recalls: dict[str, Any] = {}
     calibration_report: dict[str, Any] = {}
     if reranks:
         answers = validation_answers(model, validation)
-        search, recalls = choose_weights(model.search, answers)
-        search, calibration_report = with_calibration(search, answers, config.seed)
+        weights, recalls = choose_weights(config.search, answers)
+        read_out_answers = {read_out: answers[name] for name, read_out in read_outs(weights).items()}
+        calibration, calibration_report = calibrate(read_out_answers, beams=config.search.beams, seed=config.seed)
     quality = report(tokenizer, validation.images, validation.texts, validation.pairs[:, ::-1].copy())
     reports = {
         "tokenizer": tokenizer_history | {"report": asdict(quality)},
@@ -133,7 +137,7 @@ def fit_stages(
         "pictures": {"train": len(train.images), "validation": len(validation.images)},
         "skipped": [asdict(item) for item in inputs.skipped],
     }
-    return replace(model, search=search, validation=reports)
+    return replace(model, weights=weights, calibration=calibration, validation=reports)
 
 
 def _fit_encoder(

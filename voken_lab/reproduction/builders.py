@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from voken.collection.snapshot import Snapshot
-from voken.config import GeneratorConfig, RunConfig, TokenizerConfig
+from voken.config import GeneratorConfig, ReadOutName, RunConfig, TokenizerConfig
 from voken.data.captions import Dataset
 from voken.data.splits import one_per_concept
 from voken.decoding.interface import StepModel
@@ -25,7 +25,6 @@ from voken.encoders.two_tower import TwoTowerEncoder
 from voken.errors import ConfigError
 from voken.image_tokenizer.train import train_tokenizer
 from voken.model.model import Model, text_reader
-from voken.search.confidence import Readout
 from voken.search.searcher import Searcher, load_model
 from voken.shapes import Float, Int
 from voken.training.fit import fit_stages
@@ -49,7 +48,7 @@ class BuiltSystem:
 
     name: str
     system: SearchSystem
-    readout: Readout | Literal[""] = ""
+    readout: ReadOutName | Literal[""] = ""
     beams: int | None = None
     bytes_per_picture: float | None = None
     vokens: Int[np.ndarray, "pool M"] | None = None
@@ -102,7 +101,7 @@ def ours(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem]:
     """Our system (section 3 of the paper) in its three read-outs, then "generate" with each beam count of Table 7."""
     build = _fitted(experiment, spec, "AVG")
     beams = our_config(experiment, spec).search.beams
-    readouts: tuple[Readout, ...] = ("generate", "voken", "vector")
+    readouts: tuple[ReadOutName, ...] = ("generate", "voken", "vector")
     for readout in readouts:
         yield build(readout, beams)
     for count in BEAM_SWEEP:
@@ -365,7 +364,7 @@ def _features(
 
 def _fitted(
     experiment: Experiment, spec: BuildSpec, name: str, *, reranks: bool = True
-) -> Callable[[Readout, int], BuiltSystem]:
+) -> Callable[[ReadOutName, int], BuiltSystem]:
     """Train our system, or load it from the working folder, and return a function of read-out and beams.
 
     `reranks` is passed to `fit_stages`.
@@ -381,7 +380,7 @@ def _fitted(
     loaded = load_model(folder)
     size = sequence_bytes(model.tokenizer.levels, model.tokenizer.codebook_size)
 
-    def build(readout: Readout, beams: int) -> BuiltSystem:
+    def build(readout: ReadOutName, beams: int) -> BuiltSystem:
         search = dataclasses.replace(loaded.search, readout=readout, beams=beams)
         stored = size + (2.0 * experiment.pool_vectors.shape[1] if readout == "vector" else 0.0)
         return BuiltSystem(name, Searcher(loaded, collection, search, widen=False), readout, beams, stored, vokens)

@@ -22,6 +22,7 @@ import numpy as np
 
 from voken.collection.base import Base, NumberColumn
 from voken.collection.snapshot import Origin, Snapshot
+from voken.config import ReadOutWeights
 from voken.decoding.trie import VokenTrie
 from voken.encoders.two_tower import TwoTowerEncoder
 from voken.image_tokenizer.train import train_tokenizer
@@ -138,6 +139,5 @@ def _untrained_model(experiment: Experiment, work: Path) -> Path:
             progress=experiment.progress,
         )
         generator = make_generator(prepared, tokenizer, config)
-        search = dataclasses.replace(config.search, voken_weight=0.0, vector_weight=0.0)
-        Model(config, prepared.encoder, tokenizer, generator, search, {}).save(folder)
+        Model(config, prepared.encoder, tokenizer, generator, config.search, {}, ReadOutWeights(0.0, 0.0)).save(folder)
     return folder

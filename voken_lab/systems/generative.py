@@ -14,7 +14,8 @@ from voken.decoding.interface import StepModel
 from voken.decoding.trie import VokenTrie
 from voken.errors import ConfigError
 from voken.search.hit import Hit
-from voken.search.searcher import ranked, readable_text
+from voken.search.readouts import Candidates
+from voken.search.searcher import readable_text
 from voken_lab.systems.pictures import PoolPictures, check_k
 
 _LOGITS_AT_ONCE = 1 << 24
@@ -56,5 +57,8 @@ class GenerativeSystem:
         return hits
 
     def _ranked(self, leaves: np.ndarray, scores: np.ndarray, k: int) -> list[Hit]:
-        pictures = ranked(self._trie, leaves[leaves >= 0], scores[leaves >= 0], k)
-        return [self._pictures.hit(row, score, vokens) for row, score, vokens, _ in pictures]
+        pictures = Candidates.of(self._trie, leaves, scores)
+        best = pictures.best(pictures.log_prob, k)
+        rows, ranked = pictures.rows[best].tolist(), pictures.log_prob[best].tolist()
+        vokens = map(tuple, self._trie.leaf_vokens(pictures.leaves[best]).tolist())
+        return list(map(self._pictures.hit, rows, ranked, vokens))
