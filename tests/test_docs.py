@@ -490,6 +490,18 @@ def test_the_doctor_can_say_what_is_explained():
         assert phrase in messages, phrase
 
 
+@pytest.mark.parametrize("package", ["voken", "voken_lab"])
+def test_the_tree_has_a_line_for_each_room(package):
+    text = (ROOT / "docs" / "explanation" / "tree.md").read_text(encoding="utf-8")
+    (table,) = re.findall(rf"^\| `{package}/` .*\n((?:\|.*\n)+)", text, flags=re.MULTILINE)
+    rooms = {
+        f"{path.name}/" if path.is_dir() else path.name
+        for path in (ROOT / package).iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert set(re.findall(r"^\| `([^`]+)`", table, flags=re.MULTILINE)) == rooms - {"__init__.py", "__main__.py"}
+
+
 def test_the_site_is_built_without_a_warning(tmp_path):
     # not in this process, where signatures are changed to be checked (conftest.py)
     result = subprocess.run(
