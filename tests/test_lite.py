@@ -175,12 +175,12 @@ def test_query_vector_adds_inner_products_by_hand():
     model.bias.data.zero_()
     codebooks = make_codebooks().astype(np.float64)
     vector = model._reader.read_texts(["dog"], max_tokens=9).vectors[0].double().numpy()
-    aim = model.to_code.weight.detach().double().numpy() @ vector
+    point = model.to_code.weight.detach().double().numpy() @ vector
     similarity, repetition = model.similarity.tolist(), model.repetition.tolist()
     with torch.no_grad():
         logits = model.teacher_forced(model.encode(["dog"]), torch.tensor([[[2, 0, 0]]]))[0, 0].numpy()
-    np.testing.assert_allclose(logits[0], codebooks[0] @ aim * similarity[0], rtol=1e-4, atol=1e-4)
-    expected = codebooks[1] @ (similarity[1] * aim - repetition[1] * codebooks[0][2])
+    np.testing.assert_allclose(logits[0], codebooks[0] @ point * similarity[0], rtol=1e-4, atol=1e-4)
+    expected = codebooks[1] @ (similarity[1] * point - repetition[1] * codebooks[0][2])
     np.testing.assert_allclose(logits[1], expected, rtol=1e-4, atol=1e-4)
 
 
@@ -188,7 +188,7 @@ def test_memory_by_hand_and_without_own_captions_while_they_are_owned():
     model = make_lite(memory_weight=0.7, memory_temperature=0.2)
     vector = model._reader.read_texts(["dog"], max_tokens=9).vectors[0].double().numpy()
 
-    def aim(rows: list[int]) -> np.ndarray:
+    def point(rows: list[int]) -> np.ndarray:
         weights = np.exp(make_memory().vectors[rows].astype(np.float64) @ vector / 0.2)
         recalled = weights / weights.sum() @ make_memory().pictures[rows]
         return model.to_code.weight.detach().double().numpy() @ vector + 0.7 * recalled / np.linalg.norm(recalled)
@@ -197,9 +197,9 @@ def test_memory_by_hand_and_without_own_captions_while_they_are_owned():
         return model.encode(["dog"]).query_point[0].detach().numpy()
 
     model.memorize(make_memory(own={"dog": np.array([0, 2])}))
-    np.testing.assert_allclose(found(), aim([1, 3]), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found(), point([1, 3]), rtol=1e-4, atol=1e-5)
     model.end_training()
-    np.testing.assert_allclose(found(), aim([0, 1, 2, 3]), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found(), point([0, 1, 2, 3]), rtol=1e-4, atol=1e-5)
     model.memorize(make_memory(own={"dog": np.arange(4)}))
     expected = model.to_code.weight.detach().double().numpy() @ vector
     np.testing.assert_allclose(found(), expected, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""CLIP and SigLIP through transformers, frozen. Needs a hub name, or a folder that holds the model."""
+"""CLIP and SigLIP checkpoints as frozen encoders, through transformers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Family = Literal["clip", "siglip"]
 class HubEncoder:
     """A CLIP or SigLIP checkpoint as an `Encoder`: full precision on a CPU, autocast on a GPU.
 
-    Texts are cut to what the model reads. SigLIP's are padded to that length, as it was trained.
+    Texts are cut to the length that the model reads. SigLIP's texts are padded to that length, as in its training.
     """
 
     def __init__(self, name: str, family: Family, model: Any, images: Any, texts: Any, *, batch_size: int = 32) -> None:
@@ -44,24 +44,26 @@ class HubEncoder:
     ) -> Self:
         """Load a checkpoint by hub name or from a folder. `device` None is the CPU.
 
-        Raises `ArtifactError` where it is not in the folder, or the hub cannot be reached and has left
-        no copy here; `ConfigError` where the checkpoint is of another family.
+        Raises `ArtifactError` if the folder does not hold it, or if the hub cannot be reached and no copy is cached
+        here; `ConfigError` if the checkpoint is of another family.
         """
         from transformers import AutoConfig, AutoTokenizer
 
         local = Path(checkpoint).is_dir()
         try:
-            found = AutoConfig.from_pretrained(checkpoint, local_files_only=local).model_type
-            if found != family:
-                raise ConfigError(f"{checkpoint}: is a {found} model, not {family}. Set encoder.family to match it.")
+            model_type = AutoConfig.from_pretrained(checkpoint, local_files_only=local).model_type
+            if model_type != family:
+                raise ConfigError(
+                    f"{checkpoint}: is a {model_type} model, not {family}. Set encoder.family to match it."
+                )
             model_class, image_class = _classes(family)
             model = model_class.from_pretrained(checkpoint, local_files_only=local, dtype=torch.float32)
             images = image_class.from_pretrained(checkpoint, local_files_only=local)
             texts = AutoTokenizer.from_pretrained(checkpoint, local_files_only=local)
         except (OSError, ValueError, SafetensorError) as error:
-            where = "The folder does not hold all of the model" if local else "It could not be had from the hub"
+            problem = "The folder does not hold all of the model" if local else "The hub did not provide it"
             raise ArtifactError(
-                f"{checkpoint}: {where} ({str(error).splitlines()[0]}). Pass a folder that holds the model, its "
+                f"{checkpoint}: {problem} ({str(error).splitlines()[0]}). Pass a folder that holds the model, its "
                 "tokenizer and its image processor, as save_pretrained writes them."
             ) from error
         return cls(checkpoint, family, model.to(torch.device(device or "cpu")), images, texts)
@@ -74,7 +76,7 @@ class HubEncoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hexadecimal; of the family, all weights, and how pictures and texts are prepared."""
+        """A hexadecimal digest of the family, all weights, and how pictures and texts are prepared."""
         digest = hashlib.sha256(self.family.encode())
         for name, tensor in sorted(self._model.state_dict().items()):
             digest.update(name.encode())
@@ -86,28 +88,28 @@ class HubEncoder:
     def encode_images(self, images: Sequence[Image]) -> Float[np.ndarray, "images dim"]:
         """Unit vectors of pictures."""
         batches = self._batches(images)
-        return self._joined(self._image_vectors([image.convert("RGB") for image in batch]) for batch in batches)
+        return self._unit_rows(self._image_vectors([image.convert("RGB") for image in batch]) for batch in batches)
 
     def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
         """Unit vectors of texts."""
-        return self._joined(self._text_vectors(list(batch)) for batch in self._batches(texts))
+        return self._unit_rows(self._text_vectors(list(batch)) for batch in self._batches(texts))
 
     @property
     def text_width(self) -> int:
         """Width of a token state (see `voken.encoders.text_reader`)."""
         return int(self._model.config.text_config.hidden_size)
 
-    @torch.no_grad()  # what inference mode leaves cannot go into a loss
+    @torch.no_grad()  # not inference mode: its tensors cannot be used in a loss
     def read_texts(self, texts: Sequence[str], *, max_tokens: int) -> TextStates:
-        """Token states of the text tower's last layer, and unit vectors, read once for both."""
+        """Token states of the text tower's last layer, and unit vectors, from one pass."""
         tokens = self._tokens(list(texts), min(max_tokens, self._max_tokens))
         with self._precision():
-            read = self._model.get_text_features(**self._named(tokens))
-        vectors = functional.normalize(read.pooler_output.float(), dim=-1)
-        return TextStates(read.last_hidden_state, tokens["attention_mask"].bool(), vectors)
+            outputs = self._model.get_text_features(**self._model_inputs(tokens))
+        vectors = functional.normalize(outputs.pooler_output.float(), dim=-1)
+        return TextStates(outputs.last_hidden_state, tokens["attention_mask"].bool(), vectors)
 
     def save(self, folder: Path) -> None:
-        """Write the whole model into `folder`, so that what was trained with it never needs the hub again."""
+        """Write the whole model into `folder`, so that a model trained with it never needs the hub again."""
         folder = Path(folder)
         with storage_errors(folder):
             for part in (self._model, self._images, self._texts):
@@ -116,7 +118,7 @@ class HubEncoder:
 
     @classmethod
     def load(cls, folder: Path, *, device: str | torch.device | None = None) -> Self:
-        """Read what `save` wrote. Raises `CorruptArtifactError` if it no longer is what was saved."""
+        """Read what `save` wrote. Raises `CorruptArtifactError` if a file is missing or differs from what was saved."""
         import json
 
         folder = Path(folder)
@@ -143,8 +145,8 @@ class HubEncoder:
     @torch.inference_mode()
     def _text_vectors(self, texts: list[str]) -> Tensor:
         with self._precision():
-            read = self._model.get_text_features(**self._named(self._tokens(texts, self._max_tokens)))
-        return cast(Tensor, read.pooler_output)
+            outputs = self._model.get_text_features(**self._model_inputs(self._tokens(texts, self._max_tokens)))
+        return cast(Tensor, outputs.pooler_output)
 
     def _tokens(self, texts: list[str], max_tokens: int) -> Any:
         return self._texts(
@@ -156,7 +158,7 @@ class HubEncoder:
             return_attention_mask=True,
         ).to(self._model.device)
 
-    def _named(self, tokens: Any) -> dict[str, Tensor]:
+    def _model_inputs(self, tokens: Any) -> dict[str, Tensor]:
         # SigLIP was trained to attend to its padding.
         names = ("input_ids",) if self.family == "siglip" else ("input_ids", "attention_mask")
         return {name: tokens[name] for name in names}
@@ -168,7 +170,7 @@ class HubEncoder:
     def _batches(self, rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
         return (rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size))
 
-    def _joined(self, parts: Iterator[Tensor]) -> np.ndarray:
+    def _unit_rows(self, parts: Iterator[Tensor]) -> np.ndarray:
         unit = [functional.normalize(part.float(), dim=-1).cpu().numpy() for part in parts]
         return np.concatenate([np.empty((0, self.dim), dtype=np.float32), *unit])
 

@@ -1,4 +1,4 @@
-"""What voken asks of an encoder. It says nothing of how pictures and texts become vectors."""
+"""What voken needs of an encoder. How pictures and texts become vectors is not stated here."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from voken.shapes import Float
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Pictures and texts as vectors of one space, compared by inner product.
+    """Turns pictures and texts into vectors of one space, which are compared by inner product.
 
     Every row returned is float32 with L2 norm 1, on the CPU, and does not depend on what else was in the call.
     """
 
     @property
     def name(self) -> str:
-        """A short name for people, e.g. for a table's row."""
+        """A short name to show, e.g. in a table's row."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """Hexadecimal; equal for two encoders exactly when they give the same vectors. Keys caches."""
+        """Hexadecimal; equal for two encoders if and only if they give the same vectors. The key of caches."""
         ...
 
     @property
@@ -35,11 +35,11 @@ class Encoder(Protocol):
         ...
 
     def encode_images(self, images: Sequence[Image]) -> Float[np.ndarray, "images dim"]:
-        """One vector a picture. Pictures may have any size and mode."""
+        """One vector per picture. Pictures may have any size and mode."""
         ...
 
     def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
-        """One vector a text. Longer texts than the encoder reads are cut."""
+        """One vector per text. A text that is too long for the encoder is cut."""
         ...
 
     def save(self, folder: Path) -> None:

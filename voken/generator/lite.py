@@ -94,7 +94,6 @@ class DecoderLayer(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
-        self.drop = dropout
         self.norms = nn.Parameter(torch.ones(3, width))
         self.self_in = nn.Linear(width, 3 * width)
         self.self_out = nn.Linear(width, width)
