@@ -97,8 +97,8 @@ def commands(collection: Path, peers: list[str]) -> dict[str, list[str]]:
     for code in ("pass", FLOOR, "import torch"):
         rows[code] = [sys.executable, "-c", code]
     for peer in peers:
-        name, given, command = peer.partition("=")
-        if not given or name in rows:
+        name, equals, command = peer.partition("=")
+        if not equals or name in rows:
             raise SystemExit(f"--peer {peer}: expected NAME=COMMAND, each name once.")
         rows[name] = shlex.split(command)
     return rows
@@ -106,15 +106,15 @@ def commands(collection: Path, peers: list[str]) -> dict[str, list[str]]:
 
 def timed(command: list[str]) -> Run:
     """Run `command` to its end. Whatever fails ends the benchmark, with what it said."""
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as output:
         began = time.perf_counter()
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
         _, status, used = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - began
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
-            said.seek(0)
-            raise SystemExit(f"{shlex.join(command)} failed:\n{said.read().decode(errors='replace')}")
+            output.seek(0)
+            raise SystemExit(f"{shlex.join(command)} failed:\n{output.read().decode(errors='replace')}")
     return Run(seconds, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
 
 
@@ -171,8 +171,8 @@ def write_peer(folder: Path) -> None:
 
     random = np.random.default_rng(0)
     pictures, data = folder / "pictures", folder / "data"
-    for made in (pictures, data / MODEL_FOLDER, data / "tokenizer"):
-        made.mkdir(parents=True, exist_ok=True)
+    for new_folder in (pictures, data / MODEL_FOLDER, data / "tokenizer"):
+        new_folder.mkdir(parents=True, exist_ok=True)
     for number in range(PICTURES):
         noise = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
         Image.fromarray(noise).save(pictures / f"{number:04}.png")
@@ -219,8 +219,8 @@ def write_text_tower(path: Path) -> None:
     mask = weight(np.triu(np.full((CONTEXT, CONTEXT), -np.inf, dtype=np.float32), 1))
     rows = apply("Add", apply("Gather", drawn(WORDS, WIDTH), "input"), drawn(CONTEXT, WIDTH))
     for _ in range(LAYERS):
-        given = norm(rows)
-        query, key, value = (linear(given, WIDTH, WIDTH) for _ in range(3))
+        normed = norm(rows)
+        query, key, value = (linear(normed, WIDTH, WIDTH) for _ in range(3))
         products = apply("MatMul", heads(query, [0, 2, 1, 3]), heads(key, [0, 2, 3, 1]))
         scaled = apply("Mul", products, weight(np.float32((WIDTH // HEADS) ** -0.5)))
         attended = apply("MatMul", apply("Softmax", apply("Add", scaled, mask)), heads(value, [0, 2, 1, 3]))
@@ -247,12 +247,12 @@ def write_image_tower(path: Path) -> None:
     _save(path, [mean, product], [axes, matrix], ("input", TensorProto.FLOAT, ["pictures", 3, "height", "width"]))
 
 
-def _save(path: Path, nodes: list[Any], weights: list[Any], given: tuple[str, int, list[Any]]) -> None:
+def _save(path: Path, nodes: list[Any], weights: list[Any], input_info: tuple[str, int, list[Any]]) -> None:
     import onnx
     from onnx import TensorProto, helper
 
-    result = helper.make_tensor_value_info("output", TensorProto.FLOAT, [given[2][0], SHARED_DIM])
-    graph = helper.make_graph(nodes, path.stem, [helper.make_tensor_value_info(*given)], [result], weights)
+    result = helper.make_tensor_value_info("output", TensorProto.FLOAT, [input_info[2][0], SHARED_DIM])
+    graph = helper.make_graph(nodes, path.stem, [helper.make_tensor_value_info(*input_info)], [result], weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     onnx.checker.check_model(model)
     onnx.save(model, str(path))

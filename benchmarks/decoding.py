@@ -145,8 +145,8 @@ class Ours(Row):
         """See `Row`. Scores cost nothing."""
         from voken.decoding.beam import beam_search
 
-        found = beam_search(self.model, self.trie, texts, self.beams)
-        return list(zip(found.vokens, found.log_prob, strict=True))
+        result = beam_search(self.model, self.trie, texts, self.beams)
+        return list(zip(result.vokens, result.log_prob, strict=True))
 
     def _open_trie(self, folder: Path, workload: Workload) -> None:
         from voken.decoding.trie import VokenTrie
@@ -339,13 +339,13 @@ class CTranslate2(Row):
         source = [[self.words[token] for token in row] for row in self.tokenizer(texts)["input_ids"]]
         # One batch a worker.
         share = -(-len(texts) // self.workers)
-        found = self.translator.translate_batch(source, max_batch_size=share, **self.options)
+        results = self.translator.translate_batch(source, max_batch_size=share, **self.options)
         return [
             (
                 np.array([[self.voken_of[word] for word in sequence] for sequence in one.hypotheses], np.int32),
                 np.array(one.scores, np.float32),
             )
-            for one in found
+            for one in results
         ]
 
     def _files(self, folder: Path) -> Path:
@@ -460,8 +460,8 @@ def measure(rows: Sequence[Row], workload: Workload, rounds: int) -> dict[str, A
             row.name: {
                 "seconds_a_query": seconds[row.name],
                 "useful_operations_a_second": {
-                    batch: work_of_a_query[batch] / statistics.median(found)
-                    for batch, found in seconds[row.name].items()
+                    batch: work_of_a_query[batch] / statistics.median(times)
+                    for batch, times in seconds[row.name].items()
                 },
                 "product_operations_a_second": statistics.median(rates[row.name]) if rates[row.name] else None,
                 "agreement": dataclasses.asdict(agreement(answers[row.name], reference))
@@ -612,9 +612,9 @@ def table(report: dict[str, Any], workload: Workload) -> str:
     for name, row in rows.items():
         line = [name]
         for batch in workload.batches:
-            found = row["seconds_a_query"][batch]
-            middle = statistics.median(found)
-            line += [f"{1000 * middle:.1f}", f"{1000 * min(found):.1f} … {1000 * max(found):.1f}"]
+            times = row["seconds_a_query"][batch]
+            middle = statistics.median(times)
+            line += [f"{1000 * middle:.1f}", f"{1000 * min(times):.1f} … {1000 * max(times):.1f}"]
             for opponent in ("transformers", "CTranslate2"):
                 fastest = _fastest(rows, opponent, batch)
                 line.append(f"{fastest / middle:.2f}" if fastest else "")
@@ -695,8 +695,8 @@ def work(row: Row, folder: Path) -> None:
         elif question == "rate":
             reply = row.matrix_rate(CLOCKS[workload.clock])
         else:
-            found = row.search(texts)
-            reply = [(vokens.tolist(), scores.tolist()) for vokens, scores in found]
+            answers = row.search(texts)
+            reply = [(vokens.tolist(), scores.tolist()) for vokens, scores in answers]
         print(json.dumps(reply), flush=True)
 
 

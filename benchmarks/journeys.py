@@ -85,17 +85,17 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, required=True, help="a folder of pictures")
     parser.add_argument("--captions", type=Path, required=True, help="a small data set with captions")
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         collection, cache = f"{folder}/pictures.voken", f"{folder}/cache"
-        index = ["index", str(asked.pictures), "--model", str(asked.model), "--out", collection, "--cache", cache]
+        index = ["index", str(options.pictures), "--model", str(options.model), "--out", collection, "--cache", cache]
         commands = {
             "picture into a collection": index,
             "query to hits": ["search", collection, "a dog on a beach"],
-            "captions to a model": ["fit", str(asked.captions), "--out", f"{folder}/model", "--cache", cache],
+            "captions to a model": ["fit", str(options.captions), "--out", f"{folder}/model", "--cache", cache],
         }
         journeys = {name: travel(arguments) for name, arguments in commands.items()}
-    if asked.json:
+    if options.json:
         print(json.dumps({name: vars(journey) | {"files": list(journey.files)} for name, journey in journeys.items()}))
         return
     for name, journey in journeys.items():

@@ -67,8 +67,8 @@ class Answered:
     @property
     def first(self) -> Float[np.ndarray, " answers"]:
         """Confidence of the first hit, 0 where there is none."""
-        found: np.ndarray = np.where(self.found[:, 0], self.confidence[:, 0], 0.0)
-        return found
+        confidence: np.ndarray = np.where(self.found[:, 0], self.confidence[:, 0], 0.0)
+        return confidence
 
     def weights(self, prior: float) -> Float[np.ndarray, "answers hits"]:
         """Of every hit."""
@@ -136,15 +136,15 @@ def pools(images: Dataset, options: argparse.Namespace) -> list[tuple[str, np.nd
     drawn = set(pool_of(images, one_per_concept=True, seed=options.seed).image_ids)
     one_each = np.array([row for row, image in enumerate(images.images) if image.image_id in drawn])
     order = np.random.default_rng(options.seed).permutation(len(one_each))
-    found = [(f"{size:,}", np.sort(one_each[order[:size]])) for size in options.sizes if size <= len(one_each)]
+    named_pools = [(f"{size:,}", np.sort(one_each[order[:size]])) for size in options.sizes if size <= len(one_each)]
     if options.all_pictures:
-        found.append((f"{len(images):,}, all pictures", np.arange(len(images))))
-    if not found:
+        named_pools.append((f"{len(images):,}, all pictures", np.arange(len(images))))
+    if not named_pools:
         raise EmptyDataError(
             f"{images.name}: {len(one_each)} concepts are too few for a pool of {min(options.sizes)} with one picture "
             "each. Give smaller --sizes."
         )
-    return found
+    return named_pools
 
 
 def asking(split: Dataset, pool: Dataset, options: argparse.Namespace) -> tuple[Query, ...]:
@@ -184,15 +184,15 @@ class Arena:
         alike: dict[frozenset[str], list[int]] = {}
         for row, query in enumerate(self.queries):
             alike.setdefault(query.relevant, []).append(row)
-        for done, rows in enumerate(alike.values(), start=1):
+        for count, rows in enumerate(alike.values(), start=1):
             others = ~self.relevant[rows[0]]
             if others.any():  # a collection of nothing answers nothing
                 pool = self._snapshot(others)
                 for readout in readouts:
                     for row, hits in zip(rows, self._ask(pool, readout, rows), strict=True):
                         answers[readout][len(self.queries) + row] = hits
-            show_progress("without the right pictures", done, len(alike))
-        return {readout: self._arrays(found) for readout, found in answers.items()}
+            show_progress("without the right pictures", count, len(alike))
+        return {readout: self._arrays(hits) for readout, hits in answers.items()}
 
     def _snapshot(self, members: Bool[np.ndarray, " pictures"]) -> Snapshot:
         images = tuple(itertools.compress(self.images.images, members))
@@ -206,14 +206,14 @@ class Arena:
     def _arrays(self, answers: Sequence[Sequence[Hit]]) -> Answered:
         shape = (len(answers), HITS)
         confidence, score = np.zeros(shape), np.full(shape, -np.inf)
-        right, found = np.zeros(shape, bool), np.zeros(shape, bool)
+        right, is_hit = np.zeros(shape, bool), np.zeros(shape, bool)
         for row, answer in enumerate(answers):
             relevant = self.queries[row % len(self.queries)].relevant
             for place, hit in enumerate(answer):
                 assert hit.confidence is not None
                 confidence[row, place], score[row, place] = hit.confidence, hit.score
-                right[row, place], found[row, place] = hit.image_id in relevant, True
-        return Answered(confidence, right, found, score, np.arange(len(answers)) < len(self.queries))
+                right[row, place], is_hit[row, place] = hit.image_id in relevant, True
+        return Answered(confidence, right, is_hit, score, np.arange(len(answers)) < len(self.queries))
 
     def top_cosines(self) -> Float[np.ndarray, " answers"]:
         """Of the exact two-tower, with the encoder's own vector of the query."""
@@ -231,54 +231,54 @@ def measured(
     precisions: Sequence[float],
 ) -> dict[str, Any]:
     """Of one read-out."""
-    found = answered[readout]
-    weights = found.weights(calibration.prior)
+    answers = answered[readout]
+    weights = answers.weights(calibration.prior)
     (part,) = (part for part in calibration.readouts if part.readout == readout)
     alone = slice(0, 1)
-    bins = reliability(found.confidence, found.right, weights)
-    first_bins = reliability(found.confidence[:, alone], found.right[:, alone], weights[:, alone])
+    bins = reliability(answers.confidence, answers.right, weights)
+    first_bins = reliability(answers.confidence[:, alone], answers.right[:, alone], weights[:, alone])
     first = weights[:, 0] / weights[:, 0].sum()
     return {
         "pictures": len(arena.images),
         "right_pictures": float(arena.relevant.sum(1).mean()),
         "readout": readout,
         "queries": len(arena.queries),
-        "recall@1": float(found.right[found.present, 0].mean()),
-        "first_right": float(first @ found.right[:, 0]),
-        "first_confidence": float(first @ found.confidence[:, 0]),
+        "recall@1": float(answers.right[answers.present, 0].mean()),
+        "first_right": float(first @ answers.right[:, 0]),
+        "first_confidence": float(first @ answers.confidence[:, 0]),
         "first_ece": calibration_error(first_bins),
         "ece": calibration_error(bins),
         "auroc": {
-            "confidence": auroc(found.first, found.present),
-            "two-tower cosine": auroc(arena.top_cosines(), found.present),
-            "log-probability": auroc(answered["generate"].score[:, 0], found.present),
+            "confidence": auroc(answers.first, answers.present),
+            "two-tower cosine": auroc(arena.top_cosines(), answers.present),
+            "log-probability": auroc(answered["generate"].score[:, 0], answers.present),
         },
-        "auroc_first_right": auroc(found.first, found.right[:, 0]),
+        "auroc_first_right": auroc(answers.first, answers.right[:, 0]),
         "bins": [dataclasses.asdict(one) for one in bins],
-        "falls_with_score": bool(np.all(np.diff(found.confidence, axis=1) <= 1e-12, where=found.found[:, 1:])),
+        "falls_with_score": bool(np.all(np.diff(answers.confidence, axis=1) <= 1e-12, where=answers.found[:, 1:])),
         "thresholds": [
-            at_precision(found, weights, part, stated)
+            at_precision(answers, weights, part, stated)
             for stated in sorted({*precisions, *(threshold.precision for threshold in part.thresholds)})
         ],
     }
 
 
 def at_precision(
-    found: Answered, weights: Float[np.ndarray, "answers hits"], one: ReadOutCalibration, stated: float
+    answers: Answered, weights: Float[np.ndarray, "answers hits"], one: ReadOutCalibration, stated: float
 ) -> dict[str, Any]:
     """What is left at the threshold of a stated precision."""
     threshold = next((at.confidence for at in one.thresholds if at.precision >= stated), None)
     if threshold is None:
         return {"stated": stated, "threshold": None}
-    kept: np.ndarray = found.found & (found.confidence >= threshold)
-    total = (weights * kept).sum()
+    above: np.ndarray = answers.found & (answers.confidence >= threshold)
+    total = (weights * above).sum()
     return {
         "stated": stated,
         "threshold": threshold,
-        "hits": int(kept.sum()),
-        "precision": float((weights * kept * found.right).sum() / total) if total else None,
-        "recall": float((kept & found.right).any(1)[found.present].mean()),
-        "silence": float(1 - np.any(kept, axis=1)[~found.present].mean()),
+        "hits": int(above.sum()),
+        "precision": float((weights * above * answers.right).sum() / total) if total else None,
+        "recall": float((above & answers.right).any(1)[answers.present].mean()),
+        "silence": float(1 - np.any(above, axis=1)[~answers.present].mean()),
     }
 
 
@@ -289,14 +289,14 @@ def reliability(
 ) -> list[Bin]:
     """Ten bins of equal width; empty ones are left out. Hits of no weight do not count."""
     place = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    found = []
+    bins = []
     for number in range(BINS):
         inside = weights * (place == number)
         total = inside.sum()
         if total:
             mean, share = (inside * confidence).sum() / total, (inside * right).sum() / total
-            found.append(Bin(int((inside > 0).sum()), float(mean), float(share), float(total / weights.sum())))
-    return found
+            bins.append(Bin(int((inside > 0).sum()), float(mean), float(share), float(total / weights.sum())))
+    return bins
 
 
 def calibration_error(bins: Sequence[Bin]) -> float:

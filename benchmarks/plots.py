@@ -28,7 +28,7 @@ Plots = Iterator[tuple[str, Figure]]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Draw every report given."""
+    """Draw the plots of every report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("reports", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, default=Path("runs/plots"))
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def caption(report: Report) -> str:
-    """Where the numbers come from."""
+    """The machine that the numbers come from."""
     machine = report.get("machine") or report["rows"][0]["machine"]
     threads = report.get("workload", {}).get("threads") or machine.get("threads")
     parts = [f"{machine['cpu']}, {machine['cores']} cores", f"{threads} threads" if threads else ""]
@@ -69,7 +69,7 @@ def plain(x: str, y: str, *, width: float = 7.0, height: float = 4.6) -> tuple[F
 
 
 def style(place: int) -> dict[str, Any]:
-    """Of the line number `place`."""
+    """Colour, marker and dashes of line number `place`."""
     return {
         "color": COLOURS[place % len(COLOURS)],
         "marker": MARKERS[place % len(MARKERS)],
@@ -82,9 +82,9 @@ def scaling(report: Report) -> Plots:
     """Figure 4 of the paper, and recall against speed over the real set."""
     growing: list[Report] = report.get("growing", [])
     for batch in growing[0]["seconds"] if growing else ():
-        figure, axes = plain("pictures", "queries a second", height=5.4)
+        figure, axes = plain("pictures", "queries per second", height=5.4)
         for place, row in enumerate(growing):
-            line = sorted((int(size), 1 / statistics.median(found)) for size, found in row["seconds"][batch].items())
+            line = sorted((int(size), 1 / statistics.median(times)) for size, times in row["seconds"][batch].items())
             label = ", ".join(part for part in (row["system"], row["precision"], row["draw"]) if part)
             axes.plot([size for size, _ in line], [speed for _, speed in line], label=label, **style(place))
         axes.set_xscale("log")
@@ -94,7 +94,7 @@ def scaling(report: Report) -> Plots:
         yield f"growing-{batch}", figure
     real = report.get("real", {"points": []})
     for precision in dict.fromkeys(point["precision"] for point in real["points"]):
-        figure, axes = plain("R@10 (%)", "queries a second")
+        figure, axes = plain("R@10 (%)", "queries per second")
         points = [point for point in real["points"] if point["precision"] == precision]
         systems = dict.fromkeys(point["system"] for point in points if point["system"] != "nothing")
         for place, system in enumerate(systems):
@@ -112,14 +112,14 @@ def scaling(report: Report) -> Plots:
 def equal_bytes(report: Report) -> Plots:
     """Recall against bytes, means over seeds."""
     for pool in dict.fromkeys(row["dataset"] for row in report["rows"]):
-        figure, axes = plain("bytes a picture", "R@10 (%)")
+        figure, axes = plain("bytes per picture", "R@10 (%)")
         rows = [row for row in report["rows"] if row["dataset"] == pool]
         sizes = sorted({row["levels"] for row in rows})
         for place, name in enumerate(dict.fromkeys(map(labelled, rows))):
-            found = [
+            recalls = [
                 [row["recall"]["10"] for row in rows if (labelled(row), row["levels"]) == (name, m)] for m in sizes
             ]
-            axes.plot(sizes, [100 * statistics.mean(one) for one in found], label=name, **style(place))
+            axes.plot(sizes, [100 * statistics.mean(one) for one in recalls], label=name, **style(place))
         axes.set_xscale("log", base=2)
         axes.set_xticks(sizes, [f"{size}" for size in sizes])
         axes.set_title(f"{pool}, {rows[0]['pool_size']:,} pictures")
@@ -142,7 +142,7 @@ def quality(report: Report) -> Plots:
 
 
 def labelled(row: Report) -> str:
-    """A system and its read-out."""
+    """The label of a row: its system and read-out."""
     return ", ".join(part for part in (row["system"], row["readout"]) if part)
 
 
@@ -153,7 +153,7 @@ def index_size(report: Report) -> Plots:
         f"{row['pictures']:,} {row['draw']}": {part: row["size"][part] / row["pictures"] for part in parts}
         for row in report["rows"]
     }
-    yield "bytes", grouped_bars(bars, "bytes a picture", "What a collection takes, without vectors")
+    yield "bytes", grouped_bars(bars, "bytes per picture", "What a collection takes, without vectors")
     figure, axes = plain("pictures", "milliseconds to open")
     for place, draw in enumerate(dict.fromkeys(row["draw"] for row in report["rows"])):
         rows = [row for row in report["rows"] if row["draw"] == draw]
@@ -166,26 +166,27 @@ def index_size(report: Report) -> Plots:
 
 
 def decoding(report: Report) -> Plots:
-    """Milliseconds a query, by shape and batch."""
-    for shape, found in report["shapes"].items():
+    """Milliseconds per query, by shape and batch."""
+    for shape, shape_report in report["shapes"].items():
         bars = {
             name: {
                 f"batch {batch}": 1000 * statistics.median(seconds) for batch, seconds in row["seconds_a_query"].items()
             }
-            for name, row in found["rows"].items()
+            for name, row in shape_report["rows"].items()
         }
-        yield shape, grouped_bars(bars, "milliseconds a query", f"T5-{shape}, {found['workload']['beams']} beams")
+        title = f"T5-{shape}, {shape_report['workload']['beams']} beams"
+        yield shape, grouped_bars(bars, "milliseconds per query", title)
 
 
 def training_step(report: Report) -> Plots:
-    """Times as fast as the naive form."""
+    """How many times as fast as the naive form."""
     names = {"times_naive": "by the wall", "cpu_times_naive": "by CPU time"}
     bars = {
         name: {label: row[key] for key, label in names.items()}
         for name, row in report["rows"].items()
         if row["times_naive"]
     }
-    yield "times", grouped_bars(bars, "times the naive form", "Training stage 2, pairs a second")
+    yield "times", grouped_bars(bars, "times the naive form", "Training stage 2, pairs per second")
 
 
 def cold_start(report: Report) -> Plots:
@@ -198,7 +199,7 @@ _SECONDS = {"seconds": "by the wall", "cpu_seconds": "CPU time"}
 
 
 def grouped_bars(bars: dict[str, dict[str, float]], label: str, title: str) -> Figure:
-    """A group of lying bars for each name, the first on top."""
+    """A group of horizontal bars for each name, the first on top."""
     figure, axes = plain(label, "", height=1.6 + 0.4 * len(bars))
     kinds = list(dict.fromkeys(kind for group in bars.values() for kind in group))
     thick = 0.8 / len(kinds)

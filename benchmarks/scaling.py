@@ -1,10 +1,9 @@
-"""Does the speed of a search hang on the size of the set? Ours beside a two-tower, sets that grow and a real one.
+"""Does the speed of a search depend on the size of the set? Our search beside a two-tower, on growing and real sets.
 
-Whole queries everywhere: from a text to the ids of the first ten pictures, through `voken.search.searcher.Searcher`.
-Opponents are a two-tower with the same text encoder, run by ONNX Runtime in the same precision, and a search over
-its vectors. All rows stay loaded in one process with --threads threads and are
-asked in turn; a row's number is the median over rounds, and a ratio between two sizes the median of the ratios within a
-round. Everything was asked once before.
+Every row times whole queries, from a text to the ids of the first ten pictures, through `voken.search.searcher`. The
+opponents are a two-tower with the same text encoder, run by ONNX Runtime in the same precision, and a search over its
+vectors. All rows stay loaded in one process with --threads threads and are called in turn; a row's number is the median
+over rounds, and a ratio between two sizes is the median of the ratios within a round. A first call is not counted.
 
 Growing sets (--sizes; figure 4 of the paper). Sequences are drawn as in index_size.py: "uniform" crowds no prefix,
 "Zipf" many. Ours searches them with each of --models, and with a T5 of the small shape whose weights are random.
@@ -16,7 +15,7 @@ is a right answer. Recall is expected over ties. Opponents search the collection
 
   flat        exact: faiss on one core, a shard a core, the same over float16 (what the collection stores), and numpy
   HNSW        faiss (M 32, efConstruction 200), ef 8 … 512
-  IVF-PQ      4 √n lists, 64 bytes a picture, nprobe 1 … 128
+  IVF-PQ      4 √n lists, 64 bytes per picture, nprobe 1 … 128
   nothing     reading the text alone: no search over this encoder's vectors can be faster
 
 "At equal recall" compares two fronts (for each recall the fastest setting that reaches it) at the greatest R@10 that
@@ -89,14 +88,14 @@ class GrowingRow:
     precision: str
     draw: str
     seconds: dict[int, dict[int, list[float]]]
-    """By batch, then by size: seconds a query in each round."""
+    """By batch, then by size: seconds per query in each round."""
 
     def speed(self, batch: int, size: int) -> float:
-        """Queries a second."""
+        """Queries per second."""
         return 1 / statistics.median(self.seconds[batch][size])
 
-    def kept(self, batch: int) -> float:
-        """Queries a second over the largest set to those over the smallest, within a round."""
+    def speed_ratio(self, batch: int) -> float:
+        """Queries per second over the largest set divided by those over the smallest: the median over rounds."""
         smallest, largest = (self.seconds[batch][pick(self.seconds[batch])] for pick in (min, max))
         return statistics.median(few / many for few, many in zip(smallest, largest, strict=True))
 
@@ -123,11 +122,11 @@ class Point:
     setting: int | None
     recall: dict[int, float]
     seconds: list[float]
-    """A query, in each round."""
+    """Seconds per query, in each round."""
 
     @property
     def speed(self) -> float:
-        """Queries a second."""
+        """Queries per second."""
         return 1 / statistics.median(self.seconds)
 
 
@@ -162,11 +161,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.sizes:
             rows = growing_sets(models, encoders, options)
             print(growing_table(rows))
-            report["growing"] = [dataclasses.asdict(row) | {"kept": kept_of(row)} for row in rows]
+            report["growing"] = [dataclasses.asdict(row) | {"kept": speed_ratios(row)} for row in rows]
         if options.collection:
-            points, said = real_set(models, encoders, options)
+            points, description = real_set(models, encoders, options)
             print(points_table(points), figures_table(figures(points)), sep="\n\n")
-            report["real"] = said | {"points": [dataclasses.asdict(point) | {"speed": point.speed} for point in points]}
+            speeds = [dataclasses.asdict(point) | {"speed": point.speed} for point in points]
+            report["real"] = description | {"points": speeds}
             report["figures"] = figures(points)
     write_report(options.json, report)
 
@@ -179,14 +179,14 @@ def text_encoders(
     from voken.inference.export import export_text_encoder
     from voken.model.model import load_encoder
 
-    made = {}
+    engines = {}
     for folder, model in zip(folders, models, strict=True):
         precision: Any = model.generator.precision
         encoder = load_encoder(folder / "encoder")
         assert isinstance(encoder, TwoTowerEncoder)
         export_text_encoder(encoder, place / f"texts-{precision}", precision=precision)
-        made[precision] = TextEncoder.load(place / f"texts-{precision}", threads=threads)
-    return made
+        engines[precision] = TextEncoder.load(place / f"texts-{precision}", threads=threads)
+    return engines
 
 
 def growing_sets(
@@ -226,13 +226,13 @@ def random_t5(
 
     workload = Workload(options.t5, levels, entries, 0, BEAMS, options.threads, ())
     generator = make_generator(workload)
-    made = {}
+    engines = {}
     for precision in precisions:
         export_generator(generator, t5_graphs, folder / precision, precision=precision)  # type: ignore[arg-type]
         engine = Engine.load(folder / precision, threads=options.threads)
         engine.warm_up()
-        made[f"ours, T5-{options.t5}", precision] = CompiledModel(engine, engine, SearchConfig(), "random")
-    return made
+        engines[f"ours, T5-{options.t5}", precision] = CompiledModel(engine, engine, SearchConfig(), "random")
+    return engines
 
 
 def over_sequences(model: CompiledModel, trie: VokenTrie, pictures: int) -> Search:
@@ -243,21 +243,21 @@ def over_sequences(model: CompiledModel, trie: VokenTrie, pictures: int) -> Sear
 
 
 def ours_search(searcher: Searcher, texts: list[str], k: int = K) -> list[Answer]:
-    """See `Search`."""
+    """A `Search`: ids and scores of the first pictures of each text."""
     return [[(hit.image_id, hit.score) for hit in hits] for hits in searcher.search(texts, k)]
 
 
 def two_tower(encoder: TextEncoder, find: Find, ids: Sequence[str], texts: list[str]) -> list[Answer]:
-    """See `Search`."""
+    """A `Search`: ids and scores of the first pictures of each text."""
     scores, rows = find(encoder.encode_texts(texts))
     return [
-        [(ids[row], score) for row, score in zip(found, value, strict=True) if row >= 0]
-        for found, value in zip(rows.tolist(), scores.tolist(), strict=True)
+        [(ids[row], score) for row, score in zip(neighbours, value, strict=True) if row >= 0]
+        for neighbours, value in zip(rows.tolist(), scores.tolist(), strict=True)
     ]
 
 
 def exact_searches(vectors: Float32[np.ndarray, "pictures dim"], threads: int) -> dict[str, Find]:
-    """By the names of `EXACT`."""
+    """Exact searches over the vectors, by the names in `EXACT`."""
     import faiss
 
     faiss.omp_set_num_threads(1)  # shards have threads of their own; one query is one thread's work
@@ -269,14 +269,14 @@ def exact_searches(vectors: Float32[np.ndarray, "pictures dim"], threads: int) -
     def float16() -> Any:
         return faiss.IndexScalarQuantizer(vectors.shape[1], half, product)
 
-    found: dict[str, Find] = {
+    searches: dict[str, Find] = {
         "flat": sharded(flat, vectors, 1),
         "flat, a shard a core": sharded(flat, vectors, threads),
         "flat, float16, a shard a core": sharded(float16, vectors, threads),
         "flat, numpy": partial(by_numpy, vectors),
     }
-    assert tuple(found) == EXACT
-    return found
+    assert tuple(searches) == EXACT
+    return searches
 
 
 def sharded(make: Callable[[], Any], vectors: Float32[np.ndarray, "pictures dim"], shards: int) -> Find:
@@ -294,8 +294,8 @@ def sharded(make: Callable[[], Any], vectors: Float32[np.ndarray, "pictures dim"
         index.add_shard(part)
 
     def find(queries: Float32[np.ndarray, "queries dim"], parts: list[Any] = parts) -> tuple[Any, Any]:  # keeps parts
-        found: tuple[Any, Any] = index.search(queries, K)
-        return found
+        neighbours: tuple[Any, Any] = index.search(queries, K)
+        return neighbours
 
     return find
 
@@ -326,9 +326,9 @@ def timed_in_turn(
                 # the first to be asked pays for what the row before left behind: every size is the first in its turn
                 order = [*sizes, *sizes][number % len(sizes) :][: len(sizes)]
                 for size in order:
-                    found = seconds_a_query(sizes[size], texts, batch)
+                    seconds = seconds_a_query(sizes[size], texts, batch)
                     if number >= 0:
-                        times[size].append(found)
+                        times[size].append(seconds)
         tell(f"growing sets, round {number + 1} of {rounds}")
     return rows
 
@@ -347,8 +347,8 @@ def real_set(
 ) -> tuple[list[Point], dict[str, Any]]:
     """Recall of every setting over all queries, then speed at batch 1 over a part of them, in turn."""
     collection = Store.open(options.collection).snapshot()
-    asked, pictures = read_dataset(options.queries).split("test"), read_dataset(options.pictures)
-    queries = concept_queries(asked, pictures, collection.ids, limit=options.asked, seed=options.seed)
+    questioners, pictures = read_dataset(options.queries).split("test"), read_dataset(options.pictures)
+    queries = concept_queries(questioners, pictures, collection.ids, limit=options.asked, seed=options.seed)
     texts = [query.text for query in queries]
     settings = [*our_settings(models, collection), *two_tower_settings(encoders, collection, options)]
     points = []
@@ -361,12 +361,12 @@ def real_set(
         for setting, point in zip(settings, points, strict=True):
             point.seconds.append(seconds_a_query(setting.search, part, 1))
         tell(f"real set, round {number + 1} of {options.rounds}")
-    said = {"collection": options.collection.name, "pictures": len(collection), "queries": len(queries)}
-    return points, said | {"bytes": dataclasses.asdict(collection.size)}
+    description = {"collection": options.collection.name, "pictures": len(collection), "queries": len(queries)}
+    return points, description | {"bytes": dataclasses.asdict(collection.size)}
 
 
 def concept_queries(
-    asked: Dataset, pictures: Dataset, pool: Sequence[str], *, limit: int | None, seed: int
+    questioners: Dataset, pictures: Dataset, pool: Sequence[str], *, limit: int | None, seed: int
 ) -> tuple[Query, ...]:
     """Captions of `asked`, of concepts that stand among the pictures whose ids are `pool`; these are right answers."""
     members = set(pool)
@@ -374,11 +374,11 @@ def concept_queries(
     concepts = {image.concept for image in there}
     askers = [
         dataclasses.replace(image, image_id=f"asked: {image.image_id}")
-        for image in asked.images
+        for image in questioners.images
         if image.concept in concepts
     ]
     silent = [dataclasses.replace(image, captions=()) for image in there]
-    both = Dataset(asked.name, asked.root, (*askers, *silent))
+    both = Dataset(questioners.name, questioners.root, (*askers, *silent))
     queries = queries_of(both, Pool(tuple(image.image_id for image in silent)))
     if limit is None or len(queries) <= limit:
         return queries
@@ -388,22 +388,22 @@ def concept_queries(
 
 def our_settings(models: Sequence[CompiledModel], collection: Snapshot) -> list[Setting]:
     """Both read-outs that need no vectors, at every number of beams."""
-    found = []
+    settings = []
     for model in models:
         for readout in READOUTS:
             for beams in SWEPT_BEAMS:
                 search = SearchConfig(beams, readout)
                 ours = partial(ours_search, Searcher(model, collection, search, widen=False))
-                found.append(
+                settings.append(
                     Setting(f"ours, {readout}", model.generator.precision, beams, ours, partial(ours, k=10 * K))
                 )
-    return found
+    return settings
 
 
 def two_tower_settings(
     encoders: dict[str, TextEncoder], collection: Snapshot, options: argparse.Namespace
 ) -> list[Setting]:
-    """Opponents over the stored vectors."""
+    """The opponents over the stored vectors, at every setting."""
     assert collection.vectors is not None
     vectors = np.ascontiguousarray(collection.vectors, dtype=np.float32)
     finds: list[tuple[str, int | None, Find]] = [
@@ -423,7 +423,7 @@ def two_tower_settings(
 
 
 def faiss_hnsw(vectors: Float32[np.ndarray, "pictures dim"], options: argparse.Namespace) -> dict[int, Find]:
-    """By ef."""
+    """Searches by ef."""
     import faiss
 
     def make() -> Any:
@@ -437,7 +437,7 @@ def faiss_hnsw(vectors: Float32[np.ndarray, "pictures dim"], options: argparse.N
 
 
 def faiss_ivf_pq(vectors: Float32[np.ndarray, "pictures dim"], options: argparse.Namespace) -> dict[int, Find]:
-    """By nprobe. Without polysemous codes ("np"): they take minutes to learn, and this search does not use them."""
+    """Searches by nprobe. Without polysemous codes ("np"), which take minutes to learn and are not used here."""
     import faiss
 
     lists = int(4 * len(vectors) ** 0.5)
@@ -451,7 +451,7 @@ def faiss_ivf_pq(vectors: Float32[np.ndarray, "pictures dim"], options: argparse
 def faiss_index(
     name: str, make: Callable[[], Any], vectors: Float32[np.ndarray, "pictures dim"], options: argparse.Namespace
 ) -> Any:
-    """Built on all threads, or read where an earlier run built it."""
+    """An index built on all threads, or read if an earlier run built it."""
     import faiss
 
     path = options.work / f"{options.collection.name}-{name}.faiss"
@@ -471,18 +471,18 @@ def faiss_index(
 
 
 def recall_of(answers: Sequence[Answer], queries: Sequence[Query]) -> dict[int, float]:
-    """By cutoff."""
-    found = first_relevant(*ranked_matrices(answers, [query.relevant for query in queries]))
-    return {cutoff: float(recall_at(found, cutoff).mean()) for cutoff in CUTOFFS}
+    """Recall, by cutoff."""
+    ranks = first_relevant(*ranked_matrices(answers, [query.relevant for query in queries]))
+    return {cutoff: float(recall_at(ranks, cutoff).mean()) for cutoff in CUTOFFS}
 
 
 def front(points: Sequence[Point]) -> list[tuple[float, float]]:
     """(R@10, queries/s) of the settings that no other beats in both, by rising recall and falling speed."""
-    kept: list[tuple[float, float]] = []
+    best: list[tuple[float, float]] = []
     for point in sorted(points, key=lambda point: (-point.recall[K], -point.speed)):
-        if not kept or point.speed > kept[-1][1]:
-            kept.append((point.recall[K], point.speed))
-    return kept[::-1]
+        if not best or point.speed > best[-1][1]:
+            best.append((point.recall[K], point.speed))
+    return best[::-1]
 
 
 def speed_at(line: Sequence[tuple[float, float]], recall: float) -> float:
@@ -492,8 +492,8 @@ def speed_at(line: Sequence[tuple[float, float]], recall: float) -> float:
 
 
 def figures(points: Sequence[Point]) -> list[dict[str, Any]]:
-    """What was to be shown, in each precision."""
-    said = []
+    """Our speed beside the opponents', in each precision."""
+    rows = []
     for precision in dict.fromkeys(point.precision for point in points):
         row = [point for point in points if point.precision == precision]
         fastest = max((point for point in row if point.system in EXACT), key=lambda point: point.speed)
@@ -501,8 +501,8 @@ def figures(points: Sequence[Point]) -> list[dict[str, Any]]:
         for point in ours:
             if point.setting == BEAMS:
                 times = point.speed / fastest.speed
-                said.append({"figure": f"{point.system}, {BEAMS} beams, to {fastest.system}", "times": times})
-                said[-1] |= {"precision": precision, "recall": point.recall[K], "their_recall": fastest.recall[K]}
+                rows.append({"figure": f"{point.system}, {BEAMS} beams, to {fastest.system}", "times": times})
+                rows[-1] |= {"precision": precision, "recall": point.recall[K], "their_recall": fastest.recall[K]}
         for opponent in ("HNSW", "IVF-PQ", ""):
             theirs = [point for point in row if not point.system.startswith("ours") and point.system != "nothing"]
             theirs = [point for point in theirs if point.system.startswith(opponent)]
@@ -510,26 +510,26 @@ def figures(points: Sequence[Point]) -> list[dict[str, Any]]:
             equal = min(ours_front[-1][0], their_front[-1][0])
             times = speed_at(ours_front, equal) / speed_at(their_front, equal)
             name = f"ours to {opponent or 'the best two-tower'} at equal recall"
-            said.append(
+            rows.append(
                 {"figure": name, "times": times, "precision": precision, "recall": equal, "their_recall": equal}
             )
-    return said
+    return rows
 
 
-def kept_of(row: GrowingRow) -> dict[int, float]:
-    """By batch."""
-    return {batch: row.kept(batch) for batch in row.seconds}
+def speed_ratios(row: GrowingRow) -> dict[int, float]:
+    """The ratio of speeds, by batch."""
+    return {batch: row.speed_ratio(batch) for batch in row.seconds}
 
 
 def growing_table(rows: Sequence[GrowingRow]) -> str:
-    """Markdown, a line a system and batch: queries a second by size."""
+    """Markdown, a line a system and batch: queries per second by size."""
     sizes = sorted({size for row in rows for times in row.seconds.values() for size in times})
     heads = ["", "precision", "sequences", "batch", *(f"{size:,}" for size in sizes), "largest / smallest"]
     lines = []
     for row in rows:
         for batch, times in row.seconds.items():
             speeds = [f"{row.speed(batch, size):,.1f}" if size in times else "" for size in sizes]
-            lines.append([row.system, row.precision, row.draw, str(batch), *speeds, f"{row.kept(batch):.3f}"])
+            lines.append([row.system, row.precision, row.draw, str(batch), *speeds, f"{row.speed_ratio(batch):.3f}"])
     return markdown_table(heads, lines, text_columns=3)
 
 
@@ -546,17 +546,17 @@ def points_table(points: Sequence[Point]) -> str:
     return markdown_table(heads, lines, text_columns=2)
 
 
-def figures_table(found: Sequence[dict[str, Any]]) -> str:
+def figures_table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown, a line a figure."""
     heads, lines = ["", "precision", "times as fast", "R@10, ours", "R@10, theirs"], []
-    for one in found:
+    for one in rows:
         recalls = [f"{100 * one[name]:.1f}" for name in ("recall", "their_recall")]
         lines.append([one["figure"], one["precision"], f"{one['times']:.2f}", *recalls])
     return markdown_table(heads, lines, text_columns=2)
 
 
 def tell(what: str) -> None:
-    """To whoever waits."""
+    """Print progress."""
     print(what, file=sys.stderr, flush=True)
 
 

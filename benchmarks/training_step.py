@@ -170,8 +170,8 @@ def caption_texts(data: str) -> list[str]:
     if data:
         from voken.data.captions import read_dataset
 
-        found = [caption for image in read_dataset(Path(data)).images for caption in image.captions]
-        return [found[row] for row in random.integers(len(found), size=PICTURES * CAPTIONS)]
+        captions = [caption for image in read_dataset(Path(data)).images for caption in image.captions]
+        return [captions[row] for row in random.integers(len(captions), size=PICTURES * CAPTIONS)]
     words = ["a", "the", "small", "red", "old", "two", "dogs", "cat", "house", "tree", "on", "under", "hill", "with"]
     lengths = random.integers(4, 17, size=PICTURES * CAPTIONS)
     return [" ".join(random.choice(words, length)) for length in lengths]
@@ -237,7 +237,7 @@ def _list_trainer(vokens: Int32[np.ndarray, "pictures M"]) -> Any:
             query = {name: inputs[name] for name in ("input_ids", "attention_mask")}
             positive = inputs["labels"][:, None, :levels]
             model.eval()
-            found = model.generate(  # without gradients and with its cache, as is its default
+            beams = model.generate(  # without gradients and with its cache, as is its default
                 **query,
                 num_beams=BEAMS,
                 num_return_sequences=BEAMS,
@@ -245,7 +245,7 @@ def _list_trainer(vokens: Int32[np.ndarray, "pictures M"]) -> Any:
                 prefix_allowed_tokens_fn=lambda _, written: children[tuple(written[1:].tolist())],
             )
             model.train()
-            negatives = found[:, 1:].view(len(positive), BEAMS, levels)[:, :-1]
+            negatives = beams[:, 1:].view(len(positive), BEAMS, levels)[:, :-1]
             lists = torch.cat([positive, negatives], 1).flatten(0, 1)
             with self.accelerator.autocast():
                 hidden = model.encoder(**query).last_hidden_state.repeat_interleave(BEAMS, 0)
@@ -328,8 +328,8 @@ def _lite(row: Row, workload: Workload, config: Any, texts: Sequence[str]) -> tu
         model.begin_training(remembered)
     if config.memory_weight:
         vectors = remembered.read_texts(texts, max_tokens=config.max_query_tokens).vectors.numpy()
-        own = {text: np.arange(CAPTIONS) + row // CAPTIONS * CAPTIONS for row, text in enumerate(texts)}
-        model.memorize(CaptionMemory(texts, vectors, vectors, own))
+        own_captions = {text: np.arange(CAPTIONS) + row // CAPTIONS * CAPTIONS for row, text in enumerate(texts)}
+        model.memorize(CaptionMemory(texts, vectors, vectors, own_captions))
     # The head's picture tower has no part in this; the sentence encoder reads every text.
     frozen = [] if config.tune_encoder else encoder.sentences.parameters()
     return model, read_seconds, sum(weight.numel() for weight in frozen)
@@ -418,10 +418,10 @@ def _measured(clock: _Clock, workload: Workload, model: Any, read_seconds: float
 
 def _in_its_own_process(name: str, arguments: list[str]) -> Measured:
     command = [sys.executable, __file__, *arguments, "--worker", name]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{name} failed:\n{done.stderr}")
-    return Measured(**json.loads(done.stdout.splitlines()[-1]))
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise SystemExit(f"{name} failed:\n{result.stderr}")
+    return Measured(**json.loads(result.stdout.splitlines()[-1]))
 
 
 def table(rounds: dict[str, list[Measured]], epochs: int) -> str:
@@ -429,22 +429,22 @@ def table(rounds: dict[str, list[Measured]], epochs: int) -> str:
     heads = ["", "parameters", "trained", "pairs/s", "least … most", "× naive"]
     heads += ["pairs/CPU s", "× naive", f"the same, reading in, {epochs} epochs", "× naive", "peak memory"]
     lines = []
-    for name, found in rounds.items():
+    for name, results in rounds.items():
         naive = _naive_of(name, rounds)
-        speeds = [one.pairs_per_second for one in found]
+        speeds = [one.pairs_per_second for one in results]
         lines.append(
             [
                 name,
-                f"{found[0].parameters / 1e6:.1f} M",
-                f"{found[0].trained / 1e6:.1f} M",
+                f"{results[0].parameters / 1e6:.1f} M",
+                f"{results[0].trained / 1e6:.1f} M",
                 f"{statistics.median(speeds):,.0f}",
                 f"{min(speeds):,.0f} … {max(speeds):,.0f}",
                 _times(statistics.median(speeds), _median(naive, _wall)),
-                f"{_median(found, _cpu):,.0f}",
-                _times(_median(found, _cpu), _median(naive, _cpu)),
-                f"{_with_reading(found, epochs):,.0f}",
-                _times(_with_reading(found, epochs), _median(naive, _cpu)),
-                f"{_median(found, lambda one: one.peak_megabytes):,.0f} MB",
+                f"{_median(results, _cpu):,.0f}",
+                _times(_median(results, _cpu), _median(naive, _cpu)),
+                f"{_with_reading(results, epochs):,.0f}",
+                _times(_with_reading(results, epochs), _median(naive, _cpu)),
+                f"{_median(results, lambda one: one.peak_megabytes):,.0f} MB",
             ]
         )
     return markdown_table(heads, lines)
@@ -454,10 +454,10 @@ def _naive_of(name: str, rounds: dict[str, list[Measured]]) -> list[Measured]:
     return rounds.get(NAIVE_LISTS if ROWS[name].ranks_lists else NAIVE, [])
 
 
-def _with_reading(found: list[Measured], epochs: int) -> float:
+def _with_reading(results: list[Measured], epochs: int) -> float:
     """Pairs a CPU second of a run of `epochs` that first reads every caption once."""
-    reading = _median(found, lambda one: one.read_texts_seconds) * CAPTIONS / epochs
-    return 1 / (1 / _median(found, _cpu) + reading)
+    reading = _median(results, lambda one: one.read_texts_seconds) * CAPTIONS / epochs
+    return 1 / (1 / _median(results, _cpu) + reading)
 
 
 def _wall(one: Measured) -> float:
@@ -472,21 +472,21 @@ def _times(speed: float, naive: float) -> str:
     return f"{speed / naive:.1f}" if naive else ""
 
 
-def _median(found: list[Measured], value: Callable[[Measured], float]) -> float:
-    return statistics.median(map(value, found)) if found else 0.0
+def _median(results: list[Measured], value: Callable[[Measured], float]) -> float:
+    return statistics.median(map(value, results)) if results else 0.0
 
 
 def _report(rounds: dict[str, list[Measured]], workload: Workload) -> dict[str, Any]:
     rows = {}
-    for name, found in rounds.items():
+    for name, results in rounds.items():
         naive = _naive_of(name, rounds)
         rows[name] = {
-            "pairs_per_second": _median(found, _wall),
-            "times_naive": _median(found, _wall) / _median(naive, _wall) if naive else None,
-            "pairs_per_cpu_second": _median(found, _cpu),
-            "cpu_times_naive": _median(found, _cpu) / _median(naive, _cpu) if naive else None,
-            "cpu_with_reading": _with_reading(found, workload.epochs),
-            "rounds": [dataclasses.asdict(one) for one in found],
+            "pairs_per_second": _median(results, _wall),
+            "times_naive": _median(results, _wall) / _median(naive, _wall) if naive else None,
+            "pairs_per_cpu_second": _median(results, _cpu),
+            "cpu_times_naive": _median(results, _cpu) / _median(naive, _cpu) if naive else None,
+            "cpu_with_reading": _with_reading(results, workload.epochs),
+            "rounds": [dataclasses.asdict(one) for one in results],
         }
     return {
         "benchmark": "training_step",

@@ -117,9 +117,9 @@ def fill(store: Store, wanted: int, seed: int) -> None:
     """Fill the collection with noisy copies until it has `wanted` pictures, in one base."""
     random = np.random.default_rng(seed + 1)
     while (missing := wanted - len(snapshot := store.snapshot())) > 0:
-        done = len(snapshot)
+        pictures = len(snapshot)
         entries = copies(store, snapshot, min(missing, 20_000), random)
-        named = [dataclasses.replace(one, image_id=f"fill/{done + place}") for place, one in enumerate(entries)]
+        named = [dataclasses.replace(one, image_id=f"fill/{pictures + place}") for place, one in enumerate(entries)]
         store.commit([dataclasses.replace(one, stored_path=one.image_id) for one in named])
         store.compact()
 

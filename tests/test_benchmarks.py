@@ -145,7 +145,7 @@ def test_fronts_are_compared_between_their_points(benchmarks):
     assert found["ours to IVF-PQ at equal recall"] == pytest.approx(400 / 10)
     assert found["ours to the best two-tower at equal recall"] == pytest.approx(200 / 80)
     row = scaling.GrowingRow("ours", "float32", "", {1: {10: [1.0, 2.0, 4.0], 1000: [2.0, 2.0, 5.0]}})
-    assert row.kept(1) == pytest.approx(0.8)
+    assert row.speed_ratio(1) == pytest.approx(0.8)
 
 
 def test_plots_of_the_other_benchmarks(benchmarks, tmp_path):

@@ -1,22 +1,22 @@
-"""Does any file stop an index, or a server? Does any take long, or much memory?
+"""Does any file stop the indexing or the server, take long, or need much memory?
 
-Makes --count files out of real pictures (see `hostile_files`): cut, flipped, with lying headers, bombs, loops, other
-kinds of files; odd names; named pipes, devices, loops of links; and some pictures of nearly a hundred million pixels.
+Makes --count files from real pictures (see `hostile_files`): truncated, with flipped bits, lying headers, bombs, loops,
+other kinds of files; odd names; named pipes, devices, loops of links; and pictures of nearly a hundred million pixels.
 
-  index    all of them through `voken.collection.indexing`, in a process of its own, with a model of a few numbers. Each
-           file must be indexed or named with a reason, whole pictures must be indexed, and what is none must not be. A
-           second run must read no file again, and the doctor must find nothing wrong
-  upload   all that are files through `POST /pictures` of the server, and those it takes through thumbnails. Each file
-           must be taken or named with a reason; no answer may be a 5xx
+  index    `voken.collection.indexing` gets all of them, in a process of its own, with a model of a few numbers. Each
+           file must be indexed or listed with a reason; a whole picture must be indexed, and what is no picture must
+           not. A second run must read no file again, and the doctor must find nothing wrong
+  upload   `POST /pictures` of the server gets all plain files; those it accepts are fetched as thumbnails. Each file
+           must be accepted or listed with a reason; no response may be a 5xx
 
-A process that says nothing for --patience seconds (ten times that before its first word) has hung; one of more than
---memory MB is ended. Files that were being read at a fault are moved away, and the run goes on. Times of files are CPU
-time of the thread that read them, of an upload the process's, by file. Memory is the most the process held; what it
-held before it read anything is told beside.
+A process that prints nothing for --patience seconds (ten times that before its first line) counts as hung; one that
+holds more than --memory MB is killed. The files it was reading are moved away, and the run goes on. The time of a file
+is the CPU time of the thread that read it; of an upload, the CPU time of the process, divided by the files. The table
+shows the most memory that the process held, and what it held before it read anything.
 
     python tests/stress/fuzz_pictures.py --count 10000 --seed 0 --json out.json
 
-Linux only (memory comes from /proc). As root no file is unreadable, and none is tried.
+Linux only (memory comes from /proc). Root can read every file, so a run as root tries no unreadable one.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hostile_files import Made, make
+from hostile_files import HostileFile, make
 from PIL.Image import Image
 
 from voken.collection.doctor import examine
@@ -80,7 +80,7 @@ class Colours:
 
     @classmethod
     def new(cls) -> Any:
-        """Always the same; it goes for a model of whatever kind is asked for."""
+        """The same model each time."""
         draw = np.random.default_rng(0)
         return cls((draw.normal(size=(LEVELS, ENTRIES, 3 * SIDE * SIDE)) / 8).astype(np.float32))
 
@@ -120,31 +120,31 @@ class Colours:
         return _unit(np.stack([np.random.default_rng(seed).normal(size=self.dim) for seed in seeds]))
 
     def query_vectors(self, texts: Sequence[str], state: Any = None) -> np.ndarray:
-        """The same."""
+        """Unit vectors of the texts."""
         return self.encode_texts(texts)
 
     def encode(self, vectors: np.ndarray) -> np.ndarray:
         """Vokens, by the nearest entry of each level."""
-        left, found = vectors.astype(np.float32), []
+        left, vokens = vectors.astype(np.float32), []
         for book in self.codebooks:
-            found.append((np.einsum("ne,ne->n", book, book) - 2 * left @ book.T).argmin(1))
-            left = left - book[found[-1]]
-        return np.stack(found, axis=1).astype(np.int32)
+            vokens.append((np.einsum("ne,ne->n", book, book) - 2 * left @ book.T).argmin(1))
+            left = left - book[vokens[-1]]
+        return np.stack(vokens, axis=1).astype(np.int32)
 
     def decode(self, vokens: np.ndarray) -> np.ndarray:
         """Unit vectors rebuilt."""
         return _unit(NearestSequences(self.codebooks).of_sequences(np.asarray(vokens, dtype=np.int64)))
 
     def code_vectors(self, vectors: np.ndarray) -> np.ndarray:
-        """What is quantized: the vectors themselves."""
+        """The vectors that are quantized: those of the encoder, unchanged."""
         return vectors
 
     def prefill(self, texts: Sequence[str]) -> Any:
-        """Of a step model: near a text's vector."""
+        """See `StepModel`: sequences near a text's vector are likely."""
         return NearestSequences(self.codebooks).prefill(self.encode_texts(texts))
 
     def step(self, state: Any, vokens: Any, parents: Any) -> Any:
-        """Of a step model."""
+        """See `StepModel`."""
         return NearestSequences(self.codebooks).step(state, vokens, parents)
 
 
@@ -156,15 +156,15 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 # What runs in processes of its own
 
 
-def tell(**said: Any) -> None:
-    """One line, whole, whatever happens next."""
-    os.write(1, (json.dumps(said) + "\n").encode())
+def tell(**event: Any) -> None:
+    """Write one line in one call, so that it is whole even if the process dies next."""
+    os.write(1, (json.dumps(event) + "\n").encode())
 
 
 def telling(step: str, work: Callable[..., Any]) -> Callable[..., Any]:
-    """`work` on a path, telling of its beginning and end."""
+    """`work`, which takes a path, with an event before and after each call."""
 
-    def told(path: Any, *arguments: Any, **options: Any) -> Any:
+    def run_report(path: Any, *arguments: Any, **options: Any) -> Any:
         tell(begin=step, files=[str(path)])
         began = time.thread_time()
         try:
@@ -172,11 +172,11 @@ def telling(step: str, work: Callable[..., Any]) -> Callable[..., Any]:
         finally:
             tell(end=step, files=[str(path)], seconds=time.thread_time() - began)
 
-    return told
+    return run_report
 
 
 def index(pictures: Path, collection: Path) -> None:
-    """Index what is there, or go on; tell of every step, and in the end of what there is."""
+    """Index the folder twice, or go on with an interrupted run; announce every step and the memory used."""
     from voken.collection import indexing
     from voken.data import images
     from voken.encoders import two_tower  # noqa: F401 -- torch is imported before memory is looked at
@@ -187,7 +187,7 @@ def index(pictures: Path, collection: Path) -> None:
     tell(memory=resident())
     model = Colours.new()
     root = pictures.absolute()
-    found = tuple(CaptionedImage(path.relative_to(root).as_posix(), path) for path in list_images(root))
+    captioned = tuple(CaptionedImage(path.relative_to(root).as_posix(), path) for path in list_images(root))
     store = (
         Store.open(collection)
         if (collection / "manifest.json").exists()
@@ -195,14 +195,14 @@ def index(pictures: Path, collection: Path) -> None:
     )
     for _ in range(2):
         with suppress(EmptyDataError):  # none could be used, and all are named
-            indexing.index_pictures(store, Dataset("fuzzed", root, found), model)
+            indexing.index_pictures(store, Dataset("fuzzed", root, captioned), model)
         tell(through=True)
     store.compact()
     tell(most=most_resident())
 
 
 def upload(listed: Path, collection: Path) -> None:
-    """Send the files whose names are in a list to a server, some at a time; then ask for a thumbnail of each."""
+    """Upload the files of a JSON list in batches, and fetch a thumbnail of each accepted one."""
     from starlette.testclient import TestClient
 
     from voken import Collection
@@ -240,7 +240,7 @@ def upload(listed: Path, collection: Path) -> None:
 
 
 def batches(paths: list[Path]) -> Iterator[list[Path]]:
-    """Some files, and not too many bytes."""
+    """Batches limited in files and in bytes."""
     batch: list[Path] = []
     size = 0
     for path in paths:
@@ -255,7 +255,7 @@ def batches(paths: list[Path]) -> Iterator[list[Path]]:
 
 
 def part(path: Path, boundary: bytes) -> bytes:
-    """A file as a form sends it, under its own name, whatever bytes that has; quotes and line ends are written so."""
+    """The multipart section of a file, under its real name; quotes and line ends are percent-encoded."""
     name = os.fsencode(path.name).replace(b'"', b"%22").replace(b"\n", b"%0A").replace(b"\r", b"%0D")
     head = b'Content-Disposition: form-data; name="files"; filename="' + name + b'"'
     return b"--" + boundary + b"\r\n" + head + b"\r\n\r\n" + path.read_bytes() + b"\r\n"
@@ -267,24 +267,24 @@ def resident(process: int | str = "self") -> float:
 
 
 def most_resident() -> float:
-    """The most that this one has held, as the system remembers it."""
-    found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
-    return int(found[1]) / 1024 if found else 0.0
+    """Megabytes: the most that this process has held."""
+    match = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+    return int(match[1]) / 1024 if match else 0.0
 
 
 ROLES = {"index": index, "upload": upload}
 
 
-# What starts and watches them
+# The process that starts and watches them
 
 
 @dataclass
 class Watched:
-    """What a process did, over all its restarts."""
+    """What happened in a process, over all its restarts."""
 
     role: str
     hangs: list[list[str]] = field(default_factory=list)
-    """Files that were being read, for each."""
+    """For each hang, the files that were being read."""
     crashes: list[list[str]] = field(default_factory=list)
     too_large: list[list[str]] = field(default_factory=list)
     stopped: list[str] = field(default_factory=list)
@@ -292,42 +292,42 @@ class Watched:
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)
     """CPU seconds by step and file."""
     through: bool = False
-    """All files were read: who reads one now reads it a second time."""
+    """Whether all files have been read: reading another one would be a second time."""
     read_again: list[str] = field(default_factory=list)
     answers: list[dict[str, Any]] = field(default_factory=list)
-    """Of requests."""
+    """Responses to requests."""
     base_megabytes: float = 0.0
     most_megabytes: float = 0.0
 
     @property
     def faults(self) -> int:
-        """Of all kinds."""
+        """How many faults of all kinds."""
         return len(self.hangs) + len(self.crashes) + len(self.too_large) + len(self.stopped)
 
     def slowest(self, step: str) -> list[tuple[str, float]]:
         """Files that took longest."""
-        found = sorted(self.seconds.get(step, {}).items(), key=lambda one: -one[1])
-        return found[:SLOWEST]
+        by_time = sorted(self.seconds.get(step, {}).items(), key=lambda one: -one[1])
+        return by_time[:SLOWEST]
 
 
 def watched(
     role: str, source: Path, collection: Path, *, patience: float, memory: float, away: Callable[[list[str]], None]
 ) -> Watched:
     """Run a role to its end. At a fault the files in hand are moved `away`, and it goes on."""
-    found = Watched(role)
+    watch = Watched(role)
     for _ in range(RESTARTS):
-        in_hand = _run(found, source, collection, patience, memory)
+        in_hand = _run(watch, source, collection, patience, memory)
         if in_hand is None:
             break
         away(in_hand)
         if not in_hand:
             break  # it would do the same again
-    return found
+    return watch
 
 
-def _run(found: Watched, source: Path, collection: Path, patience: float, memory: float) -> list[str] | None:
-    """None where it came to its end; else the files that it was reading."""
-    command = [sys.executable, __file__, "--role", found.role, str(source), str(collection)]
+def _run(watch: Watched, source: Path, collection: Path, patience: float, memory: float) -> list[str] | None:
+    """Run the process once. Returns None if it finished, else the files that it was reading."""
+    command = [sys.executable, __file__, "--role", watch.role, str(source), str(collection)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     in_hand: Counter[str] = Counter()
     fault: list[list[str]] | None = None
@@ -344,47 +344,47 @@ def _run(found: Watched, source: Path, collection: Path, patience: float, memory
                 open_end, last = bool(new), time.monotonic()
                 *lines, rest = (rest + new).split(b"\n")
                 for line in lines:
-                    _heard(found, json.loads(line), in_hand)
+                    _heard(watch, json.loads(line), in_hand)
             held = resident(process.pid) if process.poll() is None else 0.0
-            found.most_megabytes = max(found.most_megabytes, held)
+            watch.most_megabytes = max(watch.most_megabytes, held)
             late = time.monotonic() - last > patience
             if fault is None and (late or held > memory):
-                fault = found.hangs if late else found.too_large
+                fault = watch.hangs if late else watch.too_large
                 process.kill()
         code = process.wait()
         errors.seek(0)
-        said = errors.read().decode("utf-8", "replace").strip()
+        error_text = errors.read().decode("utf-8", "replace").strip()
     files = sorted(in_hand.elements())
     if fault is None and code == 0:
         return None
     if fault is not None:
         fault.append(files)
     elif code < 0:
-        found.crashes.append(files)
+        watch.crashes.append(files)
     else:
-        found.stopped.append(said[-2000:])
+        watch.stopped.append(error_text[-2000:])
     return files
 
 
-def _heard(found: Watched, said: dict[str, Any], in_hand: Counter[str]) -> None:
-    if "begin" in said:
-        in_hand.update(said["files"])
-        found.read_again += said["files"] if found.through else []
-    elif "end" in said:
-        in_hand.subtract(said["files"])
-        for name in said["files"]:
-            found.seconds.setdefault(said["end"], {})[name] = said["seconds"]
-        if "status" in said:
-            found.answers.append(said)
-    elif "through" in said:
-        found.through = True
-    elif "memory" in said:
-        found.base_megabytes = said["memory"]
-    elif "most" in said:
-        found.most_megabytes = max(found.most_megabytes, said["most"])
+def _heard(watch: Watched, event: dict[str, Any], in_hand: Counter[str]) -> None:
+    if "begin" in event:
+        in_hand.update(event["files"])
+        watch.read_again += event["files"] if watch.through else []
+    elif "end" in event:
+        in_hand.subtract(event["files"])
+        for name in event["files"]:
+            watch.seconds.setdefault(event["end"], {})[name] = event["seconds"]
+        if "status" in event:
+            watch.answers.append(event)
+    elif "through" in event:
+        watch.through = True
+    elif "memory" in event:
+        watch.base_megabytes = event["memory"]
+    elif "most" in event:
+        watch.most_megabytes = max(watch.most_megabytes, event["most"])
 
 
-# What is said of it
+# The report
 
 
 @dataclass
@@ -397,37 +397,41 @@ class Row:
     skipped: int = 0
     passed_over: int = 0
     unaccounted: int = 0
-    """Neither indexed nor named with a reason, or both."""
+    """Neither indexed nor listed with a reason, or both."""
     wrongly: int = 0
-    """A whole picture that was not indexed, or one that is none and was."""
+    """A whole picture that was not indexed, or another file that was."""
     taken: int = 0
-    """By the server."""
+    """Accepted by the server."""
     refused: int = 0
     unaccounted_upload: int = 0
     wrongly_upload: int = 0
 
 
-def main(given: Sequence[str] | None = None) -> None:
-    """Make, run, print tables, write JSON. Exit code 1 where a file did what none may."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make, run, print tables, write JSON. The exit code is 1 if any file caused a fault."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--near-limit", type=int, default=16, help="pictures of nearly a hundred million pixels, more")
-    parser.add_argument("--patience", type=float, default=120.0, help="seconds without a word that are a hang")
-    parser.add_argument("--memory", type=float, default=6_000.0, help="MB that no process may hold")
-    parser.add_argument("--no-upload", action="store_true", help="through the index alone")
+    parser.add_argument(
+        "--patience", type=float, default=120.0, help="seconds without output after which a process has hung"
+    )
+    parser.add_argument("--memory", type=float, default=6_000.0, help="MB that a process may hold")
+    parser.add_argument("--no-upload", action="store_true", help="index only")
     parser.add_argument("--work", type=Path, help="a folder on the disk to use (that of temporary files)")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--role", choices=ROLES, help=argparse.SUPPRESS)
     parser.add_argument("arguments", nargs="*", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args(given)
+    options = parser.parse_args(arguments)
     if options.role:
         ROLES[options.role](*options.arguments)
         return
     with tempfile.TemporaryDirectory(prefix="voken-fuzz-", dir=options.work) as folder:
         report = run(Path(folder), options)
     print(tables(report))
-    command = shlex.join(["python", "tests/stress/fuzz_pictures.py", *(sys.argv[1:] if given is None else given)])
+    command = shlex.join(
+        ["python", "tests/stress/fuzz_pictures.py", *(sys.argv[1:] if arguments is None else arguments)]
+    )
     print(f"\n`{command}`\n\n" + ", ".join(f"{key} {value}" for key, value in report["machine"].items()))
     if options.json:
         from voken.artifact import write_json
@@ -438,14 +442,14 @@ def main(given: Sequence[str] | None = None) -> None:
 
 
 def run(work: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Everything, in order."""
+    """The whole run; returns the report."""
     from voken_lab.evaluation.machine import Machine
 
     pictures, collection, aside = work / "pictures", work / "c", work / "aside"
     aside.mkdir()
-    made = list(make(pictures, options.count, options.seed, near_limit=options.near_limit))
-    print(f"{len(made):,} files made", file=sys.stderr, flush=True)
-    kinds = {str(one.path): one for one in made}
+    files = list(make(pictures, options.count, options.seed, near_limit=options.near_limit))
+    print(f"{len(files):,} files made", file=sys.stderr, flush=True)
+    kinds = {str(one.path): one for one in files}
     moved: set[str] = set()
 
     def away(names: list[str]) -> None:
@@ -456,37 +460,37 @@ def run(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     limits = {"patience": options.patience, "memory": options.memory, "away": away}
     indexed = watched("index", pictures, collection, **limits)
     there, skipped = contents(collection)
-    rows = {kind: Row(kind) for kind in sorted({one.kind for one in made})}
-    left = [one for one in made if str(one.path) not in moved]
+    rows = {kind: Row(kind) for kind in sorted({one.kind for one in files})}
+    left = [one for one in files if str(one.path) not in moved]
     listed = set(map(str, list_images(pictures)))
     odd = [judge(rows[one.kind], one, listed, there, skipped) for one in left]
     wrong = [one.what for one in examine(collection) if one.level == "wrong" and "was made with" not in one.what]
-    found: dict[str, Any] = {"index": indexed}
+    runs: dict[str, Any] = {"index": indexed}
     if not options.no_upload:
         names = work / "names.json"
         names.write_text(json.dumps([str(one.path) for one in left if one.is_file]))
         sent = watched("upload", names, collection, **limits)
-        found["upload"] = sent
+        runs["upload"] = sent
         odd += sent_judged(rows, kinds, sent)
         wrong += [one.what for one in examine(collection) if one.level == "wrong" and "was made with" not in one.what]
     odd = [one for one in odd if one]
-    statuses = Counter(f"{one['end']} {one['status']}" for run in found.values() for one in run.answers)
+    statuses = Counter(f"{one['end']} {one['status']}" for run in runs.values() for one in run.answers)
     return {
         "benchmark": "fuzz_pictures",
         "machine": asdict(Machine.here()),
         "settings": {name: getattr(options, name) for name in ("count", "seed", "near_limit", "patience", "memory")},
         "as_root": os.geteuid() == 0,
         "rows": [asdict(row) for row in rows.values()],
-        "runs": {name: told(one, kinds) for name, one in found.items()},
+        "runs": {name: run_report(one, kinds) for name, one in runs.items()},
         "statuses": dict(sorted(statuses.items())),
         "reasons": dict(Counter(re.sub(r"\d[\d,]*", "N", reason) for reason in skipped.values()).most_common(40)),
         "odd": odd[:200],
         "doctor": wrong,
         "faults": {
-            "hangs": sum(len(one.hangs) for one in found.values()),
-            "crashes": sum(len(one.crashes) for one in found.values()),
-            "over the memory": sum(len(one.too_large) for one in found.values()),
-            "errors that ended a run": sum(len(one.stopped) for one in found.values()),
+            "hangs": sum(len(one.hangs) for one in runs.values()),
+            "crashes": sum(len(one.crashes) for one in runs.values()),
+            "over the memory": sum(len(one.too_large) for one in runs.values()),
+            "errors that ended a run": sum(len(one.stopped) for one in runs.values()),
             "unaccounted": sum(row.unaccounted + row.unaccounted_upload for row in rows.values()),
             "wrongly indexed or skipped": sum(row.wrongly + row.wrongly_upload for row in rows.values()),
             "read a second time": len(indexed.read_again),
@@ -497,13 +501,13 @@ def run(work: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def contents(collection: Path) -> tuple[set[str], dict[str, str]]:
-    """Paths of the pictures of a collection; reasons by path of those it skipped."""
+    """Paths of the pictures of a collection, and the reasons for skipped files, by path."""
     snapshot = Store.open(collection).snapshot()
     return set(map(str, snapshot.paths)), {one.path: one.reason for one in snapshot.skipped}
 
 
-def judge(row: Row, one: Made, listed: set[str], there: set[str], skipped: dict[str, str]) -> str:
-    """Count what became of a file of the folder; what is odd about it, or nothing."""
+def judge(row: Row, one: HostileFile, listed: set[str], there: set[str], skipped: dict[str, str]) -> str:
+    """Count what happened to a file of the folder. Returns what is wrong with that; empty if nothing is."""
     path = str(one.path)
     row.files += 1
     row.indexed += path in there
@@ -514,15 +518,15 @@ def judge(row: Row, one: Made, listed: set[str], there: set[str], skipped: dict[
         row.unaccounted += 1
         return f"{one.kind}: {path!r} is unaccounted for"
     fate = ("indexed", "skipped", "passed over")[fates.index(True)]
-    # a picture may have been made under a name that says it is none, and the other way round
+    # a picture may have the suffix of something else, and something else that of a picture
     if one.fate not in ("either", fate):
         row.wrongly += 1
         return f"{one.kind}: {path!r} was {fate} ({skipped.get(path, '')}), and should be {one.fate}"
     return ""
 
 
-def sent_judged(rows: dict[str, Row], kinds: dict[str, Made], sent: Watched) -> list[str]:
-    """Count what became of the files that were uploaded; what is odd."""
+def sent_judged(rows: dict[str, Row], kinds: dict[str, HostileFile], sent: Watched) -> list[str]:
+    """Count what happened to the uploaded files. Returns what is wrong with that."""
     from voken.collection.uploads import display_name
 
     odd = []
@@ -537,9 +541,9 @@ def sent_judged(rows: dict[str, Row], kinds: dict[str, Made], sent: Watched) -> 
         taken = {Path(name).stem for name in (*answer["added"], *answer["updated"])}
         refused = {skip["path"]: skip["reason"] for skip in answer["skipped"]}
         for name in one["files"]:
-            made, row = kinds[name], rows[kinds[name].kind]
-            digest = blake2b(made.path.read_bytes(), digest_size=16).hexdigest()
-            raw = os.fsencode(made.path.name).replace(b'"', b"%22").replace(b"\n", b"%0A").replace(b"\r", b"%0D")
+            file, row = kinds[name], rows[kinds[name].kind]
+            digest = blake2b(file.path.read_bytes(), digest_size=16).hexdigest()
+            raw = os.fsencode(file.path.name).replace(b'"', b"%22").replace(b"\n", b"%0A").replace(b"\r", b"%0D")
             is_taken = digest in taken
             is_refused = any(
                 refused.get(display_name(raw.decode(coding, "replace"))) for coding in ("utf-8", "latin-1")
@@ -549,19 +553,19 @@ def sent_judged(rows: dict[str, Row], kinds: dict[str, Made], sent: Watched) -> 
             if not is_taken and not is_refused:
                 row.unaccounted_upload += 1
                 odd.append(f"upload of {name!r} is unaccounted for: {answer['skipped']}")
-            elif made.fate in ("indexed", "skipped") and is_taken != (made.fate == "indexed"):
-                near = made.kind == "near the limit"  # the server takes smaller ones only
+            elif file.fate in ("indexed", "skipped") and is_taken != (file.fate == "indexed"):
+                near = file.kind == "near the limit"  # the server takes smaller ones only
                 row.wrongly_upload += not near
-                odd.append("" if near else f"upload of {name!r}: {refused}, and should be {made.fate}")
+                odd.append("" if near else f"upload of {name!r}: {refused}, and should be {file.fate}")
     return odd
 
 
-def told(one: Watched, kinds: dict[str, Made]) -> dict[str, Any]:
-    """A run for the report: names with their kinds."""
+def run_report(one: Watched, kinds: dict[str, HostileFile]) -> dict[str, Any]:
+    """A run as the report shows it: files are named with their kinds."""
 
     def shown(name: str) -> str:
-        made = kinds.get(name)
-        return f"{made.kind}: {made.path.name}".encode("utf-8", "backslashreplace").decode() if made else name
+        file = kinds.get(name)
+        return f"{file.kind}: {file.path.name}".encode("utf-8", "backslashreplace").decode() if file else name
 
     steps = {}
     for step, seconds in one.seconds.items():
@@ -586,9 +590,16 @@ def tables(report: dict[str, Any]) -> str:
     runs = [["run", "step", "files", "median ms", "slowest ms", "it is", "MB before", "MB at most"]]
     runs.append(["---", "---", "---:", "---:", "---:", "---", "---:", "---:"])
     for name, one in report["runs"].items():
-        for step, said in one["steps"].items():
-            file, took = said["slowest"][0]
-            shown = [name, step, f"{said['files']:,}", f"{1e3 * said['median']:.2f}", f"{1e3 * took:,.0f}", repr(file)]
+        for step, step_report in one["steps"].items():
+            file, took = step_report["slowest"][0]
+            shown = [
+                name,
+                step,
+                f"{step_report['files']:,}",
+                f"{1e3 * step_report['median']:.2f}",
+                f"{1e3 * took:,.0f}",
+                repr(file),
+            ]
             runs.append([*shown, f"{one['base_megabytes']:,.0f}", f"{one['most_megabytes']:,.0f}"])
     faults = [["faults", ""], ["---", "---:"], *([name, str(count)] for name, count in report["faults"].items())]
     parts = [*(markdown(part) for part in (lines, runs, faults)), f"Answers: {report['statuses']}"]

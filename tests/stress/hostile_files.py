@@ -1,8 +1,8 @@
-"""Files that nobody would want to open, made of real pictures: what `fuzz_pictures.py` feeds to an index and a server.
+"""Hostile files made from real pictures: the input of `fuzz_pictures.py`.
 
-A file's kind says what was done to it, and the kind what must become of it: a picture that was left whole must be
-indexed, what is no picture must be skipped, and of most others either is right. The same seed makes the same files, but
-for the bytes that Pillow writes. This module knows formats, and not who will read the files.
+The kind of a file says what was done to it, and so what must happen to it: a whole picture must be indexed, another
+kind of file must be skipped, and for most damaged ones either is right. The same seed gives the same files, with the
+same version of Pillow. This module knows formats, but not what will read the files.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ import numpy as np
 from PIL import Image
 
 Fate = Literal["indexed", "skipped", "either", "passed over"]
-"""What must become of a file. Passed over: its name says that it is no picture, or that it is hidden."""
+"""What must happen to a file. "passed over": its name says that it is no picture, or that it is hidden."""
 A_FOLDER = 100
-"""Files of one folder."""
+"""Files per folder."""
 NEAR = 9_990
-"""Pixels a side of a picture of nearly a hundred million."""
+"""Side of a picture of nearly a hundred million pixels."""
 NUMBERS = (0, 1, 2, 0xFF, 9_999, 16_383, 30_000, 0xFFFE, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF)
 
 
 @dataclass(frozen=True)
-class Made:
-    """A file, or what stands in a folder in its place."""
+class HostileFile:
+    """A file, or another entry of a folder."""
 
     path: Path
     kind: str
@@ -47,14 +47,14 @@ class Made:
 
 @dataclass(frozen=True)
 class Content:
-    """What is in a file."""
+    """The bytes of a file, and its suffix."""
 
     data: bytes
     suffix: str
     fate: Fate = "either"
 
 
-def make(folder: Path, count: int, seed: int, *, near_limit: int) -> Iterator[Made]:
+def make(folder: Path, count: int, seed: int, *, near_limit: int) -> Iterator[HostileFile]:
     """`count` files and a few other things below `folder`; `near_limit` more have nearly a hundred million pixels."""
     chance = random.Random(seed)
     for number in range(count):
@@ -67,14 +67,14 @@ def make(folder: Path, count: int, seed: int, *, near_limit: int) -> Iterator[Ma
         name = odd_name(chance, number, suffix) if odd else f"{number:06d}{suffix}".encode()
         path = here / os.fsdecode(name)
         path.write_bytes(content.data)
-        yield Made(path, kind, content.fate)
+        yield HostileFile(path, kind, content.fate)
     others = folder / "others"
     others.mkdir(parents=True, exist_ok=True)
     yield from no_files(others)
     for number in range(near_limit):
         path = others / f"near-{number:03d}.png"
         path.write_bytes(_near_limit(number % len(NEAR_LIMIT)) + _behind(chance))
-        yield Made(path, "near the limit", "indexed")
+        yield HostileFile(path, "near the limit", "indexed")
 
 
 # Real pictures
@@ -114,10 +114,10 @@ def originals() -> tuple[Content, ...]:
     frames = {"save_all": True, "append_images": [modes["RGB"].rotate(90 * turn) for turn in range(1, 4)]}
     wanted += [(name, suffix, "RGB", frames) for name, suffix in (("GIF", ".gif"), ("PNG", ".png"), ("WEBP", ".webp"))]
     Image.init()
-    kept = [(name, suffix, mode, how) for name, suffix, mode, how in wanted if name in Image.SAVE]
-    found = [Content(_written(modes[mode], name, how), suffix, "indexed") for name, suffix, mode, how in kept]
+    writable = [(name, suffix, mode, how) for name, suffix, mode, how in wanted if name in Image.SAVE]
+    pictures = [Content(_written(modes[mode], name, how), suffix, "indexed") for name, suffix, mode, how in writable]
     plain = b"P3 # plain\n3 2 255\n" + b" ".join(str(place * 13 % 256).encode() for place in range(18))
-    return (*found, Content(plain, ".ppm", "indexed"))
+    return (*pictures, Content(plain, ".ppm", "indexed"))
 
 
 def _written(image: Image.Image, form: str, options: dict[str, Any]) -> bytes:
@@ -127,7 +127,7 @@ def _written(image: Image.Image, form: str, options: dict[str, Any]) -> bytes:
 
 
 def _behind(chance: random.Random) -> bytes:
-    """What nobody reads behind a picture, and makes two of the same content differ."""
+    """Bytes behind the end of a picture, which no decoder reads; they make equal pictures unequal files."""
     return b"\n#" + chance.randbytes(8).hex().encode()
 
 
@@ -157,7 +157,7 @@ def _near_limit(place: int) -> bytes:
 
 
 def whole(chance: random.Random) -> Content:
-    """As it was, with some bytes behind its end."""
+    """Unharmed, with some bytes behind its end."""
     one = _original(chance)
     return Content(one.data + _behind(chance), one.suffix, "indexed")
 
@@ -170,7 +170,7 @@ def truncated(chance: random.Random) -> Content:
 
 
 def flipped(chance: random.Random) -> Content:
-    """Some bits are others, all over the file or all in its first bytes."""
+    """Some bits are flipped, anywhere or only in the first bytes."""
     one = _original(chance)
     data = bytearray(one.data)
     most = min(128, len(data)) if chance.random() < 0.5 else len(data)
@@ -180,7 +180,7 @@ def flipped(chance: random.Random) -> Content:
 
 
 def overwritten(chance: random.Random) -> Content:
-    """Two or four bytes somewhere are a number that programmers forget."""
+    """Two or four bytes somewhere hold a number that programmers forget."""
     one = _original(chance)
     data = bytearray(one.data)
     size = chance.choice((2, 4))
@@ -191,7 +191,7 @@ def overwritten(chance: random.Random) -> Content:
 
 
 def resized(chance: random.Random) -> Content:
-    """The header claims another size; everything else is as it was."""
+    """The header claims another size; nothing else is changed."""
     one = _original(chance, *SIZE_FIELDS)
     data = bytearray(one.data)
     for find in SIZE_FIELDS[one.suffix]:
@@ -210,8 +210,8 @@ def _fixed(magic: bytes, *fields: _Field) -> Callable[[bytes], list[_Field]]:
 
 
 def _frame_header(data: bytes) -> list[_Field]:
-    found = re.search(rb"\xff[\xc0-\xc2]..\x08", data, re.DOTALL)
-    return [(found.end(), 2, "big"), (found.end() + 2, 2, "big")] if found else []
+    match = re.search(rb"\xff[\xc0-\xc2]..\x08", data, re.DOTALL)
+    return [(match.end(), 2, "big"), (match.end() + 2, 2, "big")] if match else []
 
 
 def _tags(data: bytes) -> list[_Field]:
@@ -238,7 +238,7 @@ SIZE_FIELDS: dict[str, list[Callable[[bytes], list[_Field]]]] = {
     ".webp": [_fixed(b"RIFF", (24, 3, "little"), (27, 3, "little"))],
     ".avif": [_extents],
 }
-"""By suffix: where a file's width and height stand."""
+"""By suffix: where the width and height of a file are."""
 
 
 def joined(chance: random.Random) -> Content:
@@ -249,10 +249,10 @@ def joined(chance: random.Random) -> Content:
 
 
 def bad_checksum(chance: random.Random) -> Content:
-    """A PNG, one of whose chunks was touched."""
+    """A PNG with a wrong checksum or length in one chunk."""
     one = _original(chance, ".png")
     data = bytearray(one.data)
-    starts = [found.start() for found in re.finditer(rb"IHDR|IDAT|PLTE|tRNS|IEND", one.data)]
+    starts = [match.start() for match in re.finditer(rb"IHDR|IDAT|PLTE|tRNS|IEND", one.data)]
     data[chance.choice(starts) - chance.choice((1, -4, -5))] ^= 0x55
     return Content(bytes(data), ".png")
 
@@ -281,7 +281,7 @@ def png_bomb(chance: random.Random) -> Content:
 
 
 def many_frames(chance: random.Random) -> Content:
-    """A GIF of some thousand frames, of which the first counts."""
+    """A GIF of some thousand frames; only the first is read."""
     one = next(one for one in originals() if one.suffix == ".gif")
     start = one.data.index(b"\x2c")
     frames = chance.randint(500, 3000)
@@ -316,24 +316,24 @@ def odd_tags(chance: random.Random) -> Content:
 
 
 def odd_exif(chance: random.Random) -> Content:
-    """A JPEG whose EXIF is garbage, loops, or turns it in a way there is not."""
+    """A JPEG whose EXIF is garbage, loops, or has an orientation that does not exist."""
     one = _original(chance, ".jpg")
     turned = struct.pack("<HHII", 274, 3, 1, chance.choice((0, 3, 9, 70_000)))
     loop = struct.pack("<HHII", 0x8769, 4, 1, 8)
     dated = struct.pack("<HHII", 306, 2, chance.choice((1, 20, 0xFFFFFFFF)), 8)
     entries = chance.choice(([turned], [turned, loop], [dated, loop, turned]))
     known = b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + b"".join(entries) + struct.pack("<I", 8)
-    said = b"Exif\0\0" + chance.choice((known, chance.randbytes(chance.randrange(60_000)), b""))
-    return Content(one.data[:2] + b"\xff\xe1" + struct.pack(">H", len(said) + 2) + said + one.data[2:], ".jpg")
+    exif = b"Exif\0\0" + chance.choice((known, chance.randbytes(chance.randrange(60_000)), b""))
+    return Content(one.data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + one.data[2:], ".jpg")
 
 
 def empty(chance: random.Random) -> Content:
-    """No byte, or one."""
+    """No byte, or a single one."""
     return Content(chance.choice((b"", b"\0", b"\x89", b"B", b"P")), chance.choice(SUFFIXES), "skipped")
 
 
 def nothing_of_the_kind(chance: random.Random) -> Content:
-    """A text, a page, a drawing in words, an archive, a program; some begin as pictures do."""
+    """A text, a page, an SVG, an archive, a program; some begin as pictures do."""
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as out:
         out.writestr(zipfile.ZipInfo("a.png"), b"\x89PNG")  # a plain name would be stored with the time of day
@@ -352,13 +352,13 @@ def nothing_of_the_kind(chance: random.Random) -> Content:
         b"\xff\xd8\xff\xe0",
         chance.randbytes(4_000),
     )
-    said = chance.choice(choices)
-    data = said.encode() if isinstance(said, str) else said
+    choice = chance.choice(choices)
+    data = choice.encode() if isinstance(choice, str) else choice
     return Content(data, chance.choice(SUFFIXES), "skipped")
 
 
 def another_format(chance: random.Random) -> Content:
-    """What Pillow reads, and voken does not."""
+    """A format that Pillow reads and voken does not."""
     names = ("ICO", "TGA", "PCX", "SGI", "JPEG2000", "ICNS", "EPS", "SPIDER", "MSP", "XBM")
     Image.init()
     form = chance.choice([name for name in names if name in Image.SAVE])
@@ -394,7 +394,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def _checksummed(png: bytes) -> bytes:
-    """With the checksum that its header must have."""
+    """The PNG with the right checksum of its header."""
     return png[:29] + struct.pack(">I", zlib.crc32(png[12:29])) + png[33:]
 
 
@@ -403,11 +403,11 @@ def _packed_zeros() -> bytes:
     return zlib.compress(bytes(100_000_000), 9)
 
 
-# Names, and what is no file
+# Names, and entries that are no files
 
 
 def odd_name(chance: random.Random, number: int, suffix: str) -> bytes:
-    """A name that a file may have, where few expect it. Names of one folder differ by their number."""
+    """A name that is allowed but rarely expected. Names in one folder differ by their number."""
     stem = f"{number:06d}".encode()
     end = suffix.encode()
     choices = (
@@ -426,23 +426,23 @@ def odd_name(chance: random.Random, number: int, suffix: str) -> bytes:
     return chance.choice(choices)
 
 
-def no_files(folder: Path) -> Iterator[Made]:
-    """One of everything that a folder may hold and that is no plain file, and files that cannot be read."""
+def no_files(folder: Path) -> Iterator[HostileFile]:
+    """One of every kind of folder entry that is no plain file, and files that cannot be read."""
 
-    def made(name: str, fate: Fate) -> Made:
-        return Made(folder / name, "no plain file", fate, is_file=False)
+    def below(name: str, fate: Fate) -> HostileFile:
+        return HostileFile(folder / name, "no plain file", fate, is_file=False)
 
     picture = originals()[0].data
     os.mkfifo(folder / "pipe.png")
-    yield made("pipe.png", "skipped")
+    yield below("pipe.png", "skipped")
     here = os.open(folder, os.O_RDONLY)
     with suppress(OSError), socket.socket(socket.AF_UNIX) as listening:
         listening.bind(f"/proc/self/fd/{here}/socket.png")  # a socket's path may have 107 bytes
-        yield made("socket.png", "skipped")
+        yield below("socket.png", "skipped")
     os.close(here)
     (folder / "folder.png").mkdir()
     (folder / "folder.png" / "in.png").write_bytes(picture)
-    yield Made(folder / "folder.png" / "in.png", "no plain file", "indexed")
+    yield HostileFile(folder / "folder.png" / "in.png", "no plain file", "indexed")
     for name, target, fate in (
         ("loop.png", "loop.png", "skipped"),
         ("nowhere.png", "none", "skipped"),
@@ -454,12 +454,12 @@ def no_files(folder: Path) -> Iterator[Made]:
         (".hidden.png", "folder.png/in.png", "passed over"),
     ):
         (folder / name).symlink_to(target)
-        yield made(name, fate)  # type: ignore[arg-type]
+        yield below(name, fate)  # type: ignore[arg-type]
     with suppress(OSError):  # some file systems do not take so long a file
         (folder / "sparse.png").write_bytes(picture)
         os.truncate(folder / "sparse.png", 1 << 40)
-        yield made("sparse.png", "skipped")
+        yield below("sparse.png", "skipped")
     if os.geteuid():  # root may read everything
         (folder / "secret.png").write_bytes(picture)
         (folder / "secret.png").chmod(0)
-        yield made("secret.png", "skipped")
+        yield below("secret.png", "skipped")

@@ -1,16 +1,16 @@
 """Does a collection lose anything when the process that changes it is killed, at any moment?
 
-A writer adds groups of pictures, removes groups, and compacts, telling each change once it is reported as made. It is
-killed with SIGKILL after a random time (--times), or right before the n-th time that Python opens a file to write,
-makes, renames or removes one, or opens the database, for every n until a compaction is through (--points). Then the
-collection is opened and compared with what was told:
+A writer adds groups of pictures, removes groups and compacts, and reports each change once `Store` has returned. It is
+killed with SIGKILL after a random time (--times), or right before the n-th time that Python opens a file for writing,
+renames or removes a file, makes a folder or opens the database, for every n until a compaction has finished (--points).
+Then the collection is opened and compared with the reports:
 
-- every change that was told is there; of the one in flight all or nothing;
-- no group is there in part, and every picture has the vokens, vector and metadata that its id says;
-- the doctor finds nothing wrong, and a search answers.
+- every reported change is there; the change in flight is there whole or not at all;
+- no group is there in part, and every picture has the vokens, vector and metadata that its id implies;
+- the doctor finds nothing wrong, and a search finds a picture.
 
-Meanwhile another process opens version after version and looks for groups that are there in part. The writer goes on
-with what the last one left. The page cache outlives a process, so this says nothing of power cuts (docs/speed.md).
+Meanwhile another process opens version after version and looks for incomplete groups. Each writer goes on with what the
+last one left. The page cache outlives a process, so this says nothing about power cuts (docs/reference/speed.md).
 
     python tests/stress/kill.py --times 300 --points --seed 0 --json out.json
 """
@@ -44,31 +44,33 @@ from voken_lab.evaluation.machine import Machine
 
 LEVELS, ENTRIES, DIM = 4, 64, 16
 GROUP = 5
-"""Pictures that are added, and removed, together."""
+"""Pictures per group; a group is added and removed as a whole."""
 COMPACTED_EVERY = 12
-"""Changes."""
+"""How many changes lie between two compactions."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """What a collection wants to know of one."""
+    """What a collection needs of an image tokenizer."""
 
     levels: int
     codebook_size: int
     codebooks: np.ndarray
 
 
-def main(given: list[str] | None = None) -> None:
-    """Kill, compare, print, write JSON. Exit code 1 where anything was lost."""
+def main(arguments: list[str] | None = None) -> None:
+    """Kill, compare, print, write JSON. The exit code is 1 if anything was lost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=300, help="kills at random moments")
-    parser.add_argument("--points", action="store_true", help="and one before each step that Python takes on the disk")
-    parser.add_argument("--base", type=int, default=2_000, help="groups that are there from the beginning")
+    parser.add_argument(
+        "--points", action="store_true", help="also kill before each step that Python takes on the disk"
+    )
+    parser.add_argument("--base", type=int, default=2_000, help="groups in the collection at the beginning")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--write", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--read", help=argparse.SUPPRESS)
-    options = parser.parse_args(given)
+    options = parser.parse_args(arguments)
     if options.write:
         write(Path(options.write[0]), int(options.write[1]), int(options.write[2]))
         return
@@ -76,38 +78,38 @@ def main(given: list[str] | None = None) -> None:
         read(Path(options.read))
         return
     with tempfile.TemporaryDirectory(prefix="voken-") as folder:
-        found = run(Path(folder) / "c", options.times, options.points, options.base, options.seed)
-    print("\n".join(f"| {name.replace('_', ' ')} | {value} |" for name, value in found.items()))
+        counts = run(Path(folder) / "c", options.times, options.points, options.base, options.seed)
+    print("\n".join(f"| {name.replace('_', ' ')} | {value} |" for name, value in counts.items()))
     if options.json:
         machine = dataclasses.asdict(Machine.here())
-        options.json.write_text(json.dumps(found | {"machine": machine, "command": sys.argv}, indent=2) + "\n")
-    if found["lost"] or found["half"] or found["wrong"] or found["readers_saw_half"]:
+        options.json.write_text(json.dumps(counts | {"machine": machine, "command": sys.argv}, indent=2) + "\n")
+    if counts["lost"] or counts["half"] or counts["wrong"] or counts["readers_saw_half"]:
         sys.exit(1)
 
 
 def run(folder: Path, times: int, points: bool, base: int, seed: int) -> dict[str, Any]:
-    """All kills on one collection, one after another."""
+    """All kills on one collection, one after another; returns what was counted."""
     make(folder, base)
     expected = {f"base-{group}" for group in range(base)}
-    said: Counter[str] = Counter(kills=0, changes_told=0, lost=0, half=0, wrong=0, in_flight_made=0, in_flight_not=0)
+    counts: Counter[str] = Counter(kills=0, changes_told=0, lost=0, half=0, wrong=0, in_flight_made=0, in_flight_not=0)
     opening: list[float] = []
     chance = random.Random(seed)
     with subprocess.Popen(
         [sys.executable, __file__, "--read", str(folder)], stdout=subprocess.PIPE, text=True
     ) as reader:
         for number in range(times):
-            expected = kill_once(folder, expected, said, opening, seed * 1_000_000 + number, chance.expovariate(4), 0)
+            expected = kill_once(folder, expected, counts, opening, seed * 1_000_000 + number, chance.expovariate(4), 0)
         point, through = 0, not points
         while not through:
             point += 1
-            before = said["changes_told"]
-            expected = kill_once(folder, expected, said, opening, seed * 1_000_000 + 500_000 + point, 60.0, point)
-            through = said["changes_told"] - before > COMPACTED_EVERY
+            before = counts["changes_told"]
+            expected = kill_once(folder, expected, counts, opening, seed * 1_000_000 + 500_000 + point, 60.0, point)
+            through = counts["changes_told"] - before > COMPACTED_EVERY
         reader.terminate()
         assert reader.stdout is not None
         seen = [int(word) for word in reader.stdout.read().split()]
     return {
-        **said,
+        **counts,
         "points": point,
         "opening_ms_median": round(1000 * float(np.median(opening)), 1),
         "opening_ms_most": round(1000 * max(opening), 1),
@@ -117,9 +119,9 @@ def run(folder: Path, times: int, points: bool, base: int, seed: int) -> dict[st
 
 
 def kill_once(
-    folder: Path, expected: set[str], said: Counter[str], opening: list[float], seed: int, delay: float, point: int
+    folder: Path, expected: set[str], counts: Counter[str], opening: list[float], seed: int, delay: float, point: int
 ) -> set[str]:
-    """Start a writer, kill it, and compare. Returns the groups that are there."""
+    """Start a writer, kill it, and compare. Returns the groups that are in the collection."""
     command = [sys.executable, __file__, "--write", str(folder), str(seed), str(point)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None
@@ -128,46 +130,46 @@ def kill_once(
             time.sleep(delay)
             os.kill(writer.pid, signal.SIGKILL)
         lines += writer.stdout.readlines()
-    told = [line.split() for line in lines[1:] if line.endswith("\n")]
-    phase = "compaction" if told and told[-1][0] == "compacting" else "change"
-    said["kills"] += 1
-    said[f"killed_in_{phase}"] += 1
+    lines_told = [line.split() for line in lines[1:] if line.endswith("\n")]
+    phase = "compaction" if lines_told and lines_told[-1][0] == "compacting" else "change"
+    counts["kills"] += 1
+    counts[f"killed_in_{phase}"] += 1
     flight: list[str] = []
-    for words in told:
+    for words in lines_told:
         if words[0] in ("adding", "removing"):
             flight = words
         elif words[0] == "made":
             expected = changed(expected, flight)
-            said["changes_told"] += 1
+            counts["changes_told"] += 1
             flight = []
     begin = time.perf_counter()
     snapshot = Store.open(folder).snapshot()
     opening.append(time.perf_counter() - begin)
     there, half, wrong = groups_of(snapshot)
-    said["half"] += half
-    said["wrong"] += wrong + int(not answers(folder, snapshot))
-    said["wrong"] += sum(
+    counts["half"] += half
+    counts["wrong"] += wrong + int(not answers(folder, snapshot))
+    counts["wrong"] += sum(
         one.level == "wrong" and "its model" not in one.what and "was made with" not in one.what
         for one in examine(folder)
     )
     if there != expected:
         after = changed(expected, flight)
-        said["lost"] += int(there != after)
-        said["in_flight_made"] += int(there == after)
+        counts["lost"] += int(there != after)
+        counts["in_flight_made"] += int(there == after)
     elif flight:
-        said["in_flight_not"] += 1
+        counts["in_flight_not"] += 1
     return there
 
 
 def changed(groups: set[str], words: list[str]) -> set[str]:
-    """What a change makes of the groups."""
+    """The groups after a change."""
     if not words:
         return groups
     return groups | set(words[1:]) if words[0] == "adding" else groups - set(words[1:])
 
 
 def groups_of(snapshot: Snapshot) -> tuple[set[str], int, int]:
-    """Groups that are there, how many in part only, and how many pictures are not what their ids say."""
+    """The groups of a snapshot, how many are incomplete, and how many pictures differ from what their ids imply."""
     rows = snapshot.rows
     ids = [snapshot.ids[row] for row in rows.tolist()]
     counts = Counter(name.rpartition("/")[0] for name in ids)
@@ -183,7 +185,7 @@ def groups_of(snapshot: Snapshot) -> tuple[set[str], int, int]:
 
 
 def answers(folder: Path, snapshot: Snapshot) -> bool:
-    """Whether a search finds a picture by what it is."""
+    """Whether a search for a picture's own sequence finds the picture."""
     if not len(snapshot):
         return True
     walker = NearestSequences(Store.open(folder).codebooks())
@@ -191,12 +193,12 @@ def answers(folder: Path, snapshot: Snapshot) -> bool:
     sequence = snapshot.sequence(row)[None].astype(np.int64)
     # at full width, as codebooks that were drawn at random may hide the nearest from a narrow search
     every = snapshot.trie.sequences
-    found = beam_search_from_state(walker, walker.prefill(walker.of_sequences(sequence)), snapshot.trie, every)
-    return row in snapshot.trie.rows_of(found.leaf[0][found.leaf[0] >= 0])[0].tolist()
+    beams = beam_search_from_state(walker, walker.prefill(walker.of_sequences(sequence)), snapshot.trie, every)
+    return row in snapshot.trie.rows_of(beams.leaf[0][beams.leaf[0] >= 0])[0].tolist()
 
 
 def entry(name: str) -> Entry:
-    """A picture that is what its id says."""
+    """A picture whose vokens, vector and metadata follow from its id."""
     draw = np.random.default_rng(np.frombuffer(name.encode(), np.uint8))
     vokens = draw.integers(0, ENTRIES, LEVELS).astype(np.int32)
     vector = draw.normal(size=DIM).astype(np.float16)
@@ -204,7 +206,7 @@ def entry(name: str) -> Entry:
 
 
 def make(folder: Path, groups: int) -> None:
-    """A collection of so many groups."""
+    """Create a collection of `groups` groups."""
     entries = [entry(f"base-{group}/{place}") for group in range(groups) for place in range(GROUP)]
     ids = column([one.image_id for one in entries])
     vectors = np.stack([one.vector for one in entries if one.vector is not None])
@@ -223,7 +225,7 @@ def make(folder: Path, groups: int) -> None:
 
 
 def write(folder: Path, seed: int, point: int) -> None:
-    """The writer: says what it is about to do, and when that is reported as made."""
+    """The writer: prints each change before it begins and after it is done."""
     store = Store.open(folder)
     draw = random.Random(seed)
     groups = sorted(groups_of_ids(store.snapshot()))
@@ -248,16 +250,16 @@ def write(folder: Path, seed: int, point: int) -> None:
             print("made", flush=True)
             groups += new
         if point and number > COMPACTED_EVERY + 1:
-            return  # there are fewer points than that in a round
+            return  # a round has fewer points than that
 
 
 def groups_of_ids(snapshot: Snapshot) -> set[str]:
-    """Of the pictures that are there."""
+    """The groups of the pictures in a snapshot."""
     return {snapshot.ids[row].rpartition("/")[0] for row in snapshot.rows.tolist()}
 
 
 def die_at(point: int) -> None:
-    """Kill this process right before the `point`-th of the steps that Python takes, or SQLite begins or ends."""
+    """Kill this process right before the `point`-th step that Python takes on the disk."""
     left = point
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
@@ -273,7 +275,7 @@ def die_at(point: int) -> None:
 
 
 def read(folder: Path) -> None:
-    """The reader: opens versions until it is told to end, then says how many, and how many held half a group."""
+    """The reader: opens versions until SIGTERM, then prints how many it saw and how many held half a group."""
     versions: set[int] = set()
     half, ended = 0, False
 

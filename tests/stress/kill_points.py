@@ -1,16 +1,18 @@
-"""Is anything lost where a process that changes a collection is killed right before any one of its system calls?
+"""Is anything lost when a process that changes a collection is killed right before any one of its system calls?
 
-`kill.py` kills at random, and before the steps that Python takes; this goes into SQLite, too. A writer goes through a
-short story: it adds groups of pictures, removes some, does both in one change, and compacts, twice. It is traced
-(ptrace), and killed with SIGKILL right before the n-th system call that can change a file (write, sync, truncate,
-rename, unlink, mkdir, creating open), n = 1 … all of them. What every kill leaves is opened and compared:
+`kill.py` kills at random moments and before the steps that Python takes; this program also kills inside SQLite. A
+writer goes through a short story: it adds groups of pictures, removes some, does both in one change, and compacts,
+twice. It is traced (ptrace), and killed with SIGKILL right before the n-th system call that can change a file (write,
+sync, truncate, rename, unlink, mkdir, creating open), for every n. The collection that a kill leaves is opened and
+compared:
 
-- every change that was told is there; of the one in flight all or nothing, in additions and removals alike;
-- each picture has the vokens, vector and metadata that its id says, a search finds it, the doctor finds nothing wrong;
-- another change and another compaction work, and leave nothing in the folder that nobody needs.
+- every reported change is there; the change in flight is there whole or not at all, additions and removals alike;
+- each picture has the vokens, vector and metadata that its id implies, a search finds it, the doctor finds nothing
+  wrong;
+- another change and another compaction work, and leave no unneeded file in the folder.
 
-With --recovery, where a kill leaves a journal to roll back, whoever opens the collection next is killed, too, before
-each of its own calls. The page cache outlives a process: this says nothing of power cuts.
+With --recovery, if a kill leaves a journal to roll back, the next process that opens the collection is killed as well,
+before each of its own calls. The page cache outlives a process: this says nothing about power cuts.
 
     python tests/stress/kill_points.py --recovery --json out.json
 
@@ -57,7 +59,7 @@ _CALLS = {
         276: "renameat2", 285: "copy_file_range",
     },
 }  # fmt: skip
-"""By number: what can change a file. An open counts where it may create or cut one."""
+"""By number: what can change a file. An open counts if it may create or truncate a file."""
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
 _libc.ptrace.restype = ctypes.c_long
@@ -80,16 +82,16 @@ class _SyscallInfo(ctypes.Structure):
 class Run:
     """What a traced process did."""
 
-    said: list[str]
-    """Its lines, whole ones only."""
+    lines: list[str]
+    """The complete lines that it wrote."""
     call: str
-    """Right before which it was killed; empty where it came to its end."""
+    """The call right before which it was killed; empty if it finished."""
 
 
 def traced(work: Callable[[Callable[[str], None]], None], point: int) -> Run:
     """Do `work` in a process of its own, killed right before its `point`-th call that can change a file.
 
-    `work` gets what tells a line. Raises `SystemExit` where processes may not be traced, and where `work` fails.
+    `work` gets a function that reports a line. Raises `SystemExit` if processes cannot be traced, or if `work` fails.
     """
     ours, theirs = os.pipe()
     child = os.fork()
@@ -116,7 +118,7 @@ def traced(work: Callable[[Callable[[str], None]], None], point: int) -> Run:
 
 
 def _until(child: int, point: int) -> tuple[str, int]:
-    """The call it was killed at, or its end."""
+    """Trace the child. Returns the call it was killed at, or an empty string and its exit status."""
     calls = _CALLS[platform.machine()]
     info = _SyscallInfo()
     passed_on = 0
@@ -149,14 +151,14 @@ def _whole_line(pipe: int, line: str) -> None:
 
 @dataclass(frozen=True)
 class Step:
-    """One change, or a compaction where it changes nothing."""
+    """One change; a step that adds and removes nothing is a compaction."""
 
     name: str
     added: frozenset[str] = frozenset()
     removed: frozenset[str] = frozenset()
 
     def do(self, store: Store) -> None:
-        """In one transaction."""
+        """Apply the step, in one transaction."""
         if self.added or self.removed:
             entries = [entry(name) for group in sorted(self.added) for name in members(group)]
             store.commit(entries, remove=[name for group in sorted(self.removed) for name in members(group)])
@@ -164,7 +166,7 @@ class Step:
             store.compact()
 
     def of(self, groups: frozenset[str]) -> frozenset[str]:
-        """The groups that are there afterwards."""
+        """The groups after this step."""
         return (groups | self.added) - self.removed
 
 
@@ -185,7 +187,7 @@ def members(group: str) -> list[str]:
 
 
 def write(folder: Path, tell: Callable[[str], None]) -> None:
-    """The writer: tells when it begins each step, and when that is reported as done."""
+    """The writer: reports the beginning and the end of each step."""
     store = Store.open(folder)
     for step in STORY:
         tell(f"begin {step.name}")
@@ -194,30 +196,30 @@ def write(folder: Path, tell: Callable[[str], None]) -> None:
 
 
 def recover(folder: Path, tell: Callable[[str], None]) -> None:
-    """Who comes next."""
+    """The next process: opens the collection."""
     Store.open(folder).snapshot()
     tell("opened")
 
 
 def groups_after(base: int, steps: int) -> frozenset[str]:
-    """The groups that are there after so many steps."""
+    """The groups after the first `steps` steps of the story."""
     groups = frozenset(f"base-{number}" for number in range(base))
     for step in STORY[:steps]:
         groups = step.of(groups)
     return groups
 
 
-# What is compared
+# The comparison
 
 
 @dataclass
 class Row:
-    """What kills in one step left."""
+    """What the kills in one step left."""
 
     step: str
     kills: int = 0
     made: int = 0
-    """The step in flight was there, whole."""
+    """The step in flight was there, complete."""
     not_made: int = 0
     journals: int = 0
     """Left to be rolled back."""
@@ -226,84 +228,84 @@ class Row:
     wrong: int = 0
     not_opened: int = 0
     stuck: int = 0
-    """What came afterwards failed, or left something in the folder that nobody needs."""
+    """The next change failed, or left an unneeded file in the folder."""
     open_ms_most: float = 0.0
 
     @property
     def faults(self) -> int:
-        """Of all kinds."""
+        """How many faults of all kinds."""
         return self.lost + self.half + self.wrong + self.not_opened + self.stuck
 
 
-def main(given: Sequence[str] | None = None) -> None:
-    """Kill, compare, print, write JSON. Exit code 1 where anything was lost."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Kill, compare, print, write JSON. The exit code is 1 if anything was lost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", type=int, default=20, help="groups that are there from the beginning")
-    parser.add_argument("--recovery", action="store_true", help="kill also whoever rolls back what a kill left")
-    parser.add_argument("--every", type=int, default=1, help="of the points, every so manieth only")
+    parser.add_argument("--base", type=int, default=20, help="groups in the collection at the beginning")
+    parser.add_argument("--recovery", action="store_true", help="also kill the process that rolls back a journal")
+    parser.add_argument("--every", type=int, default=1, help="kill at every n-th call only")
     parser.add_argument("--work", type=Path, help="a folder on the disk to use (that of temporary files)")
     parser.add_argument("--json", type=Path)
-    options = parser.parse_args(given)
+    options = parser.parse_args(arguments)
     if platform.machine() not in _CALLS or sys.platform != "linux":
         raise SystemExit(f"System calls of {sys.platform} on {platform.machine()} are not known here.")
     with tempfile.TemporaryDirectory(prefix="voken-", dir=options.work) as folder:
         rows, faults, calls = run(Path(folder), options)
     print(table(rows))
     print("\n".join(f"- {fault}" for fault in faults[:20]))
-    command = shlex.join(["python", "tests/stress/kill_points.py", *(sys.argv[1:] if given is None else given)])
+    command = shlex.join(["python", *sys.argv])
     machine = asdict(Machine.here())
     print(f"\n`{command}`\n\n" + ", ".join(f"{key} {value}" for key, value in machine.items()))
     if options.json:
-        said = {"benchmark": "kill_points", "machine": machine, "command": command, "base": options.base}
-        said |= {"rows": [asdict(row) for row in rows], "faults": faults, "calls": calls}
-        options.json.write_text(json.dumps(said, indent=2) + "\n")
+        report = {"benchmark": "kill_points", "machine": machine, "command": command, "base": options.base}
+        report |= {"rows": [asdict(row) for row in rows], "faults": faults, "calls": calls}
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
     if faults:
         sys.exit(1)
 
 
 def run(work: Path, options: argparse.Namespace) -> tuple[list[Row], list[str], dict[str, int]]:
-    """Kill at every point: what was left, by step; what was wrong; how often before which call."""
-    pristine, folder, kept = work / "pristine", work / "c", work / "kept"
+    """Kill at every point. Returns the counts by step, the faults, and how often each call was hit."""
+    pristine, folder, as_left = work / "pristine", work / "c", work / "kept"
     make(pristine, options.base)
     rows = {name: Row(name) for name in ("opening", *(step.name for step in STORY), "recovery")}
     faults: list[str] = []
     calls: dict[str, int] = {}
     for point in range(1, sys.maxsize, options.every):
-        anew(pristine, folder)
+        restore(pristine, folder)
         killed = traced(lambda tell: write(folder, tell), point)
         if not killed.call:
             break
         calls[killed.call] = calls.get(killed.call, 0) + 1
-        told = sum(line.startswith("done ") for line in killed.said)
-        begun = sum(line.startswith("begin ") for line in killed.said)
-        row = rows[STORY[told].name if begun > told else "opening" if not begun else STORY[begun - 1].name]
+        finished = sum(line.startswith("done ") for line in killed.lines)
+        begun = sum(line.startswith("begin ") for line in killed.lines)
+        row = rows[STORY[finished].name if begun > finished else "opening" if not begun else STORY[begun - 1].name]
         where = f"{row.step}, before call {point} ({killed.call})"
         if options.recovery and has_journal(folder):
-            anew(folder, kept)
-            faults += recovered(kept, folder, rows["recovery"], options.base, told, begun, where)
-            anew(kept, folder)
-        faults += judged(folder, row, options.base, told, begun, where)
+            restore(folder, as_left)
+            faults += recovered(as_left, folder, rows["recovery"], options.base, finished, begun, where)
+            restore(as_left, folder)
+        faults += judged(folder, row, options.base, finished, begun, where)
         if point % 50 == 1:
             print(f"{point} points, {row.step}", file=sys.stderr, flush=True)
     return list(rows.values()), faults, calls
 
 
-def recovered(kept: Path, folder: Path, row: Row, base: int, told: int, begun: int, where: str) -> Iterator[str]:
-    """What is wrong where who opens what a kill left is killed, too, at each of its points."""
+def recovered(as_left: Path, folder: Path, row: Row, base: int, finished: int, begun: int, where: str) -> Iterator[str]:
+    """Faults after the process that opens the collection next is killed as well, at each of its points."""
     for point in range(1, sys.maxsize):
-        anew(kept, folder)
+        restore(as_left, folder)
         killed = traced(lambda tell: recover(folder, tell), point)
         if not killed.call:
             return
-        yield from judged(folder, row, base, told, begun, f"{where}, opened, before call {point} ({killed.call})")
+        yield from judged(folder, row, base, finished, begun, f"{where}, opened, before call {point} ({killed.call})")
 
 
-def judged(folder: Path, row: Row, base: int, told: int, begun: int, where: str) -> list[str]:
-    """Count what a kill left; what is wrong with it."""
+def judged(folder: Path, row: Row, base: int, finished: int, begun: int, where: str) -> list[str]:
+    """Count what a kill left. Returns the faults."""
     row.kills += 1
     row.journals += has_journal(folder)
-    before, after = groups_after(base, told), groups_after(base, begun)
-    found: list[str] = []
+    before, after = groups_after(base, finished), groups_after(base, begun)
+    faults: list[str] = []
     try:
         begin = time.perf_counter()
         snapshot = Store.open(folder).snapshot()
@@ -311,28 +313,28 @@ def judged(folder: Path, row: Row, base: int, told: int, begun: int, where: str)
         groups, half, wrong = groups_of(snapshot)
         doctor = [one.what for one in examine(folder) if one.level == "wrong" and "was made with" not in one.what]
         is_found = answers(folder, snapshot)
-    except Exception as error:  # whatever it is, it is what is counted
+    except Exception as error:  # any error counts
         row.not_opened += 1
         return [f"{where}: {error!r}"]
     if groups not in (before, after):
         row.lost += 1
-        found.append(f"{where}: there are {sorted(groups ^ before)} more or less than were told")
-    row.made += begun > told and groups == after != before
-    row.not_made += begun > told and groups == before != after
+        faults.append(f"{where}: there are {sorted(groups ^ before)} more or less than reported")
+    row.made += begun > finished and groups == after != before
+    row.not_made += begun > finished and groups == before != after
     row.half += half
     row.wrong += wrong + len(doctor) + (not is_found)
     if half or wrong or doctor or not is_found:
-        found.append(f"{where}: {half} half groups, {wrong} pictures that are others, {doctor}, found: {is_found}")
+        faults.append(f"{where}: {half} half groups, {wrong} pictures that are others, {doctor}, found: {is_found}")
     try:
         left = goes_on(folder, frozenset(groups))
     except Exception as error:
         left = repr(error)
     row.stuck += bool(left)
-    return [*found, *([f"{where}, afterwards: {left}"] if left else [])]
+    return [*faults, *([f"{where}, afterwards: {left}"] if left else [])]
 
 
 def goes_on(folder: Path, groups: frozenset[str]) -> str:
-    """What is wrong with the next change and compaction; nothing where all is well."""
+    """What is wrong with the next change and compaction; empty if nothing is."""
     store = Store.open(folder)
     AFTERWARDS.do(store)
     store.compact()
@@ -343,19 +345,19 @@ def goes_on(folder: Path, groups: frozenset[str]) -> str:
 
 
 def has_journal(folder: Path) -> bool:
-    """Whether SQLite left something to roll back."""
+    """Whether SQLite left a journal to roll back."""
     journal = folder / f"{FILE}-journal"
     return journal.exists() and journal.stat().st_size > 0
 
 
-def anew(source: Path, folder: Path) -> None:
-    """A copy in its place."""
+def restore(source: Path, folder: Path) -> None:
+    """Replace `folder` by a copy of `source`."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(source, folder)
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown, a line a step and one for all."""
+    """A Markdown table with a line per step and one for the sum."""
     heads = list(Row.__dataclass_fields__)
     lines = [["killed in", *(name.replace("_", " ") for name in heads[1:])], ["---", *["---:"] * (len(heads) - 1)]]
     total = Row("all")

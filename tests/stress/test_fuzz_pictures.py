@@ -26,17 +26,17 @@ def test_a_small_run(tmp_path):
         "--json",
         str(out),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(out.read_text())
-    rows = {row["kind"]: row for row in found["rows"]}
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    report = json.loads(out.read_text())
+    rows = {row["kind"]: row for row in report["rows"]}
     assert sum(row["files"] for row in rows.values()) > 40
     assert all(row["indexed"] + row["skipped"] + row["passed_over"] == row["files"] for row in rows.values())
     assert rows["no plain file"]["indexed"] == 2
     assert rows["no plain file"]["skipped"] >= 5
     assert rows["whole"]["indexed"] == rows["whole"]["taken"] == rows["whole"]["files"] > 0
-    assert found["statuses"]["upload 200"] >= 2
-    assert not any(found["faults"].values())
+    assert report["statuses"]["upload 200"] >= 2
+    assert not any(report["faults"].values())
 
 
 @pytest.mark.slow
@@ -62,27 +62,27 @@ def test_hangs_and_crashes_are_seen(tmp_path, monkeypatch):
 
         patience = 1.5 if what == "hang" else 60
         limits = {"patience": patience, "memory": 300, "away": away}
-        found = fuzz_pictures.watched("index", tmp_path / "what", tmp_path / "c", **limits)
-        assert found.faults == 1
-        assert len(getattr(found, kind)) == 1
+        watch = fuzz_pictures.watched("index", tmp_path / "what", tmp_path / "c", **limits)
+        assert watch.faults == 1
+        assert len(getattr(watch, kind)) == 1
         assert moved[-1] == (what, ["a.png"])
 
 
 def test_what_became_of_a_file_is_judged(tmp_path):
-    made = fuzz_pictures.Made(tmp_path / "x.png", "whole", "indexed")
-    name, row = str(made.path), fuzz_pictures.Row("whole")
-    assert fuzz_pictures.judge(row, made, {name}, {name}, {}) == ""
-    assert "is unaccounted for" in fuzz_pictures.judge(row, made, {name}, set(), {})
-    assert "is unaccounted for" in fuzz_pictures.judge(row, made, {name}, set(), {name: ""})
-    assert "should be indexed" in fuzz_pictures.judge(row, made, {name}, set(), {name: "torn"})
+    file = fuzz_pictures.HostileFile(tmp_path / "x.png", "whole", "indexed")
+    name, row = str(file.path), fuzz_pictures.Row("whole")
+    assert fuzz_pictures.judge(row, file, {name}, {name}, {}) == ""
+    assert "is unaccounted for" in fuzz_pictures.judge(row, file, {name}, set(), {})
+    assert "is unaccounted for" in fuzz_pictures.judge(row, file, {name}, set(), {name: ""})
+    assert "should be indexed" in fuzz_pictures.judge(row, file, {name}, set(), {name: "torn"})
     assert (row.unaccounted, row.wrongly, row.indexed) == (2, 1, 1)
 
 
 def test_files_are_what_their_kind_says_at_any_time(tmp_path, monkeypatch):
     """Against the reader itself: whole pictures of every format, and nothing but those; the clock changes no byte."""
-    made = list(fuzz_pictures.make(tmp_path, 120, 1, near_limit=0))
-    assert {one.kind for one in made} == {*hostile_files.KINDS, "no plain file"}
-    for one in made:
+    files = list(fuzz_pictures.make(tmp_path, 120, 1, near_limit=0))
+    assert {one.kind for one in files} == {*hostile_files.KINDS, "no plain file"}
+    for one in files:
         if one.fate == "indexed":
             assert open_image(one.path).mode == "RGB"
         if one.fate == "skipped":
@@ -91,7 +91,7 @@ def test_files_are_what_their_kind_says_at_any_time(tmp_path, monkeypatch):
     tomorrow = time.time() + 86_400
     monkeypatch.setattr(time, "time", lambda: tomorrow)
     again = list(fuzz_pictures.make(tmp_path / "again", 120, 1, near_limit=0))
-    assert [one.path.relative_to(tmp_path) for one in made] == [
+    assert [one.path.relative_to(tmp_path) for one in files] == [
         one.path.relative_to(tmp_path / "again") for one in again
     ]
-    assert all(a.path.read_bytes() == b.path.read_bytes() for a, b in zip(made[:120], again[:120], strict=True))
+    assert all(a.path.read_bytes() == b.path.read_bytes() for a, b in zip(files[:120], again[:120], strict=True))

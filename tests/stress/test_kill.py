@@ -15,9 +15,15 @@ from voken.collection.store import Store
 @pytest.mark.slow
 def test_kill(tmp_path, capsys):
     kill.main(["--times", "2", "--base", "3", "--json", str(tmp_path / "out.json")])
-    found = json.loads((tmp_path / "out.json").read_text())
-    assert (found["kills"], found["lost"], found["half"], found["wrong"], found["readers_saw_half"]) == (2, 0, 0, 0, 0)
-    assert found["versions_seen_by_the_reader"] >= 1
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert (report["kills"], report["lost"], report["half"], report["wrong"], report["readers_saw_half"]) == (
+        2,
+        0,
+        0,
+        0,
+        0,
+    )
+    assert report["versions_seen_by_the_reader"] >= 1
     assert "| kills | 2 |" in capsys.readouterr().out
 
 
@@ -42,12 +48,12 @@ def test_kill_points(tmp_path):
     command = [sys.executable, kill_points.__file__, "--base", "4", "--every", "40", "--json", str(out)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)  # what forks wants no other threads
     assert result.returncode == 0, result.stderr
-    found = json.loads(out.read_text())
-    rows = {row["step"]: row for row in found["rows"]}
+    report = json.loads(out.read_text())
+    rows = {row["step"]: row for row in report["rows"]}
     assert rows["compact"]["kills"] > 2
-    assert sum(row["kills"] for row in rows.values()) == sum(found["calls"].values())
-    assert found["calls"].keys() & {"pwrite", "fdatasync", "fsync"}  # SQLite's own
-    assert found["faults"] == []
+    assert sum(row["kills"] for row in rows.values()) == sum(report["calls"].values())
+    assert report["calls"].keys() & {"pwrite", "fdatasync", "fsync"}  # SQLite's own
+    assert report["faults"] == []
 
 
 def test_kill_points_sees_what_is_lost_and_what_is_half(tmp_path):
@@ -57,17 +63,17 @@ def test_kill_points_sees_what_is_lost_and_what_is_half(tmp_path):
     assert kill_points.groups_after(base, 2) == {"base-1", "base-2", "base-3", "g2"}
     kill_points.STORY[0].do(store)
 
-    def judged(told, begun):
+    def judged(finished, begun):
         row = kill_points.Row("add")
         shutil.rmtree(tmp_path / "copy", ignore_errors=True)
         shutil.copytree(folder, tmp_path / "copy")
-        return kill_points.judged(tmp_path / "copy", row, base, told, begun, "here"), row
+        return kill_points.judged(tmp_path / "copy", row, base, finished, begun, "here"), row
 
     assert judged(1, 1)[0] == []
     assert judged(0, 1)[1].made == 1
-    told, row = judged(2, 2)  # the removal was told, and there is nothing of it
+    faults, row = judged(2, 2)  # the removal was reported, and it did not happen
     assert row.lost == 1
-    assert "['base-0', 'g1']" in told[0]
+    assert "['base-0', 'g1']" in faults[0]
     store.commit(remove=["g2/1"])
     assert judged(1, 1)[1].half == 1
     (folder / "collection.sqlite3").write_bytes(b"nonsense" * 100)
