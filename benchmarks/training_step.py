@@ -313,9 +313,9 @@ class _EnoughError(Exception):
 
 def _lite(row: Row, workload: Workload, config: Any, texts: Sequence[str]) -> tuple[Any, float, int]:
     from voken.config import EncoderConfig
-    from voken.encoders.text_reader import RememberedTexts
     from voken.encoders.two_tower import TwoTowerEncoder, TwoTowerHead
     from voken.generator.lite import CaptionMemory, LiteGenerator
+    from voken.training.sides import RememberedTexts
 
     encoder = TwoTowerEncoder(TwoTowerHead(EncoderConfig()))
     model = LiteGenerator(encoder, _codebooks(workload, encoder.dim), config)

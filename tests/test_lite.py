@@ -21,10 +21,11 @@ from builders.tiny_lite import (
 )
 from voken.decoding.beam import beam_search
 from voken.decoding.trie import VokenTrie
-from voken.encoders.text_reader import RememberedTexts, TextReader
+from voken.encoders.text_reader import TextReader
 from voken.errors import ConfigError, CorruptArtifactError
 from voken.generator.interface import Generator
 from voken.generator.lite import LiteGenerator
+from voken.training.sides import RememberedTexts
 
 TEXTS = ["a red cat", "dog", "two small birds on the hill", "a", "under heavy rain"]
 

@@ -689,12 +689,12 @@ def tokenizer_report(
     """
     from voken.encoders.cache import picture_vectors
     from voken.image_tokenizer.report import report
-    from voken.model.model import Model
+    from voken.model.model import PictureSide
     from voken.training.sides import side_of
 
     dataset = _read_pictures(data, split, images)
     use_threads(threads)
-    loaded = Model.load(Path(model), device=device)
+    loaded = PictureSide.load(Path(model), device=device)
     encoded = picture_vectors(
         loaded.encoder, [image.path for image in dataset.images], cache=_cache(cache), progress=progress
     )

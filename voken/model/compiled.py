@@ -61,7 +61,7 @@ class CompiledModel:
 
 
 def search_to_dict(search: SearchConfig, weights: ReadOutWeights, calibration: Calibration | None) -> dict[str, Any]:
-    """The entry "search" of a model's config.json, in which the chosen weights stand among the settings."""
+    """The entry "search" of a model's config.json, in which the chosen weights are among the settings."""
     used = search.weights(weights)
     return asdict(search) | {
         "voken_weight": used.voken,
@@ -72,8 +72,8 @@ def search_to_dict(search: SearchConfig, weights: ReadOutWeights, calibration: C
 
 def search_from_dict(values: dict[str, Any]) -> tuple[SearchConfig, ReadOutWeights, Calibration | None]:
     """The inverse of `search_to_dict`. Raises `ConfigError` for values that it cannot have written."""
-    found_in_training = ("voken_weight", "vector_weight", "calibration")
-    settings = {name: value for name, value in values.items() if name not in found_in_training}
+    chosen_in_training = ("voken_weight", "vector_weight", "calibration")
+    settings = {name: value for name, value in values.items() if name not in chosen_in_training}
     weights = {"voken": values.get("voken_weight"), "vector": values.get("vector_weight")}
     calibration = values.get("calibration")
     return (

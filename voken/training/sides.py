@@ -16,7 +16,7 @@ from voken.data.captions import CaptionedImage, Dataset
 from voken.data.skipped import Skipped
 from voken.data.splits import check_disjoint, one_per_concept, split_by_concept
 from voken.encoders.interface import Encoder
-from voken.encoders.text_reader import RememberedTexts
+from voken.encoders.text_reader import TextReader, TextStates
 from voken.errors import EmptyDataError
 from voken.generator.lite import CaptionMemory
 from voken.generator.pairs import ValidationQueries
@@ -43,6 +43,51 @@ class Side:
     def paired_vectors(self) -> PairedVectors:
         """The part that stage 1 is trained on."""
         return PairedVectors(self.images, self.texts, self.pairs)
+
+
+class RememberedTexts:
+    """A reader that reads a set of texts once and then looks them up: for training with a frozen encoder.
+
+    Token states are stored in half precision: texts × longest text in tokens × width × 2 bytes.
+    """
+
+    def __init__(self, reader: TextReader, texts: Sequence[str], *, max_tokens: int, batch_size: int = 256) -> None:
+        self._reader = reader
+        self._max_tokens = max_tokens
+        distinct = list(dict.fromkeys(texts))
+        self._row_of = {text: row for row, text in enumerate(distinct)}
+        by_length = sorted(range(len(distinct)), key=lambda row: len(distinct[row]))
+        batches = [by_length[start : start + batch_size] for start in range(0, len(by_length), batch_size)]
+        parts = [reader.read_texts([distinct[row] for row in batch], max_tokens=max_tokens) for batch in batches]
+        longest = max((states.tokens.shape[1] for states in parts), default=0)
+        tokens = torch.zeros(len(distinct), longest, reader.text_width, dtype=torch.float16)
+        mask = torch.zeros(len(distinct), longest, dtype=torch.bool)
+        vectors = torch.zeros(len(distinct), reader.dim)
+        for batch, states in zip(batches, parts, strict=True):
+            rows, length = torch.tensor(batch), states.tokens.shape[1]
+            tokens[rows, :length] = states.tokens.cpu().half()
+            mask[rows, :length] = states.mask.cpu()
+            vectors[rows] = states.vectors.float().cpu()
+        self._states = TextStates(tokens, mask, vectors)
+
+    @property
+    def text_width(self) -> int:
+        """Width of a token state."""
+        return self._reader.text_width
+
+    @property
+    def dim(self) -> int:
+        """Width of a vector."""
+        return self._reader.dim
+
+    def read_texts(self, texts: Sequence[str], *, max_tokens: int) -> TextStates:
+        """Look the texts up. If any is new, or `max_tokens` is not the one of the lookup, read them all again."""
+        rows = [self._row_of.get(text, -1) for text in texts]
+        if max_tokens != self._max_tokens or -1 in rows:
+            return self._reader.read_texts(texts, max_tokens=max_tokens)
+        mask = self._states.mask[rows]
+        longest = int(mask.sum(1).max()) if rows else 0
+        return TextStates(self._states.tokens[rows, :longest], mask[:, :longest], self._states.vectors[rows])
 
 
 @dataclass(frozen=True)
