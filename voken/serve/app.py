@@ -1,7 +1,7 @@
 """The HTTP interface of a collection: an ASGI application. It owns neither the collection nor the process.
 
 FastAPI does the routing and writes the OpenAPI document, which plain Starlette would leave to code of our own; it costs
-23 µs per request, where a search takes 14 ms. Bodies are read and checked by `voken.serve.requests`, because FastAPI
+23 µs per request, while a search takes 14 ms. Bodies are read and checked by `voken.serve.requests`, because FastAPI
 reads a body before it checks the token, and answers 400 if the limits of `BodyLimits` (413, 408) stop it.
 """
 
