@@ -12,8 +12,8 @@ whole prefix up in one dict; of values kept as lists, numpy arrays and tensors, 
 CTranslate2: end token forbidden by the least length, all cores in one operation or a worker a core, the library's own
 choice of kernels (CT2_USE_MKL=1 was five to twenty times slower on AMD). Rows named "vokens
 only" go past what either library documents: the decoder's table and head are cut to the vokens, so that no step pays
-for the 32,128 words. "Freed memory kept" is `voken.training.allocator`. Ratios are to the fastest row of each library,
-these included.
+for the 32,128 words. "Freed memory kept" is `voken.optimisation.keep_freed_memory`. Ratios are to the fastest row of
+each library, these included.
 
 Every row has a process of its own, which stays; they are asked in turn, one at a time, and a row's number is the
 median over rounds, by the wall. On a machine shared with others `--threads 1 --clock cpu` is to be trusted more: with
@@ -679,7 +679,7 @@ def work(row: Row, folder: Path) -> None:
     workload = read_workload(folder)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: workload.threads])
     if row.keep_freed_memory:
-        from voken.training.allocator import keep_freed_memory
+        from voken.optimisation import keep_freed_memory
 
         keep_freed_memory()
     texts = query_texts(workload.queries)

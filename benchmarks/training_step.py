@@ -150,7 +150,7 @@ def main() -> None:
 def measure(row: Row, workload: Workload) -> Measured:
     """Train `row` for its steps in this process."""
     if row.keep_freed_memory:
-        from voken.training.allocator import keep_freed_memory
+        from voken.optimisation import keep_freed_memory
 
         keep_freed_memory()
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -264,7 +264,7 @@ def _list_trainer(vokens: Int32[np.ndarray, "pictures M"]) -> Any:
 
 def _ours(row: Row, workload: Workload, texts: Sequence[str]) -> Measured:
     from voken.config import GeneratorConfig
-    from voken.generator.pairs import SoftTargets, ValidationQueries, VokenPairs
+    from voken.generator.objectives import SoftTargets, ValidationQueries, VokenPairs
     from voken.generator.train import train_generator
 
     vokens = _vokens(workload)

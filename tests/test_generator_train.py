@@ -15,15 +15,15 @@ import pytest
 import torch
 
 from builders import tiny_llama, tiny_t5
+from voken import optimisation
 from voken.config import GeneratorConfig
 from voken.decoding.beam import beam_search_from_state
 from voken.encoders.text_reader import TextStates
 from voken.errors import EmptyDataError, ResumeError
 from voken.generator import train
-from voken.generator.candidates import CandidateSearch
 from voken.generator.lite import LiteGenerator
 from voken.generator.llama import LlamaGenerator, Lora
-from voken.generator.pairs import SoftTargets, ValidationQueries, VokenPairs
+from voken.generator.objectives import CandidateSearch, SoftTargets, ValidationQueries, VokenPairs
 from voken.generator.t5 import T5Generator
 from voken.generator.train import train_generator, validation_recall
 
@@ -379,17 +379,15 @@ def test_the_checkpoint_of_another_run_is_refused(tmp_path, change):
 
 def be_killed(folder: Path) -> None:
     """Train in this process and die by SIGKILL within the second epoch, as a checkpoint is being written."""
-    from voken.generator import training_state
-
     train._CHECKPOINT_SECONDS = -1.0
-    write_json, saves = training_state.artifact.write_json, itertools.count(1)
+    write_json, saves = optimisation.artifact.write_json, itertools.count(1)
 
     def write_and_die(path: Path, value: object) -> None:
         if path.name == "place.json" and next(saves) == 5:
             os.kill(os.getpid(), signal.SIGKILL)
         write_json(path, value)
 
-    training_state.artifact.write_json = write_and_die
+    optimisation.artifact.write_json = write_and_die
     run(folder)
 
 

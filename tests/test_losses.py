@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from voken.generator.losses import (
+from voken.generator.objectives import (
     discrimination_loss,
     distillation_loss,
     generation_loss,

@@ -14,6 +14,7 @@ from voken.encoders.interface import Encoder
 from voken.encoders.two_tower import PairedFeatures, TwoTowerEncoder, TwoTowerHead, head_recall, train_two_tower
 from voken.errors import ArtifactError, ArtifactVersionError, ConfigError, CorruptArtifactError, EmptyDataError
 from voken.model.model import load_encoder
+from voken.optimisation import CaptionsByImage
 
 CONFIG = EncoderConfig(image_size=64, dim=8, hidden=16, epochs=3, batch_size=32, dropout=0.0, averaging=0.0)
 
@@ -110,13 +111,12 @@ def test_without_validation_the_last_epoch_is_kept():
 
 
 def test_one_of_a_pictures_texts_is_drawn_anew_each_epoch():
-    from voken.encoders.two_tower import _CaptionDraw
-
-    pairs = np.array([[4, 0], [9, 1], [4, 2], [4, 3]])
-    draw = _CaptionDraw(pairs, np.random.default_rng(0))
+    captions = CaptionsByImage(np.array([[4, 0], [9, 1], [4, 2], [4, 3]]))
+    random = np.random.default_rng(0)
     drawn = set()
     for _ in range(50):
-        epoch = [(int(i), int(t)) for images, texts in draw.epoch(2) for i, t in zip(images, texts, strict=True)]
+        texts = captions.at(random.integers(0, captions.counts))
+        epoch = [(int(i), int(t)) for i, t in zip(captions.images, texts, strict=True)]
         assert sorted(i for i, _ in epoch) == [4, 9]
         drawn.update(epoch)
     assert drawn == {(4, 0), (4, 2), (4, 3), (9, 1)}

@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,7 @@ from voken.encoders.builtin import PictureFeatures, SentenceEncoder, backbones, 
 from voken.encoders.text_reader import TextStates
 from voken.errors import ArtifactError, ConfigError, CorruptArtifactError, EmptyDataError
 from voken.metrics import first_relevant_by_product, recall_at
+from voken.optimisation import CaptionsByImage, TrainingLoop, adamw
 from voken.progress import Progress, no_progress
 from voken.shapes import Float, Int
 
@@ -350,91 +351,36 @@ def _train(
         tower.mean.copy_(torch.from_numpy(features.mean(axis=0)))
         tower.std.copy_(torch.from_numpy(features.std(axis=0)).clamp_min(1e-6))
     head.to(device)
-    kept = _RunningMean(head, config.averaging) if config.averaging else None
-
     images = torch.from_numpy(np.ascontiguousarray(train.images, dtype=np.float32)).to(device)
     texts = torch.from_numpy(np.ascontiguousarray(train.texts, dtype=np.float32)).to(device)
     concepts = torch.from_numpy(np.unique(np.asarray(train.concepts), return_inverse=True)[1]).to(device)
-    draw = _CaptionDraw(train.pairs, np.random.default_rng(seed))
-
-    decayed = [p for p in head.parameters() if p.ndim > 1]
-    plain = [p for p in head.parameters() if p.ndim <= 1 and p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=config.learning_rate,
+    captions, random = CaptionsByImage(train.pairs), np.random.default_rng(seed)
+    loop = TrainingLoop(
+        head,
+        adamw(head, learning_rate=config.learning_rate, weight_decay=config.weight_decay),
+        epochs=config.epochs,
+        steps_per_epoch=math.ceil(len(captions.images) / config.batch_size),
+        schedule="cosine",
+        warmup=config.warmup,
+        patience=config.patience,
+        averaging=config.averaging,
     )
-    batches = math.ceil(len(draw.images) / config.batch_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _Schedule(batches * config.epochs, config.warmup))
-
     history: list[EpochResult] = []
-    best: EpochResult | None = None
-    best_head = head
-    for epoch in range(config.epochs):
-        head.train()
+    for epoch in loop.epochs():
         losses = []
-        for image_rows, text_rows in draw.epoch(batches):
-            i, t = torch.from_numpy(image_rows).to(device), torch.from_numpy(text_rows).to(device)
-            loss = head.loss(images[i], texts[t], concepts[i])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            if kept is not None:
-                kept.update(head)
-            losses.append(float(loss.detach()))
-        judged = (kept.head if kept is not None else head).eval()
-        recalls = head_recall(judged, validation) if validation is not None else (math.nan,) * 3
-        result = EpochResult(epoch, float(np.mean(losses)), *recalls)
-        history.append(result)
+        order = random.permutation(len(captions.images))
+        texts_drawn = captions.at(random.integers(0, captions.counts))
+        for rows in np.array_split(order, loop.steps_per_epoch):
+            i = torch.from_numpy(captions.images[rows]).to(device)
+            t = torch.from_numpy(texts_drawn[rows]).to(device)
+            losses.append(loop.step(head.loss(images[i], texts[t], concepts[i])))
+        evaluated = loop.evaluated
+        assert isinstance(evaluated, TwoTowerHead)
+        recalls = (math.nan,) * 3 if validation is None else head_recall(evaluated, validation)
+        history.append(EpochResult(epoch, float(np.mean(losses)), *recalls))
+        loop.validated(None if validation is None else history[-1].recall)
         progress("two-tower head: epochs", epoch + 1, config.epochs)
-        if best is None or validation is None or result.recall > best.recall:
-            best, best_head = result, copy.deepcopy(judged)
-        elif epoch - best.epoch >= config.patience:
-            break
-    if best is None:
+    if not history:
         raise ConfigError("encoder.epochs is 0: the two-tower head needs at least one.")
-    return TwoTowerRun(head=best_head.eval(), history=tuple(history), best=best)
-
-
-class _CaptionDraw:
-    """Pairs of an epoch: all captioned images shuffled, each with one of its texts."""
-
-    def __init__(self, pairs: Int[np.ndarray, "pairs 2"], random: np.random.Generator) -> None:
-        ordered = pairs[np.argsort(pairs[:, 0], kind="stable")]
-        self.images, self._first, self._count = np.unique(ordered[:, 0], return_index=True, return_counts=True)
-        self._texts = ordered[:, 1]
-        self._random = random
-
-    def epoch(self, batches: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        order = self._random.permutation(len(self.images))
-        drawn = self._texts[self._first + self._random.integers(0, self._count)]
-        return ((self.images[rows], drawn[rows]) for rows in np.array_split(order, batches))
-
-
-class _RunningMean:
-    """An exponential running mean of a head's weights; young means forget faster."""
-
-    def __init__(self, head: TwoTowerHead, decay: float) -> None:
-        self.head = copy.deepcopy(head)
-        self._decay = decay
-        self._updates = 0
-
-    @torch.no_grad()
-    def update(self, head: TwoTowerHead) -> None:
-        self._updates += 1
-        share = 1 - min(self._decay, self._updates / (self._updates + 10))
-        for mean, value in zip(self.head.parameters(), head.parameters(), strict=True):
-            mean.lerp_(value, share)
-
-
-class _Schedule:
-    """Factor of the learning rate: linear warm-up over the given share of steps, then a cosine to zero."""
-
-    def __init__(self, steps: int, warmup: float) -> None:
-        self._steps = max(1, steps)
-        self._warm = max(1, round(steps * warmup))
-
-    def __call__(self, step: int) -> float:
-        if step < self._warm:
-            return (step + 1) / self._warm
-        return 0.5 * (1 + math.cos(math.pi * (step - self._warm) / max(1, self._steps - self._warm)))
+    loop.restore_best()
+    return TwoTowerRun(head=head, history=tuple(history), best=history[loop.best_epoch])

@@ -1,14 +1,13 @@
-"""Training the generator (section 3.2): L_gen, then or with L_dis, judged on validation queries only.
+"""Training the generator (section 3.2 of the paper): L_gen, then or together with L_dis, judged by validation queries.
 
-The run is a list of steps, each with its own seed derived from (seed, stage, epoch, step), so a run resumed
-from a checkpoint goes on exactly as one that was never stopped.
+Every step draws from its own seed, derived from (seed, stage, epoch, step). A run that continues from a checkpoint
+therefore ends exactly like one that was never interrupted.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,22 +17,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from voken import optimisation
 from voken.config import GeneratorConfig
 from voken.decoding.beam import beam_search
 from voken.decoding.trie import VokenTrie
 from voken.errors import EmptyDataError, ResumeError
-from voken.generator import training_state
-from voken.generator.candidates import CandidateSearch, as_tensors
 from voken.generator.interface import Generator
-from voken.generator.losses import (
+from voken.generator.objectives import (
+    CandidateSearch,
+    SoftTargets,
+    ValidationQueries,
+    VokenPairs,
     discrimination_loss,
     distillation_loss,
     generation_loss,
     sequence_log_prob,
     soft_generation_loss,
 )
-from voken.generator.pairs import SoftTargets, ValidationQueries, VokenPairs
 from voken.metrics import FirstRelevant, mean_recall
+from voken.optimisation import TrainingLoop
 from voken.progress import Progress, no_progress
 from voken.shapes import Int
 
@@ -47,7 +49,7 @@ class EpochRecord:
     """One epoch of a stage."""
 
     stage: str
-    """"generation", or "discrimination" where L_dis is trained after it."""
+    """"generation", or "discrimination" if L_dis is trained after it."""
     epoch: int
     loss: float
     recall: float
@@ -56,11 +58,11 @@ class EpochRecord:
 
 @dataclass(frozen=True)
 class GeneratorHistory:
-    """What training did, and which epoch's weights were kept."""
+    """The epochs of a training run, and which of them gave the final weights."""
 
     epochs: tuple[EpochRecord, ...]
     best: int
-    """Index into `epochs`; -1 is the generator as it was before training."""
+    """Index into `epochs`; -1 is the generator before training."""
     untrained_recall: float
 
 
@@ -82,17 +84,16 @@ def train_generator(
     checkpoints: Path | None = None,
     progress: Progress = no_progress,
 ) -> GeneratorHistory:
-    """Train `model` in place and leave it with the weights that were best on validation.
+    """Train `model` in place; it ends with the weights of the best epoch on validation.
 
-    With `checkpoints` the run is saved there every minute and each epoch; started again with the same
-    arguments it goes on from there and ends with the same weights. Ctrl-C loses at most a minute.
-    Raises `EmptyDataError` without pairs, `ResumeError` if the checkpoint is of another run.
+    With `checkpoints` the run is saved in that folder every minute and after every epoch. Started again with the same
+    arguments, it continues from there and ends with the same weights. Ctrl-C loses at most a minute.
+    Raises `EmptyDataError` without pairs and `ResumeError` if the checkpoint belongs to a different run.
     """
     if not len(pairs.pairs):
         raise EmptyDataError("the generator has no training pairs: no picture of the train split has a caption.")
     assert isinstance(model, nn.Module)
-    trainer = _Trainer(model, pairs, validation, config, seed, checkpoints, progress)
-    return trainer.run()
+    return _GeneratorTraining(model, pairs, validation, config, seed, checkpoints, progress).run()
 
 
 def validation_recall(model: Generator, validation: ValidationQueries, beams: int = _VALIDATION_BEAMS) -> float:
@@ -111,13 +112,12 @@ def validation_recall(model: Generator, validation: ValidationQueries, beams: in
     np.add.at(right_in_leaf, (validation.relevant[:, 0], leaf_of_image[validation.relevant[:, 1]]), 1)
     right = np.where(leaf >= 0, np.take_along_axis(right_in_leaf, leaf.clip(0), 1), 0)
     # The pictures of a leaf tie, so the first leaf with a right picture decides. Without one, all counts are 0.
-    first, query = (right > 0).argmax(1), np.arange(len(leaf))
-    returned = right.any(1)
+    query, first, returned = np.arange(len(leaf)), (right > 0).argmax(1), right.any(1)
     above = (pictures.cumsum(1) - pictures)[query, first] * returned
     return mean_recall(FirstRelevant(above, pictures[query, first] * returned, right[query, first]))
 
 
-class _Trainer:
+class _GeneratorTraining:
     def __init__(
         self,
         model: Generator,
@@ -132,95 +132,93 @@ class _Trainer:
         self.seed, self.folder, self.progress = seed, checkpoints, progress
         self.candidates: CandidateSearch | None = None
         self.records: list[EpochRecord] = []
-        self.best_recall = self.untrained = 0.0
-        self.best_index = -1
-        self.best: dict[str, Tensor] = {}
+        self.untrained_recall, self.best_index = 0.0, -1
         self.saved_at = time.monotonic()
 
     def run(self) -> GeneratorHistory:
-        place = training_state.load_place(self.folder) if self.folder else None
-        if place is None:
-            self.untrained = self.best_recall = validation_recall(self._evaluated(), self.validation)
-            self.best = _copy(training_state.trained_weights(self._module()))
+        position = optimisation.load_position(self.folder) if self.folder else None
+        if position is None:
+            self.untrained_recall = self._recall()
         else:
-            self._restore(place)
+            self._check_run(position)
+            self.untrained_recall, self.best_index = position["untrained"], position["best_index"]
+            self.records = [EpochRecord(**record) for record in position["records"]]
+        loop: TrainingLoop | None = None
         for number, stage in enumerate(_stages(self.config)):
-            if place is None or number >= place["stage"]:
-                resume = place if place is not None and number == place["stage"] else None
-                self._run_stage(number, stage, resume)
-        self._module().load_state_dict(self.best, strict=False)
-        self.model.eval()
-        return GeneratorHistory(tuple(self.records), self.best_index, self.untrained)
+            if position is None or number > position["stage"]:
+                loop = self._run_stage(number, stage, None, loop)
+            elif number == position["stage"]:
+                loop = self._run_stage(number, stage, position, loop)
+        assert loop is not None
+        loop.restore_best()
+        return GeneratorHistory(tuple(self.records), self.best_index, self.untrained_recall)
 
-    def _run_stage(self, number: int, stage: _Stage, place: dict[str, Any] | None) -> None:
-        if place is None and number:
-            self._module().load_state_dict(self.best, strict=False)
-        optimizer = torch.optim.AdamW(
-            self.model.parameter_groups(), lr=stage.learning_rate, weight_decay=self.config.weight_decay, fused=True
-        )
-        if place is not None and self.folder:
-            training_state.load_optimizer(self.folder, optimizer)
-        rows_an_epoch = len(np.unique(self.pairs.pairs[:, 0]))
-        steps_an_epoch = math.ceil(rows_an_epoch / self.config.batch_size)
-        first_epoch, first_step = (place["epoch"], place["step"]) if place else (0, 0)
-        loss = place["loss"] if place else 0.0
-        for epoch in range(first_epoch, stage.epochs):
-            if self._gave_up(number, stage, epoch):
-                return
+    def _run_stage(
+        self, number: int, stage: _Stage, position: dict[str, Any] | None, previous: TrainingLoop | None
+    ) -> TrainingLoop:
+        if previous is not None:
+            previous.restore_best()
+        config, size = self.config, self.config.batch_size
+        loop = self._loop(stage)
+        loss = 0.0
+        if position is not None:
+            self._resume(loop, position)
+            loss = position["loss"]
+        elif previous is not None:
+            loop.best_score, loop.best_weights = previous.best_score, previous.best_weights
+        else:
+            loop.validated(self.untrained_recall)
+        for epoch in loop.epochs():
             rows = self.pairs.draw(np.random.default_rng([self.seed, number, epoch]))
-            self.model.train()
-            for step in range(first_step, steps_an_epoch):
-                batch = rows[step * self.config.batch_size : (step + 1) * self.config.batch_size]
-                done = epoch * steps_an_epoch + step
-                rate = stage.learning_rate * _schedule(done, stage.epochs * steps_an_epoch, self.config.warmup)
-                loss += self._step(optimizer, batch, stage, rate, [self.seed, number, epoch, step]) * len(batch)
-                self.progress(f"generator, {stage.name}", done + 1, stage.epochs * steps_an_epoch)
-                if self.folder and time.monotonic() - self.saved_at > _CHECKPOINT_SECONDS and step + 1 < steps_an_epoch:
-                    self._save(number, epoch, step + 1, loss, optimizer)
-            recall = validation_recall(self._evaluated(), self.validation)
+            for step in range(loop.steps_taken % loop.steps_per_epoch, loop.steps_per_epoch):
+                batch = rows[step * size : (step + 1) * size]
+                torch.manual_seed(int(np.random.SeedSequence([self.seed, number, epoch, step]).generate_state(1)[0]))
+                with _autocast(self.model.device, config.autocast):
+                    batch_loss = self._loss(batch, stage)
+                loss += loop.step(batch_loss) * len(batch)
+                self.progress(f"generator, {stage.name}", loop.steps_taken, loop.steps)
+                if time.monotonic() - self.saved_at > _CHECKPOINT_SECONDS and step + 1 < loop.steps_per_epoch:
+                    self._save(loop, number, epoch, step + 1, loss)
+            recall = self._recall()
             self.records.append(EpochRecord(stage.name, epoch + 1, loss / len(rows), recall))
-            if recall > self.best_recall or not self.validation.texts:
-                self.best_recall, self.best_index = recall, len(self.records) - 1
-                self.best = _copy(training_state.trained_weights(self._module()))
-            first_step, loss = 0, 0.0
-            self._save(number, epoch + 1, 0, 0.0, optimizer)
+            if loop.validated(recall if self.validation.texts else None):
+                self.best_index = len(self.records) - 1
+            loss = 0.0
+            self._save(loop, number, epoch + 1, 0, loss)
+        return loop
 
-    def _gave_up(self, number: int, stage: _Stage, epoch: int) -> bool:
-        own = [index for index, record in enumerate(self.records) if record.stage == stage.name]
-        reference = max(self.best_index, own[0] - 1) if own else 0
-        return bool(own) and self.config.patience > 0 and len(self.records) - 1 - reference >= self.config.patience
+    def _loop(self, stage: _Stage) -> TrainingLoop:
+        config = self.config
+        optimizer = torch.optim.AdamW(
+            self.model.parameter_groups(), lr=stage.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+        pictures = len(np.unique(self.pairs.pairs[:, 0]))
+        return TrainingLoop(
+            self._module(),
+            optimizer,
+            epochs=stage.epochs,
+            steps_per_epoch=math.ceil(pictures / config.batch_size),
+            schedule="linear",
+            warmup=config.warmup,
+            patience=config.patience if config.patience > 0 else None,
+            gradient_clip=config.gradient_clip,
+        )
 
-    def _step(
-        self,
-        optimizer: torch.optim.Optimizer,
-        batch: Int[np.ndarray, "rows 2"],
-        stage: _Stage,
-        rate: float,
-        key: list[int],
-    ) -> float:
-        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        with _autocast(self.model.device, self.config.autocast):
-            loss = self._loss(batch, stage)
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(self._trained(), self.config.gradient_clip)
-        optimizer.step()
-        return float(loss.detach())
+    def _recall(self) -> float:
+        self.model.eval()
+        return validation_recall(self.model, self.validation)
 
     def _loss(self, batch: Int[np.ndarray, "rows 2"], stage: _Stage) -> Tensor:
         config, images = self.config, batch[:, 0]
-        texts = [self.pairs.texts[row] for row in batch[:, 1]]
-        state = self.model.encode(texts)
+        state = self.model.encode([self.pairs.texts[row] for row in batch[:, 1]])
         total = torch.zeros((), device=self.model.device)
         weighs_generation = not (stage.discriminates and config.discrimination == "staged")
         if weighs_generation:
             total = total + self._generation(state, self.pairs.vokens[images], self.pairs.soft, images)
             if config.text_only_weight and self.pairs.text_soft is not None:
-                # the first entry of a text's soft target is its own voken: targets are sorted by weight
-                own = self.pairs.text_soft.entries[batch[:, 1], :, 0]
-                text_loss = self._generation(state, own, self.pairs.text_soft, batch[:, 1])
+                # The first entry of a text's soft target is its own voken: targets are sorted by weight.
+                vokens = self.pairs.text_soft.entries[batch[:, 1], :, 0]
+                text_loss = self._generation(state, vokens, self.pairs.text_soft, batch[:, 1])
                 total = total + config.text_only_weight * text_loss
         if stage.discriminates:
             total = total + config.discrimination_weight * self._discrimination(state, batch)
@@ -244,10 +242,11 @@ class _Trainer:
             self.candidates = CandidateSearch(self.pairs, self.model.codebook_size)
         self.model.eval()
         with torch.no_grad():
-            searched = self.model.encode([self.pairs.texts[row] for row in batch[:, 1]])
-            lists = self.candidates.find(self.model, searched, batch[:, 0], self.config.discrimination_beams)
+            search_state = self.model.encode([self.pairs.texts[row] for row in batch[:, 1]])
+            lists = self.candidates.find(self.model, search_state, batch[:, 0], self.config.discrimination_beams)
         self.model.train()
-        vokens, usable = as_tensors(lists, self.model.device)
+        vokens = torch.from_numpy(lists.vokens).long().to(self.model.device)
+        usable = torch.from_numpy(lists.usable).to(self.model.device)
         scores = sequence_log_prob(self.model.teacher_forced(state, vokens), vokens)
         loss = discrimination_loss(scores, usable)
         texts, rebuilt = self.pairs.text_vectors, self.pairs.rebuilt_vectors
@@ -257,53 +256,51 @@ class _Trainer:
             loss = loss + self.config.distillation_weight * distillation_loss(scores, teacher, usable)
         return loss
 
-    def _save(self, number: int, epoch: int, step: int, loss: float, optimizer: torch.optim.Optimizer) -> None:
+    def _save(self, loop: TrainingLoop, number: int, epoch: int, step: int, loss: float) -> None:
         if self.folder is None:
             return
-        place = {
+        position = {
             "stage": number,
             "epoch": epoch,
             "step": step,
             "loss": loss,
             "run": self._identity(),
-            "untrained": self.untrained,
-            "best_recall": self.best_recall,
+            "untrained": self.untrained_recall,
+            "best_recall": loop.best_score,
             "best_index": self.best_index,
             "records": [vars(record) for record in self.records],
         }
-        training_state.save_state(self.folder, self._module(), optimizer, self.best, place)
+        optimisation.save_checkpoint(self.folder, loop, position)
         self.saved_at = time.monotonic()
 
-    def _restore(self, place: dict[str, Any]) -> None:
+    def _resume(self, loop: TrainingLoop, position: dict[str, Any]) -> None:
         assert self.folder is not None
-        if place["run"] != self._identity():
+        loop.best_weights = optimisation.load_weights(self.folder, self._module())
+        optimisation.load_optimizer(self.folder, loop.optimizer)
+        loop.steps_taken = position["epoch"] * loop.steps_per_epoch + position["step"]
+        loop.best_score = position["best_recall"]
+        before_stage = len(self.records) - position["epoch"]
+        loop.best_epoch = max(self.best_index - before_stage, -1)
+
+    def _check_run(self, position: dict[str, Any]) -> None:
+        if position["run"] != self._identity():
             raise ResumeError(
                 f"{self.folder}: is the checkpoint of a run with other settings or data. "
                 "Start it with the same ones, or remove the folder to start again."
             )
-        self.best = training_state.load_weights(self.folder, self._module())
-        self.untrained, self.best_recall = place["untrained"], place["best_recall"]
-        self.best_index = place["best_index"]
-        self.records = [EpochRecord(**record) for record in place["records"]]
 
     def _identity(self) -> dict[str, Any]:
-        """What a checkpoint must share with the run that goes on from it."""
+        """What a checkpoint must have in common with the run that continues it, as JSON gives it back."""
+        settings = vars(self.config).items()
         return {
             "seed": self.seed,
-            "config": _listed(vars(self.config)),
+            "config": {name: list(value) if isinstance(value, tuple) else value for name, value in settings},
             "pairs": len(self.pairs.pairs),
             "vokens": int(self.pairs.vokens.astype(np.int64).sum()),
         }
 
     def _module(self) -> nn.Module:
         assert isinstance(self.model, nn.Module)
-        return self.model
-
-    def _trained(self) -> Iterator[nn.Parameter]:
-        return (weight for weight in self.model.parameters() if weight.requires_grad)
-
-    def _evaluated(self) -> Generator:
-        self.model.eval()
         return self.model
 
 
@@ -315,23 +312,7 @@ def _stages(config: GeneratorConfig) -> list[_Stage]:
     return [generation, _Stage("discrimination", config.discrimination_epochs, rate, True)]
 
 
-def _schedule(done: int, total: int, warmup: float) -> float:
-    """Linear warm-up over the first share of the steps, then linear decay to nothing."""
-    rising = max(1, int(warmup * total))
-    if done < rising:
-        return (done + 1) / rising
-    return max(0.0, (total - done) / max(1, total - rising))
-
-
-def _autocast(device: torch.device, wanted: bool) -> AbstractContextManager[Any]:
-    if not wanted or (device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+def _autocast(device: torch.device, enabled: bool) -> AbstractContextManager[Any]:
+    if not enabled or (device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
-
-
-def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in state.items()}
-
-
-def _listed(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

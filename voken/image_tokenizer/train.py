@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from voken.errors import EmptyDataError
 from voken.image_tokenizer.model import ImageTokenizer
 from voken.image_tokenizer.quantizer import Quantized, residual_kmeans
 from voken.metrics import first_relevant_by_product
+from voken.optimisation import CaptionsByImage, TrainingLoop
 from voken.progress import Progress, no_progress
 from voken.shapes import Float, Int
 
@@ -60,24 +61,29 @@ def train_tokenizer(
     random = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     tokenizer = ImageTokenizer(train.images.shape[1], config).to(device)
-    captions = _CaptionDraw(train, random)
+    captions = _CaptionVectors(train, random)
     images = torch.from_numpy(train.images).to(device)
     if config.initialisation == "kmeans":
         _initialise(tokenizer, _with_mixtures(images, captions.draw(), config.mixture, random), random, progress)
-    losses, scores = [], [validation_score(tokenizer, validation)]
-    best, best_epoch = copy.deepcopy(tokenizer.state_dict()), 0
     optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    loop = TrainingLoop(
+        tokenizer,
+        optimizer,
+        epochs=config.epochs,
+        steps_per_epoch=math.ceil(len(images) / config.batch_size),
+        schedule="constant",
+        patience=config.patience,
+    )
+    losses, scores = [], [validation_score(tokenizer, validation)]
+    loop.validated(scores[0])
     averages = _MovingAverages(tokenizer, config.ema_decay) if config.update == "ema" else None
-    for epoch in range(1, config.epochs + 1):
-        losses.append(_epoch(tokenizer, images, captions.draw(), optimizer, averages, random))
+    for epoch in loop.epochs():
+        losses.append(_epoch(loop, tokenizer, images, captions.draw(), averages, random))
         scores.append(validation_score(tokenizer, validation))
-        progress("tokenizer", epoch, config.epochs)
-        if scores[-1] > scores[best_epoch]:
-            best, best_epoch = copy.deepcopy(tokenizer.state_dict()), epoch
-        elif epoch - best_epoch >= config.patience:
-            break
-    tokenizer.load_state_dict(best)
-    return tokenizer.eval(), TokenizerHistory(tuple(losses), tuple(scores), best_epoch)
+        progress("tokenizer", epoch + 1, config.epochs)
+        loop.validated(scores[-1])
+    loop.restore_best()
+    return tokenizer, TokenizerHistory(tuple(losses), tuple(scores), loop.best_epoch + 1)
 
 
 def tokenizer_loss(
@@ -121,29 +127,25 @@ def alignment_loss(rebuilt: Float[Tensor, "n dim"], texts: Float[Tensor, "n dim"
     return nn.functional.cross_entropy(similarity / config.alignment_temperature, target)
 
 
-class _CaptionDraw:
-    """Draws one caption for each picture; pictures without captions get none."""
+class _CaptionVectors:
+    """Draws the vector of one caption per picture."""
 
     def __init__(self, data: PairedVectors, random: torch.Generator) -> None:
-        order = np.argsort(data.pairs[:, 0], kind="stable")
         self._texts = torch.from_numpy(data.texts)
-        self._sorted = torch.from_numpy(data.pairs[order, 1].astype(np.int64))
-        counts = np.bincount(data.pairs[:, 0], minlength=len(data.images))
-        self._counts = torch.from_numpy(counts)
-        self._starts = torch.from_numpy(np.cumsum(counts) - counts)
+        self._captions = CaptionsByImage(data.pairs)
+        self._pictures = len(data.images)
         self._random = random
 
     def draw(self) -> tuple[Tensor, Tensor]:
-        """(texts, has): a caption vector for each picture, and whether it has one at all."""
-        has = self._counts > 0
-        pick = (
-            (torch.rand(len(has), generator=self._random) * self._counts)
-            .long()
-            .clamp_max((self._counts - 1).clamp_min(0))
-        )
-        texts = torch.zeros((len(has), self._texts.shape[1]))
-        texts[has] = self._texts[self._sorted[(self._starts + pick)[has]]]
-        return texts, has
+        """A caption vector per picture, 0 for pictures without captions, and whether each picture has one."""
+        captions = self._captions
+        counts = torch.from_numpy(captions.counts)
+        picks = (torch.rand(self._pictures, generator=self._random)[captions.images] * counts).long()
+        texts = torch.zeros((self._pictures, self._texts.shape[1]))
+        texts[captions.images] = self._texts[captions.at(picks.clamp_max(counts - 1).numpy())]
+        has_caption = torch.zeros(self._pictures, dtype=torch.bool)
+        has_caption[captions.images] = True
+        return texts, has_caption
 
 
 class _MovingAverages:
@@ -195,35 +197,31 @@ def _with_mixtures(images: Tensor, captions: tuple[Tensor, Tensor], share: float
 
 
 def _epoch(
+    loop: TrainingLoop,
     tokenizer: ImageTokenizer,
     images: Tensor,
     captions: tuple[Tensor, Tensor],
-    optimizer: torch.optim.Optimizer,
     averages: _MovingAverages | None,
     random: torch.Generator,
 ) -> float:
-    config, (texts, has) = tokenizer.config, captions
-    tokenizer.train()
+    config, (texts, has_caption) = tokenizer.config, captions
     used = torch.zeros(tokenizer.books.shape[:2], dtype=torch.bool, device=images.device)
     total, last = 0.0, None
     for batch in torch.randperm(len(images), generator=random).split(config.batch_size):
         if len(batch) < 2 and config.layers:
             continue  # batch norm has no variance of one row
-        rows, row_texts, paired = images[batch], texts[batch].to(images.device), has[batch].to(images.device)
+        rows, row_texts = images[batch], texts[batch].to(images.device)
+        paired = has_caption[batch].to(images.device)
         if config.mixture:
             mixed = (torch.rand(len(batch), generator=random) < config.mixture).to(images.device) & paired
             rows = torch.where(mixed[:, None], nn.functional.normalize(rows + row_texts, dim=1), rows)
         loss, quantized = tokenizer_loss(tokenizer, rows, row_texts, paired)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if averages is not None:
-            tokenizer.books.grad = None
-        optimizer.step()
-        if averages is not None:
+        total += loop.step(loss) * len(batch)
+        if averages is not None:  # they replace what the optimizer did to the codebooks
             averages.update(tokenizer, quantized)
         for level in range(tokenizer.levels):
             used[0 if config.shared_codebook else level, quantized.vokens[:, level]] = True
-        total, last = total + float(loss.detach()) * len(batch), quantized
+        last = quantized
     if config.revive_unused and last is not None:
         _revive(tokenizer, used, last, random)
     return total / len(images)

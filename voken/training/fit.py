@@ -29,16 +29,16 @@ from voken.encoders.two_tower import PairedFeatures, TwoTowerEncoder, train_two_
 from voken.errors import ConfigError, EmptyDataError, ResumeError
 from voken.generator.interface import Generator
 from voken.generator.lite import LiteGenerator
-from voken.generator.pairs import SoftTargets, VokenPairs
+from voken.generator.objectives import SoftTargets, VokenPairs
 from voken.generator.train import train_generator
 from voken.image_tokenizer.model import ImageTokenizer
 from voken.image_tokenizer.report import report
 from voken.image_tokenizer.train import train_tokenizer
 from voken.model.calibration import Calibration
 from voken.model.model import FAMILIES, Model
+from voken.optimisation import keep_freed_memory
 from voken.progress import Progress, no_progress
 from voken.shapes import Float
-from voken.training.allocator import keep_freed_memory
 from voken.training.calibrate import calibrate
 from voken.training.choose import choose_weights, read_outs, validation_answers
 from voken.training.sides import (

@@ -10,7 +10,6 @@ Everything about one side alone is computed once: a pool's tokens when the score
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -29,8 +28,8 @@ from voken import artifact
 from voken.config import from_dict
 from voken.encoders.text_reader import TextReader
 from voken.errors import ConfigError, CorruptArtifactError, DataError, EmptyDataError
-from voken.generator.pairs import one_text_each
 from voken.metrics import first_relevant, recall_at
+from voken.optimisation import TrainingLoop, adamw, one_caption_per_image
 from voken.progress import Progress, no_progress
 from voken.shapes import Bool, Float, Int
 
@@ -370,7 +369,7 @@ class _Training:
         self.reader, self.train, self.config, self.device, self.progress = reader, train, config, device, progress
         self.random = np.random.default_rng(seed)
         self.negatives = _Negatives(train, config)
-        self.judge = None if validation is None else _Validation(reader, validation, config, seed)
+        self.validation = None if validation is None else _Validation(reader, validation, config, seed)
         features = np.ascontiguousarray(train.features, dtype=np.float32)
         self.model = CrossEncoder(config, features=features.shape[1], text_width=reader.text_width)
         self.model.mean.copy_(torch.from_numpy(features.mean(axis=0)))
@@ -384,34 +383,32 @@ class _Training:
         config, model = self.config, self.model
         pictures = len(np.unique(self.train.pairs[:, 0]))
         batches = len(self._batches(math.ceil(pictures / config.batch_size)))
-        optimizer = self._optimizer()
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _Schedule(batches * config.epochs, config.warmup))
-        history = [self._judged(0, math.nan)]
-        best, kept = history[0], _copy(model)
-        for epoch in range(1, config.epochs + 1):
-            model.train()
+        loop = TrainingLoop(
+            model,
+            adamw(model, learning_rate=config.learning_rate, weight_decay=config.weight_decay, fused=True),
+            epochs=config.epochs,
+            steps_per_epoch=batches,
+            schedule="cosine",
+            warmup=config.warmup,
+            patience=config.patience,
+            gradient_clip=config.gradient_clip,
+        )
+        history = [self._validated(loop, 0, math.nan)]
+        for epoch in loop.epochs():
             losses = []
-            for batch, rows in enumerate(self._batches(batches)):
-                loss = self._loss(rows)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
-                optimizer.step()
-                schedule.step()
-                losses.append(float(loss.detach()))
-                self.progress("cross-encoder: batches", (epoch - 1) * batches + batch + 1, config.epochs * batches)
-            history.append(self._judged(epoch, float(np.mean(losses))))
-            if self.judge is None or history[-1].recall > best.recall:
-                best, kept = history[-1], _copy(model)
-            elif epoch - best.epoch >= config.patience:
-                break
-        model.load_state_dict(kept)
-        return CrossEncoderRun(model.eval(), tuple(history), best)
+            for rows in self._batches(batches):
+                losses.append(loop.step(self._loss(rows)))
+                self.progress("cross-encoder: batches", loop.steps_taken, loop.steps)
+            history.append(self._validated(loop, epoch + 1, float(np.mean(losses))))
+        loop.restore_best()
+        return CrossEncoderRun(model, tuple(history), history[loop.best_epoch + 1])
 
     def _batches(self, count: int) -> list[Int[np.ndarray, "rows 2"]]:
         """An epoch's rows in batches of captions of like length, so that little is spent on padding."""
         batches: list[np.ndarray] = []
-        for rows in np.array_split(one_text_each(self.train.pairs, self.random), math.ceil(count / _SORTED_TOGETHER)):
+        for rows in np.array_split(
+            one_caption_per_image(self.train.pairs, self.random), math.ceil(count / _SORTED_TOGETHER)
+        ):
             ordered = rows[np.argsort(self.lengths[rows[:, 1]], kind="stable")]
             batches += np.array_split(ordered, math.ceil(len(rows) / self.config.batch_size))
         return [batches[row] for row in self.random.permutation(len(batches))]
@@ -433,21 +430,15 @@ class _Training:
         targets = torch.zeros(len(rows), dtype=torch.int64, device=self.device)
         return functional.cross_entropy(logits.masked_fill(absent, -torch.inf), targets)
 
-    def _judged(self, epoch: int, loss: float) -> MatchingEpoch:
-        if self.judge is None:
+    def _validated(self, loop: TrainingLoop, epoch: int, loss: float) -> MatchingEpoch:
+        if self.validation is None:
+            loop.validated(None)
             return MatchingEpoch(epoch, loss, math.nan, math.nan, math.nan, float(self.model.base_weight))
-        recalls, weight = self.judge.best(self.model)
+        recalls, weight = self.validation.best(self.model)
         self.model.base_weight.fill_(weight)
-        return MatchingEpoch(epoch, loss, *recalls, weight)
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        weights = list(self.model.parameters())
-        decayed, plain = [w for w in weights if w.ndim > 1], [w for w in weights if w.ndim <= 1]
-        return torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": self.config.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-            lr=self.config.learning_rate,
-            fused=True,
-        )
+        result = MatchingEpoch(epoch, loss, *recalls, weight)
+        loop.validated(result.recall)
+        return result
 
 
 class _Negatives:
@@ -536,19 +527,6 @@ class _Validation:
         return at_1, at_5, at_10
 
 
-class _Schedule:
-    """Factor of the learning rate: linear warm-up over a share of the steps, then a cosine to zero."""
-
-    def __init__(self, steps: int, warmup: float) -> None:
-        self._steps = max(1, steps)
-        self._warm = max(1, round(steps * warmup))
-
-    def __call__(self, step: int) -> float:
-        if step < self._warm:
-            return (step + 1) / self._warm
-        return 0.5 * (1 + math.cos(math.pi * (step - self._warm) / max(1, self._steps - self._warm)))
-
-
 @torch.inference_mode()
 def _projected(model: CrossEncoder, features: Float[np.ndarray, "images features"]) -> Tensor:
     parts = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32)).split(1024)
@@ -557,10 +535,6 @@ def _projected(model: CrossEncoder, features: Float[np.ndarray, "images features
 
 def _repeated(rows: Tensor, times: int) -> Tensor:
     return rows.unsqueeze(1).expand(-1, times, *rows.shape[1:]).flatten(0, 1)
-
-
-def _copy(model: nn.Module) -> dict[str, Tensor]:
-    return copy.deepcopy(model.state_dict())
 
 
 def _check(config: CrossEncoderConfig) -> None:

@@ -32,7 +32,7 @@ from voken.config import GeneratorConfig
 from voken.encoders.text_reader import TextReader, TextStates
 from voken.errors import ConfigError, EmptyDataError
 from voken.generator.lite import LiteGenerator
-from voken.generator.pairs import VokenPairs
+from voken.generator.objectives import VokenPairs
 from voken.generator.train import GeneratorHistory, train_generator
 from voken.image_tokenizer.quantizer import kmeans, nearest
 from voken.model.model import text_reader

@@ -1,0 +1,266 @@
+"""Training, as far as it is the same for every network: what an epoch draws, schedule, steps, patience, best weights.
+
+This module does not know what is trained. The caller computes losses and validation scores between its calls:
+
+    loop = TrainingLoop(model, optimizer, epochs=30, steps_per_epoch=len(batches), schedule="cosine", patience=4)
+    for epoch in loop.epochs():
+        for batch in batches:
+            loop.step(loss_of(batch))
+        loop.validated(score_of(loop.evaluated))
+    loop.restore_best()
+
+An interrupted run on disk is safetensors and JSON, complete or absent. No pickle.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from voken import artifact
+from voken.errors import ResumeError
+from voken.shapes import Int
+
+_KIND, _VERSION = "training state", 1
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_NEVER = 2**31 - 1
+
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+class TrainingLoop:
+    """Epochs and steps of one network, early stopping, and the weights of the best epoch.
+
+    Epochs are numbered from 0; -1 stands for the network before its first epoch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        epochs: int,
+        steps_per_epoch: int,
+        schedule: Schedule,
+        patience: int | None,
+        warmup: float = 0.0,
+        gradient_clip: float | None = None,
+        averaging: float = 0.0,
+    ) -> None:
+        """`patience`: epochs without a better score before training stops; None: it never stops early.
+
+        `averaging`: decay of the running mean of the weights that is evaluated and saved; 0: the weights themselves.
+        """
+        self.model, self.optimizer = model, optimizer
+        self.steps_per_epoch = steps_per_epoch
+        self.steps_taken = 0
+        self.best_epoch = -1
+        self.best_score = -math.inf
+        self.best_weights: dict[str, Tensor] = {}
+        self._epochs, self._epoch = epochs, -1
+        self._schedule: Schedule = schedule
+        self._warmup, self._clip, self._patience = warmup, gradient_clip, patience
+        self._mean = _RunningMean(model, averaging) if averaging else None
+
+    @property
+    def steps(self) -> int:
+        """Steps of all epochs."""
+        return self._epochs * self.steps_per_epoch
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network to validate, in evaluation mode: the running mean, if there is one."""
+        return (self.model if self._mean is None else self._mean.model).eval()
+
+    def epochs(self) -> Iterator[int]:
+        """Number each epoch to run, in training mode, until patience runs out. Continues at `steps_taken`."""
+        for epoch in range(self.steps_taken // self.steps_per_epoch, self._epochs):
+            if self._should_stop_early(epoch):
+                return
+            self._epoch = epoch
+            self.model.train()
+            yield epoch
+
+    def step(self, loss: Tensor) -> float:
+        """Update the weights once; return the loss."""
+        factor = learning_rate_factor(self.steps_taken, self.steps, self._schedule, self._warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.optimizer.defaults["lr"] * factor
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        if self._clip is not None:
+            trained = (weight for weight in self.model.parameters() if weight.requires_grad)
+            nn.utils.clip_grad_norm_(trained, self._clip)
+        self.optimizer.step()
+        if self._mean is not None:
+            self._mean.update(self.model)
+        self.steps_taken += 1
+        return float(loss.detach())
+
+    def validated(self, score: float | None) -> bool:
+        """Record the score of the last epoch, or of the start. True if its weights are the best so far.
+
+        Without validation `score` is None: the last epoch is the best.
+        """
+        if score is not None and not score > self.best_score:
+            return False
+        self.best_epoch, self.best_score = self._epoch, self.best_score if score is None else score
+        weights = trained_weights(self.model if self._mean is None else self._mean.model)
+        self.best_weights = {name: tensor.detach().clone() for name, tensor in weights.items()}
+        return True
+
+    def restore_best(self) -> None:
+        """Give the network the weights of the best epoch, in evaluation mode."""
+        self.model.load_state_dict(self.best_weights, strict=False)
+        self.model.eval()
+
+    def _should_stop_early(self, epoch: int) -> bool:
+        waited = epoch - 1 - self.best_epoch
+        return self._patience is not None and 0 < waited >= self._patience
+
+
+def learning_rate_factor(step: int, steps: int, schedule: Schedule, warmup: float) -> float:
+    """Share of the learning rate at a step: a linear warm-up over the first share of `steps`, then down to 0.
+
+    The way down is a straight line or a cosine. The linear schedule rounds the warm-up down and the cosine to the
+    nearest step; trained weights depend on both.
+    """
+    if schedule == "constant":
+        return 1.0
+    rising = max(1, int(warmup * steps) if schedule == "linear" else round(warmup * steps))
+    if step < rising:
+        return (step + 1) / rising
+    falling = max(1, steps - rising)
+    if schedule == "linear":
+        return max(0.0, (steps - step) / falling)
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / falling))
+
+
+def adamw(
+    model: nn.Module, *, learning_rate: float, weight_decay: float, fused: bool | None = None
+) -> torch.optim.Optimizer:
+    """AdamW for a network's trained weights. Matrices decay; biases, norms and scales do not."""
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    decayed, plain = [w for w in trained if w.ndim > 1], [w for w in trained if w.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=learning_rate, fused=fused)
+
+
+class CaptionsByImage:
+    """The captions of every image that has any. Rows of `pairs` are (image, caption)."""
+
+    def __init__(self, pairs: Int[np.ndarray, "pairs 2"]) -> None:
+        ordered = pairs[np.argsort(pairs[:, 0], kind="stable")]
+        self.images, self._first, self.counts = np.unique(ordered[:, 0], return_index=True, return_counts=True)
+        self._captions = ordered[:, 1]
+
+    def at(self, offsets: Int[np.ndarray, " images"]) -> Int[np.ndarray, " images"]:
+        """One caption per image: the one at its offset, which is below its count."""
+        captions: np.ndarray = self._captions[self._first + offsets]
+        return captions
+
+
+def one_caption_per_image(pairs: Int[np.ndarray, "pairs 2"], random: np.random.Generator) -> Int[np.ndarray, "rows 2"]:
+    """Of rows (image, caption) one per image, drawn at random, in random order."""
+    shuffled = pairs[random.permutation(len(pairs))]
+    _, first = np.unique(shuffled[:, 0], return_index=True)
+    rows: np.ndarray = shuffled[first][random.permutation(len(first))]
+    return rows
+
+
+def save_checkpoint(folder: Path, loop: TrainingLoop, position: dict[str, Any]) -> None:
+    """Replace the checkpoint in `folder`. `position` is where the run is, as anything that JSON can hold."""
+    with artifact.writing(folder, kind=_KIND, version=_VERSION, replace=True) as partial:
+        save_file(_separate(trained_weights(loop.model)), partial / "model.safetensors")
+        save_file(_separate(loop.best_weights), partial / "best.safetensors")
+        state = loop.optimizer.state_dict()["state"]
+        tensors = {f"{number}.{name}": value for number, values in state.items() for name, value in values.items()}
+        save_file(
+            {key: torch.as_tensor(value).detach().clone() for key, value in tensors.items()},
+            partial / "optimizer.safetensors",
+        )
+        artifact.write_json(partial / "place.json", position)
+
+
+def load_position(folder: Path) -> dict[str, Any] | None:
+    """The position of the interrupted run, or None if there is no checkpoint."""
+    if not artifact.is_artifact(folder):
+        return None
+    artifact.check(folder, kind=_KIND, version=_VERSION)
+    return artifact.read_json(folder / "place.json")
+
+
+def load_weights(folder: Path, model: nn.Module) -> dict[str, Tensor]:
+    """Put the saved weights into `model`; return the best weights so far."""
+    weights = load_file(folder / "model.safetensors")
+    if weights.keys() != trained_weights(model).keys():
+        raise ResumeError(f"{folder}: was written for another model. Remove it to start again.")
+    model.load_state_dict(weights, strict=False)
+    return load_file(folder / "best.safetensors")
+
+
+def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
+    """Put the saved optimizer state into `optimizer`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in load_file(folder / "optimizer.safetensors").items():
+        number, name = key.split(".", 1)
+        state.setdefault(int(number), {})[name] = tensor
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+
+
+def trained_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Buffers and the weights that training changes; a frozen base model is not copied into every checkpoint."""
+    frozen = {name for name, weight in model.named_parameters() if not weight.requires_grad}
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc not to return memory to the kernel for the rest of this process. True if it agreed.
+
+    By default glibc hands large freed blocks back, and every new large tensor pays for fresh pages. On a CPU that is
+    a tenth to a quarter of a T5 step (`benchmarks/training_step.py`), and nothing that shows in the small steps of
+    `lite`. Nothing happens on other C libraries.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, _NEVER))
+
+
+class _RunningMean:
+    """An exponential running mean of a network's weights, which forgets faster while it is young."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model)
+        self._decay = decay
+        self._updates = 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        self._updates += 1
+        share = 1 - min(self._decay, self._updates / (self._updates + 10))
+        for mean, value in zip(self.model.parameters(), model.parameters(), strict=True):
+            mean.lerp_(value, share)
+
+
+def _separate(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of tied weights, which stand under several names: safetensors refuses shared memory."""
+    seen: set[int] = set()
+    separate = {}
+    for name, tensor in weights.items():
+        shared = tensor.data_ptr() in seen
+        seen.add(tensor.data_ptr())
+        separate[name] = tensor.detach().clone() if shared else tensor.detach().contiguous()
+    return separate
