@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +13,14 @@ import pytest
 from builders.collections import make_collection
 from builders.tiny_model import COLOURS, paint, paint_many, tiny_model
 from voken import Collection
+from voken.api import info as describe
 from voken.collection.doctor import examine
 from voken.collection.filters import parse_all
+from voken.collection.indexing import SavedModel
 from voken.collection.store import Store
 from voken.data.captions import read_dataset
 from voken.decoding.nearest import NearestSequences
-from voken.errors import BusyError, ConfigError, DataError, PictureError
+from voken.errors import ArtifactError, BusyError, ConfigError, DataError, PictureError
 from voken.search.searcher import Searcher
 
 
@@ -250,3 +253,83 @@ def test_filters_are_kept_for_the_version_they_were_made_for(photos, tmp_path):
     assert len(photos.searcher._pools) <= 10
     assert parse_all(["folder=new"])[0].field == "folder"
     assert Store.open(photos.folder).snapshot().version == photos.version
+
+
+def test_index_makes_a_collection_and_brings_it_up_to_date(tmp_path, model):
+    folder, path = tmp_path / "in", tmp_path / "c"
+    paint_many(folder, 4)
+    (folder / "torn.png").write_bytes(b"no")
+    with pytest.raises(ConfigError, match="is new, so name the folder of a trained model"):
+        Collection.index(path, folder)
+    calls = []
+    report = Collection.index(path, folder, model, vectors=False, progress=lambda *call: calls.append(call))
+    assert (report.pictures, report.added, report.changes, report.with_vectors) == (4, 4, 4, False)
+    assert [Path(file.path).name for file in report.skipped] == ["torn.png"]
+    assert ("pictures to vectors", 5, 5) in calls
+    assert report.sequences == Collection.open(path, model=model).info().sequences
+    paint(folder / "new.png", COLOURS["red"])
+    report = Collection.index(path, str(folder), model)
+    assert (report.added, report.unchanged, report.pictures, report.with_vectors) == (1, 4, 5, False)
+    report = Collection.index(path, folder, model, replace=True)
+    assert (report.added, report.unchanged, report.with_vectors) == (5, 0, True)
+
+
+def test_watch_reports_each_change_and_goes_on_after_a_fault(tmp_path, model, monkeypatch):
+    folder = tmp_path / "in"
+    pictures = paint_many(folder, 4)
+
+    def changes(root):
+        assert root == folder
+        paint(folder / "new.png", COLOURS["red"])
+        yield {folder / "new.png"}
+        contents = {path: path.read_bytes() for path in folder.iterdir()}
+        for path in contents:
+            path.unlink()
+        yield set(contents)
+        for path, content in contents.items():
+            path.write_bytes(content)
+        yield set(contents)
+
+    monkeypatch.setattr("voken.collection.watching.folder_changes", changes)
+    for name, value in (("_model", model), ("fingerprint", model.fingerprint)):
+        monkeypatch.setattr(SavedModel, name, value)
+    first, second, fault, last = Collection.watch(tmp_path / "c", folder, tmp_path / "model")
+    assert (first.added, second.added) == (4, 1)
+    assert "no picture in it" in str(fault)
+    assert isinstance(fault, DataError)
+    assert last.pictures == len(pictures) + 1
+
+
+def test_info_says_what_a_collection_is(photos):
+    info = photos.info()
+    assert (info.pictures, info.version, info.added, info.removed) == (18, photos.version, 0, 0)
+    assert (info.levels, info.model, info.fields) == (3, None, ("date", "folder", "place"))
+    photos.remove(["old/p000.png"])
+    info = describe(photos.folder)
+    assert (info.pictures, info.removed) == (17, 1)
+    assert info.size.index + info.size.ids + info.size.paths + info.size.files + info.size.metadata == info.size.total
+
+
+def test_a_collection_is_changed_without_its_model(photos, tmp_path):
+    opened = Collection.open(photos.folder, load=False)
+    assert "old/p000.png" in opened
+    assert len(opened) == 18
+    outside = tmp_path / "in" / "old" / "p001.png"
+    change = opened.remove(["old/p000.png", "nobody"], paths=[outside, "nowhere.png"])
+    assert change.removed == ("old/p000.png", "old/p001.png")
+    assert change.absent == ("nobody", "nowhere.png")
+    assert "old/p000.png" not in opened
+    assert opened.compact()
+    with pytest.raises(ArtifactError, match="made with a model that was not saved"):
+        opened.search("red")
+
+
+def test_read_out_and_beams_are_what_the_caller_asks_for(photos, model):
+    opened = Collection.open(photos.folder, model=model, readout="generate", beams=3)
+    assert opened.readout == "generate"
+    assert opened.searcher.search_config.beams == 3
+    assert opened.search("red", 5) != photos.search("red", 5)
+    with pytest.raises(ConfigError, match="'best' is not generate, voken or vector"):
+        Collection.open(photos.folder, model=model, readout="best")
+    with pytest.raises(ConfigError, match="not calibrated"):
+        photos.search("red", precision=0.9)

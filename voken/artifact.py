@@ -1,11 +1,11 @@
-"""Saved folders: complete or absent, checked when read.
+"""Saved folders and databases: complete or absent, checked when read, and errors that name the remedy.
 
 A saved folder holds its files and one `manifest.json`, written last, which names the kind of thing
 saved, the format version, and the SHA-256 of every file. The folder is written beside its destination
-and renamed into place, so a reader sees the old one or the new one, never a mixture, and a full disk
+and renamed into place: a reader sees the old one or the new one, never a mixture, and a full disk
 or a kill leaves the old one as it was.
 
-This module does not know what is saved; it moves files.
+This module does not know what is saved.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ def storage_errors(path: Path) -> Iterator[None]:
 def writing(
     destination: Path, *, kind: str, version: int, replace: bool = False, sealed: bool = True
 ) -> Iterator[Path]:
-    """Yield an empty folder to fill; on a clean exit it becomes `destination`, with its manifest.
+    """Yield an empty folder to fill; if the block succeeds, it becomes `destination`, with its manifest.
 
-    `replace` allows an older artifact to be there already; it is swapped out only when the new one is
-    complete. Anything else in the way raises `ArtifactError`. On any exception nothing is left behind. `sealed=False`
-    is for a folder whose files change later: its manifest lists none.
+    With `replace` an older artifact is replaced as soon as the new one is complete. Anything else in the way raises
+    `ArtifactError`. If the block raises, nothing is left behind. `sealed=False` is for a folder whose files change
+    later: its manifest lists none.
     """
     destination = Path(destination)
     if not _may_write(destination, replace):
@@ -76,7 +76,7 @@ def writing(
     partial = destination.with_name(f".{destination.name}.partial-{os.getpid()}")
     with storage_errors(destination):
         try:
-            # of one that was killed, and had the number that this process has now: in a container all have the same
+            # a killed process may have left one and have had the same number: in a container all have the same
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             yield partial
@@ -100,11 +100,9 @@ def open_database(
     """
     connection: sqlite3.Connection | None = None
     try:
-        mode = "rwc" if create else "rw"
-        uri = f"{Path(path).absolute().as_uri()}?mode={mode}"
-        connection = sqlite3.connect(
-            uri, uri=True, timeout=WAIT_SECONDS if wait is None else wait, isolation_level=None
-        )
+        uri = f"{Path(path).absolute().as_uri()}?mode={'rwc' if create else 'rw'}"
+        timeout = WAIT_SECONDS if wait is None else wait
+        connection = sqlite3.connect(uri, uri=True, timeout=timeout, isolation_level=None)
         yield connection
     except sqlite3.DatabaseError as error:
         # the low byte is the kind of error, the rest its particulars (sqlite.org/rescode.html)
@@ -123,16 +121,16 @@ def is_artifact(folder: Path) -> bool:
 
 
 def kind_of(folder: Path) -> str:
-    """What kind of thing a saved folder holds. Raises `ArtifactError` if there is none."""
+    """The kind of thing in a saved folder. Raises `ArtifactError` if there is none."""
     return str(_read_manifest(Path(folder), "collection or model")["kind"])
 
 
 def check(folder: Path, *, kind: str, version: int, checksums: bool = True) -> dict[str, Any]:
     """Verify a saved folder and return its manifest.
 
-    Raises `ArtifactError` if there is none, `ArtifactVersionError` for another kind or a newer format,
-    `CorruptArtifactError` for a missing or changed file. `checksums=False` compares sizes only, for
-    large memory-mapped files that must open in milliseconds.
+    `checksums=False` compares only sizes, for large memory-mapped files that must open in milliseconds. Raises
+    `ArtifactError` if there is none, `ArtifactVersionError` for another kind or a newer format, and
+    `CorruptArtifactError` for a missing or changed file.
     """
     folder = Path(folder)
     manifest = _read_manifest(folder, kind)
@@ -156,7 +154,7 @@ def check(folder: Path, *, kind: str, version: int, checksums: bool = True) -> d
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, read in blocks."""
+    """The SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -178,7 +176,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; `CorruptArtifactError` if it is missing, not JSON or not an object."""
+    """The JSON object in a file. Raises `CorruptArtifactError` if it is missing, not JSON or not an object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -233,7 +231,7 @@ def _swap(partial: Path, destination: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename in it outlast a power cut, where the system can."""
+    """Make a rename in it survive a power cut, if the system can."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

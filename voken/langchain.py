@@ -1,4 +1,4 @@
-"""A collection as a retriever of LangChain: a question in words, pictures as documents.
+"""A collection as a LangChain retriever: queries in words, pictures as documents.
 
     from voken.langchain import VokenRetriever
 
@@ -6,7 +6,7 @@
     for document in retriever.invoke("two dogs on a beach"):
         print(document.page_content, document.metadata["path"])
 
-This module makes documents of hits; searching is the collection's. Needs langchain-core (the extra `langchain`).
+This module turns hits into documents; the collection searches. Needs langchain-core (the extra `langchain`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from voken.api import Collection
+from voken.api import Collection, Hit
 from voken.errors import MissingExtraError
-from voken.search.hit import Hit
 from voken.search.searcher import SearchModel
 
 try:
@@ -30,28 +29,28 @@ except ImportError as error:
 __all__ = ["VokenRetriever"]
 
 CAPTION_FIELDS = ("caption", "description", "alt", "title", "text", "concept", "name")
-"""Fields of a picture's metadata that say what it shows, the best first."""
+"""Fields of metadata that may say what a picture shows, the likeliest first."""
 
 
 class VokenRetriever(BaseRetriever):
-    """Documents of the pictures that answer a query, best first. Made of an open collection, or with `open` of a path.
+    """Returns the pictures that match a query as documents, best first. Make one of an open collection, or with `open`.
 
-    `page_content` is what the picture's metadata says it shows (`content_field`, or the first of caption, description,
-    alt, title, text, concept and name that is there), else its id. `metadata` has the fields of the picture's own
-    metadata, and over them `id`, `path`, `score`, `confidence` (None where the model is not calibrated) and `vokens`
-    of the hit.
+    `page_content` is a field of the picture's metadata that says what it shows (`content_field`, or the first that
+    exists of caption, description, alt, title, text, concept and name), else its id. `metadata` holds all fields of the
+    picture's metadata, and the hit's `id`, `path`, `score`, `confidence` (None if the model is not calibrated) and
+    `vokens`, which replace fields of the same names.
 
-    `k`, `where` and `threshold` are those of `Collection.search`, for every query; one call may have its own:
+    `k`, `where` and `threshold` are those of `Collection.search` and hold for every query; a call may override them:
     `retriever.invoke("dogs", k=3)`. Raises what `Collection.search` raises.
     """
 
     collection: Collection
-    """It stays its owner's to close."""
+    """Whoever opened it closes it."""
     k: int = 10
     where: Sequence[str] = ()
     """Filters that must all hold (see `voken.collection.filters`)."""
     threshold: float | None = None
-    """The least confidence of a hit; no document where nothing matches."""
+    """The least confidence of a hit; if nothing matches there is no document."""
     content_field: str | None = None
     """The field of the metadata that becomes `page_content`."""
 
@@ -60,12 +59,12 @@ class VokenRetriever(BaseRetriever):
         cls,
         path: str | Path,
         *,
-        model: Path | SearchModel | None = None,
+        model: str | Path | SearchModel | None = None,
         device: str = "cpu",
         threads: int = 0,
         **settings: Any,
     ) -> Self:
-        """Of a saved collection: arguments and errors of `Collection.open`; `settings` are the retriever's fields."""
+        """Open a saved collection, as `Collection.open` does; `settings` are the retriever's fields."""
         return cls(collection=Collection.open(path, model=model, device=device, threads=threads), **settings)
 
     def _get_relevant_documents(
@@ -77,8 +76,8 @@ class VokenRetriever(BaseRetriever):
         where: Sequence[str] | None = None,
         threshold: float | None = None,
     ) -> list[Document]:
-        asked = self._asked(k, where, threshold)
-        return list(map(self._document, self.collection.search(query, **asked)))
+        options = self._search_options(k, where, threshold)
+        return list(map(self._document, self.collection.search(query, **options)))
 
     async def _aget_relevant_documents(
         self,
@@ -89,10 +88,10 @@ class VokenRetriever(BaseRetriever):
         where: Sequence[str] | None = None,
         threshold: float | None = None,
     ) -> list[Document]:
-        (hits,) = await self.collection.asearch([query], **self._asked(k, where, threshold))
+        (hits,) = await self.collection.asearch([query], **self._search_options(k, where, threshold))
         return list(map(self._document, hits))
 
-    def _asked(self, k: int | None, where: Sequence[str] | None, threshold: float | None) -> dict[str, Any]:
+    def _search_options(self, k: int | None, where: Sequence[str] | None, threshold: float | None) -> dict[str, Any]:
         return {
             "k": self.k if k is None else k,
             "where": self.where if where is None else where,
@@ -100,14 +99,14 @@ class VokenRetriever(BaseRetriever):
         }
 
     def _document(self, hit: Hit) -> Document:
-        known = self.collection.metadata(hit.image_id)
-        fields = CAPTION_FIELDS if self.content_field is None else (self.content_field,)
-        said = next((known[name] for name in fields if known.get(name)), hit.image_id)
+        fields = self.collection.metadata(hit.image_id)
+        names = CAPTION_FIELDS if self.content_field is None else (self.content_field,)
+        content = next((fields[name] for name in names if fields.get(name)), hit.image_id)
         return Document(
-            page_content="; ".join(map(str, said)) if isinstance(said, list) else str(said),
+            page_content="; ".join(map(str, content)) if isinstance(content, list) else str(content),
             id=hit.image_id,
             metadata={
-                **known,
+                **fields,
                 "id": hit.image_id,
                 "path": hit.path,
                 "score": hit.score,

@@ -1,4 +1,4 @@
-"""A picture that could not be used. It has a file of its own so that reading a list of them needs no picture reader."""
+"""A picture that could not be used. In a file of its own, so that a list of them can be read without Pillow."""
 
 from __future__ import annotations
 
