@@ -30,7 +30,8 @@ _DATE = re.compile(r"(\d{4})(?:-(\d{1,2})(?:-(\d{1,2}))?)?")
 _PICTURES_EXAMINED = 2_000
 """Pictures whose metadata is searched for the names of fields."""
 
-_ORDER: dict[str, Callable[[Any, Any], bool]] = {"<": lt, "<=": le, ">": gt, ">=": ge}
+_COMPARE: dict[str, Callable[[Any, Any], bool]] = {"=": eq, "!=": eq, "<": lt, "<=": le, ">": gt, ">=": ge}
+"""A picture matches `!=` if it does not match `=`."""
 
 
 @dataclass(frozen=True)
@@ -141,14 +142,14 @@ def _folder_test(condition: Filter) -> Callable[[str], bool]:
 
 def _value_test(condition: Filter) -> Callable[[Any], bool]:
     wanted_number, wanted_part = _number(condition.value), condition.value.casefold()
-    compare = _ORDER.get(condition.operator, eq)
+    compare = _COMPARE.get(condition.operator)
 
     def holds(value: Any) -> bool:
         if isinstance(value, list):
             return any(holds(member) for member in value)
         if value is None:
             return False
-        if condition.operator == "~":
+        if compare is None:  # "~"
             return wanted_part in _text(value).casefold()
         number = _number(value)
         if wanted_number is not None and number is not None:
