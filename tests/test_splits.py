@@ -116,7 +116,7 @@ def test_check_disjoint_names_an_example():
     check()
     check(split="train", concept="dog")
     check(split="", concept="dog")
-    with pytest.raises(SplitLeakError, match=r"the concept 'dog' stands in train \(a\) and in test \(b\)"):
+    with pytest.raises(SplitLeakError, match=r"the concept 'dog' is in train \(a\) and in test \(b\)"):
         check(concept="dog")
     with pytest.raises(SplitLeakError, match="the family 'pet'"):
         check(family="pet")

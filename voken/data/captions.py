@@ -1,18 +1,18 @@
 """Pictures with captions: what a data set is here, how it is read, and how it is written.
 
-Three layouts are read, told apart by what lies in the folder:
+Three layouts are read. The files in the folder show which one it is:
 
-- **imagefolder**: a folder with `metadata.jsonl`, one JSON object a line::
+- **imagefolder**: a folder with `metadata.jsonl`, one JSON object per line::
 
       {"file_name": "images/dog.jpg", "captions": ["a dog", "a puppy runs"], "split": "train"}
 
-  `captions` is a list; `text` or `caption` (one string) stands for a list of one. Optional: `split`, `concept`,
-  `family`, `licence`, and fields of your own, which a search can filter by. Paths are relative to the folder and may
-  not leave it.
+  `captions` is a list; a single string may be given as `text` or `caption`. Optional: `split`, `concept`, `family`,
+  `licence`, and fields of your own, which a search can filter by. Paths are relative to the folder and may not leave
+  it.
 - **Karpathy**: the `dataset_*.json` of Karpathy's splits for Flickr30K and MS-COCO, beside the folder of pictures.
 - **plain pictures**: a folder without either; every picture is taken, without captions.
 
-A module that knows nothing about pixels: a picture is a path here, and only its existence is checked.
+This module knows nothing about pixels: a picture is a path here, and only its existence is checked.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from voken.data.skipped import Skipped
 from voken.errors import DataError, EmptyDataError, StorageError
 
 MAX_CAPTION_CHARACTERS = MAX_TEXT_CHARACTERS
-"""A caption longer than this is cut to it when it is read: no text encoder here reads nearly as much."""
+"""Longer captions are cut when they are read: no text encoder here reads nearly as much."""
 
 SPLITS = ("train", "validation", "test")
 METADATA = "metadata.jsonl"
@@ -54,11 +54,11 @@ _SPLIT_NAMES = {
 
 @dataclass(frozen=True)
 class CaptionedImage:
-    """One picture and what is said about it.
+    """One picture, its captions and its metadata.
 
-    `concept` names what the picture shows: pictures of one concept are all right answers to its captions.
-    `family` names a group of concepts so alike that a split may not part them. Both default to the next finer
-    name: family to the concept, concept to the image's id.
+    `concept` names what the picture shows: a caption of one picture of a concept is right for all of them. `family`
+    names a group of concepts so similar that a split may not separate them. By default a family is one concept, and a
+    concept is one picture.
     """
 
     image_id: str
@@ -70,7 +70,7 @@ class CaptionedImage:
     family: str = ""
     vendor: str = ""
     metadata: str = field(default="", compare=False)
-    """What else its line of metadata.jsonl says, as a JSON object; "" for nothing. Searches filter by it."""
+    """The other fields of its line of metadata.jsonl, as a JSON object; "" if there are none. Searches filter by it."""
 
     def __post_init__(self) -> None:
         if not self.concept:
@@ -83,7 +83,7 @@ class CaptionedImage:
 class Dataset:
     """An ordered set of captioned images.
 
-    `root` is the folder their relative names start from; `skipped` is what was left out when the set was made.
+    `root` is the folder that their ids are relative to; `skipped` is what was left out when the set was made.
     """
 
     name: str
@@ -117,20 +117,20 @@ class Dataset:
     def split(self, name: str) -> Dataset:
         """The images of one split ("train", "validation" or "test").
 
-        Raises EmptyDataError where the split holds none.
+        Raises EmptyDataError if there are none.
         """
         images = tuple(image for image in self.images if image.split == name)
         if not images:
-            there = sorted({image.split or "(none)" for image in self.images})
-            raise EmptyDataError(f"{self.name}: no picture in split {name!r}; the data set has {', '.join(there)}")
+            splits = sorted({image.split or "(none)" for image in self.images})
+            raise EmptyDataError(f"{self.name}: no picture in split {name!r}; the data set has {', '.join(splits)}")
         return Dataset(self.name, self.root, images)
 
 
 def read_dataset(path: Path, images: Path | None = None) -> Dataset:
     """Read a data set in any of the three layouts of this module's docstring.
 
-    `path` is the folder, a `metadata.jsonl` or a Karpathy `.json` file; `images` is the folder of the pictures where
-    they lie elsewhere. Raises DataError naming file, line and fault, and EmptyDataError.
+    `path` is the folder, a `metadata.jsonl` or a Karpathy `.json` file; `images` is the folder of the pictures if
+    they are elsewhere. Raises DataError, which names file, line and fault, and EmptyDataError.
     """
     path = Path(path)
     if not path.exists():
@@ -143,11 +143,11 @@ def read_dataset(path: Path, images: Path | None = None) -> Dataset:
         raise DataError(f"{path}: expected a folder, a metadata.jsonl or a Karpathy .json file")
     if (path / METADATA).is_file():
         return _read_imagefolder(images or path, path / METADATA)
-    found = sorted(path.glob("dataset*.json"))
-    if len(found) > 1:
-        raise DataError(f"{path}: several data set files ({', '.join(file.name for file in found)}); name one of them")
-    if found:
-        return _read_karpathy(found[0], images or path)
+    splits = sorted(path.glob("dataset*.json"))
+    if len(splits) > 1:
+        raise DataError(f"{path}: several data set files ({', '.join(file.name for file in splits)}); name one of them")
+    if splits:
+        return _read_karpathy(splits[0], images or path)
     root = path.absolute()
     plain = tuple(CaptionedImage(file.relative_to(root).as_posix(), file) for file in list_images(root))
     if not plain:
@@ -156,20 +156,20 @@ def read_dataset(path: Path, images: Path | None = None) -> Dataset:
 
 
 def write_dataset(destination: Path, name: str, images: Iterable[CaptionedImage]) -> Dataset:
-    """Write `destination/metadata.jsonl`, whole or not at all, for pictures that already lie in `destination`.
+    """Write `destination/metadata.jsonl`, complete or not at all, for pictures that are already in `destination`.
 
-    Returns the data set as `read_dataset(destination)` reads it. Raises StorageError where the disk refuses.
+    Returns the data set as `read_dataset(destination)` reads it. Raises StorageError if the disk refuses.
     """
     root = Path(destination).absolute()
-    kept = tuple(images)
-    if not kept:
+    pictures = tuple(images)
+    if not pictures:
         raise EmptyDataError(f"{destination}: no picture to write a data set of")
     try:
         root.mkdir(parents=True, exist_ok=True)
         handle, draft = tempfile.mkstemp(dir=root, prefix=".metadata-", suffix=".part")
         try:
             with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as out:
-                for image in kept:
+                for image in pictures:
                     record: dict[str, Any] = {
                         "file_name": image.path.absolute().relative_to(root).as_posix(),
                         "captions": list(image.captions),
@@ -179,8 +179,8 @@ def write_dataset(destination: Path, name: str, images: Iterable[CaptionedImage]
                         "licence": image.licence,
                         "vendor": image.vendor,
                     }
-                    others = json.loads(image.metadata) if image.metadata else {}
-                    out.write(json.dumps(others | record, ensure_ascii=False) + "\n")
+                    fields = json.loads(image.metadata) if image.metadata else {}
+                    out.write(json.dumps(fields | record, ensure_ascii=False) + "\n")
                 out.flush()
                 os.fsync(out.fileno())
             Path(draft).chmod(0o644)
@@ -191,7 +191,7 @@ def write_dataset(destination: Path, name: str, images: Iterable[CaptionedImage]
         raise StorageError(f"{root / METADATA}: could not be written ({error})") from error
     except ValueError as error:
         raise DataError(f"{root / METADATA}: a picture cannot be named in it ({error})") from error
-    return Dataset(name, root, kept)
+    return Dataset(name, root, pictures)
 
 
 def _read_imagefolder(root: Path, metadata: Path) -> Dataset:
@@ -200,27 +200,27 @@ def _read_imagefolder(root: Path, metadata: Path) -> Dataset:
     first_line: dict[str, int] = {}
     listing = _Listing(root)
     for number, line in _lines(metadata):
-        where = f"{metadata}, line {number}"
-        record = _json(line, where)
+        place = f"{metadata}, line {number}"
+        record = _json(line, place)
         if not isinstance(record, dict):
-            raise DataError(f"{where}: expected a JSON object, found {type(record).__name__}")
-        name = _inside(_text(record, "file_name", where, required=True), where)
+            raise DataError(f"{place}: expected a JSON object, found {type(record).__name__}")
+        name = _inside(_text(record, "file_name", place, required=True), place)
         if name in first_line:
-            raise DataError(f"{where}: file_name {name!r} stands already on line {first_line[name]}")
+            raise DataError(f"{place}: file_name {name!r} is already on line {first_line[name]}")
         first_line[name] = number
         picture = root / name
         if not listing.holds(name):
-            raise DataError(f"{where}: the picture {picture} does not exist")
+            raise DataError(f"{place}: the picture {picture} does not exist")
         images.append(
             CaptionedImage(
                 image_id=name,
                 path=picture,
-                captions=_captions(record, where),
-                split=_split(_text(record, "split", where), where),
-                concept=_text(record, "concept", where),
-                licence=_text(record, "licence", where) or _text(record, "license", where),
-                family=_text(record, "family", where),
-                vendor=_text(record, "vendor", where),
+                captions=_captions(record, place),
+                split=_split(_text(record, "split", place), place),
+                concept=_text(record, "concept", place),
+                licence=_text(record, "licence", place) or _text(record, "license", place),
+                family=_text(record, "family", place),
+                vendor=_text(record, "vendor", place),
                 metadata=_metadata(record),
             )
         )
@@ -245,41 +245,41 @@ def _read_karpathy(source: Path, folder: Path) -> Dataset:
     images: list[CaptionedImage] = []
     seen: set[str] = set()
     for index, record in enumerate(raw["images"]):
-        where = f"{source}, images[{index}]"
+        place = f"{source}, images[{index}]"
         if not isinstance(record, dict):
-            raise DataError(f"{where}: expected a JSON object, found {type(record).__name__}")
-        name = _inside(_text(record, "filename", where, required=True), where)
-        filepath = _text(record, "filepath", where)
+            raise DataError(f"{place}: expected a JSON object, found {type(record).__name__}")
+        name = _inside(_text(record, "filename", place, required=True), place)
+        filepath = _text(record, "filepath", place)
         if filepath:
-            name = f"{_inside(filepath, where)}/{name}"
+            name = f"{_inside(filepath, place)}/{name}"
         if name in seen:
-            raise DataError(f"{where}: filename {name!r} stands already earlier in the file")
+            raise DataError(f"{place}: filename {name!r} occurs earlier in the file")
         seen.add(name)
-        # copies differ: the pictures lie beside the file, or in one folder more or less
-        lies = [folder + end for end in dict.fromkeys((name, name.rpartition("/")[2])) for folder in folders]
-        found = next((candidate for candidate in lies if listing.holds(candidate)), None)
-        if found is None:
-            raise DataError(f"{where}: the picture {name!r} is neither in {root} nor in a folder of it")
+        # copies of the data set differ: the pictures are beside the file, or in one folder more or less
+        candidates = [folder + end for end in dict.fromkeys((name, name.rpartition("/")[2])) for folder in folders]
+        file = next((candidate for candidate in candidates if listing.holds(candidate)), None)
+        if file is None:
+            raise DataError(f"{place}: the picture {name!r} is neither in {root} nor in a folder of it")
         sentences = record.get("sentences", [])
         if not isinstance(sentences, list) or not all(isinstance(s, dict) for s in sentences):
-            raise DataError(f"{where}: 'sentences' must be a list of objects with 'raw'")
-        captions = tuple(_text(s, "raw", f"{where}.sentences[{at}]", required=True) for at, s in enumerate(sentences))
+            raise DataError(f"{place}: 'sentences' must be a list of objects with 'raw'")
+        captions = tuple(_text(s, "raw", f"{place}.sentences[{at}]", required=True) for at, s in enumerate(sentences))
         images.append(
             CaptionedImage(
                 image_id=name,
-                path=root / found,
+                path=root / file,
                 captions=tuple(caption for caption in map(_clean, captions) if caption),
-                split=_split(_text(record, "split", where), where),
+                split=_split(_text(record, "split", place), place),
             )
         )
     if not images:
         raise EmptyDataError(f"{source}: holds no picture")
-    named = _text(raw, "dataset", str(source))
-    return Dataset(named or source.stem.removeprefix("dataset_"), root, tuple(images))
+    title = _text(raw, "dataset", str(source))
+    return Dataset(title or source.stem.removeprefix("dataset_"), root, tuple(images))
 
 
 class _Listing:
-    """Which files there are below a folder, asked of the disk once a folder rather than once a file."""
+    """The files below a folder, listed once per folder: to ask the disk for each file would be slow."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -287,15 +287,15 @@ class _Listing:
 
     def holds(self, name: str) -> bool:
         folder, _, file = name.rpartition("/")
-        there = self._folders.get(folder)
-        if there is None:
+        files = self._folders.get(folder)
+        if files is None:
             try:
                 with os.scandir(self._root / folder) as entries:
-                    there = frozenset(entry.name for entry in entries if entry.is_file())
+                    files = frozenset(entry.name for entry in entries if entry.is_file())
             except OSError:
-                there = frozenset()
-            self._folders[folder] = there
-        return file in there
+                files = frozenset()
+            self._folders[folder] = files
+        return file in files
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -314,41 +314,41 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise DataError(f"{path}: cannot be read ({error})") from error
 
 
-def _json(text: str, where: str) -> Any:
+def _json(text: str, place: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: bad JSON ({error})") from error
+        raise DataError(f"{place}: bad JSON ({error})") from error
 
 
-def _text(record: dict[str, Any], key: str, where: str, *, required: bool = False) -> str:
+def _text(record: dict[str, Any], key: str, place: str, *, required: bool = False) -> str:
     value = record.get(key)
     if value is None or value == "":
         if required:
-            raise DataError(f"{where}: {key!r} is missing")
+            raise DataError(f"{place}: {key!r} is missing")
         return ""
     if not isinstance(value, str):
-        raise DataError(f"{where}: {key!r} must be a string, found {type(value).__name__}")
+        raise DataError(f"{place}: {key!r} must be a string, found {type(value).__name__}")
     return value
 
 
-def _captions(record: dict[str, Any], where: str) -> tuple[str, ...]:
-    given = record.get("captions")
-    if given is None:
-        one = _text(record, "text", where) or _text(record, "caption", where)
-        given = [one] if one else []
-    if not isinstance(given, list):
-        raise DataError(f"{where}: 'captions' must be a list of strings, found {type(given).__name__}")
-    for at, caption in enumerate(given):
+def _captions(record: dict[str, Any], place: str) -> tuple[str, ...]:
+    captions = record.get("captions")
+    if captions is None:
+        caption = _text(record, "text", place) or _text(record, "caption", place)
+        captions = [caption] if caption else []
+    if not isinstance(captions, list):
+        raise DataError(f"{place}: 'captions' must be a list of strings, found {type(captions).__name__}")
+    for at, caption in enumerate(captions):
         if not isinstance(caption, str):
-            raise DataError(f"{where}: captions[{at}] must be a string, found {type(caption).__name__}")
-    return tuple(caption for caption in map(_clean, given) if caption)
+            raise DataError(f"{place}: captions[{at}] must be a string, found {type(caption).__name__}")
+    return tuple(caption for caption in map(_clean, captions) if caption)
 
 
 def _metadata(record: dict[str, Any]) -> str:
-    """All but the path and the captions: a search by words must not find a picture by what was written about it."""
-    said = {name: value for name, value in record.items() if name not in _NOT_METADATA and value not in ("", None)}
-    return json.dumps(said, ensure_ascii=False, separators=(",", ":")) if said else ""
+    """All fields but the path and the captions, which may not help a search by words to find the picture."""
+    fields = {name: value for name, value in record.items() if name not in _NOT_METADATA and value not in ("", None)}
+    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")) if fields else ""
 
 
 def _clean(caption: str) -> str:
@@ -356,21 +356,21 @@ def _clean(caption: str) -> str:
     return caption.strip()[:MAX_CAPTION_CHARACTERS].encode("utf-8", "replace").decode("utf-8")
 
 
-def _split(value: str, where: str) -> str:
+def _split(value: str, place: str) -> str:
     try:
         return _SPLIT_NAMES[value.strip().lower()]
     except KeyError:
-        raise DataError(f"{where}: unknown split {value!r}; use train, validation or test") from None
+        raise DataError(f"{place}: unknown split {value!r}; use train, validation or test") from None
 
 
-def _inside(name: str, where: str) -> str:
-    """The name as a normalised relative path with forward slashes; refused where it leaves the folder."""
+def _inside(name: str, place: str) -> str:
+    """The name as a normalised relative path with forward slashes. Raises DataError if it leaves the folder."""
     slashed = name.replace("\\", "/")
     if slashed.startswith("/") or slashed[1:2] == ":":
-        raise DataError(f"{where}: {name!r} is an absolute path; give it relative to the folder")
+        raise DataError(f"{place}: {name!r} is an absolute path; give it relative to the folder")
     parts = [part for part in slashed.split("/") if part not in ("", ".")]
     if ".." in parts:
-        raise DataError(f"{where}: {name!r} leaves the folder; '..' is not allowed")
+        raise DataError(f"{place}: {name!r} leaves the folder; '..' is not allowed")
     if "\0" in name or not parts:
-        raise DataError(f"{where}: {name!r} is not a file name")
+        raise DataError(f"{place}: {name!r} is not a file name")
     return "/".join(parts)

@@ -1,8 +1,8 @@
-"""Pictures from files that nobody vouches for.
+"""Pictures from files that may be damaged or hostile.
 
-`open_image` turns whatever Pillow can read into one kind of thing: 8-bit RGB, upright, opaque, one frame. What
-cannot be used is refused with a PictureError that names the file and the reason; a run over many pictures
-(`load_images`) goes on and hands out the refusals as `Skipped`.
+`open_image` turns whatever Pillow can read into the same kind of picture: 8-bit RGB, upright, opaque, one frame. A
+file that cannot be used raises a PictureError, which names the file and the reason; a run over many pictures
+(`load_images`) goes on and yields such files as `Skipped`.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from voken.data.skipped import Skipped
 from voken.errors import ConfigError, DataError, PictureError
-from voken.progress import Progress, no_progress
+from voken.progress import Progress
 
 MAX_PIXELS = 100_000_000
 """A picture that claims more pixels than this is refused before it is decoded."""
 
 MAX_BYTES = 1 << 30
-"""A file of more bytes is not read at all. 100 million pixels of four channels of 16 bits take 0.8 of that."""
+"""A larger file is not read at all. 100 million pixels of four 16-bit channels take 0.8 of that."""
 
 SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-"""The file names that `list_images` takes for pictures (any case). `open_image` goes by content."""
+"""The suffixes, in any case, that `list_images` takes for pictures. `open_image` goes by content."""
 
-# only formats that Pillow decodes itself: its EPS reader, say, starts another program
+# only formats that Pillow decodes itself: its EPS reader, for example, starts another program
 _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 _PIXELS_AT_ONCE = 1 << 20
 _PIXELS_AHEAD = 1 << 25
-"""Of pictures that are decoded before they are asked for: 128 MB, as Pillow holds four bytes a pixel."""
+"""Of pictures that are decoded ahead of the consumer: 128 MB, because Pillow uses four bytes per pixel."""
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -95,28 +95,28 @@ def _accepts(name: str, prefix: bytes) -> bool:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Every picture below `folder`, by suffix, sorted by path; hidden files and folders are passed over.
+    """Every picture below `folder`, by suffix, sorted by path; hidden files and folders are left out.
 
-    Raises DataError where `folder` is no folder.
+    Raises DataError if `folder` is not a folder.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
-    found: list[Path] = []
+    paths: list[Path] = []
     for here, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found.extend(
+        paths.extend(
             Path(here) / name
             for name in files
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122
         )
-    return sorted(found)
+    return sorted(paths)
 
 
 def file_hash(path: Path) -> str:
-    """BLAKE2b of the file's content, 128 bits in hex.
+    """BLAKE2b of the file's content, 128 bits in hexadecimal.
 
-    Raises PictureError where it cannot be read, or is no file or one of more than `MAX_BYTES`, which is not read.
+    Raises PictureError if it cannot be read, is not a file, or is larger than `MAX_BYTES`.
     """
     digest = blake2b(digest_size=16)
     try:
@@ -129,30 +129,30 @@ def file_hash(path: Path) -> str:
 
 
 def date_taken(path: Path) -> int | None:
-    """When its camera says a picture was taken: seconds since 1970, local time read as UTC. None: it does not say."""
+    """When a picture was taken, by its EXIF data: seconds since 1970, local time read as UTC; None if unknown."""
     try:
         with _QUIET, _open_file(path) as source, Image.open(source, formats=_formats()) as image:
-            # a PNG's own getexif decodes all its pixels where there is no EXIF in front of them
+            # for a PNG without EXIF before its pixels, its own getexif decodes all of them
             exif = Image.Image.getexif(image)
-            said = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.DateTimeOriginal) or exif.get(
+            date = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.DateTimeOriginal) or exif.get(
                 ExifTags.Base.DateTime
             )
-        return int(datetime.strptime(str(said).strip("\0 "), "%Y:%m:%d %H:%M:%S").replace(tzinfo=UTC).timestamp())
-    # whatever a hostile or torn file makes the reader stumble on: it says nothing then
+        return int(datetime.strptime(str(date).strip("\0 "), "%Y:%m:%d %H:%M:%S").replace(tzinfo=UTC).timestamp())
+    # a hostile or damaged file may raise anything; then it has no date
     except Exception:
         return None
 
 
 def open_image(path: Path | BinaryIO, *, size: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The picture in mode RGB: upright by its EXIF, transparency over white, its first frame, 8 bits a channel.
+    """The picture in mode RGB: upright by its EXIF, transparency over white, its first frame, 8 bits per channel.
 
     16-bit greys are scaled (65535 becomes 255), not clipped. With `size`, the shorter side is resized to `size`
     (bicubic) and the centre cropped: size × size pixels, nothing squashed, nothing padded; JPEGs are then decoded
-    at a fraction where that loses nothing. Without it, the whole picture.
+    at a smaller scale if that loses nothing. Without it, the whole picture.
 
     Raises PictureError: no such file, empty, truncated, not a picture, or claiming more than `max_pixels`, which
-    is known before anything is decoded. The kind is told by content, not by the file's name. Of a path, what is no
-    file (a named pipe, a device) and a file of more than `MAX_BYTES` are refused unread.
+    is known before anything is decoded. The format is known by content, not by the file's name. A path to something
+    that is not a file (a named pipe, a device) or to a file larger than `MAX_BYTES` is refused without being read.
     """
     name = str(path) if isinstance(path, (str, os.PathLike)) else str(getattr(path, "name", "(stream)"))
     try:
@@ -170,24 +170,24 @@ def open_image(path: Path | BinaryIO, *, size: int | None = None, max_pixels: in
         raise PictureError(name, f"claims {pixels}, over the limit of {max_pixels:,}") from None
     except MemoryError:
         raise PictureError(name, "too large for the memory there is") from None
-    # Pillow's readers raise whatever a hostile file makes them stumble on
+    # on a hostile file Pillow's readers may raise anything
     except Exception as error:
         raise PictureError(name, f"cannot be decoded ({error or type(error).__name__})") from error
 
 
 def load_images(
-    paths: Sequence[Path], *, size: int | None = None, workers: int = 2, progress: Progress = no_progress
+    paths: Sequence[Path], *, size: int | None = None, workers: int = 2, progress: Progress | None = None
 ) -> Iterator[tuple[int, Image.Image | Skipped]]:
-    """Open many pictures by `workers` threads: (index into `paths`, the picture or why not), in order.
+    """Open many pictures with `workers` threads: yields (index into `paths`, picture or `Skipped`) in order.
 
-    Only a few pictures a thread are held at once, and fewer large ones, however slow the consumer. See `open_image`
-    for `size`.
+    Only a few pictures per thread are in memory at once, and fewer large ones, however slow the consumer is. See
+    `open_image` for `size`.
     """
     if workers < 1:
         raise ConfigError(f"workers must be at least 1, not {workers}")
-    ahead = _Ahead()
+    ahead = _DecodedAhead()
 
-    def one(index: int) -> Image.Image | Skipped:
+    def load(index: int) -> Image.Image | Skipped:
         ahead.wait(index)
         try:
             image = open_image(paths[index], size=size)
@@ -203,11 +203,12 @@ def load_images(
             started = 0
             for index in range(total):
                 while started < total and len(waiting) < 4 * workers:
-                    waiting.append(pool.submit(one, started))
+                    waiting.append(pool.submit(load, started))
                     started += 1
                 result = waiting.popleft().result()
                 ahead.take(result)
-                progress("read pictures", index + 1, total)
+                if progress is not None:
+                    progress("read pictures", index + 1, total)
                 yield index, result
         finally:
             for future in waiting:
@@ -215,8 +216,8 @@ def load_images(
             ahead.close()
 
 
-class _Ahead:
-    """Bounds the pixels of pictures that wait to be taken. Who decodes the next one to be taken never waits."""
+class _DecodedAhead:
+    """Bounds the pixels of decoded pictures that the consumer has not taken. The next one to be taken never waits."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -225,17 +226,17 @@ class _Ahead:
         self._closed = False
 
     def wait(self, index: int) -> None:
-        """Until there is room for the picture at `index`."""
+        """Wait until there is room for the picture at `index`."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or index == self._next or self._pixels < _PIXELS_AHEAD)
 
     def add(self, image: Image.Image) -> None:
-        """It waits to be taken."""
+        """Count a picture that was decoded."""
         with self._changed:
             self._pixels += image.width * image.height
 
     def take(self, result: Image.Image | Skipped) -> None:
-        """The next one is taken, which may be none."""
+        """The consumer takes the next result, which may be no picture."""
         with self._changed:
             self._next += 1
             if isinstance(result, Image.Image):
@@ -243,7 +244,7 @@ class _Ahead:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Let go who waits."""
+        """Release the threads that wait."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -289,13 +290,13 @@ def _opened(path: Path | BinaryIO) -> Iterator[BinaryIO]:
 
 
 def _open_file(path: str | os.PathLike[str]) -> BinaryIO:
-    """Who opens a named pipe may wait for ever, a device may never end, and a sparse file takes hours to read."""
-    found = os.stat(path)  # noqa: PTH116 -- `path` may be a text
-    if not stat.S_ISREG(found.st_mode):
-        raise PictureError(path, f"{_KINDS.get(stat.S_IFMT(found.st_mode), 'something else')}, not a file")
-    if found.st_size > MAX_BYTES:
-        raise PictureError(path, f"{found.st_size:,} bytes, over the limit of {MAX_BYTES:,}")
-    # without waiting, should a pipe have come in its place; Windows has no such flag, and asks for another
+    """Open only files of a sensible size: a named pipe may block for ever, a device may never end."""
+    status = os.stat(path)  # noqa: PTH116 -- `path` may be a text
+    if not stat.S_ISREG(status.st_mode):
+        raise PictureError(path, f"{_KINDS.get(stat.S_IFMT(status.st_mode), 'something else')}, not a file")
+    if status.st_size > MAX_BYTES:
+        raise PictureError(path, f"{status.st_size:,} bytes, over the limit of {MAX_BYTES:,}")
+    # do not block if a pipe has taken its place meanwhile; Windows lacks this flag and needs another
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     return open(path, "rb", opener=lambda name, _: os.open(name, flags))
 
@@ -316,10 +317,10 @@ def _decode(source: BinaryIO, name: str, size: int | None, max_pixels: int) -> I
         if width * height > max_pixels:
             raise PictureError(name, f"claims {width:,} × {height:,} pixels, over the limit of {max_pixels:,}")
         if size is not None:
-            # twice the size, so that the bicubic step still has something to average
+            # twice the size, so that the bicubic step still averages several pixels
             image.draft("RGB", (2 * size, 2 * size))
         image.load()
-        # broken EXIF says nothing about the pixels, which are already there
+        # broken EXIF does not harm the pixels, which are decoded already
         with suppress(Exception):
             ImageOps.exif_transpose(image, in_place=True)
         rgb = _rgb(image)
@@ -336,7 +337,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _in_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """A few rows at a time: what stands between the picture and the result takes many times their memory."""
+    """Convert a few rows at a time: the intermediate values take many times the memory of the result."""
     whole = Image.new("RGB", image.size)
     for box in _strips(image):
         whole.paste(convert(image.crop(box)), box)
@@ -356,7 +357,7 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 
 def _top(image: Image.Image) -> float:
-    """What becomes 255. Greys of 32 bits do not say their range: it is the narrowest that holds them."""
+    """The value that becomes 255. The range of 32-bit greys is not known: it is the narrowest that holds them."""
     if image.mode.startswith("I;16"):
         return 65535.0
     top = max((float(_numbers(image.crop(box)).max(initial=0.0)) for box in _strips(image)), default=0.0)
@@ -371,7 +372,7 @@ def _eight_bits(image: Image.Image, top: float) -> Image.Image:
 
 
 def _numbers(image: Image.Image) -> np.ndarray:
-    with np.errstate(invalid="ignore"):  # a signalling NaN is one, too
+    with np.errstate(invalid="ignore"):  # raised by a signalling NaN
         return np.nan_to_num(np.asarray(image).astype(np.float64))
 
 

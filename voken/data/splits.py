@@ -1,7 +1,7 @@
-"""Train, validation and test that share no concept, and the search for pictures that stand on two sides.
+"""Splits into train, validation and test that share no concept, and the search for pictures in two of them.
 
-A split is drawn over *families* (see `CaptionedImage.family`), never over pictures: one concept drawn by many
-hands, or told apart by a gender sign only, falls on one side.
+A split is drawn over *families* (see `CaptionedImage.family`), never over pictures: a concept drawn by many vendors, or
+concepts that differ only by a gender sign, are in the same part.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _BLOCK = 8_000_000
 
 
 def resplit(dataset: Dataset, *, seed: int, test_concepts: int, validation_concepts: int) -> Dataset:
-    """Draw the split anew, by family: exactly that many concepts in test and in validation, the rest in train.
+    """Draw a new split by family: so many concepts in test and in validation, the rest in train.
 
-    A family that would overshoot a side is left to the next side or to train. Where no further family fits, the
-    side holds fewer. Raises ConfigError where the two sides would leave no concept to train on.
+    A family that does not fit into a part any more goes to the next part or to train; if no further family fits, the
+    part has fewer concepts. Raises ConfigError if test and validation would leave no concept to train on.
     """
     if test_concepts < 0 or validation_concepts < 0:
         raise ConfigError("test_concepts and validation_concepts must not be negative")
@@ -60,9 +60,9 @@ def split_by_concept(
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
     pool: int | None = None,
 ) -> Dataset:
-    """Draw the split anew, by family, in `fractions` of the concepts for train, validation and test.
+    """Draw a new split by family, with `fractions` of the concepts for train, validation and test.
 
-    `pool` is the number of concepts in test where that, not a fraction, is what counts. See `resplit`.
+    `pool` is the number of concepts in test, in place of its fraction. See `resplit`.
     """
     if any(fraction < 0 for fraction in fractions) or abs(sum(fractions) - 1) > 1e-6:
         raise ConfigError(f"fractions must be three shares that sum to 1, not {fractions}")
@@ -76,9 +76,9 @@ def split_by_concept(
 
 
 def one_per_concept(dataset: Dataset, seed: int) -> Dataset:
-    """One picture of every concept, drawn by `seed`, in the data set's order.
+    """One picture per concept, drawn by `seed`, in the data set's order.
 
-    Each concept's draw is its own: taking other concepts away does not change it.
+    The draw for a concept does not depend on the other concepts.
     """
 
     def lot(image: CaptionedImage) -> bytes:
@@ -86,18 +86,18 @@ def one_per_concept(dataset: Dataset, seed: int) -> Dataset:
 
     drawn: dict[str, CaptionedImage] = {}
     for image in dataset.images:
-        there = drawn.get(image.concept)
-        if there is None or lot(image) < lot(there):
+        other = drawn.get(image.concept)
+        if other is None or lot(image) < lot(other):
             drawn[image.concept] = image
-    kept = {image.image_id for image in drawn.values()}
-    return replace(dataset, images=tuple(image for image in dataset.images if image.image_id in kept))
+    ids = {image.image_id for image in drawn.values()}
+    return replace(dataset, images=tuple(image for image in dataset.images if image.image_id in ids))
 
 
 def check_disjoint(dataset: Dataset, *, file_hashes: Mapping[str, str] | None = None) -> None:
-    """Raise SplitLeakError, naming an example, where a concept, a family or a file stands on two sides.
+    """Raise SplitLeakError, with an example, if a concept, a family or a file is in two parts of the split.
 
     `file_hashes` gives the hash of each picture's content by image id; without it files are not compared. Pictures
-    without a split stand on no side.
+    without a split are in no part.
     """
     sides: dict[tuple[str, str], CaptionedImage] = {}
     for image in dataset.images:
@@ -107,18 +107,18 @@ def check_disjoint(dataset: Dataset, *, file_hashes: Mapping[str, str] | None = 
         if file_hashes is not None and image.image_id in file_hashes:
             marks.append(("file content", file_hashes[image.image_id]))
         for kind, value in marks:
-            there = sides.setdefault((kind, value), image)
-            if there.split != image.split:
+            first = sides.setdefault((kind, value), image)
+            if first.split != image.split:
                 raise SplitLeakError(
-                    f"{dataset.name}: the {kind} {value!r} stands in {there.split} ({there.image_id}) and in "
+                    f"{dataset.name}: the {kind} {value!r} is in {first.split} ({first.image_id}) and in "
                     f"{image.split} ({image.image_id}). Split by concept, for example with resplit()"
                 )
 
 
 def dhash(image: Image.Image) -> int:
-    """Difference hash, 64 bits: the grey picture at 9 × 8 pixels, a bit for every pixel brighter than its left one.
+    """Difference hash, 64 bits: the grey picture at 9 × 8 pixels, a bit per pixel brighter than the one to its left.
 
-    Row by row, the first pair in the highest bit. Pictures that look alike differ in few bits.
+    Row by row, the first pair in the highest bit. Similar pictures differ in few bits.
     """
     grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.LANCZOS), dtype=np.int16)
     return int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "big")
@@ -127,28 +127,28 @@ def dhash(image: Image.Image) -> int:
 def resplit_clean(
     dataset: Dataset, *, seed: int, test_concepts: int, validation_concepts: int, distance: int | None
 ) -> tuple[Dataset, list[Skipped]]:
-    """`resplit`, then `drop_near_duplicates` (`distance` None: not), with `test_concepts` left if there are so many.
+    """`resplit`, then `drop_near_duplicates` unless `distance` is None, with at most `test_concepts` left in test.
 
-    A tenth more are drawn at first, as some are dropped. Returns what was dropped too.
+    A tenth more are drawn at first, because some are dropped. Returns the new data set and what was dropped.
     """
     drawn = resplit(
         dataset, seed=seed, test_concepts=test_concepts + test_concepts // 10, validation_concepts=validation_concepts
     )
     clean, dropped = (drawn, []) if distance is None else drop_near_duplicates(drawn, distance=distance)
     concepts = sorted(clean.split("test").concepts)
-    kept = {concepts[row] for row in np.random.default_rng(seed).permutation(len(concepts))[:test_concepts]}
-    images = tuple(image for image in clean.images if image.split != "test" or image.concept in kept)
+    chosen = {concepts[row] for row in np.random.default_rng(seed).permutation(len(concepts))[:test_concepts]}
+    images = tuple(image for image in clean.images if image.split != "test" or image.concept in chosen)
     return Dataset(clean.name, clean.root, images), dropped
 
 
 def drop_near_duplicates(
     dataset: Dataset, *, distance: int, workers: int = 2, progress: Progress = no_progress
 ) -> tuple[Dataset, list[Skipped]]:
-    """Leave out of validation and test every picture whose `dhash` is within `distance` bits of a train picture's.
+    """Drop from validation and test every picture whose `dhash` is within `distance` bits of a train picture's.
 
-    Of train itself only exact repeats (equal file content) of an earlier picture go, and everywhere what cannot be
-    read. Returns the data set that is left, and what was dropped with the reason (for a near-duplicate the train
-    picture it resembles). Raises EmptyDataError where nothing is left.
+    From train only exact repeats (equal file content) of an earlier picture are dropped, and from all parts what cannot
+    be read. Returns the data set that is left, and what was dropped with the reason (for a near-duplicate the train
+    picture that it resembles). Raises EmptyDataError if nothing is left.
     """
     if not 0 <= distance < 64:
         raise ConfigError(f"distance must be 0 to 63 bits, not {distance}")
@@ -173,17 +173,17 @@ def drop_near_duplicates(
         for index, neighbour, apart in zip(held, train[nearest].tolist(), bits.tolist(), strict=True):
             if apart <= distance:
                 dropped[index] = f"{apart} bits from the train picture {dataset.images[neighbour].image_id}"
-    kept = tuple(image for index, image in enumerate(dataset.images) if index not in dropped)
-    if not kept:
+    images = tuple(image for index, image in enumerate(dataset.images) if index not in dropped)
+    if not images:
         raise EmptyDataError(f"{dataset.name}: every picture is a near-duplicate or unreadable")
     report = [Skipped(str(dataset.images[index].path), dropped[index]) for index in sorted(dropped)]
-    return replace(dataset, images=kept), report
+    return replace(dataset, images=images), report
 
 
 def _nearest(
     queries: UInt64[np.ndarray, " queries"], keys: UInt64[np.ndarray, " keys"]
 ) -> tuple[Int64[np.ndarray, " queries"], Int64[np.ndarray, " queries"]]:
-    """For every query the first key that differs in the fewest bits, and how many. A block at a time."""
+    """For every query the first key that differs in the fewest bits, and in how many bits. Works block by block."""
     nearest = np.empty(len(queries), dtype=np.int64)
     bits = np.empty(len(queries), dtype=np.int64)
     step = max(1, _BLOCK // len(keys))
