@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
+import decoding
 import numpy as np
 import pytest
 
 from voken.decoding.trie import VokenTrie
 
-FILE = Path(__file__).parents[1] / "benchmarks" / "decoding.py"
 TEXTS = ["a small dog sits on the old bridge", "one red boat", "the tall woman waits near a rusty lamp and some trees"]
 
 
-@pytest.fixture(scope="module")
-def decoding():
-    spec = importlib.util.spec_from_file_location("benchmark_decoding", FILE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def answers(decoding, names, workload, folder):
+def answers(names, workload, folder):
     rows = [decoding.ROWS[name] for name in names]
     decoding.prepare(rows, workload, folder)
     assert decoding.read_workload(folder) == workload
@@ -36,16 +25,16 @@ def answers(decoding, names, workload, folder):
     return {row.name: row.search(TEXTS) for row in rows}
 
 
-def workload_of(decoding, **changes):
+def workload_of(**changes):
     sizes = {"levels": 3, "codebook_size": 9, "sequences": 60, "beams": 6, "threads": 1, "batches": (1, 2)}
     return decoding.Workload(shape="tiny", **sizes | changes)
 
 
 @pytest.mark.slow
-def test_ours_rank_as_transformers(decoding, tmp_path):
+def test_ours_rank_as_transformers(tmp_path):
     ours = ["ours, engine float32", "ours, torch"]
     theirs = [decoding.REFERENCE, "transformers, the same, vokens only"]
-    found = answers(decoding, [*ours, *theirs], workload_of(decoding), tmp_path)
+    found = answers([*ours, *theirs], workload_of(), tmp_path)
     trie = VokenTrie.load(tmp_path / "trie")
     for name, answer in found.items():
         same = decoding.agreement(answer, found[decoding.REFERENCE])
@@ -60,12 +49,12 @@ def test_ours_rank_as_transformers(decoding, tmp_path):
 
 
 @pytest.mark.parametrize("vokens_only", [False, True])
-def test_ctranslate2_has_the_same_weights(decoding, tmp_path, vokens_only):
+def test_ctranslate2_has_the_same_weights(tmp_path, vokens_only):
     """Where every sequence is somebody's, nothing is forbidden, and its answers are those of a constrained search."""
     pytest.importorskip("ctranslate2")
-    everything = workload_of(decoding, levels=2, codebook_size=5, sequences=400, beams=7)
+    everything = workload_of(levels=2, codebook_size=5, sequences=400, beams=7)
     row = decoding.CTranslate2("CTranslate2 float32", "float32", vokens_only=vokens_only)
-    ours = answers(decoding, ["ours, torch"], everything, tmp_path)["ours, torch"]
+    ours = answers(["ours, torch"], everything, tmp_path)["ours, torch"]
     row.prepare(decoding.make_generator(everything), tmp_path)
     row.setup(tmp_path, everything)
     assert VokenTrie.load(tmp_path / "trie").sequences == 25
@@ -73,14 +62,14 @@ def test_ctranslate2_has_the_same_weights(decoding, tmp_path, vokens_only):
     assert (same.same_first, same.overlap, same.same_ranking) == (1, 1, 1)
 
 
-def test_scores_need_not_be_asked_for(decoding, tmp_path):
+def test_scores_need_not_be_asked_for(tmp_path):
     row = decoding.ROWS[decoding.REFERENCE]
-    scored = answers(decoding, [row.name], workload_of(decoding), tmp_path)[row.name]
+    scored = answers([row.name], workload_of(), tmp_path)[row.name]
     bare = row.search(TEXTS, scores=False)
     assert all((a == b).all() for (a, _), (b, _) in zip(scored, bare, strict=True))
 
 
-def test_agreement_sees_a_wrong_answer(decoding):
+def test_agreement_sees_a_wrong_answer():
     right = (np.array([[1, 2], [3, 4], [5, 6]], np.int32), np.array([-1.0, -2.0, -3.0], np.float32))
     tied = (np.array([[1, 2], [3, 4], [7, 7]], np.int32), np.array([-1.0, -2.0, -3.00001], np.float32))
     swapped = (np.array([[3, 4], [1, 2], [5, 6]], np.int32), np.array([-1.0, -2.0, -3.0], np.float32))
@@ -91,7 +80,7 @@ def test_agreement_sees_a_wrong_answer(decoding):
     assert decoding.agreement([swapped, right], [right, right]) == decoding.Agreement(0.5, 1.0, 0.5, 1.0)
 
 
-def test_children_are_those_of_the_sequences(decoding):
+def test_children_are_those_of_the_sequences():
     sequences = sorted({tuple(row) for row in np.random.default_rng(0).integers(0, 4, (30, 3)).tolist()})
     found = decoding.children_of_prefixes(np.array(sequences), 100)
     expected = {}
@@ -104,11 +93,11 @@ def test_children_are_those_of_the_sequences(decoding):
     }
 
 
-def test_operations_are_those_torch_counts(decoding, tmp_path):
+def test_operations_are_those_torch_counts(tmp_path):
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    workload = workload_of(decoding, levels=4, codebook_size=32, beams=5, sequences=500)
+    workload = workload_of(levels=4, codebook_size=32, beams=5, sequences=500)
     row = decoding.ROWS["ours, torch"]
     (tokens,) = decoding.prepare([row], workload, tmp_path)[:1]
     row.setup(tmp_path, workload)
@@ -122,7 +111,7 @@ def test_quick_run(tmp_path):
     names = ["ours, engine int8", "transformers"]
     command = [
         sys.executable,
-        str(FILE),
+        decoding.__file__,
         "--quick",
         "--threads",
         "1",

@@ -1,20 +1,11 @@
 """The load generator of `benchmarks/serving.py` counts what a server does to it, and its table shows it."""
 
 import asyncio
-import importlib
 import json
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
-
-
-@pytest.fixture(scope="module")
-def serving():
-    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-    yield importlib.import_module("serving")
-    sys.path.pop(0)
+import serving
 
 
 def response(status, body=b"", *headers):
@@ -58,7 +49,7 @@ class Moody:
 
 
 @pytest.mark.parametrize("clients", [1, 3])
-def test_everything_that_happens_to_a_query_is_counted(serving, clients):
+def test_everything_that_happens_to_a_query_is_counted(clients):
     moods = ["answer", "busy", "busy", "mix up", "drop", "500", "503", "422", "close", "drop"]
     server = Moody(moods)
 
@@ -78,11 +69,11 @@ def test_everything_that_happens_to_a_query_is_counted(serving, clients):
     assert all(wait >= latency for wait, latency in zip(counts.waits, counts.latencies, strict=True))
 
 
-def test_queries_are_many_and_differ(serving):
+def test_queries_are_many_and_differ():
     assert len({serving.query(number) for number in range(5_000)}) == 5_000
 
 
-def test_slices_add_up_and_the_table_compares(serving):
+def test_slices_add_up_and_the_table_compares():
     counts = serving.Counts(seconds=2.0, answers=10, latencies=[0.1, 0.3])
     counts.add(serving.Counts(seconds=2.0, answers=30, lost=1, latencies=[0.2]))
     assert (counts.per_second, counts.lost, counts.latencies) == (10.0, 1, [0.1, 0.3, 0.2])

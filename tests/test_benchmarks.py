@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
-import sys
 from pathlib import Path
 
+import equal_bytes
 import numpy as np
+import plots
 import pytest
+import scaling
+import updates
 from PIL import Image
 
 from builders.collections import make_collection
@@ -19,7 +21,6 @@ from voken.config import preset
 from voken.data.captions import CaptionedImage, Dataset, read_dataset
 from voken.training.fit import fit
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
 SETTINGS = {
     "encoder.image_size": "32",
     "encoder.epochs": "1",
@@ -29,14 +30,6 @@ SETTINGS = {
     "generator.heads": "2",
 }
 NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-
-
-@pytest.fixture(scope="module")
-def benchmarks():
-    """Modules of the folder, which import each other by name."""
-    sys.path.insert(0, str(FOLDER))
-    yield importlib.import_module
-    sys.path.remove(str(FOLDER))
 
 
 @pytest.fixture(scope="module")
@@ -68,16 +61,16 @@ def made(pictures, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_scaling(benchmarks, pictures, made, tmp_path, capsys):
+def test_scaling(pictures, made, tmp_path, capsys):
     out = tmp_path / "scaling.json"
     arguments = ["--quick", "--threads", "1", "--models", made / "model", "--collection", made / "collection"]
     arguments += ["--pictures", pictures, "--queries", pictures, "--asked", "16", "--work", tmp_path, "--json", out]
-    benchmarks("scaling").main(list(map(str, arguments)))
+    scaling.main(list(map(str, arguments)))
     report = json.loads(out.read_text())
     assert {row["system"] for row in report["growing"]} >= {"ours, lite", "ours, T5-tiny", "two-tower, flat"}
     assert all(row["seconds"]["1"].keys() == {"200", "1000"} for row in report["growing"])
     points = report["real"]["points"]
-    exact = [point["recall"] for point in points if point["system"] in benchmarks("scaling").EXACT]
+    exact = [point["recall"] for point in points if point["system"] in scaling.EXACT]
     assert len(exact) == 4
     assert all(recall == pytest.approx(exact[0]) for recall in exact)
     assert exact[0]["10"] > 0
@@ -85,25 +78,24 @@ def test_scaling(benchmarks, pictures, made, tmp_path, capsys):
     assert [p["recall"] for p in points if p["system"].startswith("HNSW") and p["setting"] == 512] == [exact[0]]
     assert next(point["recall"]["10"] for point in points if point["system"] == "nothing") == 0
     assert "ours to HNSW at equal recall" in capsys.readouterr().out
-    draw(benchmarks, out, tmp_path, {"scaling-growing-1", "scaling-growing-4", "scaling-recall-float32"})
+    draw(out, tmp_path, {"scaling-growing-1", "scaling-growing-4", "scaling-recall-float32"})
 
 
 @pytest.mark.slow
-def test_equal_bytes(benchmarks, pictures, tmp_path):
+def test_equal_bytes(pictures, tmp_path):
     out = tmp_path / "bytes.json"
     arguments = ["--quick", pictures, "--test-concepts", "10", "--validation-concepts", "5", "--queries", "8"]
     arguments += ["--distance", "0", "--threads", "1", "--work", tmp_path / "work", "--json", out]
     arguments += ["--set", *(f"{name}={value}" for name, value in SETTINGS.items())]
-    benchmarks("equal_bytes").main(list(map(str, arguments)))
+    equal_bytes.main(list(map(str, arguments)))
     rows = json.loads(out.read_text())["rows"]
     assert len(rows) == 10
     assert {row["bytes_per_picture"] for row in rows} == {2, 64}
     assert len({row["query_count"] for row in rows}) == 1
-    draw(benchmarks, out, tmp_path, {f"bytes-{pictures.name}-test"})
+    draw(out, tmp_path, {f"bytes-{pictures.name}-test"})
 
 
-def test_updates(benchmarks, tmp_path, monkeypatch):
-    updates = benchmarks("updates")
+def test_updates(tmp_path, monkeypatch):
     model = tiny_model(levels=3)
     make_collection(tmp_path / "c", paint_many(tmp_path / "in", 40), model)
     monkeypatch.setattr(updates, "load_model", lambda folder, threads: model)
@@ -118,7 +110,7 @@ def test_updates(benchmarks, tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "c")
 
 
-def test_queries_are_of_concepts_that_are_there(benchmarks):
+def test_queries_are_of_concepts_that_are_there():
     def images(*rows):
         return Dataset("d", Path(), tuple(CaptionedImage(i, Path(i), c, concept=k) for i, c, k in rows))
 
@@ -126,12 +118,11 @@ def test_queries_are_of_concepts_that_are_there(benchmarks):
     there = images(
         ("a", ("not asked",), "dog"), ("x", (), "dog"), ("y", (), "hound"), ("z", (), "cat"), ("w", (), "sky")
     )
-    queries = benchmarks("scaling").concept_queries(asked, there, ["a", "x", "y"], limit=None, seed=0)
+    queries = scaling.concept_queries(asked, there, ["a", "x", "y"], limit=None, seed=0)
     assert {query.text: query.relevant for query in queries} == {"a dog": {"a", "x", "y"}, "pet": {"a", "x"}}
 
 
-def test_fronts_are_compared_between_their_points(benchmarks):
-    scaling = benchmarks("scaling")
+def test_fronts_are_compared_between_their_points():
 
     def points(system, *pairs):
         return [scaling.Point(system, "float32", 20, {10: recall}, [1 / speed]) for recall, speed in pairs]
@@ -148,7 +139,8 @@ def test_fronts_are_compared_between_their_points(benchmarks):
     assert row.speed_ratio(1) == pytest.approx(0.8)
 
 
-def test_plots_of_the_other_benchmarks(benchmarks, tmp_path):
+@pytest.mark.slow
+def test_plots_of_the_other_benchmarks(tmp_path):
     machine = {"cpu": "a processor", "cores": 2, "threads": 1, "numpy": "2"}
     size = dict.fromkeys(("trie_levels", "picture_numbers", "ids", "paths"), 30)
     reports = {
@@ -163,12 +155,11 @@ def test_plots_of_the_other_benchmarks(benchmarks, tmp_path):
     for (name, report), names in zip(reports.items(), expected, strict=True):
         path = tmp_path / f"{name}.json"
         path.write_text(json.dumps({"benchmark": name, "machine": machine} | report), encoding="utf-8")
-        draw(benchmarks, path, tmp_path / name, {f"{name}-{plot}" for plot in names})
+        draw(path, tmp_path / name, {f"{name}-{plot}" for plot in names})
 
 
-def draw(benchmarks, report, folder, names):
+def draw(report, folder, names):
     """Draw it twice: the plots named are there, say the machine, and do not change."""
-    plots = benchmarks("plots")
     drawn = []
     for _ in range(2):
         plots.main([str(report), "--out", str(folder / "plots")])

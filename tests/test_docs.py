@@ -502,6 +502,7 @@ def test_the_tree_has_a_line_for_each_room(package):
     assert set(re.findall(r"^\| `([^`]+)`", table, flags=re.MULTILINE)) == rooms - {"__init__.py", "__main__.py"}
 
 
+@pytest.mark.slow
 def test_the_site_is_built_without_a_warning(tmp_path):
     # not in this process, where signatures are changed to be checked (conftest.py)
     result = subprocess.run(

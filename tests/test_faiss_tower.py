@@ -11,6 +11,8 @@ from voken_lab.evaluation.protocol import SearchSystem
 from voken_lab.systems.faiss_tower import FaissTower
 from voken_lab.systems.two_tower import TwoTower
 
+pytestmark = pytest.mark.slow
+
 DIM, PICTURES, QUERIES = 16, 500, 9
 
 

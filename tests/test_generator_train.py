@@ -150,6 +150,7 @@ def pairs_for(settings: dict) -> VokenPairs:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_training_learns(name):
     model = make_model(**VARIANTS[name])

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 EVERY_MODULE = """
 import importlib, pkgutil, sys
 import voken, voken_lab
@@ -14,6 +16,7 @@ assert "jaxtyping" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_every_module_imports_without_jaxtyping():
     result = subprocess.run([sys.executable, "-c", EVERY_MODULE], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
