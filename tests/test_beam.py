@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builders.prefix_models import LogProbPrefixModel, NumpyPrefixModel, PrefixModel
-from voken.decoding import numpy_trie, torch_trie
+from voken.decoding import beam, torch_expansion
 from voken.decoding.beam import beam_search, beam_search_from_state, score_sequences
 from voken.decoding.interface import StepModel
 from voken.decoding.trie import VokenTrie
@@ -83,8 +83,8 @@ def test_the_best_are_chosen_alike(seed, queries, count, candidates):
     scores[rng.random(scores.shape) < 0.2] = -1e30
     count = min(count, candidates)
     expected = np.sort(np.argsort(-scores, axis=1, kind="stable")[:, :count], axis=1)
-    np.testing.assert_array_equal(torch_trie._best(torch.from_numpy(scores), count).numpy(), expected)
-    flat = numpy_trie._best(scores, count)
+    np.testing.assert_array_equal(torch_expansion._best(torch.from_numpy(scores), count).numpy(), expected)
+    flat = beam._best(scores, count)
     np.testing.assert_array_equal(flat - np.arange(queries)[:, None] * candidates, expected)
 
 

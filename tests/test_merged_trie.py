@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from builders.prefix_models import LogProbPrefixModel, NumpyPrefixModel, PrefixModel
 from voken.decoding.beam import beam_search
 from voken.decoding.merged_trie import merged_trie, places_of
-from voken.decoding.starts import BitStarts, NumberStarts, Starts
-from voken.decoding.trie import VokenTrie
+from voken.decoding.torch_expansion import TorchExpansion
+from voken.decoding.trie import BitOffsets, ChildOffsets, NumberOffsets, VokenTrie
 from voken.errors import ConfigError
 
 
@@ -51,15 +51,15 @@ class Change:
 def in_form(trie: VokenTrie, form: str) -> VokenTrie:
     """The same with all its starts as numbers, or as bits, or each as it is smaller."""
 
-    def other(starts: Starts, children: int) -> Starts:
+    def other(starts: ChildOffsets, children: int) -> ChildOffsets:
         first = np.isin(np.arange(children), starts.expanded()[:-1])
-        return BitStarts.of(first) if form == "bits" else NumberStarts(starts.expanded())
+        return BitOffsets.of(first) if form == "bits" else NumberOffsets(starts.expanded())
 
     if form == "smaller" or not trie.images:
         return trie
     counts = [trie.nodes(level) for level in range(1, trie.levels + 1)]
-    child_starts = tuple(map(other, trie.child_starts, counts))
-    return dataclasses.replace(trie, child_starts=child_starts, row_starts=other(trie.row_starts, trie.images))
+    child_offsets = tuple(map(other, trie.child_offsets, counts))
+    return dataclasses.replace(trie, child_offsets=child_offsets, row_offsets=other(trie.row_offsets, trie.images))
 
 
 @st.composite
@@ -98,7 +98,7 @@ def assert_same(merged: VokenTrie, fresh: VokenTrie) -> None:
         np.testing.assert_array_equal(mine[every], theirs)
         np.testing.assert_array_equal(np.asarray(mine), theirs)
     counts = [fresh.nodes(level) for level in range(fresh.levels + 1)]
-    mine, theirs = (*merged.child_starts, merged.row_starts), (*fresh.child_starts, fresh.row_starts)
+    mine, theirs = (*merged.child_offsets, merged.row_offsets), (*fresh.child_offsets, fresh.row_offsets)
     for parents, children, one, other in zip(counts, [*counts[1:], fresh.images], mine, theirs, strict=True):
         np.testing.assert_array_equal(one.expanded(), other.expanded())
         assert one.expanded().dtype == np.int32
@@ -230,7 +230,7 @@ def test_saved_it_is_a_trie_of_its_own(tmp_path, removed):
     for mmap in (True, False):
         loaded = VokenTrie.load(tmp_path, mmap=mmap)
         assert_same(loaded, change.fresh)
-        assert type(loaded.row_starts) is type(change.fresh.row_starts)
+        assert type(loaded.row_offsets) is type(change.fresh.row_offsets)
 
 
 def test_wrong_changes_are_refused():
@@ -288,7 +288,7 @@ def test_the_trie_of_nothing(tmp_path):
     assert trie.leaf_of(np.array([[0, 0, 0]])).tolist() == [-1]
     assert [part.tolist() for part in trie.rows_of(np.zeros(0, dtype=np.int64))] == [[], []]
     assert trie.image_vokens().shape == trie.leaf_vokens(np.zeros(0, dtype=np.int64)).shape == (0, 3)
-    assert trie.to_torch().counts == (1, 0, 0, 0)
+    assert TorchExpansion.of(trie, "cpu").counts == (1, 0, 0, 0)
     with pytest.raises(IndexError):
         trie.rows(0)
     trie.save(tmp_path)

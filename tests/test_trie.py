@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voken.decoding.starts import BitStarts, starts_of
-from voken.decoding.trie import VokenTrie
+from voken.decoding.torch_expansion import TorchExpansion
+from voken.decoding.trie import BitOffsets, VokenTrie, offsets_of
 from voken.errors import ArtifactVersionError, ConfigError, CorruptArtifactError, EmptyDataError
 
 VOKENS = np.array([[3, 1], [0, 2], [3, 2], [3, 1]])
@@ -69,7 +69,7 @@ def test_trie_equals_a_trie_of_dictionaries(collection):
     assert trie.leaf_of(np.array(ordered)).tolist() == list(range(len(ordered)))
 
     # Walk the torch side from the root: every node's children, as sequences.
-    device = trie.to_torch("cpu")
+    device = TorchExpansion.of(trie, "cpu")
     level_prefixes = [()]
     for level in range(trie.levels):
         nodes = torch.arange(len(level_prefixes)).view(1, -1)
@@ -108,7 +108,7 @@ def test_worked_example_of_the_module():
     assert [trie.rows(leaf).tolist() for leaf in range(3)] == [[1], [0, 3], [2]]
     assert trie.leaf_vokens(np.array([2, 0])).tolist() == [[3, 2], [0, 2]]
     assert trie.leaf_of(np.array([[3, 2], [3, 0], [9, 9]])).tolist() == [2, -1, -1]
-    assert trie.to_torch().first.tolist() == [0, -1, -1, 1]
+    assert TorchExpansion.of(trie, "cpu").first.tolist() == [0, -1, -1, 1]
 
 
 @settings(max_examples=60, deadline=None)
@@ -131,7 +131,7 @@ def test_starts_equal_cumulative_sums(counts, packed):
     ends = np.cumsum(counts)
     is_first = np.zeros(ends[-1], dtype=bool)
     is_first[ends - counts] = True
-    starts = BitStarts.of(is_first) if packed else starts_of(is_first)
+    starts = BitOffsets.of(is_first) if packed else offsets_of(is_first)
     parents = np.arange(len(counts))
     start, end = starts.ranges(parents)
     assert (start.tolist(), end.tolist()) == ((ends - counts).tolist(), ends.tolist())
@@ -141,10 +141,10 @@ def test_starts_equal_cumulative_sums(counts, packed):
 
 def test_starts_take_the_form_that_is_smaller():
     one_each, one_parent = np.ones(10_000, dtype=bool), np.arange(10_000) == 0
-    assert isinstance(starts_of(one_each), BitStarts)
-    assert not isinstance(starts_of(one_parent), BitStarts)
+    assert isinstance(offsets_of(one_each), BitOffsets)
+    assert not isinstance(offsets_of(one_parent), BitOffsets)
     # more than are looked up in one go
-    many = BitStarts.of(np.ones(70_000, dtype=bool))
+    many = BitOffsets.of(np.ones(70_000, dtype=bool))
     assert many.ranges(np.arange(70_000))[1].tolist() == list(range(1, 70_001))
 
 
@@ -176,8 +176,8 @@ def test_saved_trie_is_the_same(tmp_path, mmap, images, size):
     assert loaded.nbytes == trie.nbytes
     assert isinstance(loaded.order.base, np.memmap) == mmap
     np.testing.assert_array_equal(loaded.image_vokens(), trie.image_vokens())
-    loaded.to_torch("cpu")  # torch warns of arrays it could not write to, and warnings are errors here
-    assert loaded.to_torch("cpu") is loaded.to_torch("cpu")
+    TorchExpansion.of(loaded, "cpu")  # torch warns of arrays it could not write to, and warnings are errors here
+    assert TorchExpansion.of(loaded, "cpu") is TorchExpansion.of(loaded, "cpu")
 
 
 def test_a_mapped_trie_cannot_be_written(tmp_path):

@@ -270,7 +270,7 @@ class Snapshot:
             vokens: np.ndarray = self.added.vokens[self.added.rows.searchsorted(row)]
             return vokens
         trie = self.base.trie
-        leaf = trie.row_starts.parents(places_of(trie, np.array([row])))
+        leaf = trie.row_offsets.parents(places_of(trie, np.array([row])))
         sequence: np.ndarray = trie.leaf_vokens(leaf)[0]
         return sequence
 

@@ -1,15 +1,15 @@
 """Beam search over the sequences of a trie.
 
-The search knows nothing about text or pictures: it asks a step model for logits, the trie for children,
-and moves integers. A beam is a node of the trie. Probabilities are softmax over all N vokens of a level,
-not only over those the trie allows, so a score is log p(sequence | query) whatever else is searched.
+The search knows nothing about text or pictures: it asks a step model for logits and the trie for children, and moves
+integers. A beam is a node of the trie. Probabilities are softmax over all N vokens of a level, not only over those that
+the trie allows, so a score is log p(sequence | query) whatever else is searched.
 
-At level l it keeps min(b, nodes of level l) beams. As every node has a child, that many always exist: the
-search needs no padding inside; only a result asked for more beams than there are sequences is padded.
-Level 1 is reached from the root, so the first step of the model costs one beam.
+At level l it keeps min(b, nodes of level l) beams. Every node has a child, so that many always exist and the search
+needs no padding inside; only a result with more beams than there are sequences is padded. Level 1 is reached from the
+root, so the first step of the model costs one beam.
 
-How children are scored and chosen is the trie's part (`NumpyTrie`, `TorchTrie`), by where the model's logits lie;
-torch is imported only to search with a torch model.
+Children are scored and chosen in numpy here, or by `voken.decoding.torch_expansion` for a model in torch, which is
+imported only then.
 """
 
 from __future__ import annotations
@@ -21,16 +21,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from voken.decoding.interface import StepModel
-from voken.decoding.kept import IMPOSSIBLE, Kept
-from voken.decoding.look_ahead import look_ahead
-from voken.decoding.numpy_trie import NumpyTrie
+from voken.decoding.interface import DIVERGED, IMPOSSIBLE, BeamState, Expansion, StepModel
 from voken.decoding.trie import VokenTrie
-from voken.errors import ConfigError
+from voken.errors import ConfigError, VokenError
 from voken.shapes import Float, Float32, Int, Int32, Int64
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_GROUPED = 16
+"""Candidates per group, of which only the best is looked at first. The width of many candidates is a multiple of it."""
+_LOWEST = np.finfo(np.float32).min
+_IMPOSSIBLE = np.float32(IMPOSSIBLE)
+_MAX_NODES_PER_BEAM = 1.5
+"""Nodes of a level that a look-ahead reads; with more, reading those that would be pruned costs more than it saves."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,11 @@ class Beams:
     """The best sequences of each query, best first; of equal ones the lower leaf first."""
 
     vokens: Int32[np.ndarray, "queries beams levels"]
-    """The sequences; zeros where `leaf` is -1."""
+    """The sequences; zeros if `leaf` is -1."""
     leaf: Int64[np.ndarray, "queries beams"]
-    """Leaves of the trie; -1 at the end where there are fewer sequences than beams."""
+    """Leaves of the trie; -1 at the end if there are fewer sequences than beams."""
     log_prob: Float32[np.ndarray, "queries beams"]
-    """Sum over the levels of the log-probability of the voken; -inf where `leaf` is -1."""
+    """Sum over the levels of the log-probability of the voken; -inf if `leaf` is -1."""
 
 
 def beam_search(
@@ -50,12 +54,12 @@ def beam_search(
 ) -> Beams:
     """The `beams` most probable sequences of `trie` for each text, by Eq. 9's sum of log-probabilities.
 
-    `logit_temperature` divides the logits. Raises `ConfigError` where model and trie differ in codebook size
-    or levels, or a number is out of range.
+    `logit_temperature` divides the logits. Raises `ConfigError` if model and trie differ in codebook size or levels, or
+    if a number is out of range.
     """
     _check(model, trie, beams, logit_temperature)
     if not len(texts):
-        return _nothing(0, beams, trie.levels)
+        return _no_beams(0, beams, trie.levels)
     with _without_gradients(model):
         return beam_search_from_state(model, model.prefill(texts), trie, beams, logit_temperature=logit_temperature)
 
@@ -63,23 +67,23 @@ def beam_search(
 def beam_search_from_state(
     model: StepModel, state: Any, trie: VokenTrie, beams: int, *, logit_temperature: float = 1.0
 ) -> Beams:
-    """The same, going on from `state` that the model's `prefill` (or a generator's `encode`) returned.
+    """The same from a `state` that the model's `prefill` (or a generator's `encode`) returned.
 
-    The state is read, not changed: a trainer may search from it and then compute a loss with it.
+    The state is not changed: a trainer may search from it and then compute a loss with it.
     """
     _check(model, trie, beams, logit_temperature)
     with _without_gradients(model):
-        kept = _search(model, state, trie, beams, logit_temperature)
-    best_first = np.argsort(-kept.log_prob, axis=1, kind="stable")
-    log_prob = np.take_along_axis(kept.log_prob, best_first, 1)
+        leaves = _search(model, state, trie, beams, logit_temperature)
+    best_first = np.argsort(-leaves.log_prob, axis=1, kind="stable")
+    log_prob = np.take_along_axis(leaves.log_prob, best_first, 1)
     possible = log_prob > IMPOSSIBLE
-    found = _nothing(len(log_prob), beams, trie.levels)
+    result = _no_beams(len(log_prob), beams, trie.levels)
     width = log_prob.shape[1]
-    found.leaf[:, :width] = np.where(possible, np.take_along_axis(kept.nodes, best_first, 1), -1)
-    found.log_prob[:, :width] = np.where(possible, log_prob, -np.inf)
-    vokens = np.take_along_axis(kept.path, best_first[:, :, None], 1)
-    found.vokens[:, :width] = np.where(possible[:, :, None], vokens, 0)
-    return found
+    result.leaf[:, :width] = np.where(possible, np.take_along_axis(leaves.nodes, best_first, 1), -1)
+    result.log_prob[:, :width] = np.where(possible, log_prob, -np.inf)
+    vokens = np.take_along_axis(leaves.path, best_first[:, :, None], 1)
+    result.vokens[:, :width] = np.where(possible[:, :, None], vokens, 0)
+    return result
 
 
 def score_sequences(
@@ -89,10 +93,9 @@ def score_sequences(
     *,
     logit_temperature: float = 1.0,
 ) -> Float[Tensor, "queries sequences"]:
-    """Log-probabilities of given sequences, step by step through the model, without a trie.
+    """Log-probabilities of these sequences, step by step through a torch model, without a trie.
 
-    Of a torch model. As slow as a search; it says what a search must find. Gradients flow where the caller enables
-    them.
+    It is as slow as a search and says what a search must find. Gradients flow if the caller enables them.
     """
     import torch
 
@@ -111,22 +114,169 @@ def score_sequences(
     return total
 
 
-def _search(model: StepModel, state: Any, trie: VokenTrie, beams: int, logit_temperature: float) -> Kept:
+def _search(model: StepModel, state: Any, trie: VokenTrie, count: int, logit_temperature: float) -> BeamState:
     """Leaves in ascending order, their log-probabilities and vokens, as numpy arrays."""
     logits, state = model.step(state, None, None)
-    backend = NumpyTrie(trie) if model.device is None else trie.to_torch(model.device)
-    log_probs = model.log_probs
-    kept = backend.root(len(logits))
+    expansion = _expansion(model, trie)
+    beams = expansion.root(len(logits))
     ahead = None
     for level in range(trie.levels):
         if level and ahead is None:
-            ahead = look_ahead(model, state, trie, kept, level)
+            ahead = _LookAhead.read(model, state, trie, beams, level)
         if ahead is not None:
-            logits = ahead.at(level, kept)
+            logits = ahead.at(level, beams)
         elif level:
-            logits, state = model.step(state, kept.path[:, :, -1], kept.parents)
-        kept = backend.expand(level, kept, logits, beams, temperature=logit_temperature, log_probs=log_probs)
-    return backend.fetched(kept)
+            logits, state = model.step(state, beams.path[:, :, -1], beams.parents)
+        beams = expansion.expand(level, beams, logits, count, temperature=logit_temperature, log_probs=model.log_probs)
+    return expansion.as_numpy(beams)
+
+
+def _expansion(model: StepModel, trie: VokenTrie) -> Expansion:
+    if model.device is None:
+        return NumpyExpansion(trie)
+    from voken.decoding.torch_expansion import TorchExpansion
+
+    return TorchExpansion.of(trie, model.device)
+
+
+@dataclass(frozen=True)
+class _LookAhead:
+    """What a model writes at some beams of one query, and at all nodes below them.
+
+    If few sequences are left below the beams, their vokens are known, and one pass reads them all instead of one step
+    per level. At 300,000 sequences of N = 1,024 nearly every node of level 2 has one child, and that has one. A model
+    that spends its time on reading its weights reads them less often. The result of the search is the same.
+    """
+
+    level: int
+    nodes: tuple[Int64[np.ndarray, " nodes"], ...]
+    """Of `level`, and of each level below but the last."""
+    logits: Float32[np.ndarray, "1 nodes N"]
+
+    @classmethod
+    def read(cls, model: Any, state: Any, trie: VokenTrie, beams: BeamState, level: int) -> _LookAhead | None:
+        """Read `beams`, nodes of `level`, with everything below; None if that would not pay or the model cannot."""
+        if not model.reads_trees or len(beams.nodes) != 1:
+            return None
+        nodes = [beams.nodes[0]]
+        vokens, parents, before = [beams.path[0, :, -1]], [], 0
+        for below in range(level, trie.levels - 1):
+            start, end = trie.child_offsets[below].ranges(nodes[-1])
+            counts = end - start
+            total = int(counts.sum())
+            if total > _MAX_NODES_PER_BEAM * len(nodes[0]):
+                return None
+            parents.append(before + np.repeat(np.arange(len(counts)), counts))
+            before += len(counts)
+            nodes.append(np.repeat(start - (counts.cumsum() - counts), counts) + np.arange(total))
+            vokens.append(trie.vokens[below][nodes[-1]].astype(np.int64))
+        if not parents:  # the last step
+            return None
+        logits = model.step_tree(state, np.concatenate(vokens)[None], beams.parents, np.concatenate(parents))
+        return cls(level, tuple(nodes), logits)
+
+    def at(self, level: int, beams: BeamState) -> Float32[np.ndarray, "1 beams N"]:
+        """The logits of `beams`, which are nodes of `level`."""
+        place = level - self.level
+        before = sum(map(len, self.nodes[:place]))
+        return self.logits[:, before + self.nodes[place].searchsorted(beams.nodes[0])]
+
+
+@dataclass(frozen=True, eq=False)
+class NumpyExpansion:
+    """Expands many nodes at once, straight from the trie's arrays, mapped or not."""
+
+    trie: VokenTrie
+
+    def root(self, queries: int) -> BeamState:
+        """See `Expansion`."""
+        zeros = np.zeros((queries, 1), dtype=np.int64)
+        return BeamState(zeros, zeros.astype(np.float32), zeros, zeros[:, :, None][:, :, :0])
+
+    def expand(
+        self,
+        level: int,
+        state: BeamState,
+        logits: Any,
+        beams: int,
+        *,
+        temperature: float = 1.0,
+        log_probs: bool = False,
+    ) -> BeamState:
+        """See `Expansion`. Log-probabilities save the pass over all N."""
+        queries, width, entries = logits.shape
+        rows = logits.reshape(-1, entries)
+        if temperature != 1.0:
+            rows = rows / np.float32(temperature)
+        total = None if log_probs and temperature == 1.0 else _log_of_summed(rows)
+        start, end = self.trie.child_offsets[level].ranges(state.nodes.reshape(-1))
+        widths = end - start
+        narrowest, widest = int(widths.min()), int(widths.max())
+        if narrowest == entries:
+            voken = None
+            scores = rows.copy() if total is None else rows - total
+        else:
+            if widest >= _GROUPED:
+                widest = -(-widest // _GROUPED) * _GROUPED
+            below = self.trie.vokens[level]
+            voken = below.take(start[:, None] + np.arange(widest), mode="clip")
+            scores = rows.take(voken + np.arange(0, rows.size, entries)[:, None], mode="clip")
+            if total is not None:
+                scores -= total
+        np.maximum(scores, _IMPOSSIBLE, out=scores)
+        scores += state.log_prob.reshape(-1, 1)
+        if narrowest < widest:
+            scores[np.arange(widest, dtype=np.int32) >= widths.astype(np.int32)[:, None]] = -np.inf
+        flat = _best(scores.reshape(queries, -1), min(beams, self.trie.nodes(level + 1)))
+        beam = flat // widest
+        place = flat - beam * widest
+        path = np.empty((*flat.shape, level + 1), dtype=np.int64)
+        path[:, :, :level] = state.path.reshape(queries * width, level)[beam]
+        path[:, :, level] = place if voken is None else voken.reshape(-1)[flat]
+        parents = beam - np.arange(0, queries * width, width)[:, None]
+        return BeamState(start[beam] + place, scores.reshape(-1)[flat], parents, path)
+
+    def as_numpy(self, state: BeamState) -> BeamState:
+        """See `Expansion`."""
+        return state
+
+
+def _log_of_summed(rows: Float32[np.ndarray, "rows N"]) -> Float32[np.ndarray, "rows 1"]:
+    """log Σ exp of each row. Raises `VokenError` if one is not finite."""
+    highest = rows.max(axis=1, keepdims=True)
+    if not np.isfinite(highest).all():
+        raise VokenError(DIVERGED)
+    shifted = rows - highest
+    np.exp(shifted, out=shifted)
+    total: np.ndarray = np.log(shifted.sum(axis=1, keepdims=True)) + highest
+    return total
+
+
+def _best(scores: Float32[np.ndarray, "queries candidates"], count: int) -> Int64[np.ndarray, "queries count"]:
+    """Places (in the flattened array) of each query's `count` best candidates, ascending; of tied ones the first.
+
+    Candidates are in the order of their nodes, so ascending places are ascending nodes. Raises `VokenError` if a score
+    is not a number or too large to be one.
+    """
+    queries, candidates = scores.shape
+    groups = candidates // _GROUPED
+    # the count-th best group is no better than the count-th best candidate, and few candidates reach it
+    grouped = candidates % _GROUPED == 0 and groups >= count
+    bests = scores.reshape(queries, _GROUPED, groups).max(axis=1) if grouped else scores
+    if not bests.max() < np.inf:
+        raise VokenError(DIVERGED)
+    if candidates == count:
+        return np.arange(queries * count).reshape(queries, count)
+    least = np.partition(bests, bests.shape[1] - count, axis=1)[:, bests.shape[1] - count, None]
+    np.maximum(least, _LOWEST, out=least)
+    places = (scores >= least).reshape(-1).nonzero()[0]
+    if len(places) == queries * count:
+        return places.reshape(queries, count)
+    query = places // candidates
+    order = np.lexsort((-scores.reshape(-1)[places], query))
+    start = query.searchsorted(np.arange(queries))
+    best: np.ndarray = places[np.sort(order[start[:, None] + np.arange(count)], axis=1)]
+    return best
 
 
 def _without_gradients(model: StepModel) -> AbstractContextManager[Any]:
@@ -137,7 +287,7 @@ def _without_gradients(model: StepModel) -> AbstractContextManager[Any]:
     return torch.inference_mode()
 
 
-def _nothing(queries: int, beams: int, levels: int) -> Beams:
+def _no_beams(queries: int, beams: int, levels: int) -> Beams:
     return Beams(
         vokens=np.zeros((queries, beams, levels), dtype=np.int32),
         leaf=np.full((queries, beams), -1, dtype=np.int64),
@@ -152,6 +302,6 @@ def _check(model: StepModel, trie: VokenTrie, beams: int, logit_temperature: flo
         raise ConfigError(f"logit_temperature {logit_temperature}: must be a number above 0.")
     if (model.codebook_size, model.levels) != (trie.codebook_size, trie.levels):
         raise ConfigError(
-            f"The model writes {model.levels} vokens of {model.codebook_size}, the collection holds "
+            f"The model writes {model.levels} vokens of {model.codebook_size}, but the collection holds "
             f"{trie.levels} of {trie.codebook_size}. Make the collection again with this model."
         )

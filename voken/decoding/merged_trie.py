@@ -20,8 +20,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from voken.decoding.starts import NumberStarts, Starts
-from voken.decoding.trie import Column, VokenTrie, find_between
+from voken.decoding.trie import ChildOffsets, Column, NumberOffsets, VokenTrie, find_between
 from voken.shapes import Bool, Int32, Int64, Integer, Shaped
 
 _RUN = 16
@@ -64,14 +63,14 @@ def merged_trie(
     dead = _dead(base, placed, dead_places)
     above = Renumbering.of(1, dead[0], placed[0].before[:0])
     numbers = np.zeros(1, dtype=np.int64)
-    starts: list[Starts] = []
+    starts: list[ChildOffsets] = []
     columns: list[Column] = []
     for level, place in enumerate(placed[1:]):
         fresh = ~place.found
         here = Renumbering.of(len(base_columns[level]), dead[level + 1], place.before[fresh])
         level_starts, column = base_starts[level], base_columns[level]
         if here.changes:  # and where the level above changes, this one does
-            starts.append(MergedStarts(level_starts, above, here, numbers[place.parents[fresh]]))
+            starts.append(MergedOffsets(level_starts, above, here, numbers[place.parents[fresh]]))
             columns.append(MergedColumn(column, here, _widened(new_columns[level][fresh], column.shape[1:])))
         else:
             starts.append(level_starts)
@@ -247,17 +246,17 @@ class MergedColumn:
 
 
 @dataclass(frozen=True, eq=False)
-class MergedStarts:
-    """The children of each node, by merged numbers. See `Starts`."""
+class MergedOffsets:
+    """The children of each node, by merged numbers. See `ChildOffsets`."""
 
-    base: Starts
+    base: ChildOffsets
     above: Renumbering
     below: Renumbering
     parents_of_inserted: Int64[np.ndarray, " inserted"]
     """Merged number of the parent of each node that is inserted below, ascending."""
 
     def firsts(self, parents: Int64[np.ndarray, " parents"]) -> Int64[np.ndarray, " parents"]:
-        """See `Starts`."""
+        """See `ChildOffsets`."""
         # between a node and the live one of the base behind it stand dead ones, which have no live children
         of_base = self.below.live_before(self.base.firsts(self.above.base_from(parents)))
         return of_base + self.parents_of_inserted.searchsorted(parents)
@@ -265,25 +264,25 @@ class MergedStarts:
     def ranges(
         self, parents: Int64[np.ndarray, " parents"]
     ) -> tuple[Int64[np.ndarray, " parents"], Int64[np.ndarray, " parents"]]:
-        """See `Starts`."""
+        """See `ChildOffsets`."""
         bounds = self.firsts(np.concatenate([parents, parents + 1]))
         return bounds[: len(parents)], bounds[len(parents) :]
 
     def parents(self, children: Int64[np.ndarray, " children"]) -> Int64[np.ndarray, " children"]:
-        """See `Starts`."""
+        """See `ChildOffsets`."""
         nodes, places, which = self.below.found(children)
         parents = self.above.of_base(self.base.parents(nodes))
         parents[places] = self.parents_of_inserted[which]
         return parents
 
     def expanded(self) -> Int32[np.ndarray, " parents+1"]:
-        """See `Starts`."""
-        unpacked = replace(self, base=NumberStarts(self.base.expanded()))
+        """See `ChildOffsets`."""
+        unpacked = replace(self, base=NumberOffsets(self.base.expanded()))
         return unpacked.firsts(np.arange(len(self.above) + 1)).astype(np.int32)
 
     @property
     def arrays(self) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
-        """See `Starts`. Those of `above` and `below` are the columns'."""
+        """See `ChildOffsets`. Those of `above` and `below` are the columns'."""
         return self.base.arrays | {"parents_of_inserted": self.parents_of_inserted}
 
 
@@ -331,10 +330,10 @@ def _dead(
     return [dead_places[:0], *dead]
 
 
-def _levels(trie: VokenTrie) -> tuple[tuple[Starts, ...], tuple[np.ndarray[Any, np.dtype[Any]], ...]]:
+def _levels(trie: VokenTrie) -> tuple[tuple[ChildOffsets, ...], tuple[np.ndarray[Any, np.dtype[Any]], ...]]:
     """Of each level below the root, the last being the rows: starts in the level above, and what its nodes hold."""
     columns = (*trie.vokens, trie.order)
-    return (*trie.child_starts, trie.row_starts), tuple(map(np.asarray, columns))
+    return (*trie.child_offsets, trie.row_offsets), tuple(map(np.asarray, columns))
 
 
 def _widened(values: Shaped[np.ndarray, "*shape"], bytes_of_one: tuple[int, ...]) -> Shaped[np.ndarray, "*wider"]:

@@ -20,27 +20,26 @@ This module does not know what a picture, a text or a probability is.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 
 from voken.artifact import storage_errors, write_json
-from voken.decoding.starts import NumberStarts, Starts, starts_of, stored_starts
 from voken.errors import ArtifactVersionError, ConfigError, CorruptArtifactError, EmptyDataError
-from voken.shapes import Bool, Int32, Int64, Integer, UInt, UInt8
-
-if TYPE_CHECKING:
-    import torch
-
-    from voken.decoding.torch_trie import TorchTrie
+from voken.shapes import Bool, Int32, Int64, Integer, UInt, UInt8, UInt32, UInt64
 
 _HEADER = "trie.json"
 _FORMAT = 2
 _REMEDY = "Make the collection again."
 _AT_ONCE = 1 << 20
 """Rows that are packed or unpacked in one go, so that temporaries stay small."""
+_LOOKUPS_AT_ONCE = 1 << 16
+"""Starts looked up in one go: each unpacks a word, 4 MB together."""
+_WORD = np.dtype("<u8")
+_ONES = np.uint64(2**64 - 1)
 
 
 @runtime_checkable
@@ -63,6 +62,149 @@ class Column(Protocol):
         ...
 
 
+class ChildOffsets(Protocol):
+    """Where the children of each parent start, if parents and children are numbered in the same order.
+
+        children   0 1 2 | 3 | 4 5      starts  0, 3, 4 (, 6)      bits  1 0 0 1 1 0 (1)
+
+    The children of parent p are start(p) … start(p + 1) - 1. Every parent has at least one; only the root of an empty
+    trie has none. `NumberOffsets` suits few parents with many children. `BitOffsets` suits about as many parents as
+    children, as at the deeper levels of a trie and between its leaves and its pictures.
+    """
+
+    def firsts(self, parents: Int64[np.ndarray, " parents"]) -> Int64[np.ndarray, " parents"]:
+        """First child of each. For one past the last parent it is the number of children."""
+        ...
+
+    def ranges(
+        self, parents: Int64[np.ndarray, " parents"]
+    ) -> tuple[Int64[np.ndarray, " parents"], Int64[np.ndarray, " parents"]]:
+        """First child of each, and the one after its last. Numbers that are no parent give nonsense or `IndexError`."""
+        ...
+
+    def parents(self, children: Int64[np.ndarray, " children"]) -> Int64[np.ndarray, " children"]:
+        """The parents of these children. For one past the last child it is the number of parents."""
+        ...
+
+    def expanded(self) -> Int32[np.ndarray, " parents+1"]:
+        """All starts as numbers, and the number of children at the end."""
+        ...
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
+        """The stored arrays by name."""
+        ...
+
+
+def offsets_of(is_first: Bool[np.ndarray, " children"]) -> ChildOffsets:
+    """The offsets in the form that takes fewer bytes. `is_first` says whether each child is its parent's first."""
+    bits = BitOffsets.of(is_first)
+    numbers = 4 * (int(np.count_nonzero(is_first)) + 1)
+    if numbers > sum(array.nbytes for array in bits.arrays.values()):
+        return bits
+    return NumberOffsets(np.append(np.flatnonzero(is_first), len(is_first)).astype(np.int32))
+
+
+def _read_offsets(arrays: Mapping[str, np.ndarray[Any, np.dtype[Any]]], name: str) -> ChildOffsets:
+    """The offsets whose `arrays` are stored under `name.`. Raises `KeyError` if they are missing."""
+    if f"{name}.starts" in arrays:
+        return NumberOffsets(arrays[f"{name}.starts"])
+    return BitOffsets(arrays[f"{name}.words"], arrays[f"{name}.before"])
+
+
+@dataclass(frozen=True, eq=False)
+class NumberOffsets:
+    """The starts as numbers, 32 bits per parent."""
+
+    starts: Int32[np.ndarray, " parents+1"]
+
+    def firsts(self, parents: Int64[np.ndarray, " parents"]) -> Int64[np.ndarray, " parents"]:
+        """See `ChildOffsets`."""
+        values: np.ndarray = self.starts[parents].astype(np.int64)
+        return values
+
+    def ranges(
+        self, parents: Int64[np.ndarray, " parents"]
+    ) -> tuple[Int64[np.ndarray, " parents"], Int64[np.ndarray, " parents"]]:
+        """See `ChildOffsets`."""
+        return self.firsts(parents), self.firsts(parents + 1)
+
+    def parents(self, children: Int64[np.ndarray, " children"]) -> Int64[np.ndarray, " children"]:
+        """See `ChildOffsets`."""
+        # of one type, or numpy would convert all the starts
+        values: np.ndarray = np.searchsorted(self.starts, children.astype(np.int32), side="right") - 1
+        return values
+
+    def expanded(self) -> Int32[np.ndarray, " parents+1"]:
+        """See `ChildOffsets`."""
+        return self.starts
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
+        """See `ChildOffsets`."""
+        return {"starts": self.starts}
+
+
+@dataclass(frozen=True, eq=False)
+class BitOffsets:
+    """A bit per child, set if it is its parent's first, and one more bit that is set after the last child.
+
+    With the count of set bits before each word of 64 that takes 1.5 bits per child (Jacobson, FOCS 1989: rank and
+    select).
+    """
+
+    words: UInt64[np.ndarray, " words"]
+    before: UInt32[np.ndarray, " words"]
+    """How many bits are set in the words before."""
+
+    @classmethod
+    def of(cls, is_first: Bool[np.ndarray, " children"]) -> Self:
+        """From whether each child is its parent's first."""
+        packed = np.packbits(np.append(is_first, True), bitorder="little")
+        words = np.zeros(-(-len(packed) // 8), dtype=_WORD)
+        words.view(np.uint8)[: len(packed)] = packed
+        before = np.zeros(len(words), dtype=np.uint32)
+        np.cumsum(np.bitwise_count(words[:-1]), out=before[1:])
+        return cls(words, before)
+
+    def firsts(self, parents: Int64[np.ndarray, " parents"]) -> Int64[np.ndarray, " parents"]:
+        """See `ChildOffsets`."""
+        if len(parents) > _LOOKUPS_AT_ONCE:
+            return np.concatenate(
+                [self.firsts(parents[at : at + _LOOKUPS_AT_ONCE]) for at in range(0, len(parents), _LOOKUPS_AT_ONCE)]
+            )
+        # of one type, or numpy would convert all of `before`
+        place = self.before.searchsorted(parents.astype(np.uint32), "right") - 1
+        set_bits = np.unpackbits(self.words[place].view(np.uint8), bitorder="little").view(bool).nonzero()[0]
+        first = set_bits.searchsorted(np.arange(0, 64 * len(place), 64))
+        nth = parents - self.before[place] + first
+        values: np.ndarray = (place << 6) + (set_bits[nth] & 63)
+        return values
+
+    def ranges(
+        self, parents: Int64[np.ndarray, " parents"]
+    ) -> tuple[Int64[np.ndarray, " parents"], Int64[np.ndarray, " parents"]]:
+        """See `ChildOffsets`."""
+        bounds = self.firsts(np.concatenate([parents, parents + 1]))
+        return bounds[: len(parents)], bounds[len(parents) :]
+
+    def parents(self, children: Int64[np.ndarray, " children"]) -> Int64[np.ndarray, " children"]:
+        """See `ChildOffsets`."""
+        word = children >> 6
+        up_to = self.words[word] & (_ONES >> (63 - (children & 63)).astype(np.uint64))
+        values: np.ndarray = self.before[word] + np.bitwise_count(up_to).astype(np.int64) - 1
+        return values
+
+    def expanded(self) -> Int32[np.ndarray, " parents+1"]:
+        """See `ChildOffsets`."""
+        return np.flatnonzero(np.unpackbits(self.words.view(np.uint8), bitorder="little")).astype(np.int32)
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
+        """See `ChildOffsets`."""
+        return {"words": self.words, "before": self.before}
+
+
 @dataclass(frozen=True, eq=False)
 class VokenTrie:
     """The distinct voken sequences of a set of images, and which image has which. Immutable.
@@ -75,13 +217,12 @@ class VokenTrie:
     """N: vokens are 0 … N - 1."""
     vokens: tuple[UInt[np.ndarray, " _"] | Column, ...]
     """For each level 1 … M: the voken of each node."""
-    child_starts: tuple[Starts, ...]
+    child_offsets: tuple[ChildOffsets, ...]
     """For each level 0 … M - 1: which nodes of the level below are children of each node."""
-    row_starts: Starts
+    row_offsets: ChildOffsets
     """Which places of `order` belong to each leaf."""
     order: UInt8[np.ndarray, "images bytes"] | Column
     """Row numbers, sorted by sequence, ascending within a leaf; low byte first."""
-    _on_device: dict[str, TorchTrie] = field(default_factory=dict, repr=False)
 
     @classmethod
     def from_vokens(
@@ -128,16 +269,16 @@ class VokenTrie:
         for level in range(levels, 0, -1):
             fresh[1:][columns[level - 1][1:] != columns[level - 1][:-1]] = level
         fresh[0] = 0
-        node_vokens, child_starts = [], []
+        node_vokens, child_offsets = [], []
         for level, column in enumerate(columns):
             is_node = fresh <= level + 1
             node_vokens.append(column[is_node])
-            child_starts.append(starts_of(fresh[is_node] <= level))
+            child_offsets.append(offsets_of(fresh[is_node] <= level))
         return cls(
             codebook_size=codebook_size,
             vokens=tuple(node_vokens),
-            child_starts=tuple(child_starts),
-            row_starts=starts_of(fresh <= levels),
+            child_offsets=tuple(child_offsets),
+            row_offsets=offsets_of(fresh <= levels),
             order=order,
         )
 
@@ -148,8 +289,8 @@ class VokenTrie:
         return cls(
             codebook_size=codebook_size,
             vokens=tuple(np.zeros(0, dtype=np.min_scalar_type(codebook_size - 1)) for _ in range(levels)),
-            child_starts=(NumberStarts(np.zeros(2, dtype=np.int32)), *(NumberStarts(nothing),) * (levels - 1)),
-            row_starts=NumberStarts(nothing),
+            child_offsets=(NumberOffsets(np.zeros(2, dtype=np.int32)), *(NumberOffsets(nothing),) * (levels - 1)),
+            row_offsets=NumberOffsets(nothing),
             order=np.zeros((0, 1), dtype=np.uint8),
         )
 
@@ -176,7 +317,7 @@ class VokenTrie:
     @property
     def row_nbytes(self) -> int:
         """Of these, the bytes of what maps a leaf to its images."""
-        return self.order.nbytes + sum(array.nbytes for array in self.row_starts.arrays.values())
+        return self.order.nbytes + sum(array.nbytes for array in self.row_offsets.arrays.values())
 
     def nodes(self, level: int) -> int:
         """How many distinct prefixes of length `level` there are (0 … M)."""
@@ -190,7 +331,7 @@ class VokenTrie:
         self, leaves: Integer[np.ndarray, " leaves"]
     ) -> tuple[Int64[np.ndarray, " rows"], Int64[np.ndarray, " leaves"]]:
         """Row numbers of the images of several leaves, one leaf after another, and how many each has."""
-        start, end = self.row_starts.ranges(self._checked(leaves))
+        start, end = self.row_offsets.ranges(self._checked(leaves))
         counts = end - start
         places = np.repeat(start - (counts.cumsum() - counts), counts) + np.arange(counts.sum())
         return self.rows_at(places), counts
@@ -221,7 +362,7 @@ class VokenTrie:
         vokens = np.empty((len(nodes), self.levels), dtype=np.int32)
         for level in range(self.levels, 0, -1):
             vokens[:, level - 1] = self.vokens[level - 1][nodes]
-            nodes = self.child_starts[level - 1].parents(nodes)
+            nodes = self.child_offsets[level - 1].parents(nodes)
         return vokens
 
     def image_vokens(self) -> Int32[np.ndarray, "images levels"]:
@@ -245,19 +386,10 @@ class VokenTrie:
         vokens = np.empty((self.images, self.levels), dtype=np.int32)
         for level in range(self.levels):
             column = np.asarray(self.vokens[level])
-            for starts in (*self.child_starts[level + 1 :], self.row_starts):
+            for starts in (*self.child_offsets[level + 1 :], self.row_offsets):
                 column = np.repeat(column, np.diff(starts.expanded()))
             vokens[place, level] = column
         return np.flatnonzero(is_row), vokens
-
-    def to_torch(self, device: torch.device | str = "cpu") -> TorchTrie:
-        """The arrays that a search in torch needs, unpacked on `device` once."""
-        from voken.decoding.torch_trie import TorchTrie
-
-        key = str(device)
-        if key not in self._on_device:
-            self._on_device[key] = TorchTrie.of(self, device)
-        return self._on_device[key]
 
     def save(self, folder: Path) -> None:
         """Write the arrays as .npy files and a header. Put it inside `voken.artifact.writing` to be crash-safe."""
@@ -300,8 +432,8 @@ class VokenTrie:
             return cls(
                 codebook_size=codebook_size,
                 vokens=tuple(arrays[f"vokens_{level}"] for level in range(1, levels + 1)),
-                child_starts=tuple(stored_starts(arrays, f"children_{level}") for level in range(levels)),
-                row_starts=stored_starts(arrays, "rows"),
+                child_offsets=tuple(_read_offsets(arrays, f"children_{level}") for level in range(levels)),
+                row_offsets=_read_offsets(arrays, "rows"),
                 order=arrays["order"],
             )
         except KeyError as error:
@@ -309,7 +441,7 @@ class VokenTrie:
 
     def _written_out(self) -> VokenTrie:
         """The same with all its arrays plain ones."""
-        starts = (*self.child_starts, self.row_starts)
+        starts = (*self.child_offsets, self.row_offsets)
         columns = (*self.vokens, self.order)
         if all(isinstance(column, np.ndarray) for column in columns):
             return self
@@ -318,14 +450,14 @@ class VokenTrie:
         for one, array in zip(starts, arrays, strict=True):
             is_first = np.zeros(len(array), dtype=bool)
             is_first[one.expanded()[:-1]] = True
-            plain.append(starts_of(is_first))
+            plain.append(offsets_of(is_first))
         return VokenTrie(self.codebook_size, tuple(arrays[:-1]), tuple(plain[:-1]), plain[-1], arrays[-1])
 
     def _arrays(self) -> dict[str, Any]:
         arrays: dict[str, Any] = {"order": self.order}
         arrays |= {f"vokens_{level}": array for level, array in enumerate(self.vokens, start=1)}
-        starts = {f"children_{level}": starts for level, starts in enumerate(self.child_starts)}
-        for name, one in (starts | {"rows": self.row_starts}).items():
+        starts = {f"children_{level}": starts for level, starts in enumerate(self.child_offsets)}
+        for name, one in (starts | {"rows": self.row_offsets}).items():
             arrays |= {f"{name}.{part}": array for part, array in one.arrays.items()}
         return arrays
 
@@ -339,7 +471,7 @@ class VokenTrie:
         self, level: int, nodes: Int64[np.ndarray, " sequences"], vokens: Int64[np.ndarray, " sequences"]
     ) -> Int64[np.ndarray, " sequences"]:
         """The child with that voken of each node of `level`, -1 where the node is -1 or has none."""
-        low, end = self.child_starts[level].ranges(np.maximum(nodes, 0))
+        low, end = self.child_offsets[level].ranges(np.maximum(nodes, 0))
         place, found = find_between(self.vokens[level], low, end, vokens)
         return np.where(found & (nodes >= 0), place, -1)
 

@@ -117,7 +117,7 @@ def _pictures_below(trie: VokenTrie, vokens: Int64[np.ndarray, "hits M"]) -> Int
     for level in range(1, trie.levels + 1):
         nodes = trie.node_of(vokens[:, :level])
         first, end = np.maximum(nodes, 0), np.maximum(nodes, 0) + 1
-        for starts in (*trie.child_starts[level:], trie.row_starts):
+        for starts in (*trie.child_offsets[level:], trie.row_offsets):
             first, end = starts.firsts(first), starts.firsts(end)
         counts[:, level - 1] = np.where(nodes >= 0, end - first, 0)
     return counts

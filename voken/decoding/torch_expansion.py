@@ -1,15 +1,16 @@
-"""The trie on a torch device: the step of a beam search for models that give tensors."""
+"""The step of a beam search for models that return tensors, over a trie unpacked on their device."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, Self
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from voken.decoding.kept import DIVERGED, IMPOSSIBLE, Kept
+from voken.decoding.interface import DIVERGED, IMPOSSIBLE, BeamState
 from voken.decoding.trie import VokenTrie
 from voken.errors import VokenError
 from voken.shapes import Float, Int, Shaped
@@ -17,27 +18,34 @@ from voken.shapes import Float, Int, Shaped
 _MOST_DENSE_ENTRIES = 1 << 22
 """Largest dense table of level 2 (16 MB); above it the level is searched as the deeper ones are."""
 _LEAST_DENSE_FILL = 0.125
-"""A table of level 2 emptier than this costs more time and memory than the lists of children do."""
+"""A table of level 2 that is emptier than this costs more time and memory than the lists of children do."""
 
 
 @dataclass(frozen=True, eq=False)
-class TorchTrie:
-    """A `VokenTrie` as plain arrays on a device (8 bytes a node), and the expansion of many nodes at once."""
+class TorchExpansion:
+    """Expands many nodes at once. Holds a `VokenTrie` as plain arrays on a device, 8 bytes per node."""
 
     counts: tuple[int, ...]
     """Nodes of levels 0 … M."""
     vokens: tuple[Int[Tensor, " _"], ...]
     """For each level 1 … M: the voken of each node."""
-    child_starts: tuple[Int[Tensor, " _"], ...]
-    """For each level 0 … M - 1: children of node n are nodes child_starts[n] … child_starts[n + 1] - 1 below."""
+    child_offsets: tuple[Int[Tensor, " _"], ...]
+    """For each level 0 … M - 1: children of node n are nodes child_offsets[n] … child_offsets[n + 1] - 1 below."""
     first: Int[Tensor, " N"]
-    """Node of level 1 for each voken, -1 where no sequence starts with it."""
+    """Node of level 1 for each voken; -1 if no sequence starts with it."""
     second: Int[Tensor, "nodes N"] | None
-    """Node of level 2 for each node of level 1 and voken, -1 where none; None where a table does not pay."""
+    """Node of level 2 for each node of level 1 and voken, -1 if there is none; None if a table does not pay."""
 
     @classmethod
-    def of(cls, trie: VokenTrie, device: torch.device | str) -> Self:
-        """Unpack the arrays of `trie` on `device`."""
+    def of(cls, trie: VokenTrie, device: torch.device | str) -> TorchExpansion:
+        """The arrays of `trie` on `device`, unpacked once for as long as the trie lives."""
+        unpacked = _UNPACKED.setdefault(trie, {})
+        if str(device) not in unpacked:
+            unpacked[str(device)] = cls._unpack(trie, device)
+        return unpacked[str(device)]
+
+    @classmethod
+    def _unpack(cls, trie: VokenTrie, device: torch.device | str) -> Self:
 
         def on(array: Shaped[np.ndarray, "*shape"]) -> Tensor:
             return torch.from_numpy(array.astype(np.int32)).to(device)
@@ -48,7 +56,7 @@ class TorchTrie:
         return cls(
             counts=tuple(trie.nodes(level) for level in range(trie.levels + 1)),
             vokens=tuple(on(np.asarray(column)) for column in trie.vokens),
-            child_starts=tuple(on(starts.expanded()) for starts in trie.child_starts),
+            child_offsets=tuple(on(offsets.expanded()) for offsets in trie.child_offsets),
             first=on(first[0]),
             second=on(_table(trie, 1)) if dense else None,
         )
@@ -58,48 +66,51 @@ class TorchTrie:
         """M: vokens of a sequence."""
         return len(self.vokens)
 
-    def root(self, queries: int) -> Kept:
-        """One beam a query, at the root."""
-        nothing = torch.zeros(queries, 1, dtype=torch.long, device=self.first.device)
-        return Kept(nothing, nothing.float(), nothing, nothing.unsqueeze(-1)[:, :, :0])
+    def root(self, queries: int) -> BeamState:
+        """See `Expansion`."""
+        zeros = torch.zeros(queries, 1, dtype=torch.long, device=self.first.device)
+        return BeamState(zeros, zeros.float(), zeros, zeros.unsqueeze(-1)[:, :, :0])
 
     def expand(
-        self, level: int, kept: Kept, logits: Any, beams: int, *, temperature: float = 1.0, log_probs: bool = False
-    ) -> Kept:
-        """The best `beams` children of `kept`, which are nodes of `level` (0 … M - 1).
-
-        `logits` are the model's (queries, beams, N) for them; that they are log-probabilities saves nothing here.
-        Raises `VokenError` where they are not finite.
-        """
-        children, is_table = self.children(level, kept.nodes)
+        self,
+        level: int,
+        state: BeamState,
+        logits: Any,
+        beams: int,
+        *,
+        temperature: float = 1.0,
+        log_probs: bool = False,
+    ) -> BeamState:
+        """See `Expansion`. Log-probabilities save nothing here."""
+        children, is_table = self.children(level, state.nodes)
         scores = self._child_scores(level, logits, children, is_table, temperature)
-        scores = (kept.log_prob.unsqueeze(-1) + scores).flatten(1)
+        scores = (state.log_prob.unsqueeze(-1) + scores).flatten(1)
         chosen = _best(scores, min(beams, self.counts[level + 1]))
         parents = chosen // children.shape[-1]
         nodes = children.flatten(1).gather(1, chosen)
         voken = self.voken_of(level + 1, nodes).unsqueeze(-1)
-        path = torch.cat([kept.path.gather(1, parents.unsqueeze(-1).expand(-1, -1, level)), voken], dim=2)
-        return Kept(nodes, scores.gather(1, chosen), parents, path)
+        path = torch.cat([state.path.gather(1, parents.unsqueeze(-1).expand(-1, -1, level)), voken], dim=2)
+        return BeamState(nodes, scores.gather(1, chosen), parents, path)
 
-    def fetched(self, kept: Kept) -> Kept:
-        """The same as numpy arrays."""
-        return Kept(*(array.cpu().numpy() for array in (kept.nodes, kept.log_prob, kept.parents, kept.path)))
+    def as_numpy(self, state: BeamState) -> BeamState:
+        """See `Expansion`."""
+        return BeamState(*(array.cpu().numpy() for array in (state.nodes, state.log_prob, state.parents, state.path)))
 
     def children(
         self, level: int, nodes: Int[Tensor, "queries beams"]
     ) -> tuple[Int[Tensor, "queries beams width"], bool]:
         """The children of nodes of `level` (0 … M - 1), as nodes of the level below; -1 fills the width.
 
-        The second value says whether the width is the codebook, i.e. column v holds the child with voken v;
-        otherwise the children stand first, in order. In both cases children ascend along the width.
+        The second value says whether the width is the codebook, so that column v holds the child with voken v.
+        Otherwise the children come first, in order. In both cases children ascend along the width.
         """
         if level == 0:
             return self.first.long().expand(*nodes.shape, -1), True
         if level == 1 and self.second is not None:
             return self.second[nodes].long(), True
-        starts = self.child_starts[level]
-        start = starts[nodes].long().unsqueeze(-1)
-        end = starts[nodes + 1].long().unsqueeze(-1)
+        offsets = self.child_offsets[level]
+        start = offsets[nodes].long().unsqueeze(-1)
+        end = offsets[nodes + 1].long().unsqueeze(-1)
         width = int((end - start).max())
         child = start + torch.arange(width, device=start.device)
         return torch.where(child < end, child, -1), False
@@ -130,21 +141,24 @@ class TorchTrie:
 def _best(scores: Float[Tensor, "queries candidates"], count: int) -> Int[Tensor, "queries count"]:
     """Positions of the `count` best candidates, ascending; of candidates tied for the last place the first.
 
-    As candidates stand in the order of their nodes, keeping positions ascending keeps nodes ascending.
+    Candidates are in the order of their nodes, so ascending positions are ascending nodes.
     """
     values, positions = scores.topk(min(count + 1, scores.shape[1]), dim=1)
     if scores.shape[1] > count and bool((values[:, count - 1] == values[:, count]).any()):
         last = values[:, count - 1 : count]
         above, tied = scores > last, scores == last
         wanted = count - above.sum(dim=1, keepdim=True)
-        kept = above | (tied & (tied.cumsum(dim=1) <= wanted))
-        return kept.nonzero()[:, 1].view(len(scores), count)
+        is_best = above | (tied & (tied.cumsum(dim=1) <= wanted))
+        return is_best.nonzero()[:, 1].view(len(scores), count)
     return positions[:, :count].sort(dim=1).values
 
 
 def _table(trie: VokenTrie, level: int) -> Int[np.ndarray, "nodes N"]:
-    """The child with each voken of each node of `level`, -1 where none."""
+    """The child with each voken of each node of `level`, -1 if there is none."""
     table = np.full((trie.nodes(level), trie.codebook_size), -1, dtype=np.int32)
-    parent = np.repeat(np.arange(len(table)), np.diff(trie.child_starts[level].expanded()))
+    parent = np.repeat(np.arange(len(table)), np.diff(trie.child_offsets[level].expanded()))
     table[parent, trie.vokens[level]] = np.arange(trie.nodes(level + 1), dtype=np.int32)
     return table
+
+
+_UNPACKED: WeakKeyDictionary[VokenTrie, dict[str, TorchExpansion]] = WeakKeyDictionary()
