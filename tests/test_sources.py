@@ -72,7 +72,7 @@ def test_fetch_packs_once_and_keeps_the_tarball(tmp_path, monkeypatch):
     ("script", "says"),
     [
         ("open('s-p-1.2.tgz', 'w').write('half'); sys.exit('npm error ENOTFOUND')", "npm error ENOTFOUND"),
-        ("open('other.tgz', 'w').write('x')", "made no s-p-1.2.tgz"),
+        ("open('other.tgz', 'w').write('x')", "produced no s-p-1.2.tgz"),
         ("sys.exit(3)", "exit code 3"),
     ],
 )

@@ -1,10 +1,10 @@
-"""Emoji as a data set: one concept drawn by several hands, with the names and keywords people gave it.
+"""Emoji as a data set: each concept drawn by several vendors, with names and keywords that people wrote.
 
-Pictures are the SVGs of redistributable emoji sets (npm, one small package a set); texts are the CLDR label, the
+Pictures are the SVGs of redistributable emoji sets (npm, one small package per set); texts are the CLDR label, the
 Unicode name, the short names of several services and the keywords of CLDR (npm `emojibase-data`) and of `emojilib`:
-as lists, and singly where few emoji carry them. No text is made from a template. Skin tones are left out; what
-differs only by gender, direction or hour is one *family*, and a split never parts a family. This says nothing about
-photographs.
+as lists, and alone if few emoji share them. No text is made from a template. Skin tones are left out; emoji
+that differ only by gender, direction or hour are one *family*, and a split never separates a family. Results on emoji
+say nothing about photographs.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ VENDORS: Mapping[str, str] = {
     "fxemoji": "1.2.2",
     "fluent-emoji": "1.2.7",
 }
-"""The hands whose licence lets renders be passed on (Apache-2.0, MIT, CC-BY-4.0), with the pinned package version."""
+"""The vendors whose licences allow renders to be passed on (Apache-2.0, MIT, CC-BY-4.0), with the package version."""
 
 DEMO_VENDORS = ("noto", "fluent-emoji-flat")
-"""Two hands of a few megabytes together, Apache-2.0 and MIT: the selection for a demonstration."""
+"""Two vendors of a few megabytes together, Apache-2.0 and MIT: the selection for the demo."""
 
 _SHORTCODES = ("cldr", "emojibase", "github", "joypixels", "iamcal")
 _FLAGS, _COMPONENTS = 9, 2
@@ -86,64 +86,64 @@ def build(
 ) -> Dataset:
     """Draw the emoji into `destination/images` and describe them in `destination/metadata.jsonl`.
 
-    `size` is the side in pixels; `folder` keeps the npm tarballs (default: the user's cache). The two splits hold
-    that many concepts each (all their hands), the rest is train. A run that was stopped goes on where it was.
-    `read_dataset(destination)` reads
-    the result; what the renderer refused, blanks and exact repeats stand in its `skipped`. Raises
-    DataError where npm or a package fails.
+    `size` is the side in pixels; `folder` stores the npm tarballs (default: the user's cache). Validation and test get
+    so many concepts each (by all vendors), train gets the rest. A run that was stopped goes on where it was.
+    `read_dataset(destination)` reads the result. What the renderer refused, blank pictures and exact repeats are in
+    `skipped` of the returned data set. Raises DataError if npm or a package fails.
     """
     unknown = [vendor for vendor in vendors if vendor not in VENDORS]
     if unknown or not vendors:
         raise ConfigError(f"unknown emoji vendors {unknown}; choose among {', '.join(VENDORS)}")
     emoji, unicode_names = _read_emoji(folder, flags=flags)
     sets = []
-    for done, vendor in enumerate(vendors):
-        progress("fetch emoji", done, len(vendors))
+    for count, vendor in enumerate(vendors):
+        progress("fetch emoji", count, len(vendors))
         sets.append(read_icon_set(f"@iconify-json/{vendor}", VENDORS[vendor], folder))
     codes = _name_codes(emoji, sets, unicode_names)
     root = Path(destination).absolute()
     drawings: list[Drawing] = []
-    owners: list[tuple[_Emoji, IconSet]] = []
+    sources: list[tuple[_Emoji, IconSet]] = []
     for icon_set in sets:
         names = _icons_by_code(icon_set, codes)
         (root / "images" / icon_set.prefix).mkdir(parents=True, exist_ok=True)
-        for one in emoji:
-            svg = icon_set.svg(names[one.code], size) if one.code in names else None
+        for character in emoji:
+            svg = icon_set.svg(names[character.code], size) if character.code in names else None
             if svg is not None:
-                drawings.append(Drawing(svg, root / "images" / icon_set.prefix / f"{one.code}-{size}.png"))
-                owners.append((one, icon_set))
+                drawings.append(Drawing(svg, root / "images" / icon_set.prefix / f"{character.code}-{size}.png"))
+                sources.append((character, icon_set))
     images: list[CaptionedImage] = []
     skipped: list[Skipped] = []
     seen: set[tuple[str, str]] = set()
-    for done, ((one, icon_set), drawn) in enumerate(zip(owners, draw(drawings, workers=workers), strict=True)):
-        progress("draw emoji", done + 1, len(drawings))
+    results = zip(sources, draw(drawings, workers=workers), strict=True)
+    for count, ((drawn_emoji, icon_set), drawn) in enumerate(results, start=1):
+        progress("draw emoji", count, len(drawings))
         file_name = drawn.path.relative_to(root).as_posix()
         reason = drawn.reason or ("near blank" if drawn.blank else "")
-        # the same pixels for one concept by two hands are one picture
-        if not reason and (one.concept, drawn.digest) in seen:
+        # if two vendors draw the same pixels for a concept, that is one picture
+        if not reason and (drawn_emoji.concept, drawn.digest) in seen:
             reason = "exact repeat"
         if reason:
             skipped.append(Skipped(file_name, reason))
             continue
-        seen.add((one.concept, drawn.digest))
+        seen.add((drawn_emoji.concept, drawn.digest))
         images.append(
             CaptionedImage(
                 image_id=file_name,
                 path=drawn.path,
-                captions=one.captions,
-                concept=one.concept,
+                captions=drawn_emoji.captions,
+                concept=drawn_emoji.concept,
                 licence=icon_set.licence,
-                family=one.family,
+                family=drawn_emoji.family,
                 vendor=icon_set.prefix,
             )
         )
-    drawn_set = Dataset(root.name, root, tuple(images))
-    split = resplit(drawn_set, seed=seed, test_concepts=test_concepts, validation_concepts=validation_concepts)
+    dataset = Dataset(root.name, root, tuple(images))
+    split = resplit(dataset, seed=seed, test_concepts=test_concepts, validation_concepts=validation_concepts)
     return replace(write_dataset(root, root.name, split.images), skipped=tuple(skipped))
 
 
 def family_of(label: str) -> str:
-    """What is left of a CLDR label without gender, direction and hour: the name of its family.
+    """The family of a CLDR label: the label without gender, direction and hour.
 
     >>> family_of("woman farmer"), family_of("man walking: facing right"), family_of("kiss: man, man")
     ('farmer', 'walking', 'kiss')
@@ -156,8 +156,8 @@ def family_of(label: str) -> str:
         lowered = head
     lowered = _ONE_FAMILY.get(lowered, lowered)
     words = [word for word in re.findall(r"[\w'-]+", lowered) if word not in _GENDERED]
-    left = " ".join(words) or "person"
-    return _ONE_FAMILY.get(left, left)
+    family = " ".join(words) or "person"
+    return _ONE_FAMILY.get(family, family)
 
 
 def _read_emoji(folder: Path | None, *, flags: bool) -> tuple[list[_Emoji], dict[str, str]]:
@@ -183,12 +183,12 @@ def _read_emoji(folder: Path | None, *, flags: bool) -> tuple[list[_Emoji], dict
             code: (_words(record.get("tags", [])), _words(keywords.get(code, [])[1:]))
             for code, record in records.items()
         }
-        carried = Counter(word for tags, others in lists.values() for word in {*tags, *others})
+        counts = Counter(word for tags, others in lists.values() for word in {*tags, *others})
         emoji = []
         for code, record in records.items():
             short_names = [name for table in short for name in _listed(table.get(record["hexcode"], []))]
             phrases = [record["label"], names.get(code, "").lower(), *short_names]
-            captions = _captions(phrases, lists[code], carried)
+            captions = _captions(phrases, lists[code], counts)
             emoji.append(_Emoji(code, record["label"], family_of(record["label"]), captions))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{base} or {lib}: not the expected emoji data ({error!r})") from error
@@ -201,18 +201,18 @@ def _words(keywords: Iterable[str]) -> list[str]:
 
 
 def _captions(
-    phrases: Iterable[str], lists: tuple[Sequence[str], Sequence[str]], carried: Mapping[str, int]
+    phrases: Iterable[str], lists: tuple[Sequence[str], Sequence[str]], counts: Mapping[str, int]
 ) -> tuple[str, ...]:
-    """The names in words, the keywords that few emoji carry, and the two lists of keywords; each thing said once."""
+    """The names in words, the keywords that few emoji share, and the two lists of keywords, without repeats."""
     phrases = [re.sub(r"[_-]+", " ", phrase).strip() for phrase in phrases]
-    rare = [word for words in lists for word in words if carried[word] <= _RARE][:_RARE_KEYWORDS]
-    lists_told = [", ".join(words[:_KEYWORDS]) for words in lists]
-    told: dict[str, str] = {}
-    for phrase in [*phrases, *rare, *lists_told]:
+    rare = [word for words in lists for word in words if counts[word] <= _RARE][:_RARE_KEYWORDS]
+    joined = [", ".join(words[:_KEYWORDS]) for words in lists]
+    captions: dict[str, str] = {}
+    for phrase in [*phrases, *rare, *joined]:
         key = " ".join(re.findall(r"\w+", phrase.casefold()))
         if re.search(r"[a-z]{2}", key):
-            told.setdefault(key, phrase)
-    return tuple(told.values())
+            captions.setdefault(key, phrase)
+    return tuple(captions.values())
 
 
 def _listed(value: Any) -> list[str]:
@@ -220,7 +220,7 @@ def _listed(value: Any) -> list[str]:
 
 
 def _code(hexcode: str) -> str:
-    """Lower case, without the variation selector, which half of the sources leave out."""
+    """The code in lower case, without the variation selector, which half of the sources leave out."""
     return "-".join(part for part in hexcode.lower().split("-") if part != "fe0f")
 
 
@@ -229,11 +229,11 @@ def _squashed(name: str) -> str:
 
 
 def _name_codes(emoji: Sequence[_Emoji], sets: Iterable[IconSet], unicode_names: Mapping[str, str]) -> dict[str, str]:
-    """Code by squashed name, for the sets that name their icons and give no code points."""
-    known = {one.code for one in emoji}
+    """Codes by squashed name, for the sets that name their icons and give no code points."""
+    known = {character.code for character in emoji}
     codes: dict[str, str] = {}
-    for one in emoji:
-        codes.setdefault(_squashed(one.concept), one.code)
+    for character in emoji:
+        codes.setdefault(_squashed(character.concept), character.code)
     for icon_set in sets:
         by_name = {name: _code(code) for code, name in icon_set.chars.items() if _code(code) in known}
         for name, code in by_name.items():

@@ -1,13 +1,13 @@
 """Icons as data sets: tagged icons for quality, all icons for scale.
 
-`build`: concepts that people named, gave other names and tagged (npm `lucide-static`, `@mdi/svg`, `@tabler/icons`),
-each drawn by several hands: the icons of those sets and of the other redistributable sets of `@iconify/json` whose
-name in words is the concept. No text is made from a template. A tag that many icons carry describes none of them
-and stands only in the list of keywords.
+`build`: concepts with names, other names and tags that people wrote (npm `lucide-static`, `@mdi/svg`, `@tabler/icons`),
+each drawn by several vendors: the icons of those sets and of the other redistributable sets of `@iconify/json` whose
+name in words is the concept. No text is made from a template. A tag that many icons share describes none of them
+and is only in the list of keywords.
 
 `build_all`: every icon of every redistributable set, its name in words its only caption: a data set for scale.
 
-Black on white throughout. This says nothing about photographs.
+All icons are black on white. Results on them say nothing about photographs.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TABLER = ("@tabler/icons", "3.51.0")
 LICENCES = frozenset(
     {"Apache-2.0", "MIT", "ISC", "CC-BY-3.0", "CC-BY-4.0", "CC0-1.0", "Unlicense", "BSD-3-Clause", "0BSD"}
 )
-"""Licences under which a render may be passed on, also for money."""
+"""Licences under which a render may be passed on, also commercially."""
 
 MIN_TEXTS = 3
 """A concept with fewer texts is left out."""
@@ -58,7 +58,7 @@ _STYLES = frozenset(
     rounded sharp small solid thin tone twotone two variant
     """)
 )
-# what icon sets hang on a thing to say what happens to it: "account plus", "account off"
+# words that icon sets add to the name of a thing: "account plus", "account off"
 _BADGES = frozenset(
     _words("""
     off on plus minus check checked x cancel remove alert edit cog lock unlock search question exclamation pause
@@ -78,7 +78,7 @@ class _Concept:
 
 
 @dataclass(frozen=True)
-class _Candidate:
+class _Icon:
     concept: str
     prefix: str
     name: str
@@ -101,24 +101,24 @@ def build(
 ) -> Dataset:
     """Draw the tagged icons into `destination/images`, described in `destination/metadata.jsonl`.
 
-    `size` is the side in pixels; at most `per_concept` pictures a concept, chosen by `seed`, different hands first,
-    and `max_pictures` in all; `folder` keeps the npm tarballs (default: the user's cache). The two splits hold that
-    many concepts each, the rest is train. A run that was stopped goes on where it was. `read_dataset(destination)`
-    reads the result; what the renderer refused, blanks and exact repeats stand in its `skipped`. Raises
-    DataError where npm or a package fails.
+    `size` is the side in pixels. There are at most `per_concept` pictures per concept, chosen by `seed`, those of
+    different vendors first, and `max_pictures` in all. `folder` stores the npm tarballs (default: the user's cache).
+    Validation and test get so many concepts each, train gets the rest. A run that was stopped goes on where it was.
+    `read_dataset(destination)` reads the result. What the renderer refused, blank pictures and exact repeats are in
+    `skipped` of the returned data set. Raises DataError if npm or a package fails.
     """
     concepts = _read_concepts(folder)
     tarball = npm.fetch(*ICONIFY, folder)
-    candidates: dict[str, list[_Candidate]] = {}
+    candidates: dict[str, list[_Icon]] = {}
     for icon_set in _sets(tarball, progress):
         for name in icon_set.names:
             concept = _concept_of(name, concepts)
             svg = icon_set.svg(name, size) if concept else None
             if concept and svg is not None and _drawable(name, svg):
-                one = _Candidate(concept, icon_set.prefix, name, svg, icon_set.licence)
-                candidates.setdefault(concept, []).append(one)
-    ranked = [(rank, one) for group in candidates.values() for rank, one in enumerate(_by_hands(group, seed))]
-    chosen = [one for rank, one in sorted(ranked, key=lambda pair: pair[0]) if rank < per_concept][:max_pictures]
+                icon = _Icon(concept, icon_set.prefix, name, svg, icon_set.licence)
+                candidates.setdefault(concept, []).append(icon)
+    ranked = [(rank, icon) for group in candidates.values() for rank, icon in enumerate(_by_vendors(group, seed))]
+    chosen = [icon for rank, icon in sorted(ranked, key=lambda pair: pair[0]) if rank < per_concept][:max_pictures]
     images, skipped = _draw_all(Path(destination), chosen, size, workers, progress)
     described = tuple(
         replace(image, captions=concepts[image.concept].captions, family=concepts[image.concept].family)
@@ -143,14 +143,14 @@ def build_all(
 ) -> Dataset:
     """Draw every icon of every redistributable set (or `limit` of them, chosen by `seed`): the scale data set.
 
-    One caption a picture, its name in words; pictures of one name are one concept; all in split "test", for nothing
-    is trained on them. Some 270,000 pictures of 64 pixels in about 20 minutes on one core. Otherwise as `build`.
-    `every_licence` takes all sets, emoji, logos and those in colour too, whatever their licence (some 370,000):
-    to measure at home, not to pass on.
+    The only caption of a picture is its name in words. Pictures with the same name are one concept; all are in split
+    "test", because nothing is trained on them. Draws some 270,000 pictures of 64 pixels in about 20 minutes on one
+    core. Otherwise as `build`. `every_licence` takes all sets, also emoji, logos and those in colour, whatever their
+    licence (some 370,000 pictures): to measure at home, not to pass on.
     """
     tarball = npm.fetch(*ICONIFY, folder)
     candidates = [
-        _Candidate(words, icon_set.prefix, name, svg, icon_set.licence)
+        _Icon(words, icon_set.prefix, name, svg, icon_set.licence)
         for icon_set in _sets(tarball, progress, every_licence=every_licence)
         for name in icon_set.names
         if (words := _plain_name(name))
@@ -159,7 +159,7 @@ def build_all(
         and (every_licence or not name.startswith("brand-"))
     ]
     if limit is not None:
-        candidates = sorted(candidates, key=lambda one: _lot(seed, one))[:limit]
+        candidates = sorted(candidates, key=lambda icon: _draw_key(seed, icon))[:limit]
     images, skipped = _draw_all(Path(destination), candidates, size, workers, progress)
     root = Path(destination).absolute()
     named = [replace(image, captions=(image.concept,), split="test") for image in images]
@@ -167,10 +167,10 @@ def build_all(
 
 
 def _sets(tarball: Path, progress: Progress, *, every_licence: bool = False) -> Iterator[IconSet]:
-    """The redistributable one-colour sets of the tarball, one at a time: all of them at once fill the memory."""
+    """The redistributable one-colour sets of the tarball, one at a time: all together would fill the memory."""
     for number, (name, content) in enumerate(npm.members(tarball, lambda name: name.startswith("json/"))):
         progress("read icon sets", number + 1, 0)
-        # the few that are huge are pictures in colour, not icons
+        # the few huge sets are pictures in colour, not icons
         if len(content) > 60_000_000:
             continue
         icon_set = parse_icon_set(content, f"{tarball}: {name}")
@@ -183,36 +183,38 @@ def _sets(tarball: Path, progress: Progress, *, every_licence: bool = False) -> 
 
 
 def _drawable(name: str, svg: str) -> bool:
-    """An animation's first frame is often empty, and the name becomes a file's."""
+    """Animations are left out, because their first frame is often empty; the name must be fit for a file."""
     return "<animate" not in svg and re.fullmatch(r"[a-z0-9][a-z0-9-]*", name) is not None
 
 
-def _lot(seed: int, one: _Candidate) -> bytes:
-    return blake2b(f"{seed}:{one.prefix}:{one.name}".encode(), digest_size=8).digest()
+def _draw_key(seed: int, icon: _Icon) -> bytes:
+    return blake2b(f"{seed}:{icon.prefix}:{icon.name}".encode(), digest_size=8).digest()
 
 
-def _by_hands(group: Iterable[_Candidate], seed: int) -> list[_Candidate]:
-    """One icon of every set before a second of any; the sets that gave the tags first, else by lot."""
-    taken: Counter[str] = Counter()
-    turns: list[tuple[int, bool, bytes, _Candidate]] = []
-    for one in sorted(group, key=lambda one: _lot(seed, one)):
-        turns.append((taken[one.prefix], one.prefix not in _TAGGED_SETS, _lot(seed, one), one))
-        taken[one.prefix] += 1
-    return [one for *_, one in sorted(turns, key=lambda turn: turn[:3])]
+def _by_vendors(group: Iterable[_Icon], seed: int) -> list[_Icon]:
+    """One icon of every set before a second of any; first those of the sets that have tags, else in random order."""
+    counts: Counter[str] = Counter()
+    turns: list[tuple[int, bool, bytes, _Icon]] = []
+    for icon in sorted(group, key=lambda icon: _draw_key(seed, icon)):
+        turns.append((counts[icon.prefix], icon.prefix not in _TAGGED_SETS, _draw_key(seed, icon), icon))
+        counts[icon.prefix] += 1
+    return [icon for *_, icon in sorted(turns, key=lambda turn: turn[:3])]
 
 
 def _draw_all(
-    destination: Path, chosen: Sequence[_Candidate], size: int, workers: int, progress: Progress
+    destination: Path, chosen: Sequence[_Icon], size: int, workers: int, progress: Progress
 ) -> tuple[list[CaptionedImage], list[Skipped]]:
     root = destination.absolute()
-    for prefix in {one.prefix for one in chosen}:
-        (root / "images" / prefix).mkdir(parents=True, exist_ok=True)
-    drawings = [Drawing(one.svg, root / "images" / one.prefix / f"{one.name}-{size}.png", grey=True) for one in chosen]
+    folders = {icon.prefix: root / "images" / icon.prefix for icon in chosen}
+    for folder in folders.values():
+        folder.mkdir(parents=True, exist_ok=True)
+    drawings = [Drawing(icon.svg, folders[icon.prefix] / f"{icon.name}-{size}.png", grey=True) for icon in chosen]
     images: list[CaptionedImage] = []
     skipped: list[Skipped] = []
     seen: set[str] = set()
-    for done, (one, drawn) in enumerate(zip(chosen, draw(drawings, workers=workers), strict=True)):
-        progress("draw icons", done + 1, len(chosen))
+    results = zip(chosen, draw(drawings, workers=workers), strict=True)
+    for count, (icon, drawn) in enumerate(results, start=1):
+        progress("draw icons", count, len(chosen))
         file_name = drawn.path.relative_to(root).as_posix()
         reason = drawn.reason or ("near blank" if drawn.blank else "")
         if not reason and drawn.digest in seen:
@@ -222,7 +224,7 @@ def _draw_all(
             continue
         seen.add(drawn.digest)
         images.append(
-            CaptionedImage(file_name, drawn.path, concept=one.concept, licence=one.licence, vendor=one.prefix)
+            CaptionedImage(file_name, drawn.path, concept=icon.concept, licence=icon.licence, vendor=icon.prefix)
         )
     return images, skipped
 
@@ -232,7 +234,7 @@ def _is_style(word: str) -> bool:
 
 
 def _plain_name(name: str) -> str:
-    """The name in words, without style and number at its end.
+    """The name in words, without the style and the number at its end.
 
     >>> _plain_name("arrow-left-2-filled")
     'arrow left'
@@ -244,7 +246,7 @@ def _plain_name(name: str) -> str:
 
 
 def _concept_of(name: str, concepts: dict[str, _Concept]) -> str:
-    """The tagged concept an icon of any set shows: its name in words, styles taken off one by one; else ""."""
+    """The tagged concept that an icon shows: its name in words, without as many styles as necessary; else ""."""
     words = _words(name)
     for start in range(len(words)):
         for end in range(len(words), start, -1):
@@ -258,7 +260,7 @@ def _concept_of(name: str, concepts: dict[str, _Concept]) -> str:
 
 
 def family_of(concept: str) -> str:
-    """The concept without the badges hung on it: `account plus` and `account off` are of the family `account`."""
+    """The concept without its badges: `account plus` and `account off` are of the family `account`."""
     words = concept.split()
     while len(words) > 1 and words[-1] in _BADGES:
         words.pop()
@@ -273,12 +275,12 @@ def _read_concepts(folder: Path | None) -> dict[str, _Concept]:
     brands: set[str] = set()
 
     def add(name: str, others: Iterable[str], tags: Iterable[str], brand: bool) -> None:
-        concept = _own_name(name)
+        concept = _concept_name(name)
         if brand:
             brands.add(concept)
-        one = concepts.setdefault(concept, _Concept(concept))
-        one.others += [_own_name(other) for other in others]
-        one.tags += [" ".join(_words(str(tag))) for tag in tags]
+        described = concepts.setdefault(concept, _Concept(concept))
+        described.others += [_concept_name(other) for other in others]
+        described.tags += [" ".join(_words(str(tag))) for tag in tags]
 
     try:
         for name, tags in json.loads(npm.read_member(lucide, "tags.json")).items():
@@ -291,12 +293,12 @@ def _read_concepts(folder: Path | None) -> dict[str, _Concept]:
             add(name, (), record.get("tags", ()), brand)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{lucide}, {mdi} or {tabler}: not the expected icon data ({error!r})") from error
-    kept = {name: one for name, one in concepts.items() if name not in brands and re.search("[a-z]{2}", name)}
-    _describe(kept)
-    return {name: one for name, one in kept.items() if len(one.captions) >= MIN_TEXTS}
+    usable = {name: concepts[name] for name in concepts if name not in brands and re.search("[a-z]{2}", name)}
+    _describe(usable)
+    return {name: concept for name, concept in usable.items() if len(concept.captions) >= MIN_TEXTS}
 
 
-def _own_name(name: str) -> str:
+def _concept_name(name: str) -> str:
     words = _words(name)
     while len(words) > 1 and (words[-1] in {"outline", "variant", "filled"} or words[-1].isdigit()):
         words.pop()
@@ -306,33 +308,38 @@ def _own_name(name: str) -> str:
 def _describe(concepts: dict[str, _Concept]) -> None:
     """Fill in captions and families.
 
-    A phrase that names another concept is that concept's, not a caption here; the two become one family, for
-    people take the one for the other.
+    A phrase that names another concept belongs to that concept and is no caption here. The two become one family,
+    because people confuse them.
     """
-    for one in concepts.values():
-        one.others = [text for text in dict.fromkeys(one.others) if re.search("[a-z]{2}", text) and text != one.name]
-        one.tags = [text for text in dict.fromkeys(one.tags) if re.search("[a-z]{2}", text) and text != one.name]
-    carried = Counter(text for one in concepts.values() for text in {*one.others, *one.tags})
-    for one in concepts.values():
-        names = [text for text in one.others if carried[text] <= _RARE and text not in concepts]
-        single = [text for text in one.tags if carried[text] <= _RARE and text not in concepts]
-        lists = [
-            ", ".join(one.tags[at : at + _KEYWORDS]) for at in range(0, min(len(one.tags), 2 * _KEYWORDS), _KEYWORDS)
+    for concept in concepts.values():
+        concept.others = [
+            text for text in dict.fromkeys(concept.others) if re.search("[a-z]{2}", text) and text != concept.name
         ]
-        texts = [one.name, *names, *single][:_MAX_TEXTS]
-        one.captions = tuple(dict.fromkeys([*texts, *(text for text in lists if ", " in text)]))
-        one.family = family_of(one.name)
-    joined = {one.family: one.family for one in concepts.values()}
+        concept.tags = [
+            text for text in dict.fromkeys(concept.tags) if re.search("[a-z]{2}", text) and text != concept.name
+        ]
+    counts = Counter(text for concept in concepts.values() for text in {*concept.others, *concept.tags})
+    for concept in concepts.values():
+        names = [text for text in concept.others if counts[text] <= _RARE and text not in concepts]
+        single = [text for text in concept.tags if counts[text] <= _RARE and text not in concepts]
+        lists = [
+            ", ".join(concept.tags[at : at + _KEYWORDS])
+            for at in range(0, min(len(concept.tags), 2 * _KEYWORDS), _KEYWORDS)
+        ]
+        texts = [concept.name, *names, *single][:_MAX_TEXTS]
+        concept.captions = tuple(dict.fromkeys([*texts, *(text for text in lists if ", " in text)]))
+        concept.family = family_of(concept.name)
+    joined = {concept.family: concept.family for concept in concepts.values()}
 
     def head(family: str) -> str:
         while joined[family] != family:
             family = joined[family]
         return family
 
-    for one in concepts.values():
-        for other in one.others:
+    for concept in concepts.values():
+        for other in concept.others:
             if other in concepts:
-                first, second = sorted((head(one.family), head(concepts[other].family)))
+                first, second = sorted((head(concept.family), head(concepts[other].family)))
                 joined[second] = first
-    for one in concepts.values():
-        one.family = head(one.family)
+    for concept in concepts.values():
+        concept.family = head(concept.family)

