@@ -110,6 +110,19 @@ class QueryReader:
         return 0
 
 
+@dataclass(frozen=True)
+class SavedParts:
+    """What all families have in a saved folder."""
+
+    header: dict[str, Any]
+    """The content of generator.json."""
+    config: Any
+    reader: QueryReader
+    vocabulary: VokenVocabulary
+    """On the "meta" device."""
+    weights: dict[str, Tensor]
+
+
 class CheckpointGenerator(nn.Module):
     """The part of a `Generator` that does not depend on the checkpoint's architecture. Abstract."""
 
@@ -140,16 +153,14 @@ class CheckpointGenerator(nn.Module):
     def _header(self) -> dict[str, Any]:
         """What generator.json says beside the sizes that all families have."""
 
-    @abstractmethod
-    def _weight_files(self) -> dict[str, dict[str, Tensor]]:
-        """The weights to save, by file name."""
-
     @classmethod
     @abstractmethod
-    def _from_saved(
-        cls, folder: Path, header: dict[str, Any], config: Any, vocabulary: VokenVocabulary, **options: Any
-    ) -> Self:
-        """Build the generator from a saved folder. `vocabulary` is on the "meta" device."""
+    def _from_saved(cls, folder: Path, saved: SavedParts, **options: Any) -> Self:
+        """Build the generator from what `load` has read of a saved folder."""
+
+    def _weight_files(self) -> dict[str, dict[str, Tensor]]:
+        """The weights to save, by file name."""
+        return {WEIGHTS: self.state_dict()}
 
     @property
     def codebook_size(self) -> int:
@@ -215,7 +226,11 @@ class CheckpointGenerator(nn.Module):
                     shared=header["shared"],
                     tied=header["tied"],
                 )
-            return cls._from_saved(folder, header, config, vocabulary, **options).eval()
+            reader = QueryReader.from_pretrained(
+                folder, max_tokens=header["max_query_tokens"], separator=header.get("separator", "")
+            )
+            saved = SavedParts(header, config, reader, vocabulary, load_file(folder / WEIGHTS))
+            return cls._from_saved(folder, saved, **options).eval()
         except MissingExtraError:
             raise
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, VokenError) as error:
@@ -234,11 +249,6 @@ class CheckpointGenerator(nn.Module):
         is_word = torch.arange(len(table.weight), device=self.device) < len(words)
         head.bias.data = torch.where(is_word, _IMPOSSIBLE, 0.0)
         return table, head
-
-
-def load_weights(folder: Path, name: str = WEIGHTS) -> dict[str, Tensor]:
-    """The tensors of a weight file, by name, on the CPU."""
-    return load_file(folder / name)
 
 
 def starting_vocabulary(

@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from voken.errors import ConfigError, MissingExtraError
@@ -24,9 +25,9 @@ from voken.generator.checkpoint import (
     WEIGHTS,
     CheckpointGenerator,
     QueryReader,
+    SavedParts,
     checkpoint_errors,
     follow_parents,
-    load_weights,
     starting_vocabulary,
 )
 from voken.generator.vocabulary import VokenVocabulary
@@ -197,36 +198,18 @@ class LlamaGenerator(CheckpointGenerator):
         return {WEIGHTS: weights} | ({} if self.lora is None else {_ADAPTER: adapter})
 
     @classmethod
-    def _from_saved(
-        cls,
-        folder: Path,
-        header: dict[str, Any],
-        config: Any,
-        vocabulary: VokenVocabulary,
-        *,
-        merge: bool = True,
-        **options: Any,
-    ) -> Self:
+    def _from_saved(cls, folder: Path, saved: SavedParts, *, merge: bool = True, **options: Any) -> Self:
         """With `merge`, steps are faster and peft is not needed, but only the voken rows can be trained further."""
         from transformers.models.llama.modeling_llama import LlamaModel, LlamaRotaryEmbedding
 
-        lora = Lora(**header["lora"]) if header["lora"] else None
-        weights = load_weights(folder)
-        adapter = load_weights(folder, _ADAPTER) if lora is not None else {}
+        lora = Lora(**saved.header["lora"]) if saved.header["lora"] else None
+        adapter = load_file(folder / _ADAPTER) if lora is not None else {}
         with torch.device("meta"):
-            transformer = LlamaModel(config)
+            transformer = LlamaModel(saved.config)
         # Its frequencies are computed, not saved.
-        transformer.rotary_emb = LlamaRotaryEmbedding(config)
-        if lora is not None and merge:
-            weights = _merged(weights, adapter, lora)
-        generator = cls(
-            transformer=transformer,
-            reader=QueryReader.from_pretrained(
-                folder, max_tokens=header["max_query_tokens"], separator=header["separator"]
-            ),
-            vocabulary=vocabulary,
-            lora=None,
-        )
+        transformer.rotary_emb = LlamaRotaryEmbedding(saved.config)
+        generator = cls(transformer=transformer, reader=saved.reader, vocabulary=saved.vocabulary, lora=None)
+        weights = saved.weights if lora is None or not merge else _merged(saved.weights, adapter, lora)
         generator.load_state_dict(weights, assign=True)
         generator.transformer.requires_grad_(False)
         if lora is not None and not merge:

@@ -24,13 +24,12 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from voken.errors import ConfigError
 from voken.generator.checkpoint import (
-    WEIGHTS,
     CheckpointGenerator,
     QueryReader,
+    SavedParts,
     TokenizedQueries,
     checkpoint_errors,
     follow_parents,
-    load_weights,
     starting_vocabulary,
 )
 from voken.generator.packed_sequences import by_level, levels_and_attention_mask, packed_positions
@@ -189,24 +188,19 @@ class T5Generator(CheckpointGenerator):
     def _header(self) -> dict[str, Any]:
         return {"scale": self.scale, "max_query_tokens": self.reader.max_tokens}
 
-    def _weight_files(self) -> dict[str, dict[str, Tensor]]:
-        return {WEIGHTS: self.state_dict()}
-
     @classmethod
-    def _from_saved(
-        cls, folder: Path, header: dict[str, Any], config: Any, vocabulary: VokenVocabulary, **options: Any
-    ) -> Self:
+    def _from_saved(cls, folder: Path, saved: SavedParts, **options: Any) -> Self:
         with torch.device("meta"):
-            model = _untrained(config)
+            model = _untrained(saved.config)
         generator = cls(
             encoder=model.encoder,
             decoder=model.decoder,
-            config=config,
-            reader=QueryReader.from_pretrained(folder, max_tokens=header["max_query_tokens"]),
-            vocabulary=vocabulary,
-            scale=header["scale"],
+            config=saved.config,
+            reader=saved.reader,
+            vocabulary=saved.vocabulary,
+            scale=saved.header["scale"],
         )
-        generator.load_state_dict(load_weights(folder), assign=True)
+        generator.load_state_dict(saved.weights, assign=True)
         return generator
 
     def _read(self, queries: TokenizedQueries) -> Float[Tensor, "queries length width"]:

@@ -58,31 +58,30 @@ class GeneratorFamily:
 
 
 def _start_t5(config: RunConfig, codebooks: Float[np.ndarray, "levels N code_dim"], encoder: Encoder) -> Generator:
-    settings = config.generator
-    return T5Generator.from_pretrained(
-        _checkpoint(config),
-        codebooks,
-        shared=config.tokenizer.shared_codebook,
-        copy_embeddings=settings.copy_voken_embeddings,
-        seed=config.seed,
-        max_query_tokens=settings.max_query_tokens,
-        dropout=settings.dropout,
-    )
+    options = _checkpoint_options(config)
+    return T5Generator.from_pretrained(_checkpoint(config), codebooks, dropout=config.generator.dropout, **options)
 
 
 def _start_llama(config: RunConfig, codebooks: Float[np.ndarray, "levels N code_dim"], encoder: Encoder) -> Generator:
-    settings, checkpoint = config.generator, Path(_checkpoint(config))
+    checkpoint = Path(_checkpoint(config))
     is_file = checkpoint.suffix == ".gguf"
     return LlamaGenerator.from_pretrained(
         str(checkpoint.parent if is_file else checkpoint),
         codebooks,
-        shared=config.tokenizer.shared_codebook,
-        copy_embeddings=settings.copy_voken_embeddings,
-        seed=config.seed,
-        max_query_tokens=settings.max_query_tokens,
-        lora=Lora(rank=settings.lora_rank),
+        lora=Lora(rank=config.generator.lora_rank),
         gguf_file=checkpoint.name if is_file else None,
+        **_checkpoint_options(config),
     )
+
+
+def _checkpoint_options(config: RunConfig) -> dict[str, Any]:
+    """The options of the families that start from a checkpoint."""
+    return {
+        "shared": config.tokenizer.shared_codebook,
+        "copy_embeddings": config.generator.copy_voken_embeddings,
+        "seed": config.seed,
+        "max_query_tokens": config.generator.max_query_tokens,
+    }
 
 
 FAMILIES = {
