@@ -22,6 +22,8 @@ nitpicky = False
 
 html_theme = "furo"
 html_title = "voken"
+html_static_path = ["_static"]
+html_css_files = ["voken.css"]
 html_theme_options = {"navigation_with_keys": True}
 html_show_copyright = False
 
