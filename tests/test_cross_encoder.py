@@ -277,11 +277,11 @@ def test_what_does_not_fit_together_is_refused(run):
         CrossEncoderScorer(run.model, Reader(), data.images, data.images)
     with pytest.raises(ConfigError, match="6 wide, the pictures' 24"):
         CrossEncoderScorer(run.model, Reader(), data.features, data.features)
-    with pytest.raises(DataError, match="one each a picture"):
+    with pytest.raises(DataError, match="must be one per picture"):
         CrossEncoderScorer(run.model, Reader(), data.features, data.images[1:])
     with pytest.raises(EmptyDataError, match="caption"):
         dataclasses.replace(data, pairs=np.zeros((0, 2), dtype=np.int64))
-    with pytest.raises(ConfigError, match="give one each a picture"):
+    with pytest.raises(ConfigError, match="of each per picture"):
         dataclasses.replace(data, concepts=["a"])
     with pytest.raises(ConfigError, match="1 captions and 36 vectors"):
         dataclasses.replace(data, captions=["a"])

@@ -226,7 +226,7 @@ def test_nothing_is_mixed_but_in_training():
     model.train()
     assert not np.allclose(model.query_vectors(pairs).numpy(), as_they_are)
     np.testing.assert_array_equal(model.query_vectors(TEXTS).numpy(), FixedEncoder().encode_texts(TEXTS))
-    with pytest.raises(ConfigError, match="Ask them in two"):
+    with pytest.raises(ConfigError, match="Make two calls"):
         model.query_vectors([*pairs, "dog"])
     model.end_training()
     read = model.query_vectors([pair_text(0)]).numpy()

@@ -57,7 +57,7 @@ def evaluate(
     """Measure recall, as docs/protocol.md says.
 
     Rows: exact search with the encoder's vectors, the same with vectors rebuilt from vokens (the ceiling), exact search
-    from where the generator aims (if it does), and the model's three read-outs.
+    from the generator's query point (if it has one), and the model's three read-outs.
     """
     from voken.api import use_threads
     from voken.artifact import write_json
@@ -71,7 +71,7 @@ def evaluate(
     given = read_dataset(dataset, images)
     use_threads(threads)
     with progress_bars() as progress:
-        found = benchmark(
+        measured = benchmark(
             Model.load(model, device=device),
             given,
             split=split,
@@ -83,10 +83,10 @@ def evaluate(
             cache=VectorCache(cache_folder(cache)),
             progress=progress,
         )
-    rows = [row.to_dict(per_query=per_query) for row in found.rows]
+    rows = [row.to_dict(per_query=per_query) for row in measured.rows]
     if trec is not None:
-        write_qrels(trec / "qrels.txt", found.rows[0].queries)
-        for row in found.rows:
+        write_qrels(trec / "qrels.txt", measured.rows[0].queries)
+        for row in measured.rows:
             tag = (row.conditions.readout or row.conditions.system).replace(",", "").replace(" ", "-")
             write_run(trec / f"{tag}.run.txt", row.queries, row.answers, tag=tag)
     if json_out is not None:
@@ -99,11 +99,11 @@ def evaluate(
                 "split": split,
                 "pool_seed": seed,
                 "rows": rows,
-                "skipped": as_dicts(found.skipped),
+                "skipped": as_dicts(measured.skipped),
             },
         )
     typer.echo(results_table(rows, base=TWO_TOWER))
-    print_skipped(found.skipped, verbose)
+    print_skipped(measured.skipped, verbose)
 
 
 @app.command(epilog="Example: voken compare emoji.json other.json --row vector")
@@ -113,29 +113,36 @@ def compare(
     row: Annotated[
         str | None,
         typer.Option(
-            "--row", help="Compare this row only: a read-out, a system, or both. (default: each with its like)"
+            "--row", help="Compare this row only: a read-out, a system, or both. (default: every row that both have)"
         ),
     ] = None,
-    row_b: Annotated[str | None, typer.Option("--row-b", help="The row of B, where it is not that of --row.")] = None,
+    row_b: Annotated[str | None, typer.Option("--row-b", help="The row of B, if it differs from --row.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Resamples of the bootstrap.")] = 10_000,
     confidence: Annotated[float, typer.Option(help="Share of resamples within the interval.")] = 0.95,
     seed: Annotated[int, typer.Option(help="Draws the resamples.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Say whether A is better than B, or was lucky: paired bootstrap and t-test over the queries.
+    """Test whether A is better than B, or only lucky: paired bootstrap and t-test over the queries.
 
-    Queries with the same right answers are drawn together. docs/protocol.md says more.
+    Queries with the same right answers are drawn together. docs/explanation/protocol.md explains it.
     """
     from voken_lab.evaluation.comparison import compare_rows, comparison_table, pair_rows, read_rows
 
     pairs, alone = pair_rows(read_rows(first), read_rows(second), row=row, row_b=row_b)
-    found = [compare_rows(*pair, samples=samples, confidence=confidence, seed=seed) for pair in pairs]
+    comparisons = [compare_rows(*pair, samples=samples, confidence=confidence, seed=seed) for pair in pairs]
     if as_json:
-        print_json({"a": str(first), "b": str(second), "rows": [one.to_dict() for one in found], "left_out": alone})
+        print_json(
+            {
+                "a": str(first),
+                "b": str(second),
+                "rows": [comparison.to_dict() for comparison in comparisons],
+                "left_out": alone,
+            }
+        )
         return
-    typer.echo(comparison_table(found))
+    typer.echo(comparison_table(comparisons))
     if alone:
-        typer.echo(f"In one of the files only, left out: {'; '.join(alone)}.", err=True)
+        typer.echo(f"Rows of one file only, not compared: {'; '.join(alone)}.", err=True)
 
 
 @app.command(epilog="Example: voken reproduce table1 --track emoji --data emoji --out runs")
@@ -146,13 +153,18 @@ def reproduce(
         typer.Option("--track", help="emoji, icons, flickr30k or coco5k: protocol and settings.", show_default=False),
     ],
     dataset: Annotated[Path, typer.Option("--data", "-d", help="The data set.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of tables, runs and what is kept.")] = Path("runs"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of tables, runs and intermediate results.")] = Path(
+        "runs"
+    ),
     seeds: Annotated[list[int] | None, typer.Option("--seed", help="May be given again. (default: 0, 1, 2)")] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="One seed, a sixth of the concepts, small settings: to see it work.")
     ] = False,
     transductive: Annotated[
-        bool, typer.Option("--transductive", help="Train on captions made for the pool too, in a column of its own.")
+        bool,
+        typer.Option(
+            "--transductive", help="Train on captions generated for the pool too; reported in a separate column."
+        ),
     ] = False,
     captioner: Annotated[
         str, typer.Option("--captioner", help="BLIP weights that caption the pool. (default: nearest captions)")
@@ -168,9 +180,9 @@ def reproduce(
     threads: Threads = 0,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes that share the work.")] = 1,
 ) -> None:
-    """Measure the paper's tables on a data set: what the paper says, and beside it what this machine finds.
+    """Measure the paper's tables on a data set: the paper's figures, and beside them those of this machine.
 
-    Everything finished is kept: stopped at any time, the same command goes on, and another table finds what it shares.
+    Finished work is saved: the same command continues after a stop, and another table reuses what it shares.
     """
     from voken.api import use_threads
     from voken_lab.reproduction.run import Request, reproduce

@@ -122,8 +122,8 @@ def _index(
     if not len(encoded.rows):
         first = encoded.skipped[0]
         raise EmptyDataError(f"{side.root}: no picture of the pool can be read ({first.path}: {first.reason}).")
-    kept = Dataset(side.name, side.root, tuple(drawn[row] for row in encoded.rows))
-    return Snapshot.of_vectors(kept, encoded.vectors, model), encoded.vectors, encoded.skipped
+    readable = Dataset(side.name, side.root, tuple(drawn[row] for row in encoded.rows))
+    return Snapshot.of_vectors(readable, encoded.vectors, model), encoded.vectors, encoded.skipped
 
 
 class _QueryPoints:

@@ -1,11 +1,11 @@
 """A small one-tower that needs no hub: a cross-encoder over frozen features of pictures and frozen states of texts.
 
-A text's token states and a handful of tokens made of a picture's features attend to each other in a layer or two,
-as in the co-attention of ViLBERT (Lu et al. 2019, section 3.1), and what both have become gives one number, which
-is added to the pair's cosine by the two-tower. It is trained to put a text's own picture before those that the
-two-tower confuses with it.
+A text's token states and a few tokens computed from a picture's features attend to each other in one or two layers, as
+in the co-attention of ViLBERT (Lu et al. 2019, section 3.1). The result is one number per pair, which is added to the
+pair's cosine in the two-tower. Training teaches it to rank a text's picture above those that the two-tower confuses
+with it.
 
-Everything about one side alone is computed once: a pool's tokens when the scorer is made, a text's when it is asked.
+What depends on one side alone is computed once: the pool's tokens when the scorer is created, a text's once per query.
 """
 
 from __future__ import annotations
@@ -49,17 +49,17 @@ class CrossEncoderConfig:
     heads: int = 4
     layers: int = 1
     picture_tokens: int = 6
-    """Tokens that a picture's features are spread over."""
+    """How many tokens a picture's features become."""
     max_tokens: int = 32
     """Tokens read of a text."""
     dropout: float = 0.1
     feature_dropout: float = 0.3
     """Share of a picture's features dropped in training, as in the two-tower head."""
     base_in_training: float = 0.0
-    """Weight of the two-tower's cosine in the trained logit. It is surer of pairs it was trained on than of new ones,
-    so where those are the same pairs, 0 lets the cross-encoder learn by itself."""
+    """Weight of the two-tower's cosine in the trained logit. It is more confident about pairs it was
+    trained on than about new ones; with the same training pairs, 0 makes the cross-encoder learn without it."""
     hard_negatives: int = 6
-    """Wrong pictures a pair, drawn from the `nearest` to its text by the two-tower."""
+    """Wrong pictures per pair, drawn from the `nearest` to its text by the two-tower."""
     random_negatives: int = 2
     nearest: int = 64
     epochs: int = 5
@@ -78,13 +78,13 @@ class CrossEncoderConfig:
 
 @dataclass(frozen=True)
 class MatchingPairs:
-    """Pictures and texts, which belongs to which, and where the two-tower puts them.
+    """Pictures and texts, which pairs belong together, and their vectors in the two-tower.
 
-    Raises `EmptyDataError` without pairs, `ConfigError` where numbers of rows differ.
+    Raises `EmptyDataError` without pairs, `ConfigError` if numbers of rows differ.
     """
 
     features: Float[np.ndarray, "images features"]
-    """What the cross-encoder reads of a picture, e.g. `TwoTowerEncoder.features_of_images`, or `images` again."""
+    """The cross-encoder's input for a picture, e.g. `TwoTowerEncoder.features_of_images`, or `images` again."""
     images: Float[np.ndarray, "images dim"]
     """Unit vectors of the pictures."""
     texts: Float[np.ndarray, "texts dim"]
@@ -93,17 +93,19 @@ class MatchingPairs:
     pairs: Int[np.ndarray, "pairs 2"]
     """Rows (picture, caption)."""
     concepts: Sequence[str | int]
-    """What each picture shows. Pictures of the concepts that a text stands beside are never its negatives."""
+    """One concept per picture. Pictures of a concept that a text describes are never negatives of that text."""
 
     def __post_init__(self) -> None:
         if not len(self.pairs):
             raise EmptyDataError("No picture has a caption, so there is nothing to match pictures and texts by.")
         counts = {"features": self.features, "vectors": self.images, "concepts": self.concepts}
         if len({len(rows) for rows in counts.values()}) > 1:
-            said = ", ".join(f"{len(rows)} {name}" for name, rows in counts.items())
-            raise ConfigError(f"{said} of pictures: give one each a picture.")
+            numbers = ", ".join(f"{len(rows)} {name}" for name, rows in counts.items())
+            raise ConfigError(f"{numbers} of pictures: there must be one of each per picture.")
         if len(self.captions) != len(self.texts):
-            raise ConfigError(f"{len(self.captions)} captions and {len(self.texts)} vectors of them: give one each.")
+            raise ConfigError(
+                f"{len(self.captions)} captions and {len(self.texts)} vectors: there must be one per caption."
+            )
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ class MatchingEpoch:
 
     @property
     def recall(self) -> float:
-        """Mean of the three recalls: what stops the training and picks the epoch kept."""
+        """Mean of the three recalls, by which the best epoch is chosen."""
         return (self.recall_1 + self.recall_5 + self.recall_10) / 3
 
 
@@ -137,7 +139,7 @@ class CrossEncoderRun:
 class CrossEncoder(nn.Module):
     """Logits of pairs. Knows neither pools nor readers: it takes features and token states.
 
-    At first its own part of a logit is 0 for every pair, so that before any training it ranks as the two-tower does.
+    Before training its part of a logit is 0 for every pair, so that it ranks as the two-tower does.
     """
 
     mean: Tensor
@@ -179,7 +181,7 @@ class CrossEncoder(nn.Module):
     def text_tokens(
         self, states: Float[Tensor, "texts tokens text_width"], mask: Bool[Tensor, "texts tokens"]
     ) -> tuple[Float[Tensor, "texts more width"], Bool[Tensor, "texts more"]]:
-        """A text's side of any pair, with one more token before its own, and the mask of these."""
+        """A text's side of any pair, with a summary token in front, and the mask of all its tokens."""
         tokens = torch.cat([self.summary.expand(len(states), 1, -1), self.text_in(states)], dim=1)
         return tokens, functional.pad(mask, (1, 0), value=True)
 
@@ -189,20 +191,20 @@ class CrossEncoder(nn.Module):
         mask: Bool[Tensor, "texts more"],
         pictures: Float[Tensor, "texts pictures tokens width"],
     ) -> Float[Tensor, "texts pictures"]:
-        """The cross-encoder's own part of the logits: each text with its row of pictures."""
+        """The cross-encoder's part of the logits: each text with its row of pictures."""
         rows, each = pictures.shape[:2]
-        read, seen, visible = texts, pictures.flatten(0, 1), _repeated(mask, each)
+        text_states, picture_states, visible = texts, pictures.flatten(0, 1), _repeated(mask, each)
         for layer in self.layers:
-            read, seen = layer(read, seen, visible)
-        weights = visible.unsqueeze(-1).to(read.dtype)
-        said = (self.text_norm(read) * weights).sum(1) / weights.sum(1)
-        shown = self.picture_norm(seen).mean(1)
-        matched = functional.gelu(self.up(torch.cat([said, shown, said * shown], dim=-1)))
+            text_states, picture_states = layer(text_states, picture_states, visible)
+        weights = visible.unsqueeze(-1).to(text_states.dtype)
+        text = (self.text_norm(text_states) * weights).sum(1) / weights.sum(1)
+        picture = self.picture_norm(picture_states).mean(1)
+        matched = functional.gelu(self.up(torch.cat([text, picture, text * picture], dim=-1)))
         logits: Tensor = self.down(matched).view(rows, each)
         return logits
 
     def save(self, folder: Path, *, replace: bool = False) -> None:
-        """Write the folder that `load` reads. Raises `ArtifactError` where something is in the way."""
+        """Write the folder that `load` reads. Raises `ArtifactError` if something else is there."""
         described = {
             "config": dataclasses.asdict(self.config),
             "features": len(self.mean),
@@ -233,11 +235,11 @@ class CrossEncoder(nn.Module):
 class CrossEncoderScorer:
     """A trained model bound to a pool: a `PairScorer` (see `voken_lab.systems.one_tower`).
 
-    A score is the logit: the model's own part and the weighted cosine of the two-tower's vectors. `reader` is the
-    one it was trained with, `features` and `vectors` are the pool's, as in `MatchingPairs`. The pool's tokens are
-    computed here, once, and kept on the model's device.
+    A score is the logit: the model's part plus the weighted cosine of the two-tower's vectors. `reader` is the one it
+    was trained with, `features` and `vectors` are the pool's, as in `MatchingPairs`. The pool's tokens are
+    computed here, once, and stay on the model's device.
 
-    Raises `ConfigError` where widths are not those of training, `DataError` where numbers of pictures differ.
+    Raises `ConfigError` if widths differ from training, `DataError` if numbers of pictures differ.
     """
 
     def __init__(
@@ -250,7 +252,9 @@ class CrossEncoderScorer:
         batch_size: int = 256,
     ) -> None:
         if len(features) != len(vectors):
-            raise DataError(f"{len(features)} rows of features and {len(vectors)} vectors: give one each a picture.")
+            raise DataError(
+                f"{len(features)} rows of features and {len(vectors)} vectors: there must be one per picture."
+            )
         if features.ndim != 2 or features.shape[1] != len(model.mean) or reader.text_width != model.text_in.in_features:
             raise ConfigError(
                 f"The cross-encoder was trained on {len(model.mean)} features of a picture and token states "
@@ -273,11 +277,11 @@ class CrossEncoderScorer:
         states = self._reader.read_texts([text], max_tokens=model.config.max_tokens)
         tokens, mask = model.text_tokens(states.tokens.float().to(device), states.mask.to(device))
         vector = states.vectors[0].float().to(device)
-        found = []
+        scores = []
         for part in torch.from_numpy(np.asarray(rows, dtype=np.int64)).to(device).split(self._batch_size):
-            own = model(tokens, mask, self._tokens[part][None])[0]
-            found.append(own + model.base_weight * (self._vectors[part] @ vector))
-        return torch.cat(found).cpu().numpy() if found else np.zeros(0, dtype=np.float32)
+            logits = model(tokens, mask, self._tokens[part][None])[0]
+            scores.append(logits + model.base_weight * (self._vectors[part] @ vector))
+        return torch.cat(scores).cpu().numpy() if scores else np.zeros(0, dtype=np.float32)
 
 
 def train_cross_encoder(
@@ -292,14 +296,14 @@ def train_cross_encoder(
 ) -> CrossEncoderRun:
     """Train a model; the same seed gives the same model on the same machine.
 
-    Each epoch sees every captioned picture once, with one of its captions and negatives drawn anew: the loss is the
-    cross-entropy of its own picture among them. AdamW, linear warm-up, then a cosine to zero. With `validation`,
+    Each epoch sees every captioned picture once, with one of its captions and new random negatives: the loss is the
+    cross-entropy of the right picture among them. AdamW, linear warm-up, then a cosine to zero. With `validation`,
     its texts are asked over all its pictures after every epoch, reranking the two-tower's first hits at each of a
-    few weights of the cosine; the best epoch with its best weight is kept, and training stops after
-    `config.patience` epochs without a better one. Without it, the last epoch is kept, and the cosine has the weight
-    `base_in_training`, or 1.
+    few weights of the cosine; the result is the best epoch with its best weight, and training stops after
+    `config.patience` epochs without a better one. Without it, the result is the last epoch, and the cosine has the
+    weight `base_in_training`, or 1.
 
-    `reader` reads each caption as it is drawn: pass `RememberedTexts` where memory allows.
+    `reader` reads each caption when it is drawn: pass `RememberedTexts` if memory allows.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -307,9 +311,9 @@ def train_cross_encoder(
 
 
 class _CoAttention(nn.Module):
-    """Texts attend to pictures and pictures to texts, both as they were before; then a feed-forward each.
+    """Texts attend to pictures and pictures to texts, in parallel; then each has a feed-forward layer.
 
-    In the first layer several pictures stand to one text, whose projections are computed once for all of them.
+    In the first layer several pictures share one text, whose projections are computed once for all of them.
     """
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
@@ -327,12 +331,13 @@ class _CoAttention(nn.Module):
 
     def forward(self, texts: Tensor, pictures: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
         each = len(pictures) // max(1, len(texts))
-        asking, told, said = self._split(_repeated(self.text_in(self.text_norm(texts)), each))
-        looked_for, look, shown = self._split(self.picture_in(self.picture_norm(pictures)))
-        read = functional.scaled_dot_product_attention(asking, look, shown)
-        seen = functional.scaled_dot_product_attention(looked_for, told, said, attn_mask=visible[:, None, None, :])
-        texts = _repeated(texts, each) + self.drop(self.text_out(read.transpose(1, 2).flatten(2)))
-        pictures = pictures + self.drop(self.picture_out(seen.transpose(1, 2).flatten(2)))
+        text_queries, text_keys, text_values = self._split(_repeated(self.text_in(self.text_norm(texts)), each))
+        picture_queries, picture_keys, picture_values = self._split(self.picture_in(self.picture_norm(pictures)))
+        attend, mask = functional.scaled_dot_product_attention, visible[:, None, None, :]
+        for_texts = attend(text_queries, picture_keys, picture_values)
+        for_pictures = attend(picture_queries, text_keys, text_values, attn_mask=mask)
+        texts = _repeated(texts, each) + self.drop(self.text_out(for_texts.transpose(1, 2).flatten(2)))
+        pictures = pictures + self.drop(self.picture_out(for_pictures.transpose(1, 2).flatten(2)))
         return texts + self.text_feed(texts), pictures + self.picture_feed(pictures)
 
     def _split(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -442,7 +447,7 @@ class _Training:
 
 
 class _Negatives:
-    """Wrong pictures for a text: some of those the two-tower takes for right, some of any."""
+    """Wrong pictures for a text: some that the two-tower ranks high, some at random."""
 
     def __init__(self, data: MatchingPairs, config: CrossEncoderConfig) -> None:
         self._answers = _Answers(data)
@@ -456,11 +461,11 @@ class _Negatives:
             scores = data.texts[rows] @ data.images.T
             scores[self._answers.right(rows)] = -np.inf
             keep = self._nearest.shape[1]
-            found = np.argpartition(-scores, keep - 1, axis=1)[:, :keep]
-            self._nearest[rows] = np.where(np.isfinite(np.take_along_axis(scores, found, 1)), found, -1)
+            best = np.argpartition(-scores, keep - 1, axis=1)[:, :keep]
+            self._nearest[rows] = np.where(np.isfinite(np.take_along_axis(scores, best, 1)), best, -1)
 
     def draw(self, texts: Int[np.ndarray, " rows"], random: np.random.Generator) -> Int[np.ndarray, "rows negatives"]:
-        """Pictures a text, −1 where a draw hit nothing or a right answer."""
+        """Rows of pictures per text; −1 if a draw hit nothing or a right answer."""
         config = self._config
         places = random.integers(0, self._nearest.shape[1], (len(texts), config.hard_negatives))
         hard = np.take_along_axis(self._nearest[texts], places, axis=1).astype(np.int64)
@@ -470,13 +475,13 @@ class _Negatives:
 
 
 class _Answers:
-    """The right answers to texts: all pictures of the concepts they stand beside."""
+    """The right answers to texts: all pictures of the concepts that they describe."""
 
     def __init__(self, data: MatchingPairs) -> None:
         self._concept = np.unique(np.asarray(data.concepts), return_inverse=True)[1].reshape(-1)
-        beside = np.unique(np.stack([data.pairs[:, 1], self._concept[data.pairs[:, 0]]], axis=1), axis=0)
-        self._concepts = beside[:, 1]
-        self._starts = np.searchsorted(beside[:, 0], np.arange(len(data.texts) + 1))
+        described = np.unique(np.stack([data.pairs[:, 1], self._concept[data.pairs[:, 0]]], axis=1), axis=0)
+        self._concepts = described[:, 1]
+        self._starts = np.searchsorted(described[:, 0], np.arange(len(data.texts) + 1))
         self._count = int(self._concept.max()) + 1
 
     def right(self, texts: Int[np.ndarray, " rows"]) -> Bool[np.ndarray, "rows pictures"]:
@@ -499,25 +504,25 @@ class _Validation:
         self._features = data.features
         scores = data.texts[chosen] @ data.images.T
         depth = min(max(config.validation_depth, 10), len(data.images))
-        self._found = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
-        self._cosines = np.take_along_axis(scores, self._found, axis=1)
-        self._right = np.take_along_axis(_Answers(data).right(chosen), self._found, axis=1)
+        self._candidates = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
+        self._cosines = np.take_along_axis(scores, self._candidates, axis=1)
+        self._right = np.take_along_axis(_Answers(data).right(chosen), self._candidates, axis=1)
 
     def best(self, model: CrossEncoder) -> tuple[tuple[float, float, float], float]:
         """R@1, R@5 and R@10 at the weight of the cosine that gives the largest mean of them, and that weight."""
-        own = self._own(model.eval())
-        # a larger weight is nearer to the two-tower, and wins where there is nothing between them
-        tried = [(self._recalls(own + weight * self._cosines), weight) for weight in reversed(_BASE_WEIGHTS)]
-        return max(tried, key=lambda one: sum(one[0]))
+        logits = self._logits(model.eval())
+        # of weights with equal recall the largest is chosen, which is nearest to the two-tower
+        tried = [(self._recalls(logits + weight * self._cosines), weight) for weight in reversed(_BASE_WEIGHTS)]
+        return max(tried, key=lambda result: sum(result[0]))
 
     @torch.inference_mode()
-    def _own(self, model: CrossEncoder) -> Float[np.ndarray, "texts depth"]:
+    def _logits(self, model: CrossEncoder) -> Float[np.ndarray, "texts depth"]:
         pictures = _projected(model, self._features)
         parts = []
         for start in range(0, len(self._captions), 8):
             states = self._reader.read_texts(self._captions[start : start + 8], max_tokens=model.config.max_tokens)
             tokens, mask = model.text_tokens(states.tokens.float().to(model.device), states.mask.to(model.device))
-            rows = torch.from_numpy(self._found[start : start + 8]).to(model.device)
+            rows = torch.from_numpy(self._candidates[start : start + 8]).to(model.device)
             parts.append(model(tokens, mask, pictures[rows]).cpu().numpy())
         return np.concatenate(parts)
 

@@ -1,15 +1,15 @@
 """GENIUS (Kim et al., CVPR 2025), text to image only: the query's vector alone, as a few prefix tokens.
 
-The nearest published neighbour of voken's own method. Encoder, trie, beam search and decoder layers are ours, so that
-what differs is what defines it:
+The published method that is closest to voken's. Encoder, trie, beam search and decoder layers are ours, so that only
+what defines GENIUS differs:
 
     query      the text's vector goes through an MLP into prefix tokens, which the decoder attends to; no token states
-    training   that vector is interpolated with the vector of the picture to be found, by a share drawn from Beta(α, α)
+    training   that vector is interpolated with the vector of the right picture, by a share drawn from Beta(α, α)
     loss       cross-entropy of the picture's vokens (L_gen); nothing ranks lists
     tokenizer  residual quantization with a contrastive loss between pictures and texts: `genius_tokenizer`
 
-Left out is the first level that names the modality, as all of the pool are pictures, and the joint training of the
-encoder. The contrast is between the quantized picture and the text as it is, where GENIUS quantizes both.
+Two parts are left out: the first level, which names the modality, because the pool holds only pictures; and the joint
+training of the encoder. The contrastive loss compares the quantized picture with the text, while GENIUS quantizes both.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class TextVectors(Protocol):
         ...
 
     def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
-        """One unit vector a text, in the space of the pictures' vectors."""
+        """One unit vector per text, in the space of the pictures' vectors."""
         ...
 
 
@@ -67,7 +67,7 @@ class GeniusConfig:
     heads: int = 4
     dropout: float = 0.2
     mix_alpha: float = 2.0
-    """α of the share of the text's own vector in a training query, drawn from Beta(α, α); 0: no picture is mixed in."""
+    """α of the share of the text's vector in a training query, drawn from Beta(α, α); 0: no picture is mixed in."""
     copy_voken_embeddings: bool = True
     """Start the voken rows from the codebook, or at random."""
     epochs: int = 16
@@ -79,7 +79,7 @@ class GeniusConfig:
     """Epochs without a better validation recall before training stops."""
 
     def training(self) -> GeneratorConfig:
-        """What `train_generator` is told: L_gen on the sequences themselves, and nothing else."""
+        """Settings for `train_generator`: L_gen on the sequences themselves, and nothing else."""
         return GeneratorConfig(
             family="lite",
             targets="one-hot",
@@ -95,9 +95,9 @@ class GeniusConfig:
 
 
 def genius_tokenizer(**changes: Any) -> TokenizerConfig:
-    """Settings of the image tokenizer that goes with it; `changes` by name.
+    """Settings of its image tokenizer, with `changes` by name.
 
-    Of nine, the ones with the best validation score of the tokenizer itself (docs/log.md).
+    Of nine settings, these had the best validation score of the tokenizer itself (docs/explanation/log.md).
     """
     settings = TokenizerConfig(
         codebook_size=1024,
@@ -116,20 +116,20 @@ def genius_tokenizer(**changes: Any) -> TokenizerConfig:
 
 @dataclass(frozen=True)
 class GeniusState:
-    """The query as the decoder attends to it, and what it keeps of the levels already written."""
+    """The query as the decoder attends to it, and the cache of the levels already written."""
 
     cross: tuple[tuple[Float[Tensor, "queries heads prefix _"], Float[Tensor, "queries heads prefix _"]], ...]
-    """Keys and values of the prefix tokens, a pair a layer: computed once, shared by all beams."""
+    """Keys and values of the prefix tokens, one pair per layer: computed once, shared by all beams."""
     past: tuple[tuple[Tensor, Tensor], ...] = ()
-    """Keys and values (queries, beams, heads, levels so far, width of a head), a pair a layer."""
+    """Keys and values (queries, beams, heads, levels so far, width of a head), one pair per layer."""
     level: int = 0
 
 
 class GeniusGenerator(nn.Module):
-    """A `Generator` (see `voken.generator.interface`) that reads nothing of a query but its vector.
+    """A `Generator` (see `voken.generator.interface`) whose only input is the query's vector.
 
-    The encoder is not a part of what is saved: `load` is given the one it was trained with. `shared`: the codebooks
-    are one and the same, and so is the vocabulary. Raises `ConfigError` for settings that make no decoder.
+    The encoder is not saved with it: pass the same one to `load`. `shared`: all levels have one codebook and one
+    vocabulary. Raises `ConfigError` for impossible settings.
     """
 
     family = "genius"
@@ -195,24 +195,24 @@ class GeniusGenerator(nn.Module):
     def begin_training(self, pairs: PairedVectors, reader: TextVectors | None = None) -> None:
         """Until `end_training`, `pair_text(p)` is a query: the text of pair p, in training mixed with its picture.
 
-        All other texts are read with `reader`, if there is one: it may know those of validation already.
+        All other texts are read with `reader`, if there is one: it may have the validation texts already.
         """
         self._pairs, self._training_reader = pairs, reader
 
     def end_training(self) -> None:
-        """From now on every query is a text for the encoder."""
+        """After this, every query is a text for the encoder."""
         self._pairs, self._training_reader = None, None
 
     def query_vectors(self, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:
-        """Unit vectors of queries: the encoder's, and in training those of pairs mixed with their pictures'.
+        """Unit vectors of queries: the encoder's, and in training the vectors of pairs, mixed with their pictures'.
 
-        The share of the text is drawn from torch's random numbers, anew for each query of each call.
+        The share of the text comes from torch's random numbers, drawn for each query of each call.
         """
         if self._pairs is None or not any(text.startswith(_PAIR) for text in texts):
             read = (self._training_reader or self._encoder).encode_texts(texts)
             return torch.from_numpy(read).to(self.device, self.start.dtype)
         if not all(text.startswith(_PAIR) for text in texts):
-            raise ConfigError("Training pairs and other texts were asked in one call. Ask them in two.")
+            raise ConfigError("One call has training pairs and other texts. Make two calls.")
         rows = self._pairs.pairs[[int(text.removeprefix(_PAIR)) for text in texts]]
         vectors = torch.from_numpy(self._pairs.texts[rows[:, 1]]).to(self.device, self.start.dtype)
         alpha = self.config.mix_alpha
@@ -248,11 +248,11 @@ class GeniusGenerator(nn.Module):
             hidden = self.vocabulary.embed(vokens, level - 1) + self.place[level]
             row = torch.arange(queries, device=self.device)[:, None]
             past = tuple((keys[row, parents], values[row, parents]) for keys, values in past)
-        kept = []
+        cache = []
         for number, layer in enumerate(self._layers()):
             hidden, pair = layer.step(hidden, past[number] if past else None, state.cross[number], None)
-            kept.append(pair)
-        return self._logits(hidden, level), GeniusState(state.cross, tuple(kept), level + 1)
+            cache.append(pair)
+        return self._logits(hidden, level), GeniusState(state.cross, tuple(cache), level + 1)
 
     def teacher_forced(
         self, state: GeniusState, vokens: Int[Tensor, "queries sequences levels"]
@@ -282,10 +282,10 @@ class GeniusGenerator(nn.Module):
 
     @classmethod
     def load(cls, folder: Path, encoder: TextVectors) -> Self:
-        """Read what `save` wrote, to read queries with `encoder`."""
+        """Read what `save` wrote. `encoder` reads the queries."""
         values = read_json(folder / "config.json")
         shape, shared = values.pop("codebooks"), values.pop("shared")
-        # the rows are those saved: what they started from is gone
+        # the saved rows replace these
         generator = cls(encoder, np.ones(shape, np.float32), from_dict(GeniusConfig, values), shared=shared)
         generator.load_state_dict(load_file(folder / "model.safetensors"))
         return generator.eval()
@@ -300,7 +300,7 @@ class GeniusGenerator(nn.Module):
 
 
 class RememberedVectors:
-    """An encoder of texts that looks up those whose vectors it is given."""
+    """An encoder of texts that looks up texts whose vectors are known."""
 
     def __init__(self, encoder: TextVectors, texts: Sequence[str], vectors: Float[np.ndarray, "texts dim"]) -> None:
         self._encoder, self._vectors = encoder, vectors
@@ -312,7 +312,7 @@ class RememberedVectors:
         return self._encoder.dim
 
     def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
-        """Look the texts up; if one is new, read them all."""
+        """Look the texts up; if one is unknown, encode them all."""
         rows = [self._row.get(text, -1) for text in texts]
         return self._encoder.encode_texts(texts) if -1 in rows else self._vectors[rows]
 
@@ -340,11 +340,11 @@ def train_genius(
     checkpoints: Path | None = None,
     progress: Progress = no_progress,
 ) -> tuple[GeniusGenerator, GeneratorHistory]:
-    """A generator that writes the vokens `tokenizer` gives, with the weights of the best epoch, and what training did.
+    """A generator of `tokenizer`'s vokens, with the weights of the best epoch, and its training history.
 
     The best epoch is the one with the best recall of the validation captions over the validation pictures, at ten
-    beams and without any picture mixed in. A picture gives one pair an epoch, drawn anew. `checkpoints` is a folder for
-    these very settings. Raises `EmptyDataError` without pairs.
+    beams and without any picture mixed in. Each epoch draws one pair per picture. `checkpoints` is a folder for this
+    run alone. Raises `EmptyDataError` without pairs.
     """
     torch.manual_seed(seed)
     generator = GeniusGenerator(
