@@ -8,9 +8,8 @@ import torch
 
 from voken.config import TokenizerConfig
 from voken.errors import ConfigError, EmptyDataError
-from voken.image_tokenizer.model import ImageTokenizer
-from voken.image_tokenizer.quantizer import quantize
-from voken.image_tokenizer.report import report
+from voken.image_tokenizer.model import ImageTokenizer, quantize
+from voken.image_tokenizer.report import tokenizer_report
 from voken.image_tokenizer.train import (
     PairedVectors,
     alignment_loss,
@@ -146,7 +145,7 @@ def test_a_picture_is_coded_the_same_alone_and_among_others():
 def test_soft_targets_against_a_loop():
     tokenizer, _ = train_tokenizer(clustered(200), clustered(40, 1), SMALL, seed=0)
     image = clustered(1, 5).images
-    entries, weights = tokenizer.soft_targets(image, temperature=0.1, keep=16)
+    entries, weights = tokenizer.soft_targets(image, temperature=0.1, entries=16)
     residual = image[0].astype(np.float64)
     for level, codebook in enumerate(tokenizer.codebooks.astype(np.float64)):
         expected = np.exp(-((residual - codebook) ** 2).sum(1) / 0.1)
@@ -195,7 +194,7 @@ def test_report_on_a_hand_made_set():
         tokenizer.books.copy_(torch.tensor([[[1.0, 0], [0, 1.0], [-1.0, 0], [0, -1.0]]]))
     images = unit(np.array([[1, 0.1], [1, -0.1], [0.1, 1], [-1, 0.05]]))
     texts = unit(np.array([[1.0, -0.2], [0, 1]]))
-    got = report(tokenizer, images, texts, np.array([[0, 1], [1, 2]]), cuts=(1, 2))
+    got = tokenizer_report(tokenizer, images, texts, np.array([[0, 1], [1, 2]]), cuts=(1, 2))
     assert (got.pictures, got.sequences, got.collision_rate, got.bits) == (4, 3, 0.5, 2.0)
     assert got.levels[0].used == 3
     assert got.levels[0].perplexity == pytest.approx(np.exp(-(0.5 * np.log(0.5) + 2 * 0.25 * np.log(0.25))))
@@ -220,4 +219,4 @@ def test_wrong_widths_and_nothing_to_train_on_are_refused():
     with pytest.raises(EmptyDataError):
         train_tokenizer(empty, data, SMALL, seed=0)
     with pytest.raises(EmptyDataError):
-        report(tokenizer, data.images[:0])
+        tokenizer_report(tokenizer, data.images[:0])

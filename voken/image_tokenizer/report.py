@@ -1,4 +1,4 @@
-"""Is the tokenizer good enough? Figures to look at before stage 2 is trained."""
+"""Figures on the quality of a tokenizer, to look at before stage 2 is trained."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from voken.shapes import Float, Int
 
 @dataclass(frozen=True)
 class LevelUsage:
-    """How one level's codebook is used by a set of pictures."""
+    """Use of one level's codebook by a set of pictures."""
 
     level: int
     """1 … M."""
     used: int
-    """Entries chosen at least once."""
+    """Number of entries chosen at least once."""
     entries: int
     """N."""
     perplexity: float
-    """exp of the entropy of the choices, 1 … N: as many entries, used equally, would carry as much."""
+    """exp of the entropy of the choices, 1 … N: this many entries, used equally often, carry the same information."""
 
 
 @dataclass(frozen=True)
 class RecallCeiling:
-    """Text-to-image recall (%) by exact search, with the vectors themselves and with their reconstruction.
+    """Text-to-image recall (%) by exact search over the vectors themselves and over their reconstruction.
 
-    No generator that ranks by what the vokens hold can be expected to pass `quantized` by much.
+    A generator ranks by vokens alone, so it is unlikely to exceed `quantized` by much.
     """
 
     cut: int
@@ -40,35 +40,34 @@ class RecallCeiling:
 
 @dataclass(frozen=True)
 class TokenizerReport:
-    """What `report` found."""
+    """Figures of one tokenizer over one set of pictures."""
 
     pictures: int
     sequences: int
     """Distinct voken sequences."""
     collision_rate: float
-    """Share of pictures whose sequence is not theirs alone."""
+    """Share of the pictures that share their sequence with another picture."""
     reconstruction_error: float
-    """Mean squared distance of a vector to its reconstruction; vectors have length 1, so 2 is a right angle."""
+    """Mean squared distance of a vector to its reconstruction. Vectors have length 1, so 2 means a right angle."""
     cosine: float
     """Mean cosine of a vector with its reconstruction."""
     bits: float
-    """M · log2 N, what a sequence takes."""
+    """M · log2 N, the size of a sequence in bits."""
     levels: tuple[LevelUsage, ...]
     recall: tuple[RecallCeiling, ...]
     """Empty without texts."""
 
 
-def report(
+def tokenizer_report(
     tokenizer: ImageTokenizer,
     images: Float[np.ndarray, "images dim"],
     texts: Float[np.ndarray, "texts dim"] | None = None,
     relevant: Int[np.ndarray, "answers 2"] | None = None,
     cuts: tuple[int, ...] = (1, 5, 10),
 ) -> TokenizerReport:
-    """Figures over a set of pictures it was not trained on. Rows of `relevant` are (text, right picture).
+    """Figures over pictures that the tokenizer was not trained on. Rows of `relevant` are (text, right picture).
 
-    Recall counts a text as answered at K when one of its right pictures is among the best K; pictures that
-    tie, as those of one sequence do, count by their expected place. Raises `EmptyDataError` without pictures.
+    Recall follows the rules of `voken.metrics`. Raises `EmptyDataError` without pictures.
     """
     if not len(images):
         raise EmptyDataError("no pictures to report on.")

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from voken.config import TokenizerConfig
 from voken.errors import EmptyDataError
-from voken.image_tokenizer.model import ImageTokenizer
-from voken.image_tokenizer.quantizer import Quantized, residual_kmeans
+from voken.image_tokenizer.model import ImageTokenizer, Quantized, residual_kmeans
 from voken.metrics import first_relevant_by_product
 from voken.optimisation import CaptionsByImage, TrainingLoop
 from voken.progress import Progress, no_progress
@@ -23,8 +22,8 @@ from voken.shapes import Float, Int
 class PairedVectors:
     """Vectors of pictures and of their captions, in one space.
 
-    Row p of `pairs` says that caption `pairs[p, 1]` belongs to picture `pairs[p, 0]`; a picture may have
-    several captions, or none.
+    Row p of `pairs` says that caption `pairs[p, 1]` belongs to picture `pairs[p, 0]`. A picture may have several
+    captions, or none.
     """
 
     images: Float[np.ndarray, "images dim"]
@@ -34,11 +33,11 @@ class PairedVectors:
 
 @dataclass(frozen=True)
 class TokenizerHistory:
-    """What training did: one entry an epoch, and the epoch whose weights were kept."""
+    """Loss and validation score of each epoch, and the epoch that gave the final weights."""
 
     losses: tuple[float, ...]
     validation_scores: tuple[float, ...]
-    """`validation_score` before the first epoch and after each."""
+    """`validation_score` before the first epoch and after each epoch."""
     best_epoch: int
 
 
@@ -51,10 +50,10 @@ def train_tokenizer(
     device: torch.device | None = None,
     progress: Progress = no_progress,
 ) -> tuple[ImageTokenizer, TokenizerHistory]:
-    """Learn the codebooks, and the MLPs if there are any. The weights kept are the best by `validation_score`.
+    """Learn the codebooks, and the MLPs if there are any. The result has the weights with the best `validation_score`.
 
-    A picture gives one row an epoch, with one of its captions drawn at random (the official code makes a row
-    of each caption). Raises `EmptyDataError` without training pictures. Deterministic for a seed and device.
+    Each epoch uses every picture once, with one of its captions drawn at random (the official code uses every caption
+    of it). Raises `EmptyDataError` without training pictures. Deterministic for a seed and device.
     """
     if not len(train.images):
         raise EmptyDataError("the image tokenizer has no training pictures. Check the split of the data set.")
@@ -89,15 +88,15 @@ def train_tokenizer(
 def tokenizer_loss(
     tokenizer: ImageTokenizer, images: Float[Tensor, "n dim"], texts: Float[Tensor, "n dim"], paired: Tensor
 ) -> tuple[Tensor, Quantized]:
-    """Eq. 6 for a batch of rows to code. `paired` is True where a row of `texts` is a caption of the picture.
+    """Eq. 6 for a batch of vectors. `paired` is True if the row of `texts` is a caption of the picture.
 
-    All three terms are means over rows and dimensions, as the official code has them.
+    All three terms are means over rows and dimensions, as in the official code.
     """
     config = tokenizer.config
     coded = tokenizer.code(images)
     quantized = tokenizer.quantize_coded(coded)
     summed = quantized.entries.sum(1)
-    # one straight-through over the sum: a cut per level would leave levels after the first without gradient
+    # One straight-through estimator over the sum: one per level would give later levels no gradient.
     through = summed + coded - coded.detach() if tokenizer.config.layers else summed
     rebuilt = tokenizer.rebuild(through)
     loss = nn.functional.mse_loss(rebuilt, images)
@@ -108,7 +107,7 @@ def tokenizer_loss(
 
 
 def commitment_loss(quantized: Quantized, coded: Float[Tensor, "n e"], form: str) -> Tensor:
-    """Eq. 4 ("paper"), or the two-sided form a level that the official code uses ("code")."""
+    """Eq. 4 ("paper"), or the official code's two-sided form at each level ("code")."""
     if form == "paper":
         partial = quantized.entries.cumsum(1).detach()
         return (coded[:, None] - partial).pow(2).mean((0, 2)).sum()
@@ -119,7 +118,7 @@ def commitment_loss(quantized: Quantized, coded: Float[Tensor, "n e"], form: str
 
 
 def alignment_loss(rebuilt: Float[Tensor, "n dim"], texts: Float[Tensor, "n dim"], config: TokenizerConfig) -> Tensor:
-    """Eq. 5 ("mse"), or a contrast of each rebuilt vector's caption with the others of the batch ("infonce")."""
+    """Eq. 5 ("mse"), or a contrast between each rebuilt vector's caption and the others of the batch ("infonce")."""
     if config.alignment == "mse":
         return nn.functional.mse_loss(rebuilt, texts)
     similarity = nn.functional.normalize(rebuilt, dim=1) @ nn.functional.normalize(texts, dim=1).T
@@ -149,7 +148,7 @@ class _CaptionVectors:
 
 
 class _MovingAverages:
-    """Entries follow the mean of the residuals that chose them, by exponential moving average."""
+    """Moves each entry to an exponential moving average of the residuals that choose it."""
 
     def __init__(self, tokenizer: ImageTokenizer, decay: float) -> None:
         self._decay = decay
@@ -185,12 +184,12 @@ def _initialise(tokenizer: ImageTokenizer, rows: Tensor, random: torch.Generator
 
 
 def _with_mixtures(images: Tensor, captions: tuple[Tensor, Tensor], share: float, random: torch.Generator) -> Tensor:
-    """The image vectors, and so many normalised (image + caption) sums that they are `share` of the result."""
-    texts, has = captions
-    count = min(int(share / (1 - share) * len(images)), int(has.sum()))
+    """The image vectors with normalised (image + caption) sums added, which make up `share` of the result."""
+    texts, has_caption = captions
+    count = min(int(share / (1 - share) * len(images)), int(has_caption.sum()))
     if not count:
         return images
-    rows = has.nonzero()[:, 0]
+    rows = has_caption.nonzero()[:, 0]
     rows = rows[torch.randperm(len(rows), generator=random)[:count]]
     mixed = nn.functional.normalize(images[rows] + texts[rows].to(images.device), dim=1)
     return torch.cat([images, mixed])
@@ -209,7 +208,7 @@ def _epoch(
     total, last = 0.0, None
     for batch in torch.randperm(len(images), generator=random).split(config.batch_size):
         if len(batch) < 2 and config.layers:
-            continue  # batch norm has no variance of one row
+            continue  # batch norm needs more than one row
         rows, row_texts = images[batch], texts[batch].to(images.device)
         paired = has_caption[batch].to(images.device)
         if config.mixture:
@@ -228,7 +227,7 @@ def _epoch(
 
 
 def _revive(tokenizer: ImageTokenizer, used: Tensor, quantized: Quantized, random: torch.Generator) -> None:
-    """Give entries that no row chose this epoch the residual of a random row of the last batch."""
+    """Move each entry that no row chose in this epoch to the residual of a random row of the last batch."""
     for book, level in enumerate([0] if tokenizer.config.shared_codebook else range(tokenizer.levels)):
         dead = (~used[book]).nonzero()[:, 0]
         if len(dead):
@@ -237,10 +236,10 @@ def _revive(tokenizer: ImageTokenizer, used: Tensor, quantized: Quantized, rando
 
 
 def validation_score(tokenizer: ImageTokenizer, validation: PairedVectors) -> float:
-    """How well the rebuilt vectors still answer: mean reciprocal rank of a caption's best own picture.
+    """Quality of the rebuilt vectors for search: mean reciprocal rank of a caption's best picture.
 
-    Pictures that share a sequence tie, and a tie counts at its middle. Without captions, minus the mean
-    squared error of the reconstruction; without pictures, 0.
+    Pictures that share a sequence tie, and a tie counts at its middle rank. Without captions the score is minus the
+    mean squared error of the reconstruction, and without pictures 0.
     """
     if not len(validation.images):
         return 0.0

@@ -32,7 +32,7 @@ from voken.generator.lite import LiteGenerator
 from voken.generator.objectives import SoftTargets, VokenPairs
 from voken.generator.train import train_generator
 from voken.image_tokenizer.model import ImageTokenizer
-from voken.image_tokenizer.report import report
+from voken.image_tokenizer.report import tokenizer_report
 from voken.image_tokenizer.train import train_tokenizer
 from voken.model.calibration import Calibration
 from voken.model.model import FAMILIES, Model
@@ -128,7 +128,7 @@ def fit_stages(
         weights, recalls = choose_weights(config.search, answers)
         read_out_answers = {read_out: answers[name] for name, read_out in read_outs(weights).items()}
         calibration, calibration_report = calibrate(read_out_answers, beams=config.search.beams, seed=config.seed)
-    quality = report(tokenizer, validation.images, validation.texts, validation.pairs[:, ::-1].copy())
+    quality = tokenizer_report(tokenizer, validation.images, validation.texts, validation.pairs[:, ::-1].copy())
     reports = {
         "tokenizer": tokenizer_history | {"report": asdict(quality)},
         "generator": generator_history,
@@ -217,13 +217,14 @@ def _fit_generator(
 ) -> tuple[Generator, dict[str, Any]]:
     settings, train = config.generator, inputs.train
     vokens = tokenizer.encode(train.images)
-    rebuilt = tokenizer.decode(vokens)
     torch.manual_seed(config.seed)
     generator = make_generator(inputs, tokenizer, config)
     generator.to(inputs.device)
 
     def soft(vectors: Float[np.ndarray, "rows dim"]) -> SoftTargets:
-        return SoftTargets(*tokenizer.soft_targets(vectors, temperature=settings.soft_temperature, keep=_SOFT_ENTRIES))
+        return SoftTargets(
+            *tokenizer.soft_targets(vectors, temperature=settings.soft_temperature, entries=_SOFT_ENTRIES)
+        )
 
     pairs = VokenPairs(
         train.captions,
@@ -233,7 +234,7 @@ def _fit_generator(
         soft=soft(train.images) if settings.targets == "soft" else None,
         text_soft=soft(train.texts) if settings.text_only_weight else None,
         text_vectors=train.texts if settings.distillation_weight else None,
-        rebuilt_vectors=rebuilt if settings.distillation_weight else None,
+        rebuilt_vectors=tokenizer.decode(vokens) if settings.distillation_weight else None,
     )
     history = train_generator(
         generator,

@@ -19,7 +19,7 @@ from voken.data.captions import Dataset
 from voken.data.sources import emoji
 from voken.encoders.cache import VectorCache
 from voken.errors import ConfigError
-from voken.image_tokenizer.report import report
+from voken.image_tokenizer.report import tokenizer_report
 from voken.model.model import Model
 from voken.progress import Progress, no_progress
 from voken.search.searcher import Searcher
@@ -134,7 +134,7 @@ def _page(
 ) -> DemoPage:
     unseen = dataset.split("test")
     assert collection.vectors is not None
-    quality = report(model.tokenizer, np.asarray(collection.vectors, dtype=np.float32))
+    quality = tokenizer_report(model.tokenizer, np.asarray(collection.vectors, dtype=np.float32))
     best = measured.rows[-1]
     generator = model.validation["generator"]
     return DemoPage(
