@@ -47,7 +47,7 @@ from voken.model.model import Model
 from voken.search.hit import Hit
 from voken.search.searcher import Searcher, SearchModel, load_model
 from voken.shapes import Bool, Float
-from voken.training.calibrate import HITS
+from voken.training.choose import HITS
 from voken_lab.evaluation.protocol import Pool, Query, pool_of, queries_of
 
 READOUTS: tuple[ReadOutName, ...] = ("generate", "voken", "vector")

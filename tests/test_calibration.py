@@ -23,16 +23,16 @@ from voken.model.compiled import CompiledModel, search_from_dict, search_to_dict
 from voken.model.model import Model
 from voken.search.readouts import ReadOut
 from voken.search.searcher import Searcher
-from voken.training.calibrate import (
+from voken.training.choose import (
     Answers,
     Cases,
     calibrate,
     choose_thresholds,
     logistic,
     recall_and_silence,
+    validation_answers,
     wilson_lower,
 )
-from voken.training.choose import validation_answers
 from voken.training.fit import fit
 from voken.training.sides import side_of
 

@@ -13,7 +13,7 @@ from builders.html_reader import HtmlReader
 from voken.config import preset
 from voken.data.captions import CaptionedImage, Dataset, write_dataset
 from voken.errors import ConfigError
-from voken.image_tokenizer.report import LevelUsage
+from voken.image_tokenizer.train import LevelUsage
 from voken_lab.demo.page import DemoPage, EpochRow, HitCard, PairCard, PairSection, QueryCard, RecallRow
 from voken_lab.demo.pairs import find_pairs
 from voken_lab.demo.queries import demo_queries

@@ -9,12 +9,12 @@ import torch
 from voken.config import TokenizerConfig
 from voken.errors import ConfigError, EmptyDataError
 from voken.image_tokenizer.model import ImageTokenizer, quantize
-from voken.image_tokenizer.report import tokenizer_report
 from voken.image_tokenizer.train import (
     PairedVectors,
     alignment_loss,
     commitment_loss,
     tokenizer_loss,
+    tokenizer_report,
     train_tokenizer,
     validation_score,
 )

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from voken.config import RunConfig
     from voken.data.captions import Dataset
     from voken.encoders.cache import VectorCache
-    from voken.image_tokenizer.report import TokenizerReport as TokenizerReport  # for those who annotate
+    from voken.image_tokenizer.train import TokenizerReport as TokenizerReport  # for those who annotate
     from voken.model.model import Model
 
 __all__ = [
@@ -688,7 +688,7 @@ def tokenizer_report(
     The arguments are those of `Collection.index`. Raises `EmptyDataError` if no picture can be used.
     """
     from voken.encoders.cache import picture_vectors
-    from voken.image_tokenizer.report import tokenizer_report
+    from voken.image_tokenizer.train import tokenizer_report
     from voken.model.model import PictureSide
     from voken.training.sides import side_of
 

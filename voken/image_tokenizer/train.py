@@ -1,4 +1,4 @@
-"""Training the image tokenizer: L_tokenizer = L_recon + L_commit + L_align (Eqs. 3 to 6)."""
+"""Training the image tokenizer (L_tokenizer = L_recon + L_commit + L_align, Eqs. 3 to 6), and its report."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from voken.config import TokenizerConfig
 from voken.errors import EmptyDataError
 from voken.image_tokenizer.model import ImageTokenizer, Quantized, residual_kmeans
-from voken.metrics import first_relevant_by_product
+from voken.metrics import FirstRelevant, collision_rate, first_relevant_by_product, recall_at
 from voken.optimisation import CaptionsByImage, TrainingLoop
 from voken.progress import Progress, no_progress
 from voken.shapes import Float, Int
@@ -39,6 +39,52 @@ class TokenizerHistory:
     validation_scores: tuple[float, ...]
     """`validation_score` before the first epoch and after each epoch."""
     best_epoch: int
+
+
+@dataclass(frozen=True)
+class LevelUsage:
+    """Use of one level's codebook by a set of pictures."""
+
+    level: int
+    """1 … M."""
+    used: int
+    """Number of entries chosen at least once."""
+    entries: int
+    """N."""
+    perplexity: float
+    """exp of the entropy of the choices, 1 … N: this many entries, used equally often, carry the same information."""
+
+
+@dataclass(frozen=True)
+class RecallCeiling:
+    """Text-to-image recall (%) by exact search over the vectors themselves and over their reconstruction.
+
+    A generator ranks by vokens alone, so it is unlikely to exceed `quantized` by much.
+    """
+
+    cut: int
+    exact: float
+    quantized: float
+
+
+@dataclass(frozen=True)
+class TokenizerReport:
+    """Figures of one tokenizer over one set of pictures."""
+
+    pictures: int
+    sequences: int
+    """Distinct voken sequences."""
+    collision_rate: float
+    """Share of the pictures that share their sequence with another picture."""
+    reconstruction_error: float
+    """Mean squared distance of a vector to its reconstruction. Vectors have length 1, so 2 means a right angle."""
+    cosine: float
+    """Mean cosine of a vector with its reconstruction."""
+    bits: float
+    """M · log2 N, the size of a sequence in bits."""
+    levels: tuple[LevelUsage, ...]
+    recall: tuple[RecallCeiling, ...]
+    """Empty without texts."""
 
 
 def train_tokenizer(
@@ -124,6 +170,39 @@ def alignment_loss(rebuilt: Float[Tensor, "n dim"], texts: Float[Tensor, "n dim"
     similarity = nn.functional.normalize(rebuilt, dim=1) @ nn.functional.normalize(texts, dim=1).T
     target = torch.arange(len(rebuilt), device=rebuilt.device)
     return nn.functional.cross_entropy(similarity / config.alignment_temperature, target)
+
+
+def tokenizer_report(
+    tokenizer: ImageTokenizer,
+    images: Float[np.ndarray, "images dim"],
+    texts: Float[np.ndarray, "texts dim"] | None = None,
+    relevant: Int[np.ndarray, "answers 2"] | None = None,
+    cuts: tuple[int, ...] = (1, 5, 10),
+) -> TokenizerReport:
+    """Figures over pictures that the tokenizer was not trained on. Rows of `relevant` are (text, right picture).
+
+    Recall follows the rules of `voken.metrics`. Raises `EmptyDataError` without pictures.
+    """
+    if not len(images):
+        raise EmptyDataError("no pictures to report on.")
+    vokens = tokenizer.encode(images)
+    rebuilt = tokenizer.decode(vokens)
+    recall: tuple[RecallCeiling, ...] = ()
+    if texts is not None and relevant is not None and len(relevant):
+        queries, query = np.unique(relevant[:, 0], return_inverse=True)
+        answers = np.stack([query, relevant[:, 1]], 1)
+        exact, quantized = (first_relevant_by_product(texts[queries], pool, answers) for pool in (images, rebuilt))
+        recall = tuple(RecallCeiling(cut, _percent(exact, cut), _percent(quantized, cut)) for cut in cuts)
+    return TokenizerReport(
+        pictures=len(images),
+        sequences=len(np.unique(vokens, axis=0)),
+        collision_rate=collision_rate(vokens),
+        reconstruction_error=float(((rebuilt - images) ** 2).sum(1).mean()),
+        cosine=float((rebuilt * images).sum(1).mean()),
+        bits=float(tokenizer.levels * np.log2(tokenizer.codebook_size)),
+        levels=tuple(_usage(level, column, tokenizer.codebook_size) for level, column in enumerate(vokens.T, 1)),
+        recall=recall,
+    )
 
 
 class _CaptionVectors:
@@ -250,3 +329,13 @@ def validation_score(tokenizer: ImageTokenizer, validation: PairedVectors) -> fl
     answers = np.stack([query, validation.pairs[:, 0]], 1)
     first = first_relevant_by_product(validation.texts[captions], rebuilt, answers)
     return float((1.0 / (first.above + (first.tied + 1) / 2)).mean())
+
+
+def _percent(first: FirstRelevant, cut: int) -> float:
+    return float(100 * recall_at(first, cut).sum() / len(first.above))
+
+
+def _usage(level: int, vokens: Int[np.ndarray, " images"], entries: int) -> LevelUsage:
+    shares = np.bincount(vokens, minlength=entries) / len(vokens)
+    positive = shares[shares > 0]
+    return LevelUsage(level, len(positive), entries, float(np.exp(-(positive * np.log(positive)).sum())))

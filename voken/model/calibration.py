@@ -1,6 +1,6 @@
 """The record of how likely a hit is right, as it is saved with a model.
 
-`voken.training.calibrate` fills it in from validation queries; `voken.search.readouts` applies it.
+`voken.training.choose` fills it in from validation queries; `voken.search.readouts` applies it.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 
 Only "vector" can tell apart pictures that share a sequence; the other two give them the same score.
 
-A confidence is a logistic model of three features that a search has anyway (`voken.training.calibrate` fits it):
+A confidence is a logistic model of three features that a search has anyway (`voken.training.choose` fits it):
 
     score         log p(Y|q) + weight × cosine. Its coefficient is 0 or more, so a hit never has a lower confidence
                   than one ranked below it, and cutting at a threshold leaves the beginning of the answer.

@@ -32,15 +32,13 @@ from voken.generator.lite import LiteGenerator
 from voken.generator.objectives import SoftTargets, VokenPairs
 from voken.generator.train import train_generator
 from voken.image_tokenizer.model import ImageTokenizer
-from voken.image_tokenizer.report import tokenizer_report
-from voken.image_tokenizer.train import train_tokenizer
+from voken.image_tokenizer.train import tokenizer_report, train_tokenizer
 from voken.model.calibration import Calibration
 from voken.model.model import FAMILIES, Model
 from voken.optimisation import keep_freed_memory
 from voken.progress import Progress, no_progress
 from voken.shapes import Float
-from voken.training.calibrate import calibrate
-from voken.training.choose import choose_weights, read_outs, validation_answers
+from voken.training.choose import calibrate, choose_weights, read_outs, validation_answers
 from voken.training.sides import (
     Side,
     TrainingInputs,

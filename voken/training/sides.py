@@ -128,9 +128,9 @@ def split_sides(dataset: Dataset, seed: int) -> tuple[Dataset, Dataset]:
             "metadata.jsonl, or index the pictures with a model that is already trained."
         )
     if "validation" not in {image.split for image in dataset.images}:
-        seen = replace(dataset, images=tuple(image for image in dataset.images if image.split in ("", "train")))
+        training = replace(dataset, images=tuple(image for image in dataset.images if image.split in ("", "train")))
         held_out = tuple(image for image in dataset.images if image.split == "test")
-        drawn = split_by_concept(seen, seed=seed, fractions=(0.9, 0.1, 0.0))
+        drawn = split_by_concept(training, seed=seed, fractions=(0.9, 0.1, 0.0))
         dataset = replace(dataset, images=(*drawn.images, *held_out))
     check_disjoint(dataset)
     return dataset.split("train"), one_per_concept(dataset.split("validation"), seed)

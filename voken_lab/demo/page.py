@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from voken.image_tokenizer.report import LevelUsage
+from voken.image_tokenizer.train import LevelUsage
 from voken_lab.pages.page import Picture, render
 
 

@@ -19,7 +19,7 @@ from voken.data.captions import Dataset
 from voken.data.sources import emoji
 from voken.encoders.cache import VectorCache
 from voken.errors import ConfigError
-from voken.image_tokenizer.report import tokenizer_report
+from voken.image_tokenizer.train import tokenizer_report
 from voken.model.model import Model
 from voken.progress import Progress, no_progress
 from voken.search.searcher import Searcher
