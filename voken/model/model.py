@@ -40,69 +40,6 @@ from voken.shapes import Float
 
 
 @dataclass(frozen=True)
-class GeneratorFamily:
-    """How generators of one kind are made, loaded and exported. They save themselves."""
-
-    start: Callable[[RunConfig, Float[np.ndarray, "levels N code_dim"], Encoder], Generator]
-    """An untrained generator: settings, the image tokenizer's codebooks, the encoder of the model."""
-    load: Callable[[Path, Encoder], Generator]
-    """The inverse of `Generator.save`, on the CPU."""
-    graphs: Callable[[Any, Encoder | None], GeneratorGraphs]
-    """The graphs of the engine."""
-    reads_with_encoder: bool = False
-    """Whether it reads queries with the model's encoder; else with a checkpoint's tokenizer."""
-
-    def can_export(self, encoder: Encoder) -> bool:
-        """Whether there is an engine for generators of this kind in a model with `encoder`."""
-        return not self.reads_with_encoder or isinstance(encoder, TwoTowerEncoder)
-
-
-def _start_t5(config: RunConfig, codebooks: Float[np.ndarray, "levels N code_dim"], encoder: Encoder) -> Generator:
-    options = _checkpoint_options(config)
-    return T5Generator.from_pretrained(_checkpoint(config), codebooks, dropout=config.generator.dropout, **options)
-
-
-def _start_llama(config: RunConfig, codebooks: Float[np.ndarray, "levels N code_dim"], encoder: Encoder) -> Generator:
-    checkpoint = Path(_checkpoint(config))
-    is_file = checkpoint.suffix == ".gguf"
-    return LlamaGenerator.from_pretrained(
-        str(checkpoint.parent if is_file else checkpoint),
-        codebooks,
-        lora=Lora(rank=config.generator.lora_rank),
-        gguf_file=checkpoint.name if is_file else None,
-        **_checkpoint_options(config),
-    )
-
-
-def _checkpoint_options(config: RunConfig) -> dict[str, Any]:
-    """The options of the families that start from a checkpoint."""
-    return {
-        "shared": config.tokenizer.shared_codebook,
-        "copy_embeddings": config.generator.copy_voken_embeddings,
-        "seed": config.seed,
-        "max_query_tokens": config.generator.max_query_tokens,
-    }
-
-
-FAMILIES = {
-    "lite": GeneratorFamily(
-        lambda config, codebooks, encoder: LiteGenerator(text_reader(encoder), codebooks, config.generator),
-        lambda folder, encoder: LiteGenerator.load(folder, text_reader(encoder)),
-        lite_graphs,
-        reads_with_encoder=True,
-    ),
-    "t5": GeneratorFamily(_start_t5, lambda folder, encoder: T5Generator.load(folder), t5_graphs),
-    "llama": GeneratorFamily(_start_llama, lambda folder, encoder: LlamaGenerator.load(folder), llama_graphs),
-}
-"""Every kind of generator, by `GeneratorConfig.family`."""
-_ENCODERS: dict[str, Callable[..., Encoder]] = {
-    "builtin": TwoTowerEncoder.load,
-    "clip": HubEncoder.load,
-    "siglip": HubEncoder.load,
-}
-
-
-@dataclass(frozen=True)
 class PictureSide:
     """The part of a model that pictures go through: what indexing needs."""
 
@@ -209,6 +146,78 @@ class Model:
         return cls(*parts, search, validation, weights, calibration, pictures.fingerprint)
 
 
+@dataclass(frozen=True)
+class GeneratorFamily:
+    """How generators of one kind start, load and become graphs. They save themselves."""
+
+    start: Callable[[RunConfig, Float[np.ndarray, "levels N code_dim"], Encoder], Generator]
+    """An untrained generator: settings, the image tokenizer's codebooks, the encoder of the model."""
+    load: Callable[[Path, Encoder], Generator]
+    """The inverse of `Generator.save`, on the CPU."""
+    graphs: Callable[[Any, Encoder | None], GeneratorGraphs]
+    """The graphs of the engine."""
+    reads_with_encoder: bool = False
+    """Whether it reads queries with the model's encoder; else with a checkpoint's tokenizer."""
+
+    def can_export(self, encoder: Encoder) -> bool:
+        """Whether there is an engine for generators of this kind in a model with `encoder`."""
+        return not self.reads_with_encoder or isinstance(encoder, TwoTowerEncoder)
+
+
+def _start_t5(config: RunConfig, codebooks: Float[np.ndarray, "levels N code_dim"], encoder: Encoder) -> Generator:
+    options = _checkpoint_options(config)
+    return T5Generator.from_pretrained(_checkpoint(config), codebooks, dropout=config.generator.dropout, **options)
+
+
+def _start_llama(config: RunConfig, codebooks: Float[np.ndarray, "levels N code_dim"], encoder: Encoder) -> Generator:
+    checkpoint = Path(_checkpoint(config))
+    is_file = checkpoint.suffix == ".gguf"
+    return LlamaGenerator.from_pretrained(
+        str(checkpoint.parent if is_file else checkpoint),
+        codebooks,
+        lora=Lora(rank=config.generator.lora_rank),
+        gguf_file=checkpoint.name if is_file else None,
+        **_checkpoint_options(config),
+    )
+
+
+def _checkpoint_options(config: RunConfig) -> dict[str, Any]:
+    """The options of the families that start from a checkpoint."""
+    return {
+        "shared": config.tokenizer.shared_codebook,
+        "copy_embeddings": config.generator.copy_voken_embeddings,
+        "seed": config.seed,
+        "max_query_tokens": config.generator.max_query_tokens,
+    }
+
+
+def _checkpoint(config: RunConfig) -> str:
+    if not config.generator.checkpoint:
+        raise ConfigError(
+            f"generator.family {config.generator.family} starts from a checkpoint: set generator.checkpoint to a "
+            "hub name (such as t5-base) or to a folder."
+        )
+    return config.generator.checkpoint
+
+
+FAMILIES = {
+    "lite": GeneratorFamily(
+        lambda config, codebooks, encoder: LiteGenerator(text_reader(encoder), codebooks, config.generator),
+        lambda folder, encoder: LiteGenerator.load(folder, text_reader(encoder)),
+        lite_graphs,
+        reads_with_encoder=True,
+    ),
+    "t5": GeneratorFamily(_start_t5, lambda folder, encoder: T5Generator.load(folder), t5_graphs),
+    "llama": GeneratorFamily(_start_llama, lambda folder, encoder: LlamaGenerator.load(folder), llama_graphs),
+}
+"""Every kind of generator, by `GeneratorConfig.family`."""
+_ENCODERS: dict[str, Callable[..., Encoder]] = {
+    "builtin": TwoTowerEncoder.load,
+    "clip": HubEncoder.load,
+    "siglip": HubEncoder.load,
+}
+
+
 def load_encoder(folder: Path, *, device: str | None = None) -> Encoder:
     """Read an encoder of any family from the folder that its `save` wrote.
 
@@ -229,12 +238,3 @@ def text_reader(encoder: Encoder) -> TextReader:
     if not isinstance(encoder, TextReader):
         raise ConfigError(f"The encoder {encoder.name} gives no token states, so lite cannot read with it. Use t5.")
     return encoder
-
-
-def _checkpoint(config: RunConfig) -> str:
-    if not config.generator.checkpoint:
-        raise ConfigError(
-            f"generator.family {config.generator.family} starts from a checkpoint: set generator.checkpoint to a "
-            "hub name (such as t5-base) or to a folder."
-        )
-    return config.generator.checkpoint
