@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from voken.config import EncoderConfig, GeneratorConfig, RunConfig, SearchConfig, TokenizerConfig
+from voken.config import EncoderConfig, GeneratorConfig, RunConfig, SearchConfig, TokenizerConfig, preset
 from voken.errors import ConfigError
 
 
@@ -110,3 +110,38 @@ def test_light_modules_do_not_import_torch():
     script = f"import sys, {modules}; print(sorted({{'torch', 'transformers'}} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "reason"),
+    [
+        ({}, "generator.targets", "generator.epochs is 0"),
+        ({}, "generator.logit_temperature", "generator.epochs is 0"),
+        ({"generator.epochs": "3", "generator.targets": "one-hot"}, "generator.soft_temperature", "targets is one-hot"),
+        ({}, "tokenizer.commitment_weight", "tokenizer.epochs is 0"),
+        ({}, "tokenizer.code_dim", "tokenizer.layers is empty"),
+        ({}, "generator.lora_rank", "family is lite"),
+        ({"generator.family": "t5"}, "generator.width", "family is t5"),
+        ({"generator.family": "llama"}, "generator.dropout", "family is llama"),
+        ({"generator.memory_weight": "0"}, "generator.memory_size", "memory_weight is 0"),
+        ({"generator.discrimination": "none"}, "generator.patience", "the generator has no epochs"),
+        ({"encoder.family": "clip"}, "encoder.image_size", "encoder.family is clip"),
+        ({}, "search.readout", "every search chooses its read-out"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(changes, key, reason):
+    config = preset("default").override(changes)
+    with pytest.raises(ConfigError, match=f"{key} has no effect: .*{reason}"):
+        config.check_used(["seed", key])
+
+
+def test_settings_with_an_effect_are_accepted():
+    lite = preset("paper-lite").override(
+        {"generator.query_vector": "true", "generator.memory_weight": "1", "generator.targets": "soft"}
+    )
+    values = {part: values for part, values in lite.to_dict().items() if isinstance(values, dict)}
+    unused = {"encoder.checkpoint", "tokenizer.ema_decay", "tokenizer.alignment_temperature", "generator.checkpoint"}
+    unused |= {"generator.lora_rank", "generator.discrimination_epochs", "generator.discrimination_learning_rate"}
+    unused |= {"search.readout"}
+    lite.check_used({f"{part}.{name}" for part in values for name in values[part]} - unused)
+    preset("default").check_used(["tokenizer.levels", "generator.epochs", "generator.layers", "search.beams"])

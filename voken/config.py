@@ -1,14 +1,15 @@
-"""Every setting of a run, as frozen dataclasses. A run's folder holds all of them, as JSON.
+"""Every setting of a run, as frozen dataclasses. A model's folder holds all of them, as JSON.
 
-The defaults of the classes are the paper's values; where the paper is silent, the official code's
-(docs/method.md lists each). `preset("default")` is what won on validation, `preset("paper")` is the
-paper as it stands, `preset("demo")` is the default sized to train in minutes on two cores.
+The defaults of the classes are the paper's values, or the official code's if the paper is silent
+(docs/explanation/method.md lists each). `preset("default")` is what won on validation, `preset("paper")` is the paper
+as it stands, and `preset("demo")` is the default sized to train in minutes on two cores.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import typing
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -25,31 +26,38 @@ ReadOutName = Literal["generate", "voken", "vector"]
 class EncoderConfig:
     """Which encoder turns pictures and texts into vectors of one space.
 
-    `family` "builtin" is EfficientNet-Lite0 + MiniLM with a two-tower head trained on the pairs at hand;
-    "clip" and "siglip" load `checkpoint` (a hub name or a folder) through transformers and stay frozen.
+    The family "builtin" is EfficientNet-Lite0 and MiniLM with a two-tower head, which is trained on the captioned
+    pictures. All settings but `checkpoint` are for it. The families "clip" and "siglip" load a `checkpoint` through
+    transformers and stay frozen.
     """
 
     family: Literal["builtin", "clip", "siglip"] = "builtin"
     checkpoint: str = ""
+    """Hub name or folder, for clip and siglip."""
     image_size: int = 128
-    """Side in pixels of the built-in encoder's input; checkpoints bring their own."""
+    """Side in pixels of the encoder's input."""
     dim: int = 256
-    """Width of the shared space of the built-in pair."""
+    """Width of the shared space."""
     hidden: int = 512
+    """Width of the head's hidden layer, in both towers."""
     dropout: float = 0.3
     epochs: int = 30
+    """At most; see `patience`."""
     batch_size: int = 512
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
     temperature: float = 0.05
+    """Cosines are divided by it in the contrastive loss."""
     learn_temperature: bool = False
+    """Train the temperature with the head; `temperature` is then its start."""
     noise: float = 0.0
-    """Standard deviation of the noise added to the standardised inputs of the two-tower head while it trains."""
+    """Standard deviation of the noise that training adds to the head's standardised inputs."""
     warmup: float = 0.1
+    """Share of the steps in which the learning rate rises."""
     averaging: float = 0.0
-    """Decay of the running mean of the head's weights that is validated and kept; 0: the weights as they are."""
+    """Decay of the running mean of the head's weights that is validated and saved; 0 takes the weights as they are."""
     patience: int = 4
-    """Epochs without a better validation recall before the two-tower head stops training."""
+    """Epochs without a better validation recall before training stops."""
 
 
 @dataclass(frozen=True)
@@ -61,30 +69,38 @@ class TokenizerConfig:
     levels: int = 4
     """M, vokens of a picture."""
     shared_codebook: bool = True
-    """One codebook for all levels (the paper), or one a level."""
+    """One codebook for all levels, as in the paper, or one per level."""
     layers: tuple[int, ...] = (1024, 512)
     """Hidden widths of the MLP before the quantizer; its mirror follows. Empty: r_1 = v_i, as Eq. 2 is written."""
     code_dim: int = 768
-    """e, width of a codebook entry; with no `layers` it is the encoder's own width."""
+    """e, width of a codebook entry. Without `layers` it is the encoder's width."""
     dropout: float = 0.25
+    """In the MLPs."""
     initialisation: Literal["kmeans", "random"] = "kmeans"
+    """Of the codebooks: k-means over the train set, at every level on that level's residuals; or at random."""
     update: Literal["gradient", "ema"] = "gradient"
+    """How codebooks are trained: by gradient, or as moving averages of the vectors that chose each entry."""
     ema_decay: float = 0.99
+    """Of the moving averages."""
     commitment: Literal["code", "paper"] = "code"
-    """Eq. 4 as written ("paper") has no gradient where the encoder is frozen; "code" pulls both ways per level."""
+    """Eq. 4 as written ("paper") has no gradient if the encoder is frozen; "code" pulls both ways at each level."""
     commitment_weight: float = 1.0
     alignment: Literal["mse", "infonce", "none"] = "mse"
+    """Loss between rebuilt vectors and caption vectors (Eq. 5 is "mse")."""
     alignment_weight: float = 1.0
     alignment_temperature: float = 0.01
+    """Of "infonce"."""
     mixture: float = 0.0
     """Share of the training rows that are (image + caption) mixtures instead of image vectors."""
     revive_unused: bool = True
-    """Re-seed entries that no picture chose for an epoch."""
+    """Give a new place to entries that no picture chose for an epoch."""
     epochs: int = 100
+    """At most; see `patience`. With 0 the codebooks stay as they were initialised."""
     batch_size: int = 2048
     learning_rate: float = 1e-4
     weight_decay: float = 0.0
     patience: int = 10
+    """Epochs without a better validation score before training stops."""
 
 
 @dataclass(frozen=True)
@@ -93,51 +109,67 @@ class GeneratorConfig:
 
     family: Literal["t5", "llama", "lite"] = "t5"
     checkpoint: str = ""
-    """Hub name or folder for t5 and llama, or a .gguf file for llama; lite reads with the built-in sentence encoder."""
+    """Hub name or folder for t5 and llama, or a .gguf file for llama."""
     max_query_tokens: int = 64
+    """Tokens of a query that are read."""
     width: int = 256
+    """lite: width of the decoder."""
     layers: int = 2
+    """lite: layers of the decoder."""
     heads: int = 4
+    """lite: attention heads; they divide `width`."""
     dropout: float = 0.2
+    """lite and t5."""
     tune_encoder: bool = False
-    """lite with the built-in encoder: train a copy of the sentence encoder too. Slow on a CPU."""
+    """lite with the built-in encoder: also train a copy of the sentence encoder. Slow on a CPU."""
     query_vector: bool = False
-    """lite only: give the decoder the query's own vector and its inner products with the codebook."""
+    """lite: give the decoder the query's vector and its inner products with the codebook."""
     query_noise: float = 0.0
-    """lite with query_vector: length of the noise added to it in training, where it is surer than for new queries."""
+    """lite with query_vector: length of the noise that training adds to the vector, which fits training captions better
+    than new queries."""
     memory_weight: float = 0.0
-    """lite with query_vector: weight of what the nearest training captions stood beside; 0 keeps no captions."""
+    """lite with query_vector: weight of the pictures of the nearest training captions; 0 stores no captions."""
     memory_temperature: float = 0.05
+    """Of the softmax over the captions' similarities to the query."""
     memory_size: int = 32768
-    """Captions kept at most, drawn at random from those of the train split."""
+    """Captions stored at most, drawn at random from those of the train split."""
     copy_voken_embeddings: bool = True
     """Start the voken rows of the vocabulary from the codebook (the paper) or at random (its ablation)."""
     lora_rank: int = 8
-    """llama only."""
+    """llama: rank of the adapters."""
     targets: Literal["one-hot", "soft"] = "one-hot"
+    """Targets of L_gen: the picture's voken, or a distribution over near entries."""
     soft_temperature: float = 0.1
-    """Temperature of the soft targets: softmax of minus the squared distance of the residual to each entry."""
+    """Of the soft targets: softmax of minus the squared distance of the residual to each entry, over this."""
     logit_temperature: float = 0.5
-    """Logits are divided by this in L_gen, as the official code does."""
+    """Logits are divided by this in L_gen, as in the official code."""
     discrimination: Literal["staged", "joint", "none"] = "joint"
-    """L_dis after L_gen has ended (official code), summed with it from the start (Eq. 10), or not at all."""
+    """L_dis after L_gen (the official code), summed with it from the start (Eq. 10), or not at all."""
     discrimination_weight: float = 1.0
     discrimination_epochs: int = 5
+    """Of the stage that L_dis has for itself if staged."""
     discrimination_learning_rate: float = 1e-4
+    """The same."""
     discrimination_beams: int = 10
+    """Beams of the search that draws up the lists for L_dis."""
     distillation_weight: float = 0.0
-    """Weight of the list-wise target from the encoder's own similarities, in L_dis."""
+    """Weight of the list-wise target from the encoder's similarities, in L_dis."""
     text_only_weight: float = 0.0
-    """Weight of L_gen on captions alone, their own vectors quantized softly as targets."""
+    """Weight of L_gen on captions alone; their vectors, softly quantized, are the targets."""
     epochs: int = 100
+    """Of L_gen, at most; see `patience`. With 0 only L_dis trains, if staged."""
     batch_size: int = 128
     learning_rate: float = 1e-3
+    """Of L_gen."""
     weight_decay: float = 0.01
     warmup: float = 0.1
+    """Share of the steps in which the learning rate rises."""
     gradient_clip: float = 1.0
+    """Largest norm of a gradient."""
     patience: int = 10
+    """Epochs without a better validation recall before a stage stops."""
     autocast: bool = True
-    """bf16 autocast where the device has it."""
+    """Compute in bf16 if the device can."""
 
 
 @dataclass(frozen=True)
@@ -155,13 +187,14 @@ class SearchConfig:
     beams: int = 20
     """b, sequences that the beam search keeps at each level."""
     readout: ReadOutName = "generate"
-    """Log-probability alone; + cosine with the vector rebuilt from vokens; + cosine with a stored vector."""
+    """Log-probability alone; + cosine with the vector rebuilt from vokens; + cosine with a stored vector. For a search
+    only: training chooses weights for all three."""
     voken_weight: float | None = None
     """Weight of the cosine in "voken". None: the weight that training chose on validation."""
     vector_weight: float | None = None
     """The same for "vector"."""
     precision: Literal["float32", "int8"] = "float32"
-    """Of the weights in the saved engine (docs/speed.md). A search in torch, as on a GPU, does not use it."""
+    """Of the weights in the saved engine (docs/reference/speed.md). A search in torch, as on a GPU, does not use it."""
 
     def weights(self, chosen: ReadOutWeights) -> ReadOutWeights:
         """The weights in these settings, and for those that they leave open the `chosen` ones."""
@@ -173,12 +206,12 @@ class SearchConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything a training run needs to be repeated."""
+    """Everything that is needed to repeat a training run."""
 
     name: str = "paper"
     seed: int = 0
     protocol: Literal["inductive", "transductive"] = "inductive"
-    """Transductive: both stages also train on the test pictures, with captions made for them (docs/protocol.md)."""
+    """Transductive: both stages also train on the test pictures, with machine-made captions."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
@@ -194,7 +227,10 @@ class RunConfig:
         return typing.cast(Self, from_dict(cls, values))
 
     def override(self, assignments: dict[str, str]) -> Self:
-        """A copy with dotted settings replaced, e.g. {"tokenizer.levels": "6"}; values are parsed by their type."""
+        """A copy with dotted settings replaced, e.g. {"tokenizer.levels": "6"}; values are parsed by their type.
+
+        Raises `ConfigError` for an unknown setting and for a value of another type.
+        """
         values = self.to_dict()
         for key, text in assignments.items():
             *parents, leaf = key.split(".")
@@ -206,13 +242,74 @@ class RunConfig:
             node[leaf] = text if isinstance(node[leaf], str) else _parse(text)
         return type(self).from_dict(values)
 
+    def check_used(self, keys: Iterable[str]) -> None:
+        """Raise `ConfigError` if one of these settings ("generator.targets", …) has no effect on a training run."""
+        for reason, part, names in _unused(self):
+            for key in keys:
+                if key in {f"{part}.{name}" for name in names.split()}:
+                    raise ConfigError(f"{key} has no effect: {reason}.")
+
+
+def _unused(run: RunConfig) -> Iterator[tuple[str, str, str]]:
+    """Why settings have no effect, the part that they are of, and their names."""
+    encoder, tokenizer, generator = run.encoder, run.tokenizer, run.generator
+    yield "every search chooses its read-out, and training chooses weights for all", "search", "readout"
+    if encoder.family == "builtin":
+        yield "encoder.family is builtin", "encoder", "checkpoint"
+    else:
+        fields = " ".join(field.name for field in dataclasses.fields(encoder))
+        yield f"encoder.family is {encoder.family}", "encoder", fields.replace("family checkpoint", "")
+    if not tokenizer.layers:
+        yield "tokenizer.layers is empty", "tokenizer", "code_dim dropout"
+    if not tokenizer.epochs:
+        yield (
+            "tokenizer.epochs is 0",
+            "tokenizer",
+            "update ema_decay commitment commitment_weight alignment alignment_weight alignment_temperature "
+            "revive_unused batch_size learning_rate weight_decay patience",
+        )
+    if tokenizer.update != "ema":
+        yield f"tokenizer.update is {tokenizer.update}", "tokenizer", "ema_decay"
+    if tokenizer.alignment == "none":
+        yield "tokenizer.alignment is none", "tokenizer", "alignment_weight"
+    if tokenizer.alignment != "infonce":
+        yield f"tokenizer.alignment is {tokenizer.alignment}", "tokenizer", "alignment_temperature"
+    memory = "memory_temperature memory_size"
+    if generator.family == "lite":
+        yield "generator.family is lite", "generator", "checkpoint lora_rank"
+    else:
+        names = f"width layers heads tune_encoder query_vector query_noise memory_weight {memory}"
+        other = "lora_rank" if generator.family == "t5" else "dropout"
+        yield f"generator.family is {generator.family}", "generator", f"{names} {other}"
+    if not generator.query_vector:
+        yield "generator.query_vector is false", "generator", f"query_noise memory_weight {memory}"
+    if not generator.memory_weight:
+        yield "generator.memory_weight is 0", "generator", memory
+    if not generator.epochs:
+        names = "targets soft_temperature logit_temperature text_only_weight learning_rate"
+        yield "generator.epochs is 0", "generator", names
+    if generator.targets != "soft" and not generator.text_only_weight:
+        yield f"generator.targets is {generator.targets}", "generator", "soft_temperature"
+    staged = generator.discrimination == "staged"
+    lists = "discrimination_weight discrimination_beams distillation_weight"
+    if not staged:
+        reason = f"generator.discrimination is {generator.discrimination}"
+        yield reason, "generator", "discrimination_epochs discrimination_learning_rate"
+    if generator.discrimination == "none":
+        yield "generator.discrimination is none", "generator", lists
+    if staged and not generator.discrimination_epochs:
+        yield "generator.discrimination_epochs is 0", "generator", f"{lists} discrimination_learning_rate"
+    if not generator.epochs and not (staged and generator.discrimination_epochs):
+        names = f"{lists} batch_size weight_decay warmup gradient_clip patience autocast"
+        yield "the generator has no epochs", "generator", names
+
 
 def preset(name: str) -> RunConfig:
     """A named set of settings. Raises `ConfigError` for an unknown name.
 
-    "default"     what won on the validation splits of emoji and tagged icons (docs/log.md)
+    "default"     what won on the validation splits of emoji and tagged icons (docs/explanation/log.md)
     "paper"       the paper as it stands, on T5-base: needs that checkpoint, and a GPU to be quick
-    "paper-lite"  the paper's tokenizer, targets and losses on the `lite` family: what two cores can train
+    "paper-lite"  the paper's tokenizer, targets and losses with a `lite` generator, which two cores can train
     "demo"        the default, sized for the demo's few minutes
     """
     if name == "paper":

@@ -119,7 +119,9 @@ def fit(
     """
     from voken.config import preset as named_preset
 
-    config = named_preset(preset).override({"seed": str(seed), **parse_settings(settings or [])})
+    changes = parse_settings(settings or [])
+    config = named_preset(preset).override({"seed": str(seed), **changes})
+    config.check_used(changes)
     if show_config:
         print_json(config.to_dict())
         return

@@ -51,8 +51,8 @@ class Calibration:
     queries without a right picture still had its near relatives in the pool; a pool without those is easier.
 
     They also hold for one right picture in about `pool` / `right` pictures. If right pictures are rarer, more wrong
-    ones look right and the confidence is too high; in smaller pools it is too low. docs/results.md has figures, and
-    `benchmarks/no_match.py` measures them on other data.
+    ones look right and the confidence is too high; in smaller pools it is too low. See
+    docs/reference/results.md for figures and `benchmarks/no_match.py` for other data.
     """
 
     prior: float

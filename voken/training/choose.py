@@ -157,7 +157,7 @@ def validation_answers(model: Model, validation: Side) -> dict[ReadOutName, Answ
 def choose_weights(
     search: SearchConfig, answers: dict[ReadOutName, Answers]
 ) -> tuple[ReadOutWeights, dict[str, dict[str, float]]]:
-    """Choose the weights of the two reranks (docs/protocol.md) by validation recall. Weights in the settings stay.
+    """Choose the weights of the two reranks by validation recall. Weights in the settings stay.
 
     Also returns the recall of each weight that was tried, per read-out.
     """
