@@ -23,7 +23,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self, cast, get_args
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from voken.collection.filters import fields_of, parse_all
 from voken.collection.snapshot import CollectionSize, Snapshot, stored_path
 from voken.collection.store import KIND as COLLECTION
 from voken.collection.store import Change, IndexReport, Store
+from voken.config import ReadOutName
 from voken.data.skipped import Skipped
 from voken.errors import ConfigError, DataError, EmptyDataError
 from voken.model import compiled
@@ -69,7 +70,6 @@ __all__ = [
     "tokenizer_report",
 ]
 
-READOUTS = ("generate", "voken", "vector")
 Why = explain.Why
 
 
@@ -158,11 +158,11 @@ class Collection:
         once: bool = False,
         max_queue: int | None = None,
     ) -> None:
-        if readout is not None and readout not in READOUTS:
+        if readout is not None and readout not in get_args(ReadOutName):
             raise ConfigError(f"readout: {readout!r} is not generate, voken or vector.")
         self._store = store
         self._search_model, self._model_folder = model, model_folder
-        self._beams, self._readout = beams, readout
+        self._beams, self._readout = beams, cast(ReadOutName | None, readout)
         self._device, self._threads, self._once = device, threads, once
         self._max_queue = max_queue
         self._loading, self._encoding = threading.Lock(), threading.Lock()
@@ -184,7 +184,7 @@ class Collection:
         max_queue: int | None = None,
         load: bool = True,
     ) -> Self:
-        """Open a saved collection, with the model that it was made with unless another place is given.
+        """Open a saved collection with its model; `model` is another place of that model, or the model itself.
 
         `beams` is how many sequences a search keeps while it writes them; None means as many as the model's settings
         say, and always at least `k`. `readout` ranks hits by "generate" (log-probability), "voken" (plus the cosine
@@ -353,15 +353,12 @@ class Collection:
                     self._search_model = load_model(
                         self._model_folder, device=self._device, threads=self._threads, once=self._once
                     )
-                settings = None
-                if self._beams is not None or self._readout is not None:
-                    chosen = self._search_model.search
-                    settings = replace(
-                        chosen,
-                        beams=chosen.beams if self._beams is None else self._beams,
-                        # __init__ has checked the name
-                        readout=self._readout or ("voken" if snapshot.vectors is None else "vector"),  # type: ignore[arg-type]
-                    )
+                settings = self._search_model.search
+                settings = replace(
+                    settings,
+                    beams=settings.beams if self._beams is None else self._beams,
+                    readout=self._readout or ("voken" if snapshot.vectors is None else "vector"),
+                )
                 searcher = Searcher(self._search_model, snapshot, settings, store=self._store)
                 self._queue = SearchQueue(searcher, max_queue=self._max_queue)
             return self._queue

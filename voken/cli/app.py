@@ -404,7 +404,7 @@ def serve(
     model: _OtherModel = None,
     threads: Threads = 0,
 ) -> None:
-    """Serve a collection: a page for people, and an HTTP interface for programs (docs/serving.md)."""
+    """Serve a collection: a page for people, and an HTTP interface for programs (docs/how-to/serve.md)."""
     from voken.serve.process import serve as run
     from voken.serve.settings import ServeSettings
 

@@ -168,7 +168,8 @@ def fit(
 def compile_model(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a trained model.")],
     precision: Annotated[
-        str, typer.Option(help="float32: as trained. int8: smaller, faster, a little less exact (docs/speed.md).")
+        str,
+        typer.Option(help="float32: as trained. int8: smaller and faster, a little less exact."),
     ] = "float32",
 ) -> None:
     """Make a model's engine again: what a search on a CPU runs, without torch. Collections stay valid."""

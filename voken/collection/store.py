@@ -9,7 +9,7 @@
 
 Any number of processes may read while one writes: a reader takes one version in one transaction and stays with it.
 Changes are transactions with SQLite's durability: what `commit` has returned survives a kill or a power cut, and a
-killed change leaves nothing. docs/method.md compares SQLite with Lance and with a log of our own.
+killed change leaves nothing. docs/explanation/method.md compares SQLite with Lance and with a log of our own.
 """
 
 from __future__ import annotations
