@@ -66,11 +66,11 @@ def test_a_filter_searches_as_if_only_these_were_there(photos, model, tmp_path, 
     """All that it lets through are ranked as in a collection of their own: no beam is lost to the others."""
     every = photos.search("green grass", 50)
     filtered = photos.search("green grass", 50, where=where)
-    kept = {"folder=new": lambda n: n >= 10, "place<4": lambda n: n < 4}.get(
+    passes = {"folder=new": lambda n: n >= 10, "place<4": lambda n: n < 4}.get(
         where[0], lambda n: n in {1, *range(3, 10)}
     )
     places = {hit.image_id: photos.picture(hit.image_id).metadata["place"] for hit in every}
-    assert sorted(names(filtered)) == sorted(name for name, place in places.items() if kept(place))
+    assert sorted(names(filtered)) == sorted(name for name, place in places.items() if passes(place))
     score = {hit.image_id: hit.score for hit in every}
     for hit in filtered:
         assert hit.score == pytest.approx(score[hit.image_id], abs=1e-4)
@@ -121,9 +121,9 @@ def test_searches_go_on_while_it_changes(photos, tmp_path):
 
     def look():
         while not stop.is_set():
-            found = set(names(photos.search("green", 50)))
-            if len(found & {"one.png", "two.png"}) == 1:
-                wrong.append(found)
+            ids = set(names(photos.search("green", 50)))
+            if len(ids & {"one.png", "two.png"}) == 1:
+                wrong.append(ids)
 
     threads = [threading.Thread(target=look) for _ in range(3)]
     for thread in threads:
@@ -152,12 +152,12 @@ def test_pictures_like_a_picture(tmp_path, model, vectors):
         vectors_of = {n: model.encoder.encode_images([_open(folder / f"{n}.png")])[0] for n in range(5)}
         assert like[0].score == pytest.approx(float(vectors_of[0] @ vectors_of[1]), abs=2e-3)
     assert len(photos.similar("0.png", 50)) == 4
-    asked = paint(tmp_path / "asked.png", (245, 12, 8))
-    found = photos.search_picture(asked, 5)
-    assert {hit.image_id for hit in found[:2]} <= {"0.png", "1.png"} or not vectors
-    vector = model.encoder.encode_images([_open(asked)])
-    assert found == photos.searcher.like_vector(model.tokenizer.code_vectors(vector)[0], vector[0], 5)
-    assert len(photos.search_picture(asked, 5, where=["folder=x"])) == 0
+    query_picture = paint(tmp_path / "asked.png", (245, 12, 8))
+    hits = photos.search_picture(query_picture, 5)
+    assert {hit.image_id for hit in hits[:2]} <= {"0.png", "1.png"} or not vectors
+    vector = model.encoder.encode_images([_open(query_picture)])
+    assert hits == photos.searcher.like_vector(model.tokenizer.code_vectors(vector)[0], vector[0], 5)
+    assert len(photos.search_picture(query_picture, 5, where=["folder=x"])) == 0
     with pytest.raises(DataError, match="no picture"):
         photos.similar("none.png")
     (tmp_path / "bad.png").write_bytes(b"no")
@@ -182,14 +182,14 @@ def test_the_nearest_sequences_are_the_nearest():
     points = random.normal(size=(2, 4)).astype(np.float32)
     walker = NearestSequences(books)
     trie = VokenTrie.from_vokens(sequences, 5)
-    found = beam_search_from_state(walker, walker.prefill(points), trie, len(sequences))
+    beams = beam_search_from_state(walker, walker.prefill(points), trie, len(sequences))
     sums = np.stack([sum(books[level][one[level]] for level in range(3)) for one in sequences])
     np.testing.assert_allclose(walker.of_sequences(sequences), sums, rtol=1e-5)
     for query, point in enumerate(points):
         gained = (point**2).sum() - ((point - sums) ** 2).sum(1)
         order = np.argsort(-gained)
-        np.testing.assert_allclose(found.log_prob[query], gained[order], rtol=1e-4, atol=1e-4)
-        np.testing.assert_array_equal(found.vokens[query], sequences[order])
+        np.testing.assert_allclose(beams.log_prob[query], gained[order], rtol=1e-4, atol=1e-4)
+        np.testing.assert_array_equal(beams.vokens[query], sequences[order])
 
 
 def test_why_says_what_the_generator_wrote(photos, model):
@@ -225,15 +225,15 @@ def test_the_doctor_finds_what_is_wrong(photos, tmp_path, model):
     def levels():
         return {one.what: one.level for one in examine(photos.folder)}
 
-    found = levels()  # the model lies in no folder here, which is the one thing wrong
-    (wrong,) = [what for what, level in found.items() if level == "wrong"]
+    before = levels()  # the model lies in no folder here, which is the one thing wrong
+    (wrong,) = [what for what, level in before.items() if level == "wrong"]
     assert "was made with a model that was not saved, which is not there. Name the model's folder" in wrong
-    assert any("every picture's file is there" in what for what in found)
+    assert any("every picture's file is there" in what for what in before)
     (tmp_path / "in" / "old" / "p000.png").unlink()
     paint(tmp_path / "in" / "old" / "p001.png", COLOURS["grey"])
-    found = levels()
-    assert any(what.startswith("1 pictures are no longer where they were") for what in found)
-    assert any(what.startswith("1 files have changed since") for what in found)
+    before = levels()
+    assert any(what.startswith("1 pictures are no longer where they were") for what in before)
+    assert any(what.startswith("1 files have changed since") for what in before)
     (photos.folder / ".base-000009.partial-1").mkdir()
     assert any("leftovers" in what for what in levels())
     vectors = photos.folder / "base-000001" / "vectors.npy"

@@ -210,10 +210,10 @@ except StorageError as error:
 def test_a_system_that_takes_no_more_bytes_leaves_the_old_one(tmp_path):
     """A real refusal by the kernel (EFBIG), in a process of its own."""
     save(tmp_path / "thing")
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", _FILL_A_SMALL_DISK, str(tmp_path / "thing")], capture_output=True, text=True, check=True
     )
-    assert f"{tmp_path / 'thing'}: the disk is full (File too large)" in done.stdout
+    assert f"{tmp_path / 'thing'}: the disk is full (File too large)" in result.stdout
     assert contents(tmp_path / "thing") == FILES
     assert [path.name for path in tmp_path.iterdir()] == ["thing"]
 
@@ -231,8 +231,8 @@ with artifact.writing(Path(sys.argv[1]), kind="thing", version=3, replace=True) 
 
 def test_a_kill_in_the_middle_leaves_the_old_one(tmp_path):
     save(tmp_path / "thing")
-    done = subprocess.run([sys.executable, "-c", _KILL_IN_THE_MIDDLE, str(tmp_path / "thing")], check=False)
-    assert done.returncode < 0
+    result = subprocess.run([sys.executable, "-c", _KILL_IN_THE_MIDDLE, str(tmp_path / "thing")], check=False)
+    assert result.returncode < 0
     assert contents(tmp_path / "thing") == FILES
     artifact.check(tmp_path / "thing", kind="thing", version=3)
     save(tmp_path / "thing", {"other": b"new"}, replace=True)

@@ -271,7 +271,7 @@ def python(script):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_has_its_own_thread_and_queue():
-    done = python(
+    result = python(
         """
 import os, threading, time
 from voken.search.batching import Batcher
@@ -293,11 +293,11 @@ go.set()
 print(os.waitstatus_to_exitcode(status), [future.result() for future in held], batcher.call([4]))
 """
     )
-    assert (done.returncode, done.stdout.strip()) == (0, "0 [0, 1, 4] [16]"), done.stderr
+    assert (result.returncode, result.stdout.strip()) == (0, "0 [0, 1, 4] [16]"), result.stderr
 
 
 def test_the_interpreter_ends_while_a_batch_runs():
-    done = python(
+    result = python(
         """
 import threading, time
 from voken.search.batching import Batcher
@@ -311,4 +311,4 @@ started.wait()
 print("ends")
 """
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "ends\n", "")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "ends\n", "")

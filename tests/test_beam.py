@@ -30,18 +30,18 @@ def brute_force(model, text, sequences, temperature=1.0):
 
 def plain_beam_search(model, text, sequences, beams):
     """A beam search over Python tuples: the same pruning, written the obvious way."""
-    kept = [((), 0.0)]
+    best = [((), 0.0)]
     for level in range(len(sequences[0])):
         allowed = {sequence[: level + 1] for sequence in sequences}
         extended = []
-        for prefix, score in kept:
+        for prefix, score in best:
             logits = model.logits(text, prefix)
             total = np.log(np.exp(logits).sum())
             for voken in range(model.codebook_size):
                 if (*prefix, voken) in allowed:
                     extended.append(((*prefix, voken), score + logits[voken] - total))
-        kept = sorted(extended, key=lambda beam: (-beam[1], beam[0]))[:beams]
-    return kept
+        best = sorted(extended, key=lambda beam: (-beam[1], beam[0]))[:beams]
+    return best
 
 
 @st.composite
@@ -93,8 +93,8 @@ def test_a_numpy_model_is_searched_without_torch():
         "import sys, voken.decoding.beam, voken.decoding.interface, voken.decoding.trie, voken.collection.store\n"
         "print(sorted({'torch', 'PIL', 'onnxruntime', 'transformers'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
 
 
 @settings(max_examples=60, deadline=None)
@@ -103,17 +103,17 @@ def test_full_width_equals_brute_force(search, temperature):
     model, vokens, trie = search
     sequences = sorted(set(map(tuple, vokens.tolist())))
     texts = ["a cat", "ship"]
-    found = beam_search(model, trie, texts, len(sequences) + 3, logit_temperature=temperature)
-    assert found.vokens.dtype == np.int32
-    assert found.leaf.dtype == np.int64
-    assert found.log_prob.dtype == np.float32
+    result = beam_search(model, trie, texts, len(sequences) + 3, logit_temperature=temperature)
+    assert result.vokens.dtype == np.int32
+    assert result.leaf.dtype == np.int64
+    assert result.log_prob.dtype == np.float32
     for query, text in enumerate(texts):
         order, scores = brute_force(model, text, sequences, temperature)
-        assert found.leaf[query].tolist() == [*order, -1, -1, -1]
-        np.testing.assert_allclose(found.log_prob[query, : len(order)], scores, rtol=1e-4, atol=1e-4)
-        assert (found.log_prob[query, len(order) :] == -np.inf).all()
-        assert [tuple(s) for s in found.vokens[query, : len(order)].tolist()] == [sequences[leaf] for leaf in order]
-        assert (found.vokens[query, len(order) :] == 0).all()
+        assert result.leaf[query].tolist() == [*order, -1, -1, -1]
+        np.testing.assert_allclose(result.log_prob[query, : len(order)], scores, rtol=1e-4, atol=1e-4)
+        assert (result.log_prob[query, len(order) :] == -np.inf).all()
+        assert [tuple(s) for s in result.vokens[query, : len(order)].tolist()] == [sequences[leaf] for leaf in order]
+        assert (result.vokens[query, len(order) :] == 0).all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -121,23 +121,25 @@ def test_full_width_equals_brute_force(search, temperature):
 def test_narrow_beams_equal_a_plain_beam_search(search, beams):
     model, vokens, trie = search
     sequences = sorted(set(map(tuple, vokens.tolist())))
-    found = beam_search(model, trie, ["dog"], beams)
-    kept = plain_beam_search(model, "dog", sequences, beams)
-    assert found.leaf[0, : len(kept)].tolist() == [sequences.index(prefix) for prefix, _ in kept]
-    np.testing.assert_allclose(found.log_prob[0, : len(kept)], [score for _, score in kept], rtol=1e-4, atol=1e-4)
+    result = beam_search(model, trie, ["dog"], beams)
+    expected = plain_beam_search(model, "dog", sequences, beams)
+    assert result.leaf[0, : len(expected)].tolist() == [sequences.index(prefix) for prefix, _ in expected]
+    np.testing.assert_allclose(
+        result.log_prob[0, : len(expected)], [score for _, score in expected], rtol=1e-4, atol=1e-4
+    )
 
 
 @settings(max_examples=30, deadline=None)
 @given(searches())
 def test_one_beam_is_greedy(search):
     model, vokens, trie = search
-    found = beam_search(model, trie, ["x"], 1)
+    result = beam_search(model, trie, ["x"], 1)
     prefix: tuple[int, ...] = ()
     for level in range(model.levels):
         allowed = {s[level] for s in map(tuple, vokens.tolist()) if s[:level] == prefix}
         logits = model.logits("x", prefix)
         prefix = (*prefix, max(allowed, key=lambda voken: logits[voken]))
-    assert tuple(found.vokens[0, 0].tolist()) == prefix
+    assert tuple(result.vokens[0, 0].tolist()) == prefix
 
 
 @settings(max_examples=30, deadline=None)
@@ -160,10 +162,10 @@ def test_ties_go_to_the_lower_leaf(search, beams, kind):
     _, vokens, trie = search
     sequences = sorted(set(map(tuple, vokens.tolist())))
     uniform = kind(trie.codebook_size, trie.levels, grain=1e9)
-    found = beam_search(uniform, trie, ["t"], beams)
+    result = beam_search(uniform, trie, ["t"], beams)
     count = min(beams, len(sequences))
     # Level by level the lowest nodes are kept, so the leaves are the first ones.
-    assert found.leaf[0, :count].tolist() == list(range(count))
+    assert result.leaf[0, :count].tolist() == list(range(count))
     coarse = kind(trie.codebook_size, trie.levels, grain=2.0)
     once, twice = (beam_search(coarse, trie, ["t", "u"], beams) for _ in range(2))
     assert (once.leaf == twice.leaf).all()
@@ -202,9 +204,9 @@ def test_a_search_goes_on_from_a_state_and_leaves_it_as_it_was(kind):
 
 
 def test_no_texts_give_no_rows():
-    found = beam_search(PrefixModel(4, 2), VokenTrie.from_vokens(np.array([[1, 2]]), 4), [], 3)
-    assert found.vokens.shape == (0, 3, 2)
-    assert found.leaf.shape == found.log_prob.shape == (0, 3)
+    result = beam_search(PrefixModel(4, 2), VokenTrie.from_vokens(np.array([[1, 2]]), 4), [], 3)
+    assert result.vokens.shape == (0, 3, 2)
+    assert result.leaf.shape == result.log_prob.shape == (0, 3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -216,10 +218,10 @@ def test_what_the_model_rules_out_is_no_answer(kind):
             return logits
 
     trie = VokenTrie.from_vokens(np.array([[0, 1], [1, 0], [1, 1], [2, 2]]), 3)
-    found = beam_search(NeverZero(3, 2), trie, ["x"], 4)
-    assert sorted(found.leaf[0, :2].tolist()) == [2, 3]
-    assert found.leaf[0, 2:].tolist() == [-1, -1]
-    assert (found.log_prob[0, 2:] == -np.inf).all()
+    result = beam_search(NeverZero(3, 2), trie, ["x"], 4)
+    assert sorted(result.leaf[0, :2].tolist()) == [2, 3]
+    assert result.leaf[0, 2:].tolist() == [-1, -1]
+    assert (result.log_prob[0, 2:] == -np.inf).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -34,10 +34,10 @@ def workload_of(**changes):
 def test_ours_rank_as_transformers(tmp_path):
     ours = ["ours, engine float32", "ours, torch"]
     theirs = [decoding.REFERENCE, "transformers, the same, vokens only"]
-    found = answers([*ours, *theirs], workload_of(), tmp_path)
+    answers_by_row = answers([*ours, *theirs], workload_of(), tmp_path)
     trie = VokenTrie.load(tmp_path / "trie")
-    for name, answer in found.items():
-        same = decoding.agreement(answer, found[decoding.REFERENCE])
+    for name, answer in answers_by_row.items():
+        same = decoding.agreement(answer, answers_by_row[decoding.REFERENCE])
         assert (same.same_first, same.overlap, same.same_ranking) == (1, 1, 1), name
         assert same.greatest_difference < decoding.TIE
         for vokens, scores in answer:
@@ -45,7 +45,7 @@ def test_ours_rank_as_transformers(tmp_path):
             assert (trie.leaf_of(vokens) >= 0).all()
             assert (np.diff(scores) <= 0).all()
     # The rankings would agree for any two programs if all queries had one answer.
-    assert len({tuple(map(tuple, vokens.tolist())) for vokens, _ in found[decoding.REFERENCE]}) > 1
+    assert len({tuple(map(tuple, vokens.tolist())) for vokens, _ in answers_by_row[decoding.REFERENCE]}) > 1
 
 
 @pytest.mark.parametrize("vokens_only", [False, True])
@@ -82,13 +82,13 @@ def test_agreement_sees_a_wrong_answer():
 
 def test_children_are_those_of_the_sequences():
     sequences = sorted({tuple(row) for row in np.random.default_rng(0).integers(0, 4, (30, 3)).tolist()})
-    found = decoding.children_of_prefixes(np.array(sequences), 100)
+    children = decoding.children_of_prefixes(np.array(sequences), 100)
     expected = {}
     for sequence in sequences:
         words = tuple(voken + 100 for voken in sequence)
         for level in range(3):
             expected.setdefault(words[:level], set()).add(words[level])
-    assert {prefix: below.tolist() for prefix, below in found.items()} == {
+    assert {prefix: below.tolist() for prefix, below in children.items()} == {
         prefix: sorted(below) for prefix, below in expected.items()
     }
 
@@ -120,10 +120,10 @@ def test_quick_run(tmp_path):
         "--rows",
         *names,
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+    assert result.returncode == 0, result.stderr
     rows = json.loads((tmp_path / "out.json").read_text())["shapes"]["tiny"]["rows"]
     assert list(rows) == names
-    assert all(seconds > 0 for row in rows.values() for found in row["seconds_a_query"].values() for seconds in found)
+    assert all(seconds > 0 for row in rows.values() for times in row["seconds_a_query"].values() for seconds in times)
     assert rows[names[0]]["agreement"]["overlap"] > 0.5
-    assert all(f"| {name} |" in done.stdout for name in names)
+    assert all(f"| {name} |" in result.stdout for name in names)

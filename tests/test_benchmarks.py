@@ -51,7 +51,7 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def made(pictures, tmp_path_factory):
+def artifacts(pictures, tmp_path_factory):
     """A model and its collection, saved."""
     folder = tmp_path_factory.mktemp("made")
     config = preset("demo").override(SETTINGS | {"tokenizer.codebook_size": "16", "tokenizer.levels": "2"})
@@ -61,9 +61,9 @@ def made(pictures, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_scaling(pictures, made, tmp_path, capsys):
+def test_scaling(pictures, artifacts, tmp_path, capsys):
     out = tmp_path / "scaling.json"
-    arguments = ["--quick", "--threads", "1", "--models", made / "model", "--collection", made / "collection"]
+    arguments = ["--quick", "--threads", "1", "--models", artifacts / "model", "--collection", artifacts / "collection"]
     arguments += ["--pictures", pictures, "--queries", pictures, "--asked", "16", "--work", tmp_path, "--json", out]
     scaling.main(list(map(str, arguments)))
     report = json.loads(out.read_text())
@@ -101,10 +101,10 @@ def test_updates(tmp_path, monkeypatch):
     monkeypatch.setattr(updates, "load_model", lambda folder, threads: model)
     arguments = ["--model", "m", "--add", "3", "--remove", "4", "--queries", "4", "--rounds", "1"]
     updates.main([str(tmp_path / "c"), *arguments, "--json", str(tmp_path / "out.json")])
-    found = json.loads((tmp_path / "out.json").read_text())
-    assert found["pictures"] == 40
-    assert found["answers_alike"] == 4
-    assert np.isfinite([found["until_added_is_found_s"], found["until_removed_is_not_found_s"]]).all()
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert report["pictures"] == 40
+    assert report["answers_alike"] == 4
+    assert np.isfinite([report["until_added_is_found_s"], report["until_removed_is_not_found_s"]]).all()
     assert len(Store.open(tmp_path / "c").snapshot()) == 40  # only its copy was changed
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "in", "out.json"]
     shutil.rmtree(tmp_path / "c")
@@ -114,11 +114,11 @@ def test_queries_are_of_concepts_that_are_there():
     def images(*rows):
         return Dataset("d", Path(), tuple(CaptionedImage(i, Path(i), c, concept=k) for i, c, k in rows))
 
-    asked = images(("a", ("a dog", "pet"), "dog"), ("b", ("A  Dog",), "hound"), ("c", ("a cat",), "cat"))
+    questioners = images(("a", ("a dog", "pet"), "dog"), ("b", ("A  Dog",), "hound"), ("c", ("a cat",), "cat"))
     there = images(
         ("a", ("not asked",), "dog"), ("x", (), "dog"), ("y", (), "hound"), ("z", (), "cat"), ("w", (), "sky")
     )
-    queries = scaling.concept_queries(asked, there, ["a", "x", "y"], limit=None, seed=0)
+    queries = scaling.concept_queries(questioners, there, ["a", "x", "y"], limit=None, seed=0)
     assert {query.text: query.relevant for query in queries} == {"a dog": {"a", "x", "y"}, "pet": {"a", "x"}}
 
 
@@ -131,10 +131,10 @@ def test_fronts_are_compared_between_their_points():
     theirs = points("HNSW, faiss", (0.1, 90.0), (0.3, 80.0)) + points("flat", (0.3, 20.0))
     assert scaling.front(ours) == [(0.2, 400.0), (0.4, 100.0)]
     # at 0.3, half way between ours: the geometric mean of 400 and 100
-    found = {one["figure"]: one["times"] for one in scaling.figures([*ours, *theirs, *points("IVF-PQ", (0.1, 10.0))])}
-    assert found["ours to HNSW at equal recall"] == pytest.approx(200 / 80)
-    assert found["ours to IVF-PQ at equal recall"] == pytest.approx(400 / 10)
-    assert found["ours to the best two-tower at equal recall"] == pytest.approx(200 / 80)
+    times = {one["figure"]: one["times"] for one in scaling.figures([*ours, *theirs, *points("IVF-PQ", (0.1, 10.0))])}
+    assert times["ours to HNSW at equal recall"] == pytest.approx(200 / 80)
+    assert times["ours to IVF-PQ at equal recall"] == pytest.approx(400 / 10)
+    assert times["ours to the best two-tower at equal recall"] == pytest.approx(200 / 80)
     row = scaling.GrowingRow("ours", "float32", "", {1: {10: [1.0, 2.0, 4.0], 1000: [2.0, 2.0, 5.0]}})
     assert row.speed_ratio(1) == pytest.approx(0.8)
 

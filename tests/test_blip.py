@@ -80,11 +80,11 @@ def test_a_picture_is_read_once_and_only_when_asked_for(matcher, pictures, monke
     real = BlipScorer.read_images.__get__(scorer)
     pool.score("a dog", np.array([4, 1, 4]))
     pool.score("a cat", np.array([1, 4, 0]))
-    told = []
-    pool.encode(progress=lambda *call: told.append(call))
+    progress = []
+    pool.encode(progress=lambda *call: progress.append(call))
     pool.score("red", np.arange(5))
     assert read == [2, 1, 2]
-    assert told == [("BLIP: pictures", 2, 2)]
+    assert progress == [("BLIP: pictures", 2, 2)]
 
 
 def test_half_precision_keeps_half_the_bytes(matcher, pictures):
@@ -119,8 +119,8 @@ def test_pools_that_cannot_be_scored(matcher, pictures, tmp_path):
 
 def plain_captions(model, images, texts, paths, **how):
     pixels = images(images=opened(paths), return_tensors="pt")["pixel_values"]
-    made = model.generate(pixel_values=pixels, min_new_tokens=2, max_new_tokens=8, **how)
-    return [text.strip() for text in texts.batch_decode(made, skip_special_tokens=True)]
+    tokens = model.generate(pixel_values=pixels, min_new_tokens=2, max_new_tokens=8, **how)
+    return [text.strip() for text in texts.batch_decode(tokens, skip_special_tokens=True)]
 
 
 def test_a_beams_captions_equal_plain_generate(writer, pictures):
@@ -131,11 +131,13 @@ def test_a_beams_captions_equal_plain_generate(writer, pictures):
         plain_captions(model, images, texts, [path], num_beams=4, num_return_sequences=3, do_sample=False)
         for path in pictures
     ]
-    told = []
-    found = captioner.caption(opened(pictures), captions_each=3, style=style, progress=lambda *call: told.append(call))
-    assert found == expected
-    assert len({text for texts_of_one in found for text in texts_of_one}) > 3
-    assert told == [("BLIP: captions", done, 5) for done in (2, 4, 5)]
+    progress = []
+    captions = captioner.caption(
+        opened(pictures), captions_each=3, style=style, progress=lambda *call: progress.append(call)
+    )
+    assert captions == expected
+    assert len({text for texts_of_one in captions for text in texts_of_one}) > 3
+    assert progress == [("BLIP: captions", done, 5) for done in (2, 4, 5)]
     assert captioner.caption([], style=style) == []
 
 
@@ -146,10 +148,10 @@ def test_sampled_captions_equal_plain_generate_with_the_same_seed(writer, pictur
     torch.manual_seed(11)
     before = torch.rand(1)
     torch.manual_seed(11)
-    found = captioner.caption(opened(pictures), captions_each=2, seed=4, style=style)
+    captions = captioner.caption(opened(pictures), captions_each=2, seed=4, style=style)
     torch.testing.assert_close(torch.rand(1), before)
-    assert found == captioner.caption(opened(pictures), captions_each=2, seed=4, style=style)
-    assert found != captioner.caption(opened(pictures), captions_each=2, seed=5, style=style)
+    assert captions == captioner.caption(opened(pictures), captions_each=2, seed=4, style=style)
+    assert captions != captioner.caption(opened(pictures), captions_each=2, seed=5, style=style)
     for start in (0, 3):
         torch.manual_seed(int(np.random.SeedSequence([4, start]).generate_state(1)[0]))
         expected = plain_captions(
@@ -162,7 +164,7 @@ def test_sampled_captions_equal_plain_generate_with_the_same_seed(writer, pictur
             top_p=0.8,
             top_k=0,
         )
-        assert [text for texts_of_one in found[start : start + 3] for text in texts_of_one] == expected
+        assert [text for texts_of_one in captions[start : start + 3] for text in texts_of_one] == expected
 
 
 def test_impossible_settings_are_refused(matcher, writer):

@@ -100,18 +100,18 @@ def test_the_fit_is_that_of_scikit_learn():
     spread = np.sqrt(np.average((features - mean) ** 2, axis=0, weights=weights))
     peer = LogisticRegression(C=1.0, tol=1e-10, max_iter=1000).fit((features - mean) / spread, right, weights)
     expected = peer.predict_proba((features - mean) / spread)[:, 1]
-    found = logistic(features, right, weights)
-    np.testing.assert_allclose(1 / (1 + np.exp(-(found[0] + features @ found[1:]))), expected, rtol=1e-5)
-    np.testing.assert_allclose(found[1:] * spread, peer.coef_[0], rtol=1e-5)
+    result = logistic(features, right, weights)
+    np.testing.assert_allclose(1 / (1 + np.exp(-(result[0] + features @ result[1:]))), expected, rtol=1e-5)
+    np.testing.assert_allclose(result[1:] * spread, peer.coef_[0], rtol=1e-5)
 
 
 def test_the_fit_stands_what_tells_nothing_and_what_tells_all():
     features = np.array([[3.0, -1.0], [3.0, -2.0], [3.0, 1.0], [3.0, 2.0]])
     right = np.array([False, False, True, True])
-    found = logistic(features, right, np.ones(4))
-    assert np.isfinite(found).all()
-    assert found[1] == 0
-    assert found[2] > 0
+    result = logistic(features, right, np.ones(4))
+    assert np.isfinite(result).all()
+    assert result[1] == 0
+    assert result[2] > 0
     alike = logistic(features, np.zeros(4, bool), np.ones(4))
     assert 1 / (1 + np.exp(-alike[0])) < 0.1
 
@@ -121,15 +121,15 @@ def test_the_bound_is_wilsons():
 
     for right, count in ((7, 10), (10, 10), (1, 40), (180, 200)):
         expected = binomtest(right, count).proportion_ci(0.95, method="wilson").low
-        found = wilson_lower(np.array([right / count]), np.array([float(count)]))
-        assert found[0] == pytest.approx(expected, abs=1e-4)
+        result = wilson_lower(np.array([right / count]), np.array([float(count)]))
+        assert result[0] == pytest.approx(expected, abs=1e-4)
 
 
 def test_confidence_by_hand():
     log_prob, cosine, shared = [-3.0, -3.0, -5.0, -9.0], [0.4, 0.4, 0.9, -0.2], [2, 2, 1, 1]
     expected = by_hand(ONE, log_prob, cosine, shared)
-    found = VOKEN.confidence(np.array(log_prob), np.array(cosine), np.array(shared))
-    np.testing.assert_allclose(found, expected)
+    result = VOKEN.confidence(np.array(log_prob), np.array(cosine), np.array(shared))
+    np.testing.assert_allclose(result, expected)
     # what was not found counts for nothing, whatever stands beside it; and many queries are asked at once
     padded = np.array([[*log_prob, -np.inf], [-np.inf] * 5])
     many = VOKEN.confidence(padded, np.array([[*cosine, 0.7]] * 2), np.array([[*shared, 1]] * 2))
@@ -141,14 +141,14 @@ def test_confidence_by_hand():
 
 
 def test_confidence_stands_numbers_of_any_size():
-    found = VOKEN.confidence(np.array([-1e4, -2e4, -3e38]), np.array([1.0, -1.0, 0.0]))
-    assert np.isfinite(found).all()
-    assert ((found >= 0) & (found <= 1)).all()
+    result = VOKEN.confidence(np.array([-1e4, -2e4, -3e38]), np.array([1.0, -1.0, 0.0]))
+    assert np.isfinite(result).all()
+    assert ((result >= 0) & (result <= 1)).all()
 
 
 def test_thresholds_are_those_of_the_table():
-    asked = {0.3: 0.4, 0.5: 0.4, 0.6: 0.9, 0.8: 0.9, 0.9: None}
-    assert {precision: VOKEN.threshold(precision) for precision in asked} == asked
+    thresholds = {0.3: 0.4, 0.5: 0.4, 0.6: 0.9, 0.8: 0.9, 0.9: None}
+    assert {precision: VOKEN.threshold(precision) for precision in thresholds} == thresholds
     for outside in (0.0, -1.0, 1.5, float("nan")):
         with pytest.raises(ConfigError, match="precision"):
             VOKEN.threshold(outside)
@@ -186,16 +186,16 @@ def test_cases_by_hand():
     log_prob = np.array([[-4.0, -1.0, -2.0, -np.inf]])
     cosine = np.array([[0.9, 0.1, 0.2, 0.99]])
     right = np.array([[False, True, False, False]])
-    found = Cases.of(Answers(log_prob, cosine, np.arange(4), right, np.arange(4)), ReadOut("generate", 10.0), hits=3)
-    assert found.present.tolist() == [True, False]
-    np.testing.assert_allclose(found.features[0, :, 0], [5.0, 0.0, 0.0])  # -4 + 9; then -1 + 1 and -2 + 2
-    assert found.right.tolist() == [[False, True, False], [False, False, False]]
-    assert found.is_hit.tolist() == [[True, True, True], [True, True, False]]
-    np.testing.assert_allclose(found.features[0, :, 1], np.log(np.exp([-4.0, -1.0, -2.0]).sum()))
-    np.testing.assert_allclose(found.features[1, :2, 1], np.log(np.exp([-4.0, -2.0]).sum()))
-    weights = found.weights(0.25)
+    result = Cases.of(Answers(log_prob, cosine, np.arange(4), right, np.arange(4)), ReadOut("generate", 10.0), hits=3)
+    assert result.present.tolist() == [True, False]
+    np.testing.assert_allclose(result.features[0, :, 0], [5.0, 0.0, 0.0])  # -4 + 9; then -1 + 1 and -2 + 2
+    assert result.right.tolist() == [[False, True, False], [False, False, False]]
+    assert result.is_hit.tolist() == [[True, True, True], [True, True, False]]
+    np.testing.assert_allclose(result.features[0, :, 1], np.log(np.exp([-4.0, -1.0, -2.0]).sum()))
+    np.testing.assert_allclose(result.features[1, :2, 1], np.log(np.exp([-4.0, -2.0]).sum()))
+    weights = result.weights(0.25)
     assert weights[0, 0] / weights[1, 0] == pytest.approx(1 / 3)
-    assert weights.sum() == pytest.approx(found.is_hit.sum())
+    assert weights.sum() == pytest.approx(result.is_hit.sum())
     assert weights[1, 2] == 0
 
 
@@ -221,12 +221,12 @@ def test_without_the_right_pictures_is_a_search_of_a_collection_without_them(rea
     for case in (answers, answers.without_right()):
         sure = ReadOut(readout, one.cosine_weight, one).confidence(case.log_prob, case.cosine, case.shared)
         for row, text in enumerate(texts):
-            kept = np.flatnonzero(np.isfinite(case.log_prob[row]))
-            pool = Dataset("pool", tmp_path, tuple(images[place] for place in kept))
-            searcher = Searcher(model, Snapshot.of_vectors(pool, vectors[kept], model), search)
+            columns = np.flatnonzero(np.isfinite(case.log_prob[row]))
+            pool = Dataset("pool", tmp_path, tuple(images[place] for place in columns))
+            searcher = Searcher(model, Snapshot.of_vectors(pool, vectors[columns], model), search)
             (hits,) = searcher.search([text], 24)
-            assert len(hits) == len(kept) > 20
-            expected = {images[place].image_id: sure[row, place] for place in kept}
+            assert len(hits) == len(columns) > 20
+            expected = {images[place].image_id: sure[row, place] for place in columns}
             np.testing.assert_allclose(
                 [hit.confidence for hit in hits], [expected[hit.image_id] for hit in hits], rtol=1e-4
             )
@@ -253,18 +253,18 @@ def test_where_the_score_misleads_it_is_left_out():
     assert cases.features[cases.right][:, 0].mean() < cases.features[cases.is_hit & ~cases.right][:, 0].mean()
     # the first ten hold no right hit to learn from; turned round, they hold little else
     turned = dataclasses.replace(worse, cosine=worse.log_prob, log_prob=np.full_like(worse.log_prob, -9.0))
-    calibration, said = calibrate({ReadOut("generate", -1.0): turned}, beams=60)
-    assert calibration is not None, said
+    calibration, report = calibrate({ReadOut("generate", -1.0): turned}, beams=60)
+    assert calibration is not None, report
     assert calibration.readouts[0].score >= 0
 
 
 @pytest.mark.parametrize("prior", [0.2, 0.5])
 def test_what_is_promised_comes_true_for_other_concepts(prior):
-    made, said = calibrate({ReadOut("voken", 3.0): drawn_answers(400, 200)}, beams=100, prior=prior)
+    calibration, report = calibrate({ReadOut("voken", 3.0): drawn_answers(400, 200)}, beams=100, prior=prior)
     fresh = drawn_answers(2000, 200, seed=5)
     cases = Cases.of(fresh, ReadOut("voken", 3.0))
     weights = cases.weights(prior)
-    one = made.readouts[0]
+    one = calibration.readouts[0]
     logit = one.bias + cases.features @ [one.score, one.mass, one.mean_cosine]
     sure = np.where(cases.is_hit, 1 / (1 + np.exp(-logit)), 0.0)
     assert (weights * sure).sum() == pytest.approx((weights * cases.right).sum(), rel=0.1)
@@ -272,8 +272,15 @@ def test_what_is_promised_comes_true_for_other_concepts(prior):
         inside = weights * ((sure >= low) & (sure < high))
         if inside.sum() > 100:
             assert abs((inside * (sure - cases.right)).sum() / inside.sum()) < 0.08
-    assert said["voken"]["log_loss"] < said["voken"]["log_loss_of_a_constant"]
-    assert (made.prior, made.queries, made.concepts, made.pool, made.right, made.beams) == (
+    assert report["voken"]["log_loss"] < report["voken"]["log_loss_of_a_constant"]
+    assert (
+        calibration.prior,
+        calibration.queries,
+        calibration.concepts,
+        calibration.pool,
+        calibration.right,
+        calibration.beams,
+    ) == (
         prior,
         400,
         200,
@@ -284,16 +291,16 @@ def test_what_is_promised_comes_true_for_other_concepts(prior):
 
 
 def test_where_search_is_good_thresholds_keep_their_word_and_most_answers():
-    made, _ = calibrate({ReadOut("voken", 3.0): drawn_answers(400, 200, skill=10.0)}, beams=100)
+    calibration, _ = calibrate({ReadOut("voken", 3.0): drawn_answers(400, 200, skill=10.0)}, beams=100)
     fresh = drawn_answers(2000, 200, seed=5, skill=10.0)
     cases = Cases.of(fresh, ReadOut("voken", 3.0))
-    one = made.readouts[0]
+    one = calibration.readouts[0]
     logit = one.bias + cases.features @ [one.score, one.mass, one.mean_cosine]
     sure = np.where(cases.is_hit, 1 / (1 + np.exp(-logit)), 0.0)
     assert {0.1, 0.3, 0.5, 0.7} <= {threshold.precision for threshold in one.thresholds}
     for threshold in one.thresholds:
-        kept = cases.is_hit & (sure >= threshold.confidence)
-        assert cases.right[kept].mean() >= threshold.precision
+        above = cases.is_hit & (sure >= threshold.confidence)
+        assert cases.right[above].mean() >= threshold.precision
         recall, silence = recall_and_silence(cases, sure, threshold.confidence)
         assert recall > 0.6
         assert silence == pytest.approx(threshold.silence, abs=0.1)
@@ -315,8 +322,8 @@ def test_stated_precisions_are_kept():
     reached = dict.fromkeys(short, 0)
     for _ in range(100):
         for one in choose_thresholds(*random_cases(random), 0.5, tuple(short)):
-            kept = (sure >= one.confidence) & population.is_hit
-            short[one.precision] += population.right[kept].mean() < one.precision
+            above = (sure >= one.confidence) & population.is_hit
+            short[one.precision] += population.right[above].mean() < one.precision
             reached[one.precision] += 1
     assert reached[0.5] > 60
     assert max(short.values()) <= 3
@@ -329,16 +336,16 @@ def test_thresholds_by_brute_force():
     (one,) = choose_thresholds(cases, sure, 0.5, (0.4,))
     reached = []
     for cut in np.unique(sure[cases.is_hit]):
-        kept = cases.is_hit & (sure >= cut)
-        share = np.array([kept[cases.groups == group].sum() for group in range(60)], dtype=float)
+        above = cases.is_hit & (sure >= cut)
+        share = np.array([above[cases.groups == group].sum() for group in range(60)], dtype=float)
         count = share.sum() ** 2 / (share**2).sum()
-        if count >= 10 and wilson_lower(cases.right[kept].mean(keepdims=True), np.array([count]))[0] >= 0.4:
+        if count >= 10 and wilson_lower(cases.right[above].mean(keepdims=True), np.array([count]))[0] >= 0.4:
             reached.append(cut)
     assert one.confidence == min(reached)
-    kept = cases.is_hit & (sure >= one.confidence)
-    assert one.measured == pytest.approx(cases.right[kept].mean())
-    asked = [any(kept[row] & cases.right[row]) for row in range(len(kept) // 2)]
-    assert one.recall == pytest.approx(np.mean(asked))
+    above = cases.is_hit & (sure >= one.confidence)
+    assert one.measured == pytest.approx(cases.right[above].mean())
+    answered = [any(above[row] & cases.right[row]) for row in range(len(above) // 2)]
+    assert one.recall == pytest.approx(np.mean(answered))
     assert one.silence == 1.0
     assert recall_and_silence(cases, sure, 2.0) == (0.0, 1.0)
 
@@ -352,14 +359,14 @@ def test_one_lucky_hit_makes_no_threshold():
 
 
 def test_too_little_is_said():
-    none, said = calibrate({ReadOut("voken", 3.0): drawn_answers(49, 60)}, beams=30)
+    none, report = calibrate({ReadOut("voken", 3.0): drawn_answers(49, 60)}, beams=30)
     assert none is None
-    assert said["none"].startswith("49 validation queries are too few")
+    assert report["none"].startswith("49 validation queries are too few")
     blind = drawn_answers(80, 60)
     blind = dataclasses.replace(blind, log_prob=np.where(blind.relevant, -np.inf, blind.log_prob))
-    none, said = calibrate({ReadOut("voken", 3.0): blind}, beams=30)
+    none, report = calibrate({ReadOut("voken", 3.0): blind}, beams=30)
     assert none is None
-    assert said["none"].startswith("0 validation concepts with a right hit are too few")
+    assert report["none"].startswith("0 validation concepts with a right hit are too few")
     with pytest.raises(ConfigError, match="prior"):
         calibrate({ReadOut("voken", 3.0): blind}, beams=30, prior=1.0)
 
@@ -410,24 +417,30 @@ def folder(model, tmp_path_factory):
 
 
 def test_a_trained_model_is_calibrated(model, folder):
-    made = model.calibration
-    assert made is not None, model.validation["calibration"]
-    assert (made.prior, made.pool, made.concepts, made.queries, made.beams) == (0.5, 16, 16, 64, 16)
-    assert [one.readout for one in made.readouts] == ["generate", "voken", "vector"]
-    assert [one.cosine_weight for one in made.readouts] == [0.0, model.weights.voken, model.weights.vector]
+    calibration = model.calibration
+    assert calibration is not None, model.validation["calibration"]
+    assert (calibration.prior, calibration.pool, calibration.concepts, calibration.queries, calibration.beams) == (
+        0.5,
+        16,
+        16,
+        64,
+        16,
+    )
+    assert [one.readout for one in calibration.readouts] == ["generate", "voken", "vector"]
+    assert [one.cosine_weight for one in calibration.readouts] == [0.0, model.weights.voken, model.weights.vector]
     assert set(model.validation["calibration"]) == {"generate", "voken", "vector"}
     assert "calibration" not in model.config.to_dict()["search"]
     for loaded in (Model.load(folder), CompiledModel.load(folder)):
-        assert (loaded.search, loaded.weights, loaded.calibration) == (model.search, model.weights, made)
+        assert (loaded.search, loaded.weights, loaded.calibration) == (model.search, model.weights, calibration)
 
 
 def test_a_small_validation_side_is_no_ground(model, pictures):
     validation = read_dataset(pictures).split("validation").images[:3]
     vectors = model.encoder.encode_images([Image.open(image.path) for image in validation])
     answers = validation_answers(model, side_of(validation, vectors, model.encoder.encode_texts))
-    calibration, said = calibrate({ReadOut("generate"): answers["generate"]}, beams=16)
+    calibration, report = calibrate({ReadOut("generate"): answers["generate"]}, beams=16)
     assert calibration is None
-    assert said["none"].startswith("12 validation queries")
+    assert report["none"].startswith("12 validation queries")
 
 
 @pytest.mark.slow

@@ -40,9 +40,9 @@ def test_imagefolder_with_every_field(tmp_path):
         "licence": "MIT",
         "vendor": "me",
     }
-    found = read_dataset(imagefolder(tmp_path / "set", line, {"file_name": "b.png", "text": "a cat"}))
-    assert found.name == "set"
-    assert found.images == (
+    dataset = read_dataset(imagefolder(tmp_path / "set", line, {"file_name": "b.png", "text": "a cat"}))
+    assert dataset.name == "set"
+    assert dataset.images == (
         CaptionedImage(
             "a.png", tmp_path / "set" / "a.png", ("a dog", "ein Hündchen"), "validation", "dog", "MIT", "pets", "me"
         ),
@@ -62,8 +62,8 @@ def test_imagefolder_with_every_field(tmp_path):
     ],
 )
 def test_caption_fields(tmp_path, fields, captions):
-    found = read_dataset(imagefolder(tmp_path, {"file_name": "a.png", **fields}))
-    assert found.images[0].captions == captions
+    dataset = read_dataset(imagefolder(tmp_path, {"file_name": "a.png", **fields}))
+    assert dataset.images[0].captions == captions
 
 
 def test_metadata_file_itself_can_be_named(tmp_path):
@@ -75,18 +75,18 @@ def test_byte_order_mark_blank_lines_and_windows_line_ends(tmp_path):
     imagefolder(tmp_path)
     text = '{"file_name": "a.png", "text": "é"}\r\n\r\n   \r\n{"file_name": "b.png"}\r\n'
     (tmp_path / "metadata.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode())
-    found = read_dataset(tmp_path)
-    assert [image.captions for image in found.images] == [("é",), ()]
+    dataset = read_dataset(tmp_path)
+    assert [image.captions for image in dataset.images] == [("é",), ()]
 
 
 def test_a_very_long_caption_is_cut(tmp_path):
-    found = read_dataset(imagefolder(tmp_path, {"file_name": "a.png", "text": "x" * 100_000}))
-    assert found.images[0].captions == ("x" * MAX_CAPTION_CHARACTERS,)
+    dataset = read_dataset(imagefolder(tmp_path, {"file_name": "a.png", "text": "x" * 100_000}))
+    assert dataset.images[0].captions == ("x" * MAX_CAPTION_CHARACTERS,)
 
 
 def test_a_lone_surrogate_does_not_reach_a_tokenizer(tmp_path):
-    found = read_dataset(imagefolder(tmp_path, '{"file_name": "a.png", "text": "bad \\ud800 half"}'))
-    assert found.images[0].captions == ("bad ? half",)
+    dataset = read_dataset(imagefolder(tmp_path, '{"file_name": "a.png", "text": "bad \\ud800 half"}'))
+    assert dataset.images[0].captions == ("bad ? half",)
 
 
 @pytest.mark.parametrize(
@@ -154,8 +154,8 @@ def test_a_folder_of_pictures_alone(tmp_path):
     for name in ("b.JPG", "sub/a.png"):
         picture(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no picture")
-    found = read_dataset(tmp_path)
-    assert [(image.image_id, image.captions, image.concept) for image in found.images] == [
+    dataset = read_dataset(tmp_path)
+    assert [(image.image_id, image.captions, image.concept) for image in dataset.images] == [
         ("b.JPG", (), "b.JPG"),
         ("sub/a.png", (), "sub/a.png"),
     ]
@@ -176,17 +176,17 @@ def test_karpathy_flickr30k(tmp_path):
     (tmp_path / "dataset_flickr30k.json").write_text(json.dumps({"images": images, "dataset": "flickr30k"}))
     for name in ("1.jpg", "2.jpg", "3.jpg"):
         picture(tmp_path / "flickr30k-images" / name)
-    found = read_dataset(tmp_path)
-    assert found.name == "flickr30k"
-    assert [(image.image_id, image.split, image.captions) for image in found.images] == [
+    dataset = read_dataset(tmp_path)
+    assert dataset.name == "flickr30k"
+    assert [(image.image_id, image.split, image.captions) for image in dataset.images] == [
         ("1.jpg", "train", ("Two men.", "A dog.")),
         ("2.jpg", "validation", ("x",)),
         ("3.jpg", "test", ()),
     ]
-    assert found.images[0].path == tmp_path / "flickr30k-images" / "1.jpg"
+    assert dataset.images[0].path == tmp_path / "flickr30k-images" / "1.jpg"
     # the same, with file and folder named apart
     apart = read_dataset(tmp_path / "dataset_flickr30k.json", tmp_path / "flickr30k-images")
-    assert [image.path for image in apart.images] == [image.path for image in found.images]
+    assert [image.path for image in apart.images] == [image.path for image in dataset.images]
 
 
 def test_karpathy_coco(tmp_path):
@@ -197,8 +197,8 @@ def test_karpathy_coco(tmp_path):
     (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
     picture(tmp_path / "coco" / "val2014" / "COCO_val2014_000000000042.jpg")
     picture(tmp_path / "coco" / "train2014" / "COCO_train2014_000000000007.jpg")
-    found = read_dataset(tmp_path / "dataset_coco.json", tmp_path / "coco")
-    assert [(image.image_id, image.split) for image in found.images] == [
+    dataset = read_dataset(tmp_path / "dataset_coco.json", tmp_path / "coco")
+    assert [(image.image_id, image.split) for image in dataset.images] == [
         ("val2014/COCO_val2014_000000000042.jpg", "train"),
         ("train2014/COCO_train2014_000000000007.jpg", "test"),
     ]
@@ -273,11 +273,11 @@ def test_split_and_concepts(tmp_path):
     def one(name: str, split: str, concept: str) -> CaptionedImage:
         return CaptionedImage(name, tmp_path / name, (), split, concept)
 
-    found = Dataset("d", tmp_path, (one("1", "train", "b"), one("2", "test", "a"), one("3", "train", "b")))
-    assert [image.image_id for image in found.split("train").images] == ["1", "3"]
-    assert (len(found), found.concepts, found.families) == (3, ("b", "a"), ("b", "a"))
+    dataset = Dataset("d", tmp_path, (one("1", "train", "b"), one("2", "test", "a"), one("3", "train", "b")))
+    assert [image.image_id for image in dataset.split("train").images] == ["1", "3"]
+    assert (len(dataset), dataset.concepts, dataset.families) == (3, ("b", "a"), ("b", "a"))
     with pytest.raises(EmptyDataError, match="'validation'; the data set has test, train"):
-        found.split("validation")
+        dataset.split("validation")
 
 
 def test_the_fingerprint_tells_contents_and_not_places(tmp_path):

@@ -47,10 +47,10 @@ def model(data, work):
     settings = [part for setting in TINY_SETTINGS for part in ("--set", setting)]
     result = run("fit", data, "--out", work / "model", *settings, "--cache", work / "cache", "--json")
     assert result.exit_code == 0, result.output
-    said = json.loads(result.stdout)
-    assert said["config"]["tokenizer"]["levels"] == 3
-    assert said["validation"]["pictures"] == {"train": 24, "validation": 4}
-    assert [Path(one["path"]).name for one in said["validation"]["skipped"]] == ["torn.png"]
+    report = json.loads(result.stdout)
+    assert report["config"]["tokenizer"]["levels"] == 3
+    assert report["validation"]["pictures"] == {"train": 24, "validation": 4}
+    assert [Path(one["path"]).name for one in report["validation"]["skipped"]] == ["torn.png"]
     return work / "model"
 
 
@@ -72,18 +72,18 @@ def test_search_in_its_three_forms(collection, data):
     files = run("search", collection, "a red square", "-k", 5, "-f").stdout.splitlines()
     assert len(files) == 5
     assert all(Path(file).is_file() and Path(file).parent == data for file in files)
-    said = json.loads(run("search", collection, "a red square", "-k", 5, "--json").stdout)
-    assert said["readout"] == "vector"
-    assert [hit["path"] for hit in said["hits"]] == files
-    assert [hit["rank"] for hit in said["hits"]] == [1, 2, 3, 4, 5]
-    assert all(len(hit["vokens"]) == 3 for hit in said["hits"])
+    report = json.loads(run("search", collection, "a red square", "-k", 5, "--json").stdout)
+    assert report["readout"] == "vector"
+    assert [hit["path"] for hit in report["hits"]] == files
+    assert [hit["rank"] for hit in report["hits"]] == [1, 2, 3, 4, 5]
+    assert all(len(hit["vokens"]) == 3 for hit in report["hits"])
     for name, line in zip(files, table.stdout.splitlines()[1:], strict=True):
         assert line.endswith(shown(name))
 
 
 def test_search_settings(collection, work):
-    said = json.loads(run("search", collection, "dot", "--readout", "generate", "--beams", 3, "--json").stdout)
-    assert said["readout"] == "generate"
+    report = json.loads(run("search", collection, "dot", "--readout", "generate", "--beams", 3, "--json").stdout)
+    assert report["readout"] == "generate"
     for arguments, reason in (
         ([collection, " "], "Query 1 is empty"),
         ([collection, "dot", "--readout", "best"], "is not generate, voken or vector"),
@@ -101,17 +101,17 @@ def test_search_settings(collection, work):
 
 def test_index_without_vectors_and_of_one_split(data, work, model):
     arguments = ("index", data, "--model", model, "--out", work / "small", "--cache", work / "cache")
-    said = json.loads(run(*arguments, "--split", "test", "--no-vectors", "--json").stdout)
-    assert said["pictures"] == 8
-    assert said["with_vectors"] is False
-    assert said["skipped"] == []
+    report = json.loads(run(*arguments, "--split", "test", "--no-vectors", "--json").stdout)
+    assert report["pictures"] == 8
+    assert report["with_vectors"] is False
+    assert report["skipped"] == []
     assert json.loads(run("search", work / "small", "dot", "--json").stdout)["readout"] == "voken"
     again = json.loads(run(*arguments, "--json").stdout)  # brought up to date: all splits, as no --split is given
     assert (again["unchanged"], again["removed"]) == (8, 0)
     assert again["with_vectors"] is False
     assert again["pictures"] == 8 + again["added"] > 8
-    anew = json.loads(run(*arguments, "--replace", "--json").stdout)
-    assert (anew["added"], anew["with_vectors"]) == (again["pictures"], True)
+    replaced = json.loads(run(*arguments, "--replace", "--json").stdout)
+    assert (replaced["added"], replaced["with_vectors"]) == (again["pictures"], True)
 
 
 @pytest.mark.slow
@@ -137,8 +137,8 @@ def test_eval_writes_figures_that_trec_files_agree_with(data, work, model):
             assert expected[query] == float(answers[query][0][0] in relevant) or 0 < expected[query] < 1
         assert np.mean(list(expected.values())) == pytest.approx(row["recall"]["1"])
     saved = work / "figures" / "eval.json"
-    said = json.loads(run("compare", saved, saved, "--row", "vector", "--row-b", "generate", "--json").stdout)
-    (row,) = said["rows"]
+    report = json.loads(run("compare", saved, saved, "--row", "vector", "--row-b", "generate", "--json").stdout)
+    (row,) = report["rows"]
     assert row["queries"] == 8
     assert [one["first"] for one in row["cutoffs"]] == pytest.approx(list(rows[-1]["recall"].values()))
     assert [one["second"] for one in row["cutoffs"]] == pytest.approx(list(rows[-3]["recall"].values()))
@@ -161,10 +161,10 @@ def test_eval_writes_figures_that_trec_files_agree_with(data, work, model):
 
 def test_tokenizer_report(data, work, model):
     arguments = ("tokenizer", "report", "--model", model, "--data", data, "--cache", work / "cache")
-    said = json.loads(run(*arguments, "--json").stdout)
-    assert said["pictures"] == 40
-    assert [level["entries"] for level in said["levels"]] == [4, 4, 4]
-    assert [row["cut"] for row in said["recall"]] == [1, 5, 10]
+    report = json.loads(run(*arguments, "--json").stdout)
+    assert report["pictures"] == 40
+    assert [level["entries"] for level in report["levels"]] == [4, 4, 4]
+    assert [row["cut"] for row in report["recall"]] == [1, 5, 10]
     text = run(*arguments, "--split", "test")
     assert "8 pictures" in text.stdout
     assert "ceiling" in text.stdout
@@ -186,9 +186,9 @@ def test_fit_goes_on_after_ctrl_c_and_says_so(data, work, monkeypatch):
     assert "The same command goes on" in stopped.stderr
     assert not (work / "again").exists()
     trained = (work / "again.work" / "encoder" / "head.safetensors").read_bytes()
-    done = run(*arguments)
-    assert done.exit_code == 0, done.output
-    assert "Next: voken index" in done.stdout
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    assert "Next: voken index" in result.stdout
     assert (work / "again" / "encoder" / "head.safetensors").read_bytes() == trained
     assert not (work / "again.work").exists()
 
@@ -213,8 +213,8 @@ def test_fit_says_what_it_needs(tmp_path):
 
 def test_show_config():
     result = run("fit", "--show-config", "--preset", "paper", "--seed", 3, "--set", "tokenizer.layers=[]")
-    said = json.loads(result.stdout)
-    assert (said["seed"], said["tokenizer"]["layers"], said["generator"]["family"]) == (3, [], "t5")
+    report = json.loads(result.stdout)
+    assert (report["seed"], report["tokenizer"]["layers"], report["generator"]["family"]) == (3, [], "t5")
 
 
 def test_data_refuses_what_there_is_not(tmp_path):

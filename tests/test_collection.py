@@ -32,10 +32,10 @@ from voken.errors import (
 def test_what_is_opened_is_what_was_made(tmp_path):
     files = paint_many(tmp_path / "in", 10)
     model = tiny_model()
-    made = make_collection(tmp_path / "c", files, model)
+    created = make_collection(tmp_path / "c", files, model)
     again = Store.open(tmp_path / "c").snapshot(verify=True)
     vectors = model.encoder.encode_images([_image(path) for path in files])
-    for collection in (made, again):
+    for collection in (created, again):
         assert list(collection.ids) == [path.name for path in files]
         assert collection.paths == files
         assert collection.path(3) == files[3]
@@ -50,7 +50,7 @@ def test_what_is_opened_is_what_was_made(tmp_path):
         assert size.files == 10 * 40
     on_disk = sum((tmp_path / "c" / "base-000001" / name).stat().st_size for name in ("ids.zlib", "ids.blocks.npy"))
     assert again.size.ids == on_disk - 128  # the header of one .npy
-    assert again.size == made.size
+    assert again.size == created.size
 
 
 def _image(path):
@@ -196,15 +196,15 @@ def test_another_model_is_refused(tmp_path):
 def test_ids_that_are_numbers_and_paths_that_are_not_ids(tmp_path):
     files = paint_many(tmp_path / "in", 6)
     images = tuple(CaptionedImage(str(place), path) for place, path in enumerate(files))
-    made = make_collection(tmp_path / "c", Dataset("d", tmp_path / "in", images), tiny_model())
-    assert list(made.ids) == ["0", "1", "2", "3", "4", "5"]
-    assert (made.ids[-1], made.ids[1:3]) == ("5", ["1", "2"])
-    assert made.size.ids == 0
-    assert made.size.paths > 0
-    assert made.paths == files
+    created = make_collection(tmp_path / "c", Dataset("d", tmp_path / "in", images), tiny_model())
+    assert list(created.ids) == ["0", "1", "2", "3", "4", "5"]
+    assert (created.ids[-1], created.ids[1:3]) == ("5", ["1", "2"])
+    assert created.size.ids == 0
+    assert created.size.paths > 0
+    assert created.paths == files
     assert not list((tmp_path / "c").rglob("ids.*"))
     with pytest.raises(IndexError):
-        made.ids[6]
+        created.ids[6]
 
 
 def test_an_id_that_stands_twice_is_found_among_many():
@@ -223,8 +223,8 @@ def test_opening_needs_no_pictures_no_model_and_no_torch(tmp_path):
         f"collection = Store.open(Path({str(tmp_path / 'c')!r})).snapshot()\n"
         "print(collection.ids[5], collection.vokens.shape, {'torch', 'PIL', 'onnxruntime'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == f"{files[5].name} (6, 2) set()"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == f"{files[5].name} (6, 2) set()"
 
 
 @settings(max_examples=60, deadline=None)

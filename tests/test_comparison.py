@@ -60,26 +60,26 @@ def compared(tmp_path, first, second, **settings):
 
 def test_files_say_what_the_evaluations_in_memory_say(tmp_path):
     first, second = evaluated(0.8), evaluated(0.5)
-    found = compared(tmp_path, [first], [second], samples=2000, seed=5)
-    assert (found.queries, found.groups, found.seeds) == (60, 20, (0,))
-    for row in found.cutoffs:
+    comparison = compared(tmp_path, [first], [second], samples=2000, seed=5)
+    assert (comparison.queries, comparison.groups, comparison.seeds) == (60, 20, (0,))
+    for row in comparison.cutoffs:
         assert row.bootstrap == compare(first, second, row.k, samples=2000, seed=5)
         theirs = stats.ttest_rel(first.recall_per_query[row.k], second.recall_per_query[row.k])
         assert row.t_test.t == pytest.approx(theirs.statistic)
         assert row.t_test.p_value == pytest.approx(theirs.pvalue)
         assert (row.first, row.second) == pytest.approx((first.recall[row.k], second.recall[row.k]))
-    assert found.cutoffs[1].bootstrap.difference > 0.1
+    assert comparison.cutoffs[1].bootstrap.difference > 0.1
 
 
 def test_the_interval_is_scipys_bootstrap_over_groups(tmp_path):
     first, second = evaluated(0.8), evaluated(0.5)
-    found = compared(tmp_path, [first], [second], samples=20_000)
+    comparison = compared(tmp_path, [first], [second], samples=20_000)
     by_picture = {}
     for query, one, other in zip(first.queries, first.recall_per_query[5], second.recall_per_query[5], strict=True):
         by_picture.setdefault(query.relevant, []).append(one - other)
     means = np.mean(list(by_picture.values()), axis=1)  # three queries each, so the mean of means is the mean
     theirs = stats.bootstrap((means,), np.mean, method="percentile", n_resamples=20_000, rng=1).confidence_interval
-    ours = found.cutoffs[1].bootstrap
+    ours = comparison.cutoffs[1].bootstrap
     assert (ours.low, ours.high) == pytest.approx(tuple(theirs), abs=0.01)
 
 
@@ -92,22 +92,22 @@ def test_queries_are_paired_by_id_in_whatever_order(tmp_path):
 
 def test_seeds_are_pooled_and_their_groups_kept_apart(tmp_path):
     first, second = ([evaluated(chance, seed=seed) for seed in (0, 1, 2)] for chance in (0.8, 0.5))
-    found = compared(tmp_path, first, second[::-1])
-    assert (found.queries, found.groups, found.seeds) == (180, 60, (0, 1, 2))
+    comparison = compared(tmp_path, first, second[::-1])
+    assert (comparison.queries, comparison.groups, comparison.seeds) == (180, 60, (0, 1, 2))
     differences = [
         one - other
         for left, right in zip(first, second, strict=True)
         for one, other in zip(left.recall_per_query[5], right.recall_per_query[5], strict=True)
     ]
-    assert found.cutoffs[1].bootstrap.difference == pytest.approx(np.mean(differences))
-    assert found.cutoffs[1].t_test.p_value == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)
+    assert comparison.cutoffs[1].bootstrap.difference == pytest.approx(np.mean(differences))
+    assert comparison.cutoffs[1].t_test.p_value == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)
     with pytest.raises(ConfigError, match=r"seeds \[0, 1, 2\] and ours \[0, 1\]"):
         compared(tmp_path, first, second[:2])
 
 
 def test_only_cutoffs_that_both_measured(tmp_path):
-    found = compared(tmp_path, [evaluated(0.8, cutoffs=(1, 5, 10))], [evaluated(0.5, cutoffs=(5, 20))])
-    assert [row.k for row in found.cutoffs] == [5]
+    comparison = compared(tmp_path, [evaluated(0.8, cutoffs=(1, 5, 10))], [evaluated(0.5, cutoffs=(5, 20))])
+    assert [row.k for row in comparison.cutoffs] == [5]
     with pytest.raises(ConfigError, match="share no cutoff"):
         compared(tmp_path, [evaluated(0.8, cutoffs=(1,))], [evaluated(0.5, cutoffs=(5,))])
 
@@ -219,11 +219,11 @@ def test_names_say_beams_and_pool_where_these_differ(tmp_path):
 
 
 def test_the_table_and_its_json(tmp_path):
-    found = compared(tmp_path, [evaluated(1.0, cutoffs=(20,))], [evaluated(0.0, cutoffs=(20,))], samples=9999)
-    lines = comparison_table([found]).splitlines()
+    comparison = compared(tmp_path, [evaluated(1.0, cutoffs=(20,))], [evaluated(0.0, cutoffs=(20,))], samples=9999)
+    lines = comparison_table([comparison]).splitlines()
     assert lines[0] == "**A: ours; B: ours**"
     assert lines[2] == "| | A | B | A − B | 95% interval | bootstrap p | t-test p |"
     assert lines[4] == "| R@20 | 100.0 | 0.0 | +100.0 | +100.0 … +100.0 | 0.0001 | < 0.0001 |"
     assert lines[6] == "60 queries in 20 groups, 9,999 resamples; seed 0."
-    said = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-    assert said["cutoffs"][0]["t_test"] == {"difference": 1.0, "t": None, "degrees": 59, "p_value": 0.0}
+    report = json.loads(json.dumps(comparison.to_dict(), allow_nan=False))
+    assert report["cutoffs"][0]["t_test"] == {"difference": 1.0, "t": None, "degrees": 59, "p_value": 0.0}

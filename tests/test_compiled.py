@@ -45,15 +45,15 @@ def make_collection(model: Model) -> Snapshot:
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compiled")
     model = make_model().save(folder / "model")
-    made = make_collection(model)
+    collection = make_collection(model)
     Store.create(
         folder / "collection",
-        root=made.root,
+        root=collection.root,
         fingerprint=model.fingerprint,
         tokenizer=model.tokenizer,
         vectors=model.tokenizer.dim,
         model_folder=folder / "model",
-        base=made.base,
+        base=collection.base,
     )
     return folder
 
@@ -65,11 +65,11 @@ def test_hits_are_those_of_torch(tmp_path, readout, layers):
     collection = make_collection(model)
     compiled = CompiledModel.load(tmp_path / "model")
     search = SearchConfig(beams=7, readout=readout)
-    expected, found = (Searcher(one, collection, search).search(TEXTS, 5) for one in (model, compiled))
-    for wanted, given in zip(expected, found, strict=True):
-        assert [hit.image_id for hit in given] == [hit.image_id for hit in wanted]
-        assert [hit.vokens for hit in given] == [hit.vokens for hit in wanted]
-        np.testing.assert_allclose([hit.score for hit in given], [hit.score for hit in wanted], atol=5e-4)
+    expected, compiled_hits = (Searcher(one, collection, search).search(TEXTS, 5) for one in (model, compiled))
+    for wanted, hits in zip(expected, compiled_hits, strict=True):
+        assert [hit.image_id for hit in hits] == [hit.image_id for hit in wanted]
+        assert [hit.vokens for hit in hits] == [hit.vokens for hit in wanted]
+        np.testing.assert_allclose([hit.score for hit in hits], [hit.score for hit in wanted], atol=5e-4)
 
 
 @pytest.mark.slow
@@ -82,23 +82,23 @@ def test_64_threads_and_an_event_loop_get_what_one_caller_gets(saved, tmp_path, 
     searcher = Searcher(compiled, Store.open(saved / "collection").snapshot())
     words = ["a", "red", "cat", "two", "small", "birds", "on", "the", "hill", "under", "rain", "dog", "blue"]
     random = np.random.default_rng(0)
-    asked = [(" ".join(random.choice(words, random.integers(1, 12))), int(random.integers(1, 3))) for _ in range(256)]
-    alone = [searcher.search([text], k)[0] for text, k in asked]
+    queries = [(" ".join(random.choice(words, random.integers(1, 12))), int(random.integers(1, 3))) for _ in range(256)]
+    alone = [searcher.search([text], k)[0] for text, k in queries]
 
     async def together():
-        return await asyncio.gather(*(queue.asearch([text], k) for text, k in asked))
+        return await asyncio.gather(*(queue.asearch([text], k) for text, k in queries))
 
     sizes = []
     queue = SearchQueue(searcher)
     answer = queue._batcher._run
     queue._batcher._run = lambda key, texts: sizes.append(len(texts)) or answer(key, texts)
     with ThreadPoolExecutor(64) as threads:
-        from_threads = list(threads.map(lambda one: queue.search([one[0]], one[1]), asked))
+        from_threads = list(threads.map(lambda one: queue.search([one[0]], one[1]), queries))
     for answers in (from_threads, asyncio.run(together())):
-        for (found,), wanted in zip(answers, alone, strict=True):
-            assert [hit.image_id for hit in found] == [hit.image_id for hit in wanted]
-            np.testing.assert_allclose([hit.score for hit in found], [hit.score for hit in wanted], atol=1e-4)
-    assert sum(sizes) == 2 * len(asked)
+        for (hits,), wanted in zip(answers, alone, strict=True):
+            assert [hit.image_id for hit in hits] == [hit.image_id for hit in wanted]
+            np.testing.assert_allclose([hit.score for hit in hits], [hit.score for hit in wanted], atol=1e-4)
+    assert sum(sizes) == 2 * len(queries)
     assert max(sizes) > 8
     queue.close()
     with pytest.raises(BusyError):
@@ -168,23 +168,23 @@ except SystemExit as end:
 wrong = {{"torch", "transformers", "onnx", "PIL", "jaxtyping", "rich.progress"}} & sys.modules.keys()
 assert not wrong, wrong
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert len(json.loads(done.stdout)["hits"]) == 3
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert len(json.loads(result.stdout)["hits"]) == 3
 
 
 def test_info_says_where_the_bytes_go(saved):
     shown = CliRunner().invoke(app, ["info", str(saved / "collection"), "--json"])
-    told = json.loads(shown.output)
-    assert (told["pictures"], told["levels"], told["codebook_size"]) == (PICTURES, LEVELS, SIZE)
-    assert told["bytes"]["vectors"] == PICTURES * DIM * 2
+    report = json.loads(shown.output)
+    assert (report["pictures"], report["levels"], report["codebook_size"]) == (PICTURES, LEVELS, SIZE)
+    assert report["bytes"]["vectors"] == PICTURES * DIM * 2
     for kind in ("collection", "model"):
         shown = CliRunner().invoke(app, ["info", str(saved / kind)])
         assert shown.exit_code == 0, shown.output
         assert "total" in shown.output
-    told = json.loads(CliRunner().invoke(app, ["info", str(saved / "model"), "--json"]).output)
-    assert told["engine"] == "float32"
-    assert sum(told["bytes"].values()) == sum(
+    report = json.loads(CliRunner().invoke(app, ["info", str(saved / "model"), "--json"]).output)
+    assert report["engine"] == "float32"
+    assert sum(report["bytes"].values()) == sum(
         path.stat().st_size for path in (saved / "model").rglob("*") if path.is_file() and path.name != "manifest.json"
     )
     wrong = CliRunner().invoke(app, ["info", str(saved)])

@@ -108,8 +108,8 @@ def test_settings_cannot_be_changed_in_place():
 def test_light_modules_do_not_import_torch():
     modules = "voken.config, voken.errors, voken.artifact, voken.data.captions, voken.data.images, voken.data.splits"
     script = f"import sys, {modules}; print(sorted({{'torch', 'transformers'}} & sys.modules.keys()))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize(

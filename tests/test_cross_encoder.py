@@ -56,10 +56,12 @@ class Reader:
 
     def read_texts(self, texts, *, max_tokens):
         self.read += len(texts)
-        said = np.array([[int(word) for word in text.split()] for text in texts])
-        tokens = np.stack([WORDS[0][said[:, 0]], WORDS[1][said[:, 1]], np.full((len(said), 10), 9.0, np.float32)], 1)
-        mask = torch.tensor([[True, True, False]] * len(said))  # the last is padding, and arbitrary
-        return TextStates(torch.from_numpy(tokens), mask, torch.eye(COLOURS)[said[:, 0]])
+        numbers = np.array([[int(word) for word in text.split()] for text in texts])
+        tokens = np.stack(
+            [WORDS[0][numbers[:, 0]], WORDS[1][numbers[:, 1]], np.full((len(numbers), 10), 9.0, np.float32)], 1
+        )
+        mask = torch.tensor([[True, True, False]] * len(numbers))  # the last is padding, and arbitrary
+        return TextStates(torch.from_numpy(tokens), mask, torch.eye(COLOURS)[numbers[:, 0]])
 
 
 def toy(seed, each=8, shuffled=False):
@@ -125,8 +127,10 @@ def test_untrained_it_ranks_as_the_two_tower():
     model = CrossEncoder(CONFIG, features=24, text_width=10).eval()
     data = toy(3)
     two, one, reranked = (system.search(NAMES[::5], 288) for system in systems(model, data))
-    for found in (one, reranked):
-        assert [[hit.image_id for hit in hits] for hits in found] == [[hit.image_id for hit in hits] for hits in two]
+    for hits_of_system in (one, reranked):
+        assert [[hit.image_id for hit in hits] for hits in hits_of_system] == [
+            [hit.image_id for hit in hits] for hits in two
+        ]
 
 
 def test_the_same_seed_gives_the_same_model_and_leaves_the_callers_randomness_alone():
@@ -161,9 +165,9 @@ def test_scores_do_not_depend_on_batches_and_equal_a_pair_at_a_time(layers):
             # without the padding, and with one picture
             tokens, mask = model.text_tokens(states.tokens[:, :2], states.mask[:, :2])
             pictures = model.picture_tokens(torch.from_numpy(data.features[row : row + 1]))
-            own = float(model(tokens, mask, pictures[None]))
+            single = float(model(tokens, mask, pictures[None]))
         cosine = float(states.vectors[0].numpy() @ data.images[row])
-        assert whole[row] == pytest.approx(own + float(model.base_weight) * cosine, abs=1e-4)
+        assert whole[row] == pytest.approx(single + float(model.base_weight) * cosine, abs=1e-4)
 
 
 def test_several_texts_at_once_equal_one_at_a_time():

@@ -106,20 +106,20 @@ def test_pairs_by_hand():
     vokens = np.array([[0, 0, 0], [0, 0, 1], [0, 1, 1], [2, 2, 2], [2, 2, 2], [1, 1, 3]])
     angles = np.array([0.0, 0.1, 0.5, 3.0, 3.1, 1.5])
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    found = find_pairs(vokens, vectors, list("abcdef"), count=2)
-    assert [(p.first, p.second) for p in found.nothing] == [(0, 4), (1, 3)]
-    assert [(p.first, p.second, p.shared) for p in found.first_only] == [(1, 2, 1)]
-    assert [(p.first, p.second, p.shared) for p in found.all_but_last] == [(0, 1, 2)]
-    assert [(p.first, p.second, p.shared) for p in found.same] == [(3, 4, 3)]
-    assert found.same[0].cosine == pytest.approx(np.cos(0.1))
+    pairs = find_pairs(vokens, vectors, list("abcdef"), count=2)
+    assert [(p.first, p.second) for p in pairs.nothing] == [(0, 4), (1, 3)]
+    assert [(p.first, p.second, p.shared) for p in pairs.first_only] == [(1, 2, 1)]
+    assert [(p.first, p.second, p.shared) for p in pairs.all_but_last] == [(0, 1, 2)]
+    assert [(p.first, p.second, p.shared) for p in pairs.same] == [(3, 4, 3)]
+    assert pairs.same[0].cosine == pytest.approx(np.cos(0.1))
     # a pair of one family comes after one of two, however near
     twice = find_pairs(np.array([[0, 0], [0, 1], [0, 2]]), vectors[:3], ["a", "a", "b"], count=1)
     assert [(p.first, p.second) for p in twice.first_only] == [(1, 2)]
 
 
 def test_no_pairs():
-    found = find_pairs(np.array([[1, 2]]), np.ones((1, 2)), ["a"])
-    assert (found.nothing, found.first_only, found.all_but_last, found.same) == ((), (), (), ())
+    pairs = find_pairs(np.array([[1, 2]]), np.ones((1, 2)), ["a"])
+    assert (pairs.nothing, pairs.first_only, pairs.all_but_last, pairs.same) == ((), (), (), ())
 
 
 def test_queries_fit_the_pool_and_repeat(tmp_path):

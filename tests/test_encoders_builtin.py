@@ -85,8 +85,8 @@ def test_pooled_features_equal_those_of_the_network_as_published(size):
     pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float()
     with torch.inference_mode():
         expected = plain.extract_features((pixels - 127) / 128).mean(dim=(2, 3)).numpy()
-    found = PictureFeatures(size).encode(images)
-    np.testing.assert_allclose(found[:, :1280], expected, atol=2e-4)
+    features = PictureFeatures(size).encode(images)
+    np.testing.assert_allclose(features[:, :1280], expected, atol=2e-4)
 
 
 def test_the_rest_of_the_features_by_hand():
@@ -96,10 +96,10 @@ def test_the_rest_of_the_features_by_hand():
     pictures = PictureFeatures(64)
     blocks = []
     pictures._network._blocks[-1].register_forward_hook(lambda module, inputs, output: blocks.append(output.numpy()))
-    found = pictures.encode([image.resize((64, 64)), left])
-    np.testing.assert_allclose(found[:, 1280:1600], blocks[0].mean(axis=(2, 3)), atol=1e-4)
-    np.testing.assert_allclose(found[:, 1600:1920], blocks[0].std(axis=(2, 3)), atol=1e-4)
-    histogram, layout = found[1, 1920:1984], found[1, 1984:].reshape(4, 4, 3)
+    features = pictures.encode([image.resize((64, 64)), left])
+    np.testing.assert_allclose(features[:, 1280:1600], blocks[0].mean(axis=(2, 3)), atol=1e-4)
+    np.testing.assert_allclose(features[:, 1600:1920], blocks[0].std(axis=(2, 3)), atol=1e-4)
+    histogram, layout = features[1, 1920:1984], features[1, 1984:].reshape(4, 4, 3)
     assert histogram[[0, 48]] == pytest.approx([0.5**0.5] * 2)  # black is bin 0, red bin 3·16
     assert histogram.sum() == pytest.approx(2 * 0.5**0.5)
     np.testing.assert_allclose(layout[:, :2], np.broadcast_to([1, 0, 0], (4, 2, 3)), atol=1e-6)

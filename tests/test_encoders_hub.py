@@ -68,8 +68,8 @@ def encoder(checkpoint):
 def pictures():
     random = np.random.default_rng(0)
     sizes = [(32, 32), (50, 40), (40, 90)]
-    made = [Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
-    return [*made, made[0].convert("L")]
+    images = [Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
+    return [*images, images[0].convert("L")]
 
 
 def unit(rows):
@@ -81,10 +81,10 @@ def test_pictures_equal_a_direct_forward_pass(checkpoint, encoder):
     pixels = processor(images=[picture.convert("RGB") for picture in pictures()], return_tensors="pt")["pixel_values"]
     pooled = model.eval().vision_model(pixel_values=pixels).pooler_output
     expected = unit(model.visual_projection(pooled) if family == "clip" else pooled)
-    found = encoder.encode_images(pictures())
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert found.shape == (4, encoder.dim)
-    assert found.dtype == np.float32
+    vectors = encoder.encode_images(pictures())
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    assert vectors.shape == (4, encoder.dim)
+    assert vectors.dtype == np.float32
     assert encoder.dim == {"clip": 24, "siglip": 32}[family]
 
 
@@ -100,9 +100,9 @@ def test_texts_equal_a_direct_forward_pass(checkpoint, encoder):
             ids = tokenizer(text, truncation=True, max_length=12)["input_ids"]
             ids += [tokenizer.pad_token_id] * (12 - len(ids))
             rows.append(model.eval().text_model(input_ids=torch.tensor([ids])).pooler_output)
-    found = encoder.encode_texts(TEXTS)
-    np.testing.assert_allclose(found, unit(torch.cat(rows)), atol=1e-5)
-    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    vectors = encoder.encode_texts(TEXTS)
+    np.testing.assert_allclose(vectors, unit(torch.cat(rows)), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
 
 def test_rows_do_not_depend_on_their_batch(encoder):

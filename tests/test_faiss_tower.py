@@ -98,10 +98,10 @@ def test_ivf_pq_rebuilds_a_centre_and_the_code_of_what_it_leaves(towers):
 
 def test_few_lists_hold_few_pictures():
     few = FaissTower.ivf_pq(ENCODER, NAMES, VECTORS, TRAINING, lists=100, bytes=4, nprobe=1)
-    found = few.search(TEXTS, PICTURES)
-    assert all(0 < len(hits) < 50 for hits in found)
+    all_hits = few.search(TEXTS, PICTURES)
+    assert all(0 < len(hits) < 50 for hits in all_hits)
     every = {hit.image_id: hit.score for hit in MAKE["ivf_pq"](VECTORS, NAMES).search(TEXTS[:1], PICTURES)[0]}
-    assert all(hit.image_id in every for hit in found[0])
+    assert all(hit.image_id in every for hit in all_hits[0])
 
 
 @pytest.mark.parametrize("kind", MAKE)
@@ -137,8 +137,8 @@ def test_bytes_are_those_that_faiss_keeps_for_each_picture(towers):
         # the same index of no picture: codebooks, rotation, centres, and a few bytes that name the kind
         empty = faiss.clone_index(tower.index)
         empty.reset()
-        own = (saved[name] - len(faiss.serialize_index(empty))) / PICTURES
-        assert tower.bytes_per_picture == pytest.approx(own, abs=0.5), name
+        bytes_per_picture = (saved[name] - len(faiss.serialize_index(empty))) / PICTURES
+        assert tower.bytes_per_picture == pytest.approx(bytes_per_picture, abs=0.5), name
     assert 4 * DIM + 4 * 16 + 12 < towers["hnsw"].bytes_per_picture < 4 * DIM + 4 * 16 * 1.3 + 12
 
 

@@ -147,8 +147,8 @@ fit(read_dataset(Path(sys.argv[1])), Path(sys.argv[2]), config, cache=VectorCach
 """
     out = tmp_path / "model"
     arguments = [str(pictures), str(out), str(cache.folder), json.dumps(TINY.to_dict())]
-    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    result = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, check=False)
+    assert result.returncode == -signal.SIGKILL, result.stderr.decode()
     assert same(fit(read_dataset(pictures), out, TINY, cache=cache), model)
 
 
@@ -232,8 +232,8 @@ def test_a_text_in_training_does_not_see_its_own_concept(model, pictures):
         alone = generator.prefill(["a red wide bar"]).query_point
     finally:
         generator._related_rows = {}
-    own = generator.to_code(torch.from_numpy(model.encoder.encode_texts(["a red wide bar"])))
-    expected = own + generator.config.memory_weight * torch.nn.functional.normalize(generator.memory_pictures[-1:])
+    own_code = generator.to_code(torch.from_numpy(model.encoder.encode_texts(["a red wide bar"])))
+    expected = own_code + generator.config.memory_weight * torch.nn.functional.normalize(generator.memory_pictures[-1:])
     torch.testing.assert_close(alone, expected, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(seen, alone)
 
@@ -259,8 +259,8 @@ def test_a_captioners_captions_are_added_beside_those_there(pictures, cache, tmp
     prepared = prepare(read_dataset(pictures), TINY, tmp_path / "work", cache=cache)
     known = prepared.train.captions[3]
     vectors = prepared.train.images[:2]
-    made = with_pool(prepared, vectors, [["a new thing", known, "a new thing"], ["another"]])
-    train = made.train
+    extended = with_pool(prepared, vectors, [["a new thing", known, "a new thing"], ["another"]])
+    train = extended.train
     assert list(train.captions) == [*prepared.train.captions, "a new thing", "another"]
     count = len(prepared.train.captions)
     added = train.pairs[len(prepared.train.pairs) :].tolist()
@@ -309,6 +309,6 @@ def test_the_sentence_encoder_can_be_tuned(model, pictures, cache, tmp_path):
 
 
 def test_the_cache_that_is_given_is_used_even_while_empty(pictures, tmp_path):
-    given = VectorCache(tmp_path / "given")
-    fit(read_dataset(pictures), tmp_path / "model", TINY, cache=given)
-    assert len(given) == 18, "pictures of train and one of each validation concept, none of the test"
+    cache = VectorCache(tmp_path / "given")
+    fit(read_dataset(pictures), tmp_path / "model", TINY, cache=cache)
+    assert len(cache) == 18, "pictures of train and one of each validation concept, none of the test"

@@ -94,8 +94,8 @@ def test_paths_come_with_the_hits():
 
 def test_long_and_padded_texts_are_cut():
     long = "a" * (MAX_TEXT_CHARACTERS + 50)
-    found, cut = make_system().search([f"  {long} ", long[:MAX_TEXT_CHARACTERS]], 5)
-    assert [hit.image_id for hit in found] == [hit.image_id for hit in cut]
+    hits, cut = make_system().search([f"  {long} ", long[:MAX_TEXT_CHARACTERS]], 5)
+    assert [hit.image_id for hit in hits] == [hit.image_id for hit in cut]
 
 
 def test_nothing_asked_is_nothing_found():

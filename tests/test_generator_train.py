@@ -117,10 +117,10 @@ def weights_of(model) -> dict[str, torch.Tensor]:
     return {name: weight.detach().clone() for name, weight in model.state_dict().items()}
 
 
-def assert_same_weights(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert found.keys() == expected.keys()
+def assert_same_weights(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert weights.keys() == expected.keys()
     for name, weight in expected.items():
-        assert torch.equal(found[name], weight), name
+        assert torch.equal(weights[name], weight), name
 
 
 VARIANTS = {
@@ -179,8 +179,8 @@ def first_loss(pairs: VokenPairs, **settings) -> float:
 def logits_by_text(texts: list[str], sequences: np.ndarray) -> np.ndarray:
     model = make_model().eval()
     with torch.no_grad():
-        given = torch.from_numpy(sequences).long().expand(len(texts), -1, -1)
-        return model.teacher_forced(model.encode(texts), given).double().numpy()
+        prefixes = torch.from_numpy(sequences).long().expand(len(texts), -1, -1)
+        return model.teacher_forced(model.encode(texts), prefixes).double().numpy()
 
 
 def one_caption_a_picture(pairs: VokenPairs) -> VokenPairs:
@@ -200,12 +200,12 @@ def test_generation_loss_is_recorded_by_hand():
 
 def test_text_only_loss_is_added_by_hand():
     pairs = one_caption_a_picture(make_pairs(text_soft=True))
-    own = pairs.text_soft.entries[:, :, 0]
-    logits = logits_by_text(list(pairs.texts), own)
+    entries = pairs.text_soft.entries[:, :, 0]
+    logits = logits_by_text(list(pairs.texts), entries)
     total = 0.0
     for _, text in pairs.pairs:
         log_prob = log_softmax(logits[text, text] / 0.5)
-        for level, voken in enumerate(own[text]):
+        for level, voken in enumerate(entries[text]):
             total -= 0.9 * log_prob[level, voken] + 0.1 * log_prob[level, (voken + 1) % SIZE]
     plain, both = first_loss(pairs), first_loss(pairs, text_only_weight=0.25)
     assert both - plain == pytest.approx(0.25 * total / PICTURES, rel=1e-4)
@@ -219,9 +219,9 @@ def test_discrimination_loss_is_added_by_hand():
     scores = np.take_along_axis(logits, sequences[None, :, :, None].astype(np.int64), -1)[..., 0].sum(-1)
     total = 0.0
     for picture, text in pairs.pairs:
-        own = [tuple(pairs.vokens[other]) for other in range(picture % CONCEPTS, PICTURES, CONCEPTS)]
+        positives = [tuple(pairs.vokens[other]) for other in range(picture % CONCEPTS, PICTURES, CONCEPTS)]
         best_first = np.argsort(-scores[text])[:-1]
-        negatives = [scores[text, row] for row in best_first if tuple(sequences[row]) not in own]
+        negatives = [scores[text, row] for row in best_first if tuple(sequences[row]) not in positives]
         positive = scores[text, [tuple(row) for row in sequences].index(tuple(pairs.vokens[picture]))]
         total += np.log(np.exp([positive, *negatives]).sum()) - positive
     plain = first_loss(pairs)
@@ -230,15 +230,15 @@ def test_discrimination_loss_is_added_by_hand():
 
 
 def test_one_seed_gives_one_result_and_another_another():
-    found = []
+    results = []
     for seed in (3, 3, 4):
         model = make_model(discrimination="joint", epochs=2)
         history = train_generator(model, make_pairs(), ValidationQueries([], picture_vokens(), np.empty((0, 2), int)),
                                   model.config, seed=seed)  # fmt: skip
-        found.append((history, weights_of(model)))
-    assert found[0][0] == found[1][0]
-    assert_same_weights(found[0][1], found[1][1])
-    assert found[0][0] != found[2][0]
+        results.append((history, weights_of(model)))
+    assert results[0][0] == results[1][0]
+    assert_same_weights(results[0][1], results[1][1])
+    assert results[0][0] != results[2][0]
 
 
 def test_without_validation_the_last_epoch_is_kept():
@@ -327,9 +327,9 @@ def test_resumed_equals_uninterrupted(tmp_path, monkeypatch, step, discriminatio
     monkeypatch.setattr(train, "_CHECKPOINT_SECONDS", -1.0)
     with pytest.raises(StoppedError):
         run(tmp_path / "state", stop_at(step), discrimination=discrimination)
-    found = run(tmp_path / "state", discrimination=discrimination)
-    assert found[0] == expected[0]
-    assert_same_weights(found[1], expected[1])
+    result = run(tmp_path / "state", discrimination=discrimination)
+    assert result[0] == expected[0]
+    assert_same_weights(result[1], expected[1])
 
 
 @pytest.mark.parametrize("seconds", [-1.0, 60.0])
@@ -340,14 +340,14 @@ def test_a_run_stopped_again_and_again_equals_uninterrupted(tmp_path, monkeypatc
     stops = 0
     while True:
         try:
-            found = run(tmp_path / "state", stop_at(2 if seconds < 0 else 4))
+            result = run(tmp_path / "state", stop_at(2 if seconds < 0 else 4))
             break
         except StoppedError:
             stops += 1
             assert stops < 2 * STEPS
     assert stops > 2
-    assert found[0] == expected[0]
-    assert_same_weights(found[1], expected[1])
+    assert result[0] == expected[0]
+    assert_same_weights(result[1], expected[1])
 
 
 def test_patience_is_the_same_after_a_stop(tmp_path, monkeypatch):
@@ -357,17 +357,17 @@ def test_patience_is_the_same_after_a_stop(tmp_path, monkeypatch):
     for step in (4, 3, 3):
         with pytest.raises(StoppedError):
             run(tmp_path / "state", stop_at(step), **settings)
-    found = run(tmp_path / "state", **settings)
-    assert [record.stage for record in found[0].epochs] == ["generation"] * 2 + ["discrimination"] * 2
-    assert found[0] == expected[0]
+    result = run(tmp_path / "state", **settings)
+    assert [record.stage for record in result[0].epochs] == ["generation"] * 2 + ["discrimination"] * 2
+    assert result[0] == expected[0]
 
 
 def test_a_finished_run_started_again_changes_nothing(tmp_path):
     expected = run(tmp_path / "state")
     calls: list[int] = []
-    found = run(tmp_path / "state", lambda *_: calls.append(1))
-    assert found[0] == expected[0]
-    assert_same_weights(found[1], expected[1])
+    result = run(tmp_path / "state", lambda *_: calls.append(1))
+    assert result[0] == expected[0]
+    assert_same_weights(result[1], expected[1])
     assert not calls
 
 
@@ -396,14 +396,14 @@ def be_killed(folder: Path) -> None:
 def test_a_killed_process_resumed_equals_uninterrupted(tmp_path):
     script = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import conftest, test_generator_train; "
     script += f"from pathlib import Path; test_generator_train.be_killed(Path({str(tmp_path / 'state')!r}))"
-    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    process = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True)
+    assert process.returncode == -signal.SIGKILL, process.stderr.decode()
     calls: list[int] = []
-    found = run(tmp_path / "state", lambda _, done, __: calls.append(done))
+    result = run(tmp_path / "state", lambda _, process, __: calls.append(process))
     assert calls[0] == 5, "four steps had been saved"
     expected = run(None)
-    assert found[0] == expected[0]
-    assert_same_weights(found[1], expected[1])
+    assert result[0] == expected[0]
+    assert_same_weights(result[1], expected[1])
 
 
 def t5(folder: Path):
@@ -447,25 +447,25 @@ def test_candidates(beams):
     images = np.arange(0, PICTURES, 7)
     texts = [pairs.texts[2 * (image % CONCEPTS)] for image in images]
     with torch.no_grad():
-        found = search.find(model, model.encode(texts), images, beams)
+        candidates = search.find(model, model.encode(texts), images, beams)
         state_again = model.encode(texts)
-    assert found.vokens.shape[:2] == found.rows.shape == found.usable.shape
-    assert found.rows.shape[1] <= beams
-    np.testing.assert_array_equal(found.rows[:, 0], images)
-    np.testing.assert_array_equal(found.vokens, pairs.vokens[found.rows])
-    assert found.usable[:, 0].all()
+    assert candidates.vokens.shape[:2] == candidates.rows.shape == candidates.usable.shape
+    assert candidates.rows.shape[1] <= beams
+    np.testing.assert_array_equal(candidates.rows[:, 0], images)
+    np.testing.assert_array_equal(candidates.vokens, pairs.vokens[candidates.rows])
+    assert candidates.usable[:, 0].all()
     beams_found = beam_search_from_state(model, state_again, search.trie, beams)
     for row, image in enumerate(images):
         right = {tuple(pairs.vokens[other]) for other in range(image % CONCEPTS, PICTURES, CONCEPTS)}
-        listed = [tuple(vokens) for vokens in found.vokens[row][found.usable[row]].tolist()]
-        kept = [
+        listed = [tuple(vokens) for vokens in candidates.vokens[row][candidates.usable[row]].tolist()]
+        expected = [
             tuple(vokens)
             for vokens, leaf in zip(
                 beams_found.vokens[row, : beams - 1].tolist(), beams_found.leaf[row, : beams - 1], strict=True
             )
             if leaf >= 0 and tuple(vokens) not in right
         ]
-        assert listed == [tuple(pairs.vokens[image].tolist()), *kept]
+        assert listed == [tuple(pairs.vokens[image].tolist()), *expected]
         assert len(listed) == len(set(listed))
 
 

@@ -142,9 +142,9 @@ def test_search_at_full_width_equals_brute_force(name):
     images = every_sequence()[np.random.default_rng(0).permutation(SIZE**LEVELS)[:60]].numpy()
     trie = VokenTrie.from_vokens(images, SIZE)
     scores = sequence_scores(model, TEXTS, torch.from_numpy(trie.leaf_vokens(np.arange(60))).long())
-    found = beam_search(model, trie, TEXTS, beams=60)
-    np.testing.assert_array_equal(found.leaf, np.argsort(-scores, axis=1, kind="stable"))
-    np.testing.assert_allclose(found.log_prob, -np.sort(-scores, axis=1), rtol=1e-4, atol=1e-4)
+    result = beam_search(model, trie, TEXTS, beams=60)
+    np.testing.assert_array_equal(result.leaf, np.argsort(-scores, axis=1, kind="stable"))
+    np.testing.assert_allclose(result.log_prob, -np.sort(-scores, axis=1), rtol=1e-4, atol=1e-4)
 
 
 def test_nothing_of_a_query_is_read_but_its_vector():
@@ -188,10 +188,10 @@ def test_every_weight_gets_a_gradient_and_is_in_one_group(name):
 def test_interpolation_by_hand():
     texts, images = (unit(np.random.default_rng(seed).normal(size=(4, DIM))) for seed in (0, 1))
     share = np.array([[0.0], [1.0], [0.3], [0.5]], np.float32)
-    found = interpolated(*map(torch.from_numpy, (texts, images, share))).numpy()
+    vectors = interpolated(*map(torch.from_numpy, (texts, images, share))).numpy()
     for row in range(4):
         mixed = share[row] * texts[row].astype(np.float64) + (1 - share[row]) * images[row]
-        np.testing.assert_allclose(found[row], mixed / np.linalg.norm(mixed), atol=1e-6)
+        np.testing.assert_allclose(vectors[row], mixed / np.linalg.norm(mixed), atol=1e-6)
 
 
 @pytest.mark.parametrize("alpha", [0.5, 2.0])
@@ -202,16 +202,16 @@ def test_training_queries_lie_between_text_and_its_own_picture(alpha):
     model.train()
     torch.manual_seed(0)
     pairs = np.tile(np.arange(len(known.pairs)), 500)
-    found = model.query_vectors([pair_text(pair) for pair in pairs]).numpy().astype(np.float64)
+    vectors = model.query_vectors([pair_text(pair) for pair in pairs]).numpy().astype(np.float64)
     shares = []
-    for pair, vector in zip(pairs, found, strict=True):
+    for pair, vector in zip(pairs, vectors, strict=True):
         image, text = known.pairs[pair]
         ends = np.stack([known.texts[text], known.images[image]], 1).astype(np.float64)
         weights, *_ = np.linalg.lstsq(ends, vector, rcond=None)
         np.testing.assert_allclose(ends @ weights, vector, atol=1e-5)
         assert (weights > -1e-5).all()
         shares.append(weights[0] / weights.sum())
-    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     drawn = np.random.default_rng(0).beta(alpha, alpha, 4000)
     for quantile in (0.1, 0.25, 0.5, 0.75, 0.9):
         assert abs(np.quantile(shares, quantile) - np.quantile(drawn, quantile)) < 0.05
@@ -338,8 +338,8 @@ def test_with_shuffled_captions_it_is_at_chance():
 def test_a_seed_gives_one_model():
     train, validation = make_side(0, 0), make_side(1, 100)
     tokenizer, config = make_tokenizer(train), dataclasses.replace(TOY, epochs=2)
-    made = [train_genius(ToyEncoder(), train, validation, tokenizer, config, seed=seed)[0] for seed in (3, 3, 4)]
-    weights = [model.prefix[0].weight for model in made]
+    models = [train_genius(ToyEncoder(), train, validation, tokenizer, config, seed=seed)[0] for seed in (3, 3, 4)]
+    weights = [model.prefix[0].weight for model in models]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 

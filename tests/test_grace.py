@@ -55,21 +55,21 @@ class VectorReader:
 @pytest.mark.parametrize("pictures", [1, 2, 9, 11, 300])
 def test_every_identifier_leads_back_to_its_picture(scheme, pictures):
     vectors = unit(np.random.default_rng(pictures).normal(size=(pictures, DIM)))
-    made = identifiers(scheme, vectors, seed=3)
-    assert made.sequences.min() >= 0
-    assert made.sequences.max() < made.codebook_size
-    assert len(set(map(tuple, made.sequences.tolist()))) == pictures
-    trie = VokenTrie.from_vokens(made.sequences, made.codebook_size)
-    rows, counts = trie.rows_of(trie.leaf_of(made.sequences))
+    identified = identifiers(scheme, vectors, seed=3)
+    assert identified.sequences.min() >= 0
+    assert identified.sequences.max() < identified.codebook_size
+    assert len(set(map(tuple, identified.sequences.tolist()))) == pictures
+    trie = VokenTrie.from_vokens(identified.sequences, identified.codebook_size)
+    rows, counts = trie.rows_of(trie.leaf_of(identified.sequences))
     assert counts.tolist() == [1] * pictures
     assert rows.tolist() == list(range(pictures))
     again = identifiers(scheme, vectors, seed=3)
-    assert (again.sequences == made.sequences).all()
+    assert (again.sequences == identified.sequences).all()
 
 
 def test_numeric_identifiers_are_the_digits_of_a_running_number():
-    made = identifiers("numeric", np.ones((1234, 2), np.float32), seed=0)
-    numbers = (made.sequences * [1000, 100, 10, 1]).sum(1)
+    identified = identifiers("numeric", np.ones((1234, 2), np.float32), seed=0)
+    numbers = (identified.sequences * [1000, 100, 10, 1]).sum(1)
     assert sorted(numbers.tolist()) == list(range(1234))
     assert numbers.tolist() != list(range(1234))
 
@@ -94,8 +94,8 @@ def test_clusters_of_clusters_are_a_path():
 
 
 def test_equal_pictures_still_get_identifiers_of_their_own():
-    made = cluster_paths(np.ones((40, DIM), np.float32), children=3, seed=0)
-    assert len(set(map(tuple, made.sequences.tolist()))) == 40
+    paths = cluster_paths(np.ones((40, DIM), np.float32), children=3, seed=0)
+    assert len(set(map(tuple, paths.sequences.tolist()))) == 40
 
 
 def test_what_cannot_be_named_is_said():
@@ -138,13 +138,13 @@ def recall(prepared, pool, scheme, **options):
     settings = dataclasses.replace(
         grace_settings(), width=32, layers=1, dropout=0.0, epochs=30, patience=30, batch_size=32, learning_rate=3e-3
     )
-    generator, made, history = train_grace(prepared, pool, scheme, settings, seed=0, **options)
+    generator, identified, history = train_grace(prepared, pool, scheme, settings, seed=0, **options)
     assert history.best >= 0
-    trie = VokenTrie.from_vokens(made.sequences, made.codebook_size)
+    trie = VokenTrie.from_vokens(identified.sequences, identified.codebook_size)
     system = GenerativeSystem(generator, trie, [str(row) for row in range(20)], beams=20)
     queries = [Query(str(row), str(140 + row), frozenset([str(row)])) for row in range(20)]
-    found = evaluate(system, queries, [str(row) for row in range(20)], conditions=Conditions("GRACE"))
-    return found.recall[5]
+    evaluation = evaluate(system, queries, [str(row) for row in range(20)], conditions=Conditions("GRACE"))
+    return evaluation.recall[5]
 
 
 @pytest.mark.slow
@@ -169,6 +169,8 @@ def test_pictures_that_train_already_are_not_named_twice():
         pairs=np.concatenate([train.pairs, np.stack([120 + np.arange(20), np.arange(20)], 1)]),
     )
     settings = dataclasses.replace(grace_settings(), width=16, epochs=1)
-    _, made, _ = train_grace(dataclasses.replace(prepared, train=seen), pool, "atomic", settings, seed=0, in_train=True)
-    assert made.codebook_size == 160
-    assert made.sequences.shape == (20, 1)
+    _, identified, _ = train_grace(
+        dataclasses.replace(prepared, train=seen), pool, "atomic", settings, seed=0, in_train=True
+    )
+    assert identified.codebook_size == 160
+    assert identified.sequences.shape == (20, 1)

@@ -127,9 +127,9 @@ def test_training_beats_random_codebooks():
 def test_unused_entries_are_seeded_again():
     data = clustered(300)
     config = dataclasses.replace(SMALL, initialisation="random", epochs=3, learning_rate=1e-4, patience=5)
-    kept, _ = train_tokenizer(data, clustered(60, 1), dataclasses.replace(config, revive_unused=False), seed=0)
+    unrevived, _ = train_tokenizer(data, clustered(60, 1), dataclasses.replace(config, revive_unused=False), seed=0)
     revived, _ = train_tokenizer(data, clustered(60, 1), config, seed=0)
-    used = [len(np.unique(model.encode(data.images)[:, 0])) for model in (kept, revived)]
+    used = [len(np.unique(model.encode(data.images)[:, 0])) for model in (unrevived, revived)]
     assert used[1] > used[0]
 
 

@@ -191,9 +191,9 @@ def test_size_crops_the_centre_and_squashes_nothing(tmp_path):
     Image.fromarray(values).save(tmp_path / "wide.png")
     Image.fromarray(np.ascontiguousarray(values.transpose(1, 0, 2))).save(tmp_path / "tall.png")
     for name in ("wide.png", "tall.png"):
-        found = open_image(tmp_path / name, size=10)
-        assert found.size == (10, 10)
-        assert (pixels(found) == 255).all()
+        picture = open_image(tmp_path / name, size=10)
+        assert picture.size == (10, 10)
+        assert (pixels(picture) == 255).all()
     assert open_image(tmp_path / "wide.png", size=64).size == (64, 64)
     Image.new("RGB", (500, 1), "red").save(tmp_path / "line.png")
     assert pixels(open_image(tmp_path / "line.png", size=8)).reshape(-1, 3).tolist() == [[255, 0, 0]] * 64
@@ -203,8 +203,8 @@ def test_size_agrees_with_a_plain_crop_and_resize(tmp_path):
     smooth = Image.fromarray(np.random.default_rng(1).integers(0, 256, (6, 9, 3), dtype=np.uint8)).resize((1800, 1200))
     smooth.save(tmp_path / "big.jpg", quality=95)
     expected = smooth.crop((300, 0, 1500, 1200)).resize((48, 48), Image.Resampling.BICUBIC)
-    found = pixels(open_image(tmp_path / "big.jpg", size=48)).astype(int)
-    assert np.abs(found - np.asarray(expected)).mean() < 2
+    picture = pixels(open_image(tmp_path / "big.jpg", size=48)).astype(int)
+    assert np.abs(picture - np.asarray(expected)).mean() < 2
 
 
 def refused(path: Path) -> str:
@@ -339,14 +339,16 @@ def test_load_images_is_ordered_and_goes_on_after_a_bad_one(tmp_path):
         paths.append(tmp_path / f"{number}.png")
         Image.new("RGB", (4, 4), (number, 0, 0)).save(paths[-1])
     paths[7].write_text("broken")
-    told = []
-    results = list(load_images(paths, size=2, workers=3, progress=lambda what, done, total: told.append((done, total))))
+    progress = []
+    results = list(
+        load_images(paths, size=2, workers=3, progress=lambda what, done, total: progress.append((done, total)))
+    )
     assert [index for index, _ in results] == list(range(30))
     assert results[7][1] == Skipped(str(paths[7]), "not a picture of a known kind")
     good = [(index, image) for index, image in results if isinstance(image, Image.Image)]
     assert [image.getpixel((0, 0))[0] for _, image in good] == [index for index, _ in good]
     assert len(good) == 29
-    assert told == [(number, 30) for number in range(1, 31)]
+    assert progress == [(number, 30) for number in range(1, 31)]
 
 
 def test_load_images_holds_few_at_once(tmp_path, monkeypatch):

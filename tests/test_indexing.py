@@ -31,8 +31,8 @@ class CountingEncoder(ColourEncoder):
 
 @pytest.fixture
 def model():
-    made = tiny_model()
-    return type(made)(CountingEncoder(), made.tokenizer, made.generator)
+    model_ = tiny_model()
+    return type(model_)(CountingEncoder(), model_.tokenizer, model_.generator)
 
 
 @pytest.fixture
@@ -44,8 +44,8 @@ def folder(tmp_path):
 @pytest.fixture
 def store(tmp_path, folder, model):
     store = new_store(tmp_path / "c", folder, model)
-    done = index_pictures(store, read_dataset(folder), model)
-    assert (done.added, done.changes) == (6, 6)
+    report = index_pictures(store, read_dataset(folder), model)
+    assert (report.added, report.changes) == (6, 6)
     return store
 
 
@@ -73,8 +73,8 @@ def test_a_second_run_looks_into_no_file(store, folder, model, monkeypatch):
 
     monkeypatch.setattr("voken.collection.indexing.file_hash", read)
     before = store.snapshot()
-    done = index_pictures(store, read_dataset(folder), model)
-    assert (done.unchanged, done.changes) == (6, 0)
+    report = index_pictures(store, read_dataset(folder), model)
+    assert (report.unchanged, report.changes) == (6, 0)
     assert store.snapshot(before) is before
 
 
@@ -88,11 +88,11 @@ def test_new_changed_moved_copied_touched_and_gone(store, folder, model, tmp_pat
     shutil.copy(trips / "p002.png", folder / "copy.png")
     os.utime(trips / "p003.png", (1, 1))
     (trips / "p004.png").unlink()
-    done = index_pictures(store, read_dataset(folder), model)
+    report = index_pictures(store, read_dataset(folder), model)
     # p001 … p005 have equals by twos, which are hashed alike: what matters is that nothing known is encoded again
     assert model.encoder.encoded - encoded == 2
-    assert (done.added, done.updated, done.removed + done.moved, done.unchanged) == (2, 1, 2, 3)
-    assert done.moved == 1
+    assert (report.added, report.updated, report.removed + report.moved, report.unchanged) == (2, 1, 2, 3)
+    assert report.moved == 1
     assert ids(store) == sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
     same_as_anew(store, folder, tmp_path)
     again = index_pictures(store, read_dataset(folder), model)
@@ -104,19 +104,19 @@ def test_new_changed_moved_copied_touched_and_gone(store, folder, model, tmp_pat
 def test_bad_files_are_named_once_and_tried_again_when_they_change(store, folder, model, monkeypatch):
     bad = folder / "bad.png"
     bad.write_bytes(b"not a picture")
-    done = index_pictures(store, read_dataset(folder), model)
-    assert [(one.path, one.reason) for one in done.skipped] == [(str(bad), "not a picture of a known kind")]
+    report = index_pictures(store, read_dataset(folder), model)
+    assert [(one.path, one.reason) for one in report.skipped] == [(str(bad), "not a picture of a known kind")]
     looked = []
     real = images.file_hash
     monkeypatch.setattr("voken.collection.indexing.file_hash", lambda path: looked.append(path) or real(path))
     assert [one.path for one in index_pictures(store, read_dataset(folder), model).skipped] == [str(bad)]
     assert looked == []
     paint(bad, (1, 2, 3))
-    done = index_pictures(store, read_dataset(folder), model)
-    assert (done.added, done.skipped) == (1, ())
+    report = index_pictures(store, read_dataset(folder), model)
+    assert (report.added, report.skipped) == (1, ())
     bad.write_bytes(b"broken again")  # a picture that is none any more is not to be found
-    done = index_pictures(store, read_dataset(folder), model)
-    assert (done.removed, [one.path for one in done.skipped]) == (1, [str(bad)])
+    report = index_pictures(store, read_dataset(folder), model)
+    assert (report.removed, [one.path for one in report.skipped]) == (1, [str(bad)])
     bad.unlink()
     assert index_pictures(store, read_dataset(folder), model).skipped == ()
 
@@ -132,8 +132,8 @@ def test_a_run_that_is_stopped_goes_on(tmp_path, folder, model, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         index_pictures(store, read_dataset(folder), model, progress=stop)
     assert len(ids(store)) == 4  # and searchable
-    done = index_pictures(Store.open(tmp_path / "c"), read_dataset(folder), model)
-    assert (done.added, done.unchanged) == (2, 4)
+    report = index_pictures(Store.open(tmp_path / "c"), read_dataset(folder), model)
+    assert (report.added, report.unchanged) == (2, 4)
 
 
 def test_metadata_follows_its_file(tmp_path, model):
@@ -154,8 +154,8 @@ def test_metadata_follows_its_file(tmp_path, model):
     assert json.loads(snapshot.metadata(snapshot.find("a.png"))) == {"licence": "CC0", "stars": 3}
     encoded = model.encoder.encoded
     write({"licence": "CC0", "stars": 5}, {"tags": ["sea", "sand"]})
-    done = index_pictures(store, read_dataset(folder), model)
-    assert (done.updated, done.unchanged, model.encoder.encoded) == (1, 1, encoded)
+    report = index_pictures(store, read_dataset(folder), model)
+    assert (report.updated, report.unchanged, model.encoder.encoded) == (1, 1, encoded)
     store.compact()
     snapshot = store.snapshot()
     assert json.loads(snapshot.metadata(snapshot.find("a.png")))["stars"] == 5
@@ -163,15 +163,15 @@ def test_metadata_follows_its_file(tmp_path, model):
 
 def test_single_pictures_from_anywhere(store, folder, model, tmp_path):
     outside = paint(tmp_path / "out.png", COLOURS["green"])
-    own = paint(store.folder / PICTURES / "up.png", COLOURS["white"])
-    done = add_pictures(store, [outside, own, tmp_path / "none.png", folder / "trips" / "p000.png"], model)
-    assert sorted(done.added) == sorted([outside.as_posix(), f"{PICTURES}/up.png"])
-    assert done.updated == ("trips/p000.png",)
-    assert [(one.path, one.reason) for one in done.skipped] == [
+    uploaded = paint(store.folder / PICTURES / "up.png", COLOURS["white"])
+    report = add_pictures(store, [outside, uploaded, tmp_path / "none.png", folder / "trips" / "p000.png"], model)
+    assert sorted(report.added) == sorted([outside.as_posix(), f"{PICTURES}/up.png"])
+    assert report.updated == ("trips/p000.png",)
+    assert [(one.path, one.reason) for one in report.skipped] == [
         (str(tmp_path / "none.png"), "cannot be read (No such file or directory)")
     ]
     snapshot = store.snapshot()
-    assert {snapshot.path(snapshot.find(name)) for name in done.added} == {outside, own}
+    assert {snapshot.path(snapshot.find(name)) for name in report.added} == {outside, uploaded}
     assert snapshot.ids_of_paths([outside.as_posix(), "nothing"]) == {outside.as_posix(): outside.as_posix()}
     # an update of the folder keeps what was uploaded, and not what lies elsewhere
     index_pictures(store, read_dataset(folder), model)
@@ -209,22 +209,22 @@ def test_dates_come_from_the_camera_or_else_from_the_file(tmp_path, model):
     store = new_store(tmp_path / "c", folder, model)
     index_pictures(store, read_dataset(folder), model)
 
-    def found(*filters):
+    def matching(*filters):
         snapshot = store.snapshot()
         return {snapshot.ids[row] for row in matching_rows(snapshot, map(Filter.parse, filters)).tolist()}
 
     for _ in range(2):
-        assert found("date=2021") == found("date=2021-05") == found("date=2021-5-31") == {"shot.jpg"}
-        assert found("date=2021-05-30") == set()
-        assert found("date<2021") == found("date<=1970-01-02") == {"odd.jpg"}
-        assert found("date>=2021-05-31") == {"shot.jpg", "plain.png", "deep/er/odd.png"} - {"deep/er/odd.png"} | (
-            found("folder=deep")
+        assert matching("date=2021") == matching("date=2021-05") == matching("date=2021-5-31") == {"shot.jpg"}
+        assert matching("date=2021-05-30") == set()
+        assert matching("date<2021") == matching("date<=1970-01-02") == {"odd.jpg"}
+        assert matching("date>=2021-05-31") == {"shot.jpg", "plain.png", "deep/er/odd.png"} - {"deep/er/odd.png"} | (
+            matching("folder=deep")
         )
-        assert found("date>2021") == {"plain.png"} | found("folder=deep")
-        assert found("date!=2021", "date!=1970", "folder!=deep") == {"plain.png"}
-        assert found("folder=deep") == found("folder=deep/er") == found("folder~EEP") == {"deep/er/odd.png"}
-        assert found("folder=dee") == set()
-        assert len(found("folder=.")) == 4
+        assert matching("date>2021") == {"plain.png"} | matching("folder=deep")
+        assert matching("date!=2021", "date!=1970", "folder!=deep") == {"plain.png"}
+        assert matching("folder=deep") == matching("folder=deep/er") == matching("folder~EEP") == {"deep/er/odd.png"}
+        assert matching("folder=dee") == set()
+        assert len(matching("folder=.")) == 4
         store.compact()
 
 

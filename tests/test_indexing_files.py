@@ -36,30 +36,30 @@ NO_FILES = {
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    made = tmp_path / "in"
-    paint(made / "folder.png" / "in.png", (9, 8, 7))
-    (made / "linked.png").symlink_to("folder.png/in.png")
+    pictures = tmp_path / "in"
+    paint(pictures / "folder.png" / "in.png", (9, 8, 7))
+    (pictures / "linked.png").symlink_to("folder.png/in.png")
     for number, name in enumerate(NAMES):
-        shutil.copy(paint(tmp_path / "one.png", (number, 2, 3)), os.fsencode(made) + b"/" + name)
-    os.mkfifo(made / "pipe.png")
-    monkeypatch.chdir(made)  # a socket's path may have 107 bytes
+        shutil.copy(paint(tmp_path / "one.png", (number, 2, 3)), os.fsencode(pictures) + b"/" + name)
+    os.mkfifo(pictures / "pipe.png")
+    monkeypatch.chdir(pictures)  # a socket's path may have 107 bytes
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind("socket.png")
     for name, target in (("device", "/dev/zero"), ("to-pipe", "pipe.png"), ("loop", "loop.png"), ("nowhere", "none")):
-        (made / f"{name}.png").symlink_to(target)
-    (made / "to-folder.png").symlink_to("folder.png")
-    (made / "up").symlink_to("..")
+        (pictures / f"{name}.png").symlink_to(target)
+    (pictures / "to-folder.png").symlink_to("folder.png")
+    (pictures / "up").symlink_to("..")
     for name, size in (("sparse", MAX_BYTES + 1), ("empty", 0)):
-        (made / f"{name}.png").touch()
-        os.truncate(made / f"{name}.png", size)
-    return made
+        (pictures / f"{name}.png").touch()
+        os.truncate(pictures / f"{name}.png", size)
+    return pictures
 
 
 def test_every_file_is_indexed_or_named(folder, tmp_path):
     model = tiny_model()
     store = new_store(tmp_path / "c", folder, model)
-    done = index_pictures(store, read_dataset(folder), model)
-    assert {os.path.relpath(one.path, folder): one.reason for one in done.skipped} == NO_FILES
+    report = index_pictures(store, read_dataset(folder), model)
+    assert {os.path.relpath(one.path, folder): one.reason for one in report.skipped} == NO_FILES
     expected = {os.fsdecode(name) for name in NAMES} | {"folder.png/in.png", "linked.png"}
     for _ in range(2):
         snapshot = store.snapshot()
@@ -82,6 +82,6 @@ def test_a_second_run_reads_none_of_them_again(folder, tmp_path, monkeypatch):
 def test_what_is_no_file_is_not_added(folder, tmp_path):
     model = tiny_model()
     store = new_store(tmp_path / "c", folder, model)
-    done = add_pictures(store, [folder / name for name in (*NO_FILES, "linked.png")], model)
-    assert done.added == ("linked.png",)
-    assert {os.path.relpath(one.path, folder): one.reason for one in done.skipped} == NO_FILES
+    report = add_pictures(store, [folder / name for name in (*NO_FILES, "linked.png")], model)
+    assert report.added == ("linked.png",)
+    assert {os.path.relpath(one.path, folder): one.reason for one in report.skipped} == NO_FILES

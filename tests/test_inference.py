@@ -53,10 +53,10 @@ def assert_same_search(generator, engine, *, images=25, tolerance=2e-4):
     assert (engine.levels, engine.codebook_size) == (generator.levels, generator.codebook_size)
     for texts in (TEXTS, TEXTS[1:2], TEXTS[:1] * 3):
         for beams in (1, 3, images):
-            expected, found = (beam_search(model, trie, texts, beams) for model in (generator, engine))
-            np.testing.assert_allclose(found.log_prob, expected.log_prob, atol=tolerance)
-            assert (found.leaf == expected.leaf).all()
-            assert (found.vokens == expected.vokens).all()
+            expected, result = (beam_search(model, trie, texts, beams) for model in (generator, engine))
+            np.testing.assert_allclose(result.log_prob, expected.log_prob, atol=tolerance)
+            assert (result.leaf == expected.leaf).all()
+            assert (result.vokens == expected.vokens).all()
 
 
 @pytest.mark.parametrize("kind", tiny_t5.KINDS)
@@ -112,8 +112,8 @@ def test_queries_that_are_too_long_or_empty_are_cut_alike(tmp_path, encoder):
         engine = exported(generator, tmp_path / str(number), encoder=encoder)
         trie = VokenTrie.from_vokens(np.zeros((1, generator.levels), int), generator.codebook_size)
         texts = [long, "dog", "x"] + ([] if isinstance(generator, LiteGenerator) else [""])
-        expected, found = (beam_search(model, trie, texts, 1).log_prob for model in (generator, engine))
-        np.testing.assert_allclose(found, expected, atol=2e-4)
+        expected, result = (beam_search(model, trie, texts, 1).log_prob for model in (generator, engine))
+        np.testing.assert_allclose(result, expected, atol=2e-4)
 
 
 @pytest.mark.parametrize("family", ["t5", "llama", "lite"])
@@ -130,9 +130,11 @@ def test_int8_is_close(tmp_path, encoder, family):
     trie = VokenTrie.from_vokens(
         np.random.default_rng(2).integers(0, generator.codebook_size, (25, generator.levels)), generator.codebook_size
     )
-    found, expected = (beam_search(engine, trie, TEXTS, trie.sequences) for engine in (rounded, exact))
-    by_leaf = np.argsort(found.leaf, axis=1), np.argsort(expected.leaf, axis=1)
-    scores = [np.take_along_axis(one.log_prob, order, 1) for one, order in zip((found, expected), by_leaf, strict=True)]
+    result, expected = (beam_search(engine, trie, TEXTS, trie.sequences) for engine in (rounded, exact))
+    by_leaf = np.argsort(result.leaf, axis=1), np.argsort(expected.leaf, axis=1)
+    scores = [
+        np.take_along_axis(one.log_prob, order, 1) for one, order in zip((result, expected), by_leaf, strict=True)
+    ]
     spread = scores[1].std(axis=1).mean()
     error = np.abs(scores[0] - scores[1]).mean()
     assert 0 < error < 0.1 * spread, (error, spread)
@@ -253,9 +255,9 @@ def test_looking_ahead_changes_nothing(tmp_path, family):
         for beams in (1, 2, 5, trie.sequences):
             steps.clear()
             trees.clear()
-            expected, found = (beam_search(model, trie, TEXTS[:1], beams) for model in (generator, engine))
-            assert (found.leaf == expected.leaf).all()
-            np.testing.assert_allclose(found.log_prob, expected.log_prob, atol=2e-4)
+            expected, result = (beam_search(model, trie, TEXTS[:1], beams) for model in (generator, engine))
+            assert (result.leaf == expected.leaf).all()
+            np.testing.assert_allclose(result.log_prob, expected.log_prob, atol=2e-4)
             taken.add((len(steps), len(trees)))
             beam_search(engine, trie, TEXTS[:2], beams)
             assert len(trees) <= 1  # of one query only

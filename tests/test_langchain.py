@@ -29,14 +29,14 @@ SURE = Calibration(
 def folder(tmp_path_factory):
     """12 pictures; what their metadata says differs."""
     root = tmp_path_factory.mktemp("pictures")
-    said = [
+    records = [
         {"title": "A title", "place": 1},
         {"concept": "last resort", "title": "the title wins", "score": "not a hit's"},
         {"description": ["one", "two"], "note": "mine"},
         {"note": "only a note"},
     ]
     lines = [
-        {"file_name": path.relative_to(root).as_posix(), **said[place % len(said)]}
+        {"file_name": path.relative_to(root).as_posix(), **records[place % len(records)]}
         for place, path in enumerate(paint_many(root / "old", 12))
     ]
     (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -65,9 +65,9 @@ def test_documents_are_the_hits_in_their_order(photos):
     assert len(documents) == 5
     for document, hit in zip(documents, hits, strict=True):
         assert isinstance(document, Document)
-        own = photos.picture(hit.image_id).metadata
+        metadata = photos.picture(hit.image_id).metadata
         assert document.id == hit.image_id
-        assert document.metadata == own | {
+        assert document.metadata == metadata | {
             "id": hit.image_id,
             "path": hit.path,
             "score": hit.score,
@@ -79,17 +79,17 @@ def test_documents_are_the_hits_in_their_order(photos):
 
 
 def test_the_content_is_what_is_said_of_the_picture(photos):
-    found = {one.id: one.page_content for one in VokenRetriever(collection=photos, k=50).invoke("red")}
-    assert [found[f"old/p{place:03d}.png"] for place in range(4)] == [
+    contents = {one.id: one.page_content for one in VokenRetriever(collection=photos, k=50).invoke("red")}
+    assert [contents[f"old/p{place:03d}.png"] for place in range(4)] == [
         "A title",
         "the title wins",
         "one; two",
         "old/p003.png",
     ]
-    found = {
+    contents = {
         one.id: one.page_content for one in VokenRetriever(collection=photos, k=50, content_field="note").invoke("red")
     }
-    assert [found[f"old/p{place:03d}.png"] for place in range(4)] == [
+    assert [contents[f"old/p{place:03d}.png"] for place in range(4)] == [
         "old/p000.png",
         "old/p001.png",
         "mine",
@@ -121,12 +121,12 @@ def test_sync_async_and_batches_agree(photos):
         return one_by_one, await retriever.abatch(queries), await retriever.ainvoke("red", k=1, where=["place=1"])
 
     one_by_one, batch, filtered = asyncio.run(together())
-    for found in (one_by_one, batch, retriever.batch(queries), list(map(retriever.invoke, queries))):
-        assert [as_pairs(documents) for documents in found] == expected
+    for answers in (one_by_one, batch, retriever.batch(queries), list(map(retriever.invoke, queries))):
+        assert [as_pairs(documents) for documents in answers] == expected
     assert as_pairs(filtered) == of_hits(photos.search("red", 1, where=["place=1"]))
     with ThreadPoolExecutor(8) as threads:
-        for place, found in enumerate(threads.map(retriever.invoke, queries * 8)):
-            assert as_pairs(found) == expected[place % len(queries)]
+        for place, answers in enumerate(threads.map(retriever.invoke, queries * 8)):
+            assert as_pairs(answers) == expected[place % len(queries)]
 
 
 def test_it_stands_in_a_chain(photos):
@@ -156,5 +156,5 @@ def test_without_langchain_the_remedy_is_named():
         "from voken.errors import MissingExtraError\n"
         "try:\n    import voken.langchain\nexcept MissingExtraError as error:\n    print(error)\n"
     )
-    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    assert 'pip install "voken-search[langchain]"' in said
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert 'pip install "voken-search[langchain]"' in output

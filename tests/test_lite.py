@@ -87,9 +87,9 @@ def test_search_at_full_width_equals_brute_force(name):
     trie = VokenTrie.from_vokens(images, SIZE)
     leaves = torch.from_numpy(trie.leaf_vokens(np.arange(trie.sequences))).long()
     scores = sequence_scores(model, TEXTS, leaves)
-    found = beam_search(model, trie, TEXTS, beams=60)
-    np.testing.assert_array_equal(found.leaf, np.argsort(-scores, axis=1, kind="stable"))
-    np.testing.assert_allclose(found.log_prob, -np.sort(-scores, axis=1), rtol=1e-4, atol=1e-4)
+    result = beam_search(model, trie, TEXTS, beams=60)
+    np.testing.assert_array_equal(result.leaf, np.argsort(-scores, axis=1, kind="stable"))
+    np.testing.assert_allclose(result.log_prob, -np.sort(-scores, axis=1), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -194,16 +194,16 @@ def test_memory_by_hand_and_without_own_captions_while_they_are_owned():
         recalled = weights / weights.sum() @ make_memory().pictures[rows]
         return model.to_code.weight.detach().double().numpy() @ vector + 0.7 * recalled / np.linalg.norm(recalled)
 
-    def found() -> np.ndarray:
+    def first_logits() -> np.ndarray:
         return model.encode(["dog"]).query_point[0].detach().numpy()
 
-    model.memorize(make_memory(own={"dog": np.array([0, 2])}))
-    np.testing.assert_allclose(found(), point([1, 3]), rtol=1e-4, atol=1e-5)
+    model.memorize(make_memory(own_captions={"dog": np.array([0, 2])}))
+    np.testing.assert_allclose(first_logits(), point([1, 3]), rtol=1e-4, atol=1e-5)
     model.end_training()
-    np.testing.assert_allclose(found(), point([0, 1, 2, 3]), rtol=1e-4, atol=1e-5)
-    model.memorize(make_memory(own={"dog": np.arange(4)}))
+    np.testing.assert_allclose(first_logits(), point([0, 1, 2, 3]), rtol=1e-4, atol=1e-5)
+    model.memorize(make_memory(own_captions={"dog": np.arange(4)}))
     expected = model.to_code.weight.detach().double().numpy() @ vector
-    np.testing.assert_allclose(found(), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(first_logits(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_another_reader_stands_in_while_training():
@@ -241,8 +241,10 @@ def test_remembered_texts_are_what_the_reader_reads():
     remembered = RememberedTexts(reader, [*TEXTS, "dog"], max_tokens=4, batch_size=2)
     for texts in (TEXTS, TEXTS[3:4], ["dog", "a red cat", "dog"], ["never seen", "dog"]):
         for length in (4, 2):
-            fresh, kept = (source.read_texts(texts, max_tokens=length) for source in (reader, remembered))
-            assert torch.equal(kept.mask, fresh.mask)
-            torch.testing.assert_close(kept.vectors, fresh.vectors)
-            torch.testing.assert_close(kept.tokens[kept.mask].float(), fresh.tokens[fresh.mask], rtol=1e-3, atol=1e-3)
+            fresh, cached = (source.read_texts(texts, max_tokens=length) for source in (reader, remembered))
+            assert torch.equal(cached.mask, fresh.mask)
+            torch.testing.assert_close(cached.vectors, fresh.vectors)
+            torch.testing.assert_close(
+                cached.tokens[cached.mask].float(), fresh.tokens[fresh.mask], rtol=1e-3, atol=1e-3
+            )
     assert (remembered.text_width, remembered.dim) == (reader.text_width, reader.dim)

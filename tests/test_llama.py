@@ -51,9 +51,9 @@ def generate(
         return_dict_in_generate=True,
         output_scores=True,
     )
-    found = (out.sequences[:, length:] - first_voken).tolist()
+    sequences_found = (out.sequences[:, length:] - first_voken).tolist()
     scores = out.sequences_scores.tolist() if beams > 1 else [0.0]
-    return [(tuple(sequence), score) for sequence, score in zip(found, scores, strict=True) if score > -1e3]
+    return [(tuple(sequence), score) for sequence, score in zip(sequences_found, scores, strict=True) if score > -1e3]
 
 
 def plain_log_probs(plain, model: LlamaGenerator, text: str, sequences: np.ndarray) -> torch.Tensor:
@@ -82,9 +82,9 @@ def test_search_equals_transformers(tmp_path, kind, lora):
         wide = generate(plain, model, trie, text, trie.sequences)
         assert [s for s, _ in wide] == [tuple(s) for s in everything.vokens[query].tolist()]
         np.testing.assert_allclose([score for _, score in wide], everything.log_prob[query], atol=1e-4)
-        for beams, found in narrow.items():
+        for beams, result in narrow.items():
             theirs = generate(plain, model, trie, text, beams)
-            assert [s for s, _ in theirs] == [tuple(s) for s in found.vokens[query].tolist()]
+            assert [s for s, _ in theirs] == [tuple(s) for s in result.vokens[query].tolist()]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -111,9 +111,9 @@ def test_teacher_forcing_equals_stepping(tmp_path, shared):
         forced = logits.log_softmax(-1).gather(3, sequences.unsqueeze(-1)).squeeze(-1).sum(-1)
         torch.testing.assert_close(forced, score_sequences(model, state, sequences), atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(model(TEXTS, sequences[:, 2]), logits[:, 2], atol=1e-5, rtol=1e-5)
-    found = beam_search_from_state(model, state, trie, trie.sequences)
+    result = beam_search_from_state(model, state, trie, trie.sequences)
     for query in range(len(TEXTS)):
-        by_leaf = dict(zip(found.leaf[query].tolist(), found.log_prob[query].tolist(), strict=True))
+        by_leaf = dict(zip(result.leaf[query].tolist(), result.log_prob[query].tolist(), strict=True))
         np.testing.assert_allclose(forced[query], [by_leaf[leaf] for leaf in range(7)], atol=1e-4)
 
 
@@ -121,10 +121,10 @@ def test_one_level_needs_the_prompt_alone(tmp_path):
     checkpoint = make_checkpoint(tmp_path, "tied")
     model = LlamaGenerator.from_pretrained(checkpoint, make_codebooks()[:1]).eval()
     trie = VokenTrie.from_vokens(np.arange(SIZE)[:, None], SIZE)
-    found = beam_search(model, trie, TEXTS, SIZE)
+    result = beam_search(model, trie, TEXTS, SIZE)
     with torch.no_grad():
         forced = model(TEXTS, torch.zeros(3, 1, dtype=torch.long))[:, 0].log_softmax(-1)
-    np.testing.assert_allclose(found.log_prob, forced.sort(dim=1, descending=True).values, atol=1e-5)
+    np.testing.assert_allclose(result.log_prob, forced.sort(dim=1, descending=True).values, atol=1e-5)
 
 
 def test_padding_does_not_matter(tmp_path):
@@ -212,14 +212,14 @@ def test_saved_model_is_the_same(tmp_path, kind, lora, monkeypatch):
     model.save(tmp_path / "saved")
     mine = beam_search(model, trie, TEXTS, 6)
 
-    kept = LlamaGenerator.load(tmp_path / "saved", merge=False)
-    assert not kept.training
-    assert (kept.reader.separator, kept.reader.max_tokens, kept.lora) == ("picture :", 7, lora)
-    theirs = beam_search(kept, trie, TEXTS, 6)
+    unmerged = LlamaGenerator.load(tmp_path / "saved", merge=False)
+    assert not unmerged.training
+    assert (unmerged.reader.separator, unmerged.reader.max_tokens, unmerged.lora) == ("picture :", 7, lora)
+    theirs = beam_search(unmerged, trie, TEXTS, 6)
     assert (mine.leaf == theirs.leaf).all()
     assert (mine.log_prob == theirs.log_prob).all()
     trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
-    assert {name for name, weight in kept.named_parameters() if weight.requires_grad} == trained
+    assert {name for name, weight in unmerged.named_parameters() if weight.requires_grad} == trained
 
     without_peft(monkeypatch)
     merged = LlamaGenerator.load(tmp_path / "saved")

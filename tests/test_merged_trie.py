@@ -29,13 +29,13 @@ class Change:
     vokens: np.ndarray
 
     @classmethod
-    def of(cls, vokens, dead, added, kept, size, base=None) -> Change:
+    def of(cls, vokens, dead, added, stays, size, base=None) -> Change:
         """`dead` are rows of `vokens`; `kept` says which of `added` were not removed again."""
         base = VokenTrie.from_vokens(vokens, size) if base is None else base
         live = np.setdiff1d(np.arange(len(vokens)), dead)
-        added_rows = len(vokens) + np.flatnonzero(kept)
-        left = np.concatenate([vokens[live], added[kept]])
-        return cls(base, dead, added[kept], added_rows, np.concatenate([live, added_rows]), left)
+        added_rows = len(vokens) + np.flatnonzero(stays)
+        left = np.concatenate([vokens[live], added[stays]])
+        return cls(base, dead, added[stays], added_rows, np.concatenate([live, added_rows]), left)
 
     @property
     def merged(self) -> VokenTrie:
@@ -73,11 +73,11 @@ def changes(draw: st.DrawFn) -> Change:
     dead = np.flatnonzero(rng.random(len(vokens)) < part)
     if len(vokens) and draw(st.booleans()):  # all that starts alike dies
         dead = np.union1d(dead, np.flatnonzero((vokens[:, :2] == vokens[0, :2]).all(axis=1)))
-    kept = rng.random(len(added)) < draw(st.sampled_from([0.5, 1.0]))
+    stays = rng.random(len(added)) < draw(st.sampled_from([0.5, 1.0]))
     if not len(vokens):
-        return Change.of(vokens, dead, added, kept, size, VokenTrie.empty(levels, size))
+        return Change.of(vokens, dead, added, stays, size, VokenTrie.empty(levels, size))
     base = in_form(VokenTrie.from_vokens(vokens, size), draw(st.sampled_from(["numbers", "bits", "smaller"])))
-    return Change.of(vokens, rng.permutation(dead), added, kept, size, base)
+    return Change.of(vokens, rng.permutation(dead), added, stays, size, base)
 
 
 def assert_same(merged: VokenTrie, fresh: VokenTrie) -> None:
@@ -111,8 +111,8 @@ def assert_same(merged: VokenTrie, fresh: VokenTrie) -> None:
     sequences = fresh.leaf_vokens(leaves)
     np.testing.assert_array_equal(merged.leaf_vokens(leaves), sequences)
     np.testing.assert_array_equal(merged.leaf_of(sequences), leaves)
-    for found, expected in zip(merged.rows_of(leaves), fresh.rows_of(leaves), strict=True):
-        np.testing.assert_array_equal(found, expected)
+    for result, expected in zip(merged.rows_of(leaves), fresh.rows_of(leaves), strict=True):
+        np.testing.assert_array_equal(result, expected)
 
 
 @settings(max_examples=250, deadline=None)
@@ -154,8 +154,8 @@ def test_a_search_finds_the_same(change, kind, beams):
         return
     model = kind(change.base.codebook_size, change.base.levels)
     mine, theirs = (beam_search(model, trie, ["a", "bc"], beams) for trie in (change.merged, change.fresh))
-    for found in ("leaf", "vokens", "log_prob"):
-        np.testing.assert_array_equal(getattr(mine, found), getattr(theirs, found))
+    for name in ("leaf", "vokens", "log_prob"):
+        np.testing.assert_array_equal(getattr(mine, name), getattr(theirs, name))
 
 
 class TreePrefixModel(LogProbPrefixModel):
@@ -183,8 +183,8 @@ def test_a_search_that_looks_ahead_finds_the_same():
     model = TreePrefixModel(50, 4)
     mine, theirs = (beam_search(model, trie, ["a"], 5) for trie in (change.merged, change.fresh))
     assert model.trees == 2
-    for found in ("leaf", "vokens", "log_prob"):
-        np.testing.assert_array_equal(getattr(mine, found), getattr(theirs, found))
+    for name in ("leaf", "vokens", "log_prob"):
+        np.testing.assert_array_equal(getattr(mine, name), getattr(theirs, name))
 
 
 def test_worked_example():
@@ -224,8 +224,8 @@ def test_row_numbers_that_need_another_byte():
 def test_saved_it_is_a_trie_of_its_own(tmp_path, removed):
     rng = np.random.default_rng(0)
     vokens, added = rng.integers(0, 6, (300, 3)), rng.integers(0, 6, (50, 3))
-    dead, kept = np.arange(0, 300, 1 if removed == "all" else 4), np.full(50, removed == "some")
-    change = Change.of(vokens, dead, added, kept, 6)
+    dead, stays = np.arange(0, 300, 1 if removed == "all" else 4), np.full(50, removed == "some")
+    change = Change.of(vokens, dead, added, stays, 6)
     change.merged.save(tmp_path)
     for mmap in (True, False):
         loaded = VokenTrie.load(tmp_path, mmap=mmap)
@@ -258,11 +258,11 @@ def test_places_are_those_of_the_rows(monkeypatch, at_once):
     rng = np.random.default_rng(0)
     rows = np.sort(rng.choice(1000, 300, replace=False))
     trie = VokenTrie.from_vokens(rng.integers(0, 3, (300, 3)), 3, rows)
-    asked = rng.permutation(rows)[:40]
-    assert trie.rows_at(places_of(trie, asked)).tolist() == asked.tolist()
-    assert places_of(trie, asked[:0]).tolist() == []
+    queried = rng.permutation(rows)[:40]
+    assert trie.rows_at(places_of(trie, queried)).tolist() == queried.tolist()
+    assert places_of(trie, queried[:0]).tolist() == []
     with pytest.raises(IndexError, match="row"):
-        places_of(VokenTrie.empty(3, 3), asked)
+        places_of(VokenTrie.empty(3, 3), queried)
 
 
 def test_a_part_of_a_collection_answers_with_its_row_numbers():
@@ -271,8 +271,8 @@ def test_a_part_of_a_collection_answers_with_its_row_numbers():
     part = VokenTrie.from_vokens(vokens[rows], 3, rows)
     for leaf, sequence in enumerate(part.leaf_vokens(np.arange(part.sequences))):
         assert part.rows(leaf).tolist() == [row for row in rows if (vokens[row] == sequence).all()]
-    found, sequences = part.row_vokens()
-    assert found.tolist() == rows.tolist()
+    numbers, sequences = part.row_vokens()
+    assert numbers.tolist() == rows.tolist()
     np.testing.assert_array_equal(sequences, vokens[rows])
     with pytest.raises(ValueError, match="row_vokens"):
         part.image_vokens()

@@ -63,8 +63,8 @@ def test_expected_recall_is_the_mean_over_every_order_of_the_ties(pool, k):
 def test_reciprocal_rank_is_the_mean_over_every_order_of_the_ties(pool, k):
     scores = np.array([[float(score) for score, _ in pool]])
     relevant = np.array([[right for _, right in pool]])
-    found = reciprocal_rank_at(first_relevant(scores, relevant), k)[0]
-    assert found == pytest.approx(float(brute_reciprocal_rank(scores[0], relevant[0], k)))
+    result = reciprocal_rank_at(first_relevant(scores, relevant), k)[0]
+    assert result == pytest.approx(float(brute_reciprocal_rank(scores[0], relevant[0], k)))
 
 
 def test_hand_worked_ties():
@@ -74,11 +74,11 @@ def test_hand_worked_ties():
     relevant[1, 2] = True  # one of four tied at ranks 2 to 5
     relevant[2, [2, 4]] = True  # two of the four
     relevant[3, 5] = True  # below them
-    found = first_relevant(scores, relevant)
-    assert recall_at(found, 1).tolist() == [1, 0, 0, 0]
-    assert recall_at(found, 3) == pytest.approx([1, 2 / 4, 1 - (2 / 4) * (1 / 3), 0])
-    assert recall_at(found, 5) == pytest.approx([1, 1, 1, 0])
-    assert recall_at(found, 6) == pytest.approx([1, 1, 1, 1])
+    ranks = first_relevant(scores, relevant)
+    assert recall_at(ranks, 1).tolist() == [1, 0, 0, 0]
+    assert recall_at(ranks, 3) == pytest.approx([1, 2 / 4, 1 - (2 / 4) * (1 / 3), 0])
+    assert recall_at(ranks, 5) == pytest.approx([1, 1, 1, 0])
+    assert recall_at(ranks, 6) == pytest.approx([1, 1, 1, 1])
 
 
 def test_a_system_without_opinion_gets_what_chance_gets():
@@ -111,10 +111,10 @@ def test_recall_is_what_ir_measures_calls_success_where_nothing_ties():
     theirs = ir_measures.calc_aggregate([Success @ 1, Success @ 5, Success @ 10, RR @ 10, R @ 5], qrels, run)
     for k in (1, 5, 10):
         assert expected_recall(scores, relevant, k).mean() == pytest.approx(theirs[Success @ k])
-    found = first_relevant(scores, relevant)
-    assert reciprocal_rank_at(found, 10).mean() == pytest.approx(theirs[RR @ 10])
+    ranks = first_relevant(scores, relevant)
+    assert reciprocal_rank_at(ranks, 10).mean() == pytest.approx(theirs[RR @ 10])
     # With several right answers TREC's R@K is another thing: the share of them that was found.
-    assert recall_at(found, 5).mean() > theirs[R @ 5]
+    assert recall_at(ranks, 5).mean() > theirs[R @ 5]
 
 
 def test_sequence_recall_counts_distinct_sequences():

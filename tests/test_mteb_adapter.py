@@ -112,9 +112,9 @@ def adapters():
 @pytest.mark.parametrize("adapter", adapters(), ids=["two-tower", "vector"])
 def test_mteb_and_we_count_alike(adapter):
     assert isinstance(adapter, SearchProtocol)
-    kept = Kept(adapter)
+    recorder = Kept(adapter)
     _, theirs = scored_by_mteb(adapter)
-    ours = scored_by_us(kept.system)
+    ours = scored_by_us(recorder.system)
     for k in CUTOFFS:
         assert theirs[f"hit_rate_at_{k}"] == pytest.approx(ours.recall[k], abs=1e-5)
     assert theirs["mrr_at_10"] == pytest.approx(ours.reciprocal_rank, abs=1e-5)
@@ -182,9 +182,9 @@ def test_ties_are_drawn_without_regard_to_the_corpus_and_scores_fall():
 def test_a_query_without_an_answer_has_an_entry():
     adapter = MtebAdapter(ColourEncoder(), Tied, name="tied")
     adapter.index(corpus([f"d{i}" for i in range(10)]))
-    found = adapter.search(questions("nothing", "a"), top_k=3, task_metadata=None, num_proc=None)
-    assert found["q0"] == {}
-    assert len(found["q1"]) == 3
+    results = adapter.search(questions("nothing", "a"), top_k=3, task_metadata=None, num_proc=None)
+    assert results["q0"] == {}
+    assert len(results["q1"]) == 3
 
 
 def test_what_is_no_text_to_image_task_is_refused():

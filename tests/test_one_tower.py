@@ -18,10 +18,10 @@ class Table:
 
     def __init__(self, scores):
         self.scores = {text: np.asarray(row) for text, row in scores.items()}
-        self.asked = []
+        self.queries = []
 
     def score(self, text, rows):
-        self.asked.append((text, rows.tolist()))
+        self.queries.append((text, rows.tolist()))
         return self.scores[text][rows]
 
 
@@ -30,10 +30,10 @@ class Fixed:
 
     def __init__(self, answers):
         self.answers = answers
-        self.asked = []
+        self.queries = []
 
     def search(self, texts, k):
-        self.asked.append(k)
+        self.queries.append(k)
         return [self.answers[text][:k] for text in texts]
 
 
@@ -92,9 +92,9 @@ def test_the_first_hits_are_put_in_the_scorers_order_and_the_rest_follow():
     assert [hit.score for hit in hits[:3]] == [0.9, 0.5, 0.1]
     assert all(before.score > after.score for before, after in itertools.pairwise(hits))
     assert hits[0] == Hit("b", "b.png", 0.9, (2,))
-    assert table.asked == [("t", [0, 2, 1])]
+    assert table.queries == [("t", [0, 2, 1])]
     assert names(reranked.search(["t"], 2)[0]) == "bc"
-    assert system.asked == [5, 3]
+    assert system.queries == [5, 3]
 
 
 @pytest.mark.parametrize("depth", [1, 2, 5, 9])
@@ -141,9 +141,9 @@ def test_both_pass_the_protocols_checks():
     whole = evaluate(OneTower(Table(right), ids), queries, pool, conditions=conditions)
     assert whole.recall == {1: 1.0, 5: 1.0, 10: 1.0}
     half = evaluate(Reranked(first, Table(right), ids, depth=15), queries, pool, conditions=conditions)
-    found = [f"p{row}" in {hit.image_id for hit in first.answers[text][:15]} for row, text in enumerate(texts)]
-    assert 0 < np.mean(found) < 1
-    assert half.recall[1] == pytest.approx(np.mean(found))
+    is_hit = [f"p{row}" in {hit.image_id for hit in first.answers[text][:15]} for row, text in enumerate(texts)]
+    assert 0 < np.mean(is_hit) < 1
+    assert half.recall[1] == pytest.approx(np.mean(is_hit))
 
 
 def test_impossible_reranks_are_refused():

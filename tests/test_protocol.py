@@ -26,10 +26,10 @@ class Scripted:
     def __init__(self, rankings, vokens=None):
         self.rankings = rankings
         self.vokens = vokens or {}
-        self.asked = []
+        self.batches = []
 
     def search(self, texts, k):
-        self.asked.append((len(texts), k))
+        self.batches.append((len(texts), k))
         return [
             [Hit(name, "", score, self.vokens.get(name, ())) for name, score in self.rankings[text][:k]]
             for text in texts
@@ -130,7 +130,7 @@ def test_a_tie_longer_than_the_answer_is_asked_for_until_it_ends():
     assert result.sequence_recall is None
     assert result.collision_rate is None
     # The first text untimed, then both, then only the tied one, deeper each time, up to the pool.
-    assert system.asked == [(1, 20), (2, 20), (1, 80), (1, 202)]
+    assert system.batches == [(1, 20), (2, 20), (1, 80), (1, 202)]
 
 
 def test_few_distinct_sequences_are_asked_for_deeper():
@@ -152,9 +152,9 @@ def test_a_query_without_an_answer_counts_zero():
 def test_batches_and_progress():
     queries = [Query(f"q{i}", str(i), frozenset({"a"})) for i in range(5)]
     system = Scripted({str(i): [("a", 1.0)] for i in range(5)})
-    told = []
-    evaluate(system, queries, ["a"], conditions=HERE, batch_size=2, progress=lambda *args: told.append(args))
-    assert told == [("queries", 2, 5), ("queries", 4, 5), ("queries", 5, 5)]
+    progress = []
+    evaluate(system, queries, ["a"], conditions=HERE, batch_size=2, progress=lambda *args: progress.append(args))
+    assert progress == [("queries", 2, 5), ("queries", 4, 5), ("queries", 5, 5)]
 
 
 @pytest.mark.parametrize(

@@ -64,13 +64,13 @@ def test_kmeans_finds_well_separated_clusters():
     random = torch.Generator().manual_seed(1)
     centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [10.0, 10.0]])
     vectors = (centres[:, None] + 0.1 * torch.randn(4, 50, 2, generator=random)).flatten(0, 1)
-    found = kmeans(vectors, 4, generator=random)
-    assert torch.cdist(centres, found).min(1).values.max() < 0.2
+    entries = kmeans(vectors, 4, generator=random)
+    assert torch.cdist(centres, entries).min(1).values.max() < 0.2
 
 
 def test_kmeans_with_fewer_rows_than_entries_has_no_equal_entries():
-    found = kmeans(torch.randn(3, 4), 8, generator=torch.Generator().manual_seed(0))
-    assert len(torch.unique(found, dim=0)) == 8
+    centres = kmeans(torch.randn(3, 4), 8, generator=torch.Generator().manual_seed(0))
+    assert len(torch.unique(centres, dim=0)) == 8
 
 
 @pytest.mark.parametrize("shared", [True, False])

@@ -71,14 +71,14 @@ def pictures(tmp_path_factory):
 def tiny_track(monkeypatch):
     monkeypatch.setitem(tracks.TRACKS, "tiny", TINY)
     # every builder once, and the second protocol where it differs most: the rest are the same code with other words
-    kept = [
+    systems = [
         dataclasses.replace(line, both_protocols=line.label in ("AVG, generate", "GRACE (atomic id)"))
         for line in TABLES["table1"].lines
         if line.label not in ("GRACE (string id)", "GRACE (semantic id)")
     ]
-    monkeypatch.setitem(TABLES, "table1", dataclasses.replace(TABLES["table1"], lines=tuple(kept)))
-    kept = [TABLES["table3"].lines[0], TABLES["table3"].lines[3]]
-    monkeypatch.setitem(TABLES, "table3", dataclasses.replace(TABLES["table3"], lines=tuple(kept)))
+    monkeypatch.setitem(TABLES, "table1", dataclasses.replace(TABLES["table1"], lines=tuple(systems)))
+    systems = [TABLES["table3"].lines[0], TABLES["table3"].lines[3]]
+    monkeypatch.setitem(TABLES, "table3", dataclasses.replace(TABLES["table3"], lines=tuple(systems)))
 
 
 @pytest.fixture(scope="module")
@@ -135,19 +135,19 @@ def test_what_is_there_is_not_measured_again(pictures, out, monkeypatch):
 def test_a_cell_says_all_that_it_was_trained_with(pictures, out, monkeypatch):
     reproduce(request(pictures, out, "table1"))
 
-    def said(start):
+    def settings_of(start):
         folder = max((out / "tiny" / "seed-0").glob(f"{start}*inductive-*"))
         row = json.loads((folder / "evaluations.json").read_text())["rows"][0]
         return json.loads((folder / "cell.json").read_text()), row
 
-    irgen, row = said("irgen")
+    irgen, row = settings_of("irgen")
     assert irgen["config"]["tokenizer"]["mixture"] == 0
     assert irgen["config"]["generator"]["discrimination"] == "none"
     assert row["config"] == irgen["config"]
-    assert said("genius")[0]["own"]["tokenizer"]["alignment"] == "infonce"
-    assert said("genius")[0]["own"]["tokenizer"]["levels"] == 3
-    assert said("grace-scheme-atomic")[0]["own"]["generator"]["epochs"] == 6
-    assert "own" not in said("ours")[0]
+    assert settings_of("genius")[0]["own"]["tokenizer"]["alignment"] == "infonce"
+    assert settings_of("genius")[0]["own"]["tokenizer"]["levels"] == 3
+    assert settings_of("grace-scheme-atomic")[0]["own"]["generator"]["epochs"] == 6
+    assert "own" not in settings_of("ours")[0]
     # other settings of a baseline are another cell
     changed = builders.grace_settings(epochs=1)
     monkeypatch.setattr(builders, "grace_settings", lambda: changed)
@@ -195,8 +195,8 @@ def test_a_cell_does_not_depend_on_what_the_process_did_before(pictures, out, tm
 
 def test_several_processes_measure_the_same(pictures, out, tmp_path):
     expected = reproduce(request(pictures, out, "table1", "table2"))
-    kept = [folder for name in ("grace-", "two-tower-") for folder in (out / "tiny" / "seed-0").glob(f"{name}*")]
-    for folder in kept:
+    folders = [folder for name in ("grace-", "two-tower-") for folder in (out / "tiny" / "seed-0").glob(f"{name}*")]
+    for folder in folders:
         shutil.copytree(folder, tmp_path / "tiny" / "seed-0" / folder.name)
     printed = []
     written = reproduce(request(pictures, tmp_path, "table1", "table2", jobs=2), print_line=printed.append)
@@ -206,9 +206,9 @@ def test_several_processes_measure_the_same(pictures, out, tmp_path):
 
     assert set(written) == set(expected)
     assert all(without_speed(written[name]) == without_speed(expected[name]) for name in written)
-    done = [line for line in printed if " done: " in line]
-    assert any("IRGen" in line for line in done)
-    assert not any("GRACE" in line for line in done)
+    finished = [line for line in printed if " done: " in line]
+    assert any("IRGen" in line for line in finished)
+    assert not any("GRACE" in line for line in finished)
     assert any("left out: approximate" in line for line in printed)
 
 
@@ -264,8 +264,8 @@ def test_shuffled_captions_fall_to_chance(pictures, tmp_path, monkeypatch):
     for seed in range(4):
         others = dict(zip(concepts, random.Random(seed).sample(concepts, len(concepts)), strict=True))
         shuffled = tuple(dataclasses.replace(one, captions=captions[others[one.concept]]) for one in dataset.images)
-        given = Dataset(dataset.name, dataset.root, shuffled)
-        monkeypatch.setattr(tracks, "read_dataset", lambda folder, images, given=given: given)
+        shuffled_data = Dataset(dataset.name, dataset.root, shuffled)
+        monkeypatch.setattr(tracks, "read_dataset", lambda folder, images, shuffled_data=shuffled_data: shuffled_data)
         reproduce(dataclasses.replace(request(pictures, tmp_path / str(seed), "table3"), seeds=(seed,)))
         rows = json.loads((tmp_path / str(seed) / "tiny" / "table3.json").read_text())["lines"][0]["inductive"]
         recalls.append(rows[0]["recall"]["5"])
@@ -342,9 +342,9 @@ def test_speed_against_size_is_measured_once(pictures, out, monkeypatch):
     monkeypatch.setattr(figure4, "BEAMS", 4)
     written = reproduce(request(pictures, out, "figure4"))
     assert "| AVG, generate |" in written["figure4"]
-    found = json.loads((out / "tiny" / "figure4.json").read_text())
-    assert found["sizes"] == [50, 200]
-    assert all(speed > 0 for row in found["queries_per_second"].values() for speed in row.values())
+    figure = json.loads((out / "tiny" / "figure4.json").read_text())
+    assert figure["sizes"] == [50, 200]
+    assert all(speed > 0 for row in figure["queries_per_second"].values() for speed in row.values())
     measure = figure4.measure
     monkeypatch.setattr(figure4, "measure", None)
     assert reproduce(request(pictures, out, "figure4")) == written
@@ -357,16 +357,16 @@ def test_speed_against_size_is_measured_once(pictures, out, monkeypatch):
 
 def test_what_vokens_say_is_of_our_first_seed(pictures, tmp_path):
     written = reproduce(request(pictures, tmp_path, "figure5"))
-    found = json.loads((tmp_path / "tiny" / "figure5.json").read_text())
+    figure = json.loads((tmp_path / "tiny" / "figure5.json").read_text())
     pool = json.loads(next((tmp_path / "tiny" / "seed-0").glob("ours-*/sequences.json")).read_text())["pictures"]
     vokens = {picture["id"]: picture["vokens"] for picture in pool}
-    for group in found["groups"]:
+    for group in figure["groups"]:
         for one, other in group["shown"]:
             assert (one["vokens"], other["vokens"]) == (vokens[one["id"]], vokens[other["id"]])
             assert one["vokens"][: group["shared"]] == other["vokens"][: group["shared"]]
             shares = [left == right for left, right in zip(one["vokens"], other["vokens"], strict=True)]
             assert not any(shares) if group["shared"] == 0 else shares[group["shared"] :][:1] != [True]
-    assert f"| none, at any level | {found['groups'][0]['total']:,} |" in written["figure5"]
+    assert f"| none, at any level | {figure['groups'][0]['total']:,} |" in written["figure5"]
     assert 'id="vokens"' in (tmp_path / "tiny" / "index.html").read_text(encoding="utf-8")
 
 

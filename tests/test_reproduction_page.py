@@ -55,7 +55,7 @@ def against(difference, p):
 
 
 def ours(*recalls, **options):
-    return [record("AVG", found, seed, readout="generate", **options) for seed, found in enumerate(recalls)]
+    return [record("AVG", recall, seed, readout="generate", **options) for seed, recall in enumerate(recalls)]
 
 
 @pytest.fixture
@@ -63,14 +63,14 @@ def folder(tmp_path):
     """All that a run writes, but for what the page does not read."""
     out = tmp_path / "tiny"
     grace = [record("GRACE (structured id)", (0.1, 0.2, 0.3), seed, stored=2.25, speed=20.5) for seed in (0, 1)]
-    made = [dict(one, protocol="transductive", recall={"1": 0.11, "5": 0.22, "10": 0.33}) for one in grace]
+    transductive = [dict(one, protocol="transductive", recall={"1": 0.11, "5": 0.22, "10": 0.33}) for one in grace]
     avg = ours((0.2, 0.4, 0.6), (0.3, 0.5, 0.7), tokenizer={"codebook_size": 256, "levels": 3})
     paper = {"flickr30k": [37.4, 59.5, 66.2]}
     write_table(
         out,
         "table1",
         [
-            line("GRACE (structured id)", grace, paper=paper, transductive=made, against=against(-0.35, 0.004)),
+            line("GRACE (structured id)", grace, paper=paper, transductive=transductive, against=against(-0.35, 0.004)),
             line("AVG, generate", avg, paper={"flickr30k": [62.8, 85.4, 91.2]}),
         ],
         note="A note of <the table>.",
@@ -84,8 +84,8 @@ def folder(tmp_path):
         ],
     )
     sweep = [
-        line(f"N = {size}", ours(found, tokenizer={"codebook_size": size}), paper={"flickr30k": [60.8, 82.0, 84.8]})
-        for size, found in ((256, (0.21, 0.41, 0.61)), (512, (0.22, 0.42, 0.62)))
+        line(f"N = {size}", ours(recall, tokenizer={"codebook_size": size}), paper={"flickr30k": [60.8, 82.0, 84.8]})
+        for size, recall in ((256, (0.21, 0.41, 0.61)), (512, (0.22, 0.42, 0.62)))
     ]
     write_table(out, "table4", sweep)
     few = [line("5 beams", ours((0.2, 0.4, 0.99), beams=5)), line("10 beams", ours((0.2, 0.4, 0.5), beams=10))]
@@ -331,15 +331,15 @@ def test_both_renderings_show_the_same_cells(folder):
 def test_pairs_do_not_depend_on_captions():
     vokens = np.array([[0, 0, 0], [0, 0, 1], [0, 1, 1], [2, 2, 2], [2, 2, 2]])
     ids = list("abcde")
-    found = pair_groups(ids, [["x"]] * 5, vokens, count=9)
-    assert [(group.shared, group.total) for group in found] == [(0, 6), (1, 2), (2, 1), (3, 1)]
-    assert [set(pair) for pair in found[2].shown] == [{0, 1}]
-    assert [set(pair) for pair in found[3].shown] == [{3, 4}]
-    assert all(group.overlap == 1 for group in found)
+    groups = pair_groups(ids, [["x"]] * 5, vokens, count=9)
+    assert [(group.shared, group.total) for group in groups] == [(0, 6), (1, 2), (2, 1), (3, 1)]
+    assert [set(pair) for pair in groups[2].shown] == [{0, 1}]
+    assert [set(pair) for pair in groups[3].shown] == [{3, 4}]
+    assert all(group.overlap == 1 for group in groups)
     others = pair_groups(ids, [[str(row)] for row in range(5)], vokens, count=9)
-    assert [group.shown for group in others] == [group.shown for group in found]
+    assert [group.shown for group in others] == [group.shown for group in groups]
     assert all(group.overlap == 0 for group in others)
-    members = [row for pair in found[0].shown for row in pair]
+    members = [row for pair in groups[0].shown for row in pair]
     assert len(members) == len(set(members))
 
 

@@ -82,8 +82,8 @@ def test_beams_widen_to_k_unless_told(collection):
     leaves = collection.trie.sequences
     (wide,) = Searcher(model, collection, narrow).search(["red"], 24)
     assert len({hit.vokens for hit in wide}) == leaves
-    (kept,) = Searcher(model, collection, narrow, widen=False).search(["red"], 24)
-    assert len({hit.vokens for hit in kept}) == 1
+    (hits,) = Searcher(model, collection, narrow, widen=False).search(["red"], 24)
+    assert len({hit.vokens for hit in hits}) == 1
 
 
 def test_more_than_there_is(collection):
@@ -109,8 +109,10 @@ def test_the_default_readout_is_the_best_that_the_collection_allows(collection, 
 def test_weights(collection):
     model = tiny_model(levels=3)
     chosen = Searcher(model, collection, SearchConfig(beams=100, readout="vector")).search(["red"], 5)
-    given = Searcher(model, collection, SearchConfig(beams=100, readout="vector", vector_weight=3.0)).search(["red"], 5)
-    assert chosen == given
+    by_default = Searcher(model, collection, SearchConfig(beams=100, readout="vector", vector_weight=3.0)).search(
+        ["red"], 5
+    )
+    assert chosen == by_default
     heavy = SearchConfig(beams=100, readout="vector", vector_weight=1e6)
     (hits,) = Searcher(model, collection, heavy).search(["red"], 24)
     cosines = collection.vectors.astype(np.float64) @ model.encoder.encode_texts(["red"])[0]

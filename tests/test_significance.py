@@ -36,10 +36,10 @@ def test_bootstrap_matches_every_possible_resample():
     means = np.array([np.mean(draw) for draw in itertools.product(differences, repeat=6)])
     observed = differences.mean()
     exact = (np.abs(means - observed) >= observed - 1e-12).mean()
-    found = paired_bootstrap(differences, np.zeros(6), samples=40_000, seed=3)
-    assert found.difference == pytest.approx(observed)
-    assert found.p_value == pytest.approx(exact, abs=0.01)
-    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.035)
+    result = paired_bootstrap(differences, np.zeros(6), samples=40_000, seed=3)
+    assert result.difference == pytest.approx(observed)
+    assert result.p_value == pytest.approx(exact, abs=0.01)
+    assert (result.low, result.high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.035)
 
 
 def test_bootstrap_interval_is_scipys():
@@ -65,9 +65,9 @@ def test_groups_are_drawn_whole():
 
 def test_bootstrap_repeats_and_never_says_zero():
     first, second = np.ones(20), np.zeros(20)
-    found = paired_bootstrap(first, second, samples=99)
-    assert found == paired_bootstrap(first, second, samples=99)
-    assert found.p_value == 1 / 100
+    result = paired_bootstrap(first, second, samples=99)
+    assert result == paired_bootstrap(first, second, samples=99)
+    assert result.p_value == 1 / 100
     assert paired_bootstrap(first, first).p_value == 1.0
 
 
@@ -99,10 +99,10 @@ def evaluated(right, *, count=6, **changes):
 
 def test_compare_takes_two_evaluations_of_the_same_queries():
     better, worse = evaluated({"0", "1", "2", "3"}), evaluated({"0"})
-    found = compare(better, worse, 1)
-    assert found.difference == pytest.approx(0.5)
+    result = compare(better, worse, 1)
+    assert result.difference == pytest.approx(0.5)
     # Even queries have one set of right answers and gain 1 of 3, odd ones another and gain 2 of 3: two groups to draw.
-    assert (found.low, found.high) == pytest.approx((1 / 3, 2 / 3))
+    assert (result.low, result.high) == pytest.approx((1 / 3, 2 / 3))
     assert compare(worse, better, 1).difference == pytest.approx(-0.5)
     with pytest.raises(DataError, match="different queries"):
         compare(better, evaluated({"0"}, count=5), 1)

@@ -156,19 +156,19 @@ ARROWS = {
 
 
 def test_aliases_flip_and_turn(tmp_path):
-    found = parse_icon_set(json.dumps(ARROWS).encode(), "here")
-    left = rendered(tmp_path, found.svg("left", 16), "left")
+    icon_set = parse_icon_set(json.dumps(ARROWS).encode(), "here")
+    left = rendered(tmp_path, icon_set.svg("left", 16), "left")
     expected = np.full((16, 16, 3), 255)
     expected[1:7, 0:6] = [255, 0, 0]
     assert (left == expected).all()
-    assert (rendered(tmp_path, found.svg("right", 16), "right") == left[:, ::-1]).all()
-    assert (rendered(tmp_path, found.svg("low", 16), "low") == left[::-1]).all()
-    assert (rendered(tmp_path, found.svg("turned", 16), "turned") == np.rot90(left, -1)).all()
-    assert (rendered(tmp_path, found.svg("back", 16), "back") == left).all()
-    assert found.svg("lost", 16) is found.svg("loop", 16) is found.svg("none", 16) is None
-    assert found.names == ["left", "wide"]
+    assert (rendered(tmp_path, icon_set.svg("right", 16), "right") == left[:, ::-1]).all()
+    assert (rendered(tmp_path, icon_set.svg("low", 16), "low") == left[::-1]).all()
+    assert (rendered(tmp_path, icon_set.svg("turned", 16), "turned") == np.rot90(left, -1)).all()
+    assert (rendered(tmp_path, icon_set.svg("back", 16), "back") == left).all()
+    assert icon_set.svg("lost", 16) is icon_set.svg("loop", 16) is icon_set.svg("none", 16) is None
+    assert icon_set.names == ["left", "wide"]
     # a wide box is fitted whole: 32 wide on 16 pixels, centred
-    wide = rendered(tmp_path, found.svg("wide", 16), "wide")
+    wide = rendered(tmp_path, icon_set.svg("wide", 16), "wide")
     assert (wide[5:7, 1:2, 1] < 128).all()
     assert (wide[:4] == 255).all()
 
@@ -314,9 +314,9 @@ def build_emoji(tmp_path, folder, **options):
 
 
 def test_emoji_pictures_and_texts(tmp_path, emoji_packages):
-    told = []
-    found = build_emoji(tmp_path, emoji_packages, progress=lambda *step: told.append(step))
-    shown = {(image.concept, image.vendor): image for image in found.images}
+    progress = []
+    dataset = build_emoji(tmp_path, emoji_packages, progress=lambda *step: progress.append(step))
+    shown = {(image.concept, image.vendor): image for image in dataset.images}
     assert sorted(shown) == [
         ("dog face", "noto"),
         ("grinning face", "fxemoji"),
@@ -335,29 +335,29 @@ def test_emoji_pictures_and_texts(tmp_path, emoji_packages):
         assert picture.size == (16, 16)
         assert picture.getpixel((5, 3)) == (255, 0, 0)
         assert picture.getpixel((1, 3)) == (255, 255, 255)
-    assert [(Path(one.path).name, one.reason[:20]) for one in found.skipped] == [
+    assert [(Path(one.path).name, one.reason[:20]) for one in dataset.skipped] == [
         ("1f436-16.png", "the renderer refused"),
         ("1f468-200d-1f33e-16.png", "near blank"),
     ]
-    assert told[-1] == ("draw emoji", 9, 9)
+    assert progress[-1] == ("draw emoji", 9, 9)
 
 
 def test_emoji_split_and_file(tmp_path, emoji_packages):
-    found = build_emoji(tmp_path, emoji_packages)
-    assert read_dataset(tmp_path / "out").images == found.images
-    assert [len(found.split(name).concepts) for name in ("train", "validation", "test")] == [2, 1, 2]
-    check_disjoint(found)
+    dataset = build_emoji(tmp_path, emoji_packages)
+    assert read_dataset(tmp_path / "out").images == dataset.images
+    assert [len(dataset.split(name).concepts) for name in ("train", "validation", "test")] == [2, 1, 2]
+    check_disjoint(dataset)
     for line in (tmp_path / "out" / "metadata.jsonl").read_text().splitlines():
         assert set(json.loads(line)) == {"file_name", "captions", "split", "concept", "family", "licence", "vendor"}
 
 
 def test_emoji_build_goes_on_where_it_was(tmp_path, emoji_packages):
-    found = build_emoji(tmp_path, emoji_packages)
-    before = {image.path: image.path.stat().st_mtime_ns for image in found.images}
-    found.images[0].path.unlink()
-    assert build_emoji(tmp_path, emoji_packages) == found
-    after = {image.path: image.path.stat().st_mtime_ns for image in found.images}
-    assert [path for path in before if before[path] != after[path]] == [found.images[0].path]
+    dataset = build_emoji(tmp_path, emoji_packages)
+    before = {image.path: image.path.stat().st_mtime_ns for image in dataset.images}
+    dataset.images[0].path.unlink()
+    assert build_emoji(tmp_path, emoji_packages) == dataset
+    after = {image.path: image.path.stat().st_mtime_ns for image in dataset.images}
+    assert [path for path in before if before[path] != after[path]] == [dataset.images[0].path]
 
 
 def test_emoji_flags_and_vendors_are_choices(tmp_path, emoji_packages):
@@ -438,8 +438,8 @@ def build_icons(tmp_path, folder, **options):
 
 
 def test_tagged_icons(tmp_path, icon_packages):
-    found = build_icons(tmp_path, icon_packages)
-    shown = {image.image_id: image for image in found.images}
+    dataset = build_icons(tmp_path, icon_packages)
+    shown = {image.image_id: image for image in dataset.images}
     assert {name: image.concept for name, image in shown.items()} == {
         "images/lucide/dog-16.png": "dog",
         "images/tabler/dog-2-filled-16.png": "dog",
@@ -464,7 +464,7 @@ def test_tagged_icons(tmp_path, icon_packages):
     assert shown["images/mdi/hound-16.png"].family == shown["images/lucide/dog-16.png"].family
     assert shown["images/mdi/cat-off-16.png"].family == "cat"
     assert shown["images/lucide/dog-16.png"].licence == "ISC"
-    assert sorted((one.path, one.reason) for one in found.skipped) == [
+    assert sorted((one.path, one.reason) for one in dataset.skipped) == [
         ("images/bx/dog-16.png", "exact repeat"),
         ("images/empty/star-16.png", "near blank"),
     ]
@@ -473,18 +473,18 @@ def test_tagged_icons(tmp_path, icon_packages):
 
 
 def test_tagged_icons_split_file_and_resume(tmp_path, icon_packages):
-    found = build_icons(tmp_path, icon_packages)
-    assert read_dataset(tmp_path / "icons").images == found.images
-    assert [len(found.split(name).concepts) for name in ("validation", "test")] == [1, 1]
-    check_disjoint(found)
-    before = [image.path.stat().st_mtime_ns for image in found.images]
-    assert build_icons(tmp_path, icon_packages) == found
-    assert [image.path.stat().st_mtime_ns for image in found.images] == before
+    dataset = build_icons(tmp_path, icon_packages)
+    assert read_dataset(tmp_path / "icons").images == dataset.images
+    assert [len(dataset.split(name).concepts) for name in ("validation", "test")] == [1, 1]
+    check_disjoint(dataset)
+    before = [image.path.stat().st_mtime_ns for image in dataset.images]
+    assert build_icons(tmp_path, icon_packages) == dataset
+    assert [image.path.stat().st_mtime_ns for image in dataset.images] == before
 
 
 def test_pictures_a_concept_and_in_all_are_capped(tmp_path, icon_packages):
-    found = build_icons(tmp_path, icon_packages, per_concept=1)
-    assert len(found) == len(found.concepts) == 6
+    dataset = build_icons(tmp_path, icon_packages, per_concept=1)
+    assert len(dataset) == len(dataset.concepts) == 6
     assert len(build_icons(tmp_path, icon_packages, max_pictures=4).concepts) == 4
 
 
@@ -502,11 +502,11 @@ def test_icons_of_another_format_are_refused(tmp_path, icon_packages):
 
 
 def test_all_icons(tmp_path, icon_packages):
-    found = icons.build_all(tmp_path / "all", folder=icon_packages, size=16)
-    told = {image.image_id: (image.captions, image.concept, image.split) for image in found.images}
-    assert told["images/bx/zebra-16.png"] == (("zebra",), "zebra", "test")
-    assert told["images/tabler/dog-2-filled-16.png"] == (("dog",), "dog", "test")
-    assert not any("brand-x" in name or "paid" in name or "colour" in name for name in told)
-    assert read_dataset(tmp_path / "all").images == found.images
+    dataset = icons.build_all(tmp_path / "all", folder=icon_packages, size=16)
+    facts = {image.image_id: (image.captions, image.concept, image.split) for image in dataset.images}
+    assert facts["images/bx/zebra-16.png"] == (("zebra",), "zebra", "test")
+    assert facts["images/tabler/dog-2-filled-16.png"] == (("dog",), "dog", "test")
+    assert not any("brand-x" in name or "paid" in name or "colour" in name for name in facts)
+    assert read_dataset(tmp_path / "all").images == dataset.images
     few = icons.build_all(tmp_path / "few", folder=icon_packages, size=16, limit=3, seed=1)
     assert len(few) + len(few.skipped) == 3

@@ -31,23 +31,23 @@ def dataset(families: list[int], hands: int = 2) -> Dataset:
     return Dataset("d", Path("/x"), tuple(images))
 
 
-def sides(found: Dataset, of: str) -> dict[str, set[str]]:
-    told: dict[str, set[str]] = {}
-    for image in found.images:
-        told.setdefault(getattr(image, of), set()).add(image.split)
-    return told
+def sides(dataset: Dataset, of: str) -> dict[str, set[str]]:
+    by_side: dict[str, set[str]] = {}
+    for image in dataset.images:
+        by_side.setdefault(getattr(image, of), set()).add(image.split)
+    return by_side
 
 
 def test_resplit_gives_exact_counts_and_parts_no_family():
     source = dataset([5, 1, 1, 30, 2, 1, 1, 1, 3, 1, 1, 2, 1, 1, 1, 1, 1, 1])
     for seed in range(20):
-        found = resplit(source, seed=seed, test_concepts=10, validation_concepts=4)
-        assert len(found.split("test").concepts) == 10
-        assert len(found.split("validation").concepts) == 4
-        assert len(found.split("train").concepts) == len(source.concepts) - 14
-        assert all(len(on) == 1 for on in sides(found, "family").values())
-        assert [replace(image, split="") for image in found.images] == list(source.images)
-        check_disjoint(found)
+        split = resplit(source, seed=seed, test_concepts=10, validation_concepts=4)
+        assert len(split.split("test").concepts) == 10
+        assert len(split.split("validation").concepts) == 4
+        assert len(split.split("train").concepts) == len(source.concepts) - 14
+        assert all(len(on) == 1 for on in sides(split, "family").values())
+        assert [replace(image, split="") for image in split.images] == list(source.images)
+        check_disjoint(split)
 
 
 def test_resplit_depends_on_the_seed_alone():
@@ -73,34 +73,34 @@ def test_resplit_refuses_what_cannot_be():
 
 def test_resplit_clean_leaves_the_count_asked_for():
     source = dataset([1] * 100)
-    found, dropped = resplit_clean(source, seed=3, test_concepts=20, validation_concepts=10, distance=None)
+    split, dropped = resplit_clean(source, seed=3, test_concepts=20, validation_concepts=10, distance=None)
     assert dropped == []
-    assert len(found.split("test").concepts) == 20
-    assert len(found.split("train").concepts) == 68  # two more were drawn for the test, and are in no split
+    assert len(split.split("test").concepts) == 20
+    assert len(split.split("train").concepts) == 68  # two more were drawn for the test, and are in no split
     again, _ = resplit_clean(source, seed=3, test_concepts=20, validation_concepts=10, distance=None)
-    assert again.images == found.images
+    assert again.images == split.images
 
 
 def test_split_by_concept_in_fractions_or_with_a_pool():
     source = dataset([1] * 100)
-    found = split_by_concept(source, seed=0)
-    assert [len(found.split(name).concepts) for name in ("train", "validation", "test")] == [70, 10, 20]
-    found = split_by_concept(source, seed=0, fractions=(0.8, 0.2, 0.0), pool=33)
-    assert [len(found.split(name).concepts) for name in ("train", "validation", "test")] == [47, 20, 33]
+    split = split_by_concept(source, seed=0)
+    assert [len(split.split(name).concepts) for name in ("train", "validation", "test")] == [70, 10, 20]
+    split = split_by_concept(source, seed=0, fractions=(0.8, 0.2, 0.0), pool=33)
+    assert [len(split.split(name).concepts) for name in ("train", "validation", "test")] == [47, 20, 33]
     with pytest.raises(ConfigError, match="sum to 1"):
         split_by_concept(source, seed=0, fractions=(0.5, 0.1, 0.1))
 
 
 def test_one_per_concept():
     source = dataset([1, 2, 3] * 10, hands=5)
-    found = one_per_concept(source, 0)
-    assert found.concepts == source.concepts
-    assert len(found) == len(source.concepts)
-    assert found == one_per_concept(source, 0)
-    assert found != one_per_concept(source, 1)
+    split = one_per_concept(source, 0)
+    assert split.concepts == source.concepts
+    assert len(split) == len(source.concepts)
+    assert split == one_per_concept(source, 0)
+    assert split != one_per_concept(source, 1)
     # the draw of one concept does not hang on the others
     alone = one_per_concept(replace(source, images=source.images[:5]), 0)
-    assert alone.images == found.images[:1]
+    assert alone.images == split.images[:1]
     # every hand has its turn
     hands = {one_per_concept(source, seed).images[0].image_id for seed in range(60)}
     assert len(hands) == 5
@@ -148,13 +148,13 @@ def noise(tmp_path):
     """Forty pictures, some of them a slightly changed copy of an earlier one."""
     lots = np.random.default_rng(5)
     images = []
-    kept: list[np.ndarray] = []
+    vectors: list[np.ndarray] = []
     for number in range(40):
         values = lots.integers(0, 256, (8, 9), dtype=np.uint8)
         if number % 4 == 3:
-            values = kept[number - 3].copy()
+            values = vectors[number - 3].copy()
             values[0, : number % 5] = 128
-        kept.append(values)
+        vectors.append(values)
         Image.fromarray(values).save(tmp_path / f"{number}.png")
         split = ("train", "train", "validation", "test")[number % 4]
         images.append(CaptionedImage(str(number), tmp_path / f"{number}.png", split=split))
@@ -176,8 +176,8 @@ def test_near_duplicates_agree_with_brute_force(noise, monkeypatch, distance):
         if image.split == "train"
         or all(bin(hashes[image.image_id] ^ hashes[other]).count("1") > distance for other in train)
     ]
-    found, dropped = drop_near_duplicates(noise, distance=distance)
-    assert [image.image_id for image in found.images] == expected
+    dataset, dropped = drop_near_duplicates(noise, distance=distance)
+    assert [image.image_id for image in dataset.images] == expected
     assert len(dropped) == 40 - len(expected) > 0
     assert all("bits from the train picture" in one.reason for one in dropped)
 
@@ -189,8 +189,8 @@ def test_exact_repeats_and_unreadable_pictures_go(tmp_path):
     (tmp_path / "broken.png").write_text("no picture")
     splits = {"a": "train", "again": "train", "broken": "train", "b": "validation", "c": ""}
     images = tuple(CaptionedImage(name, tmp_path / f"{name}.png", split=split) for name, split in splits.items())
-    found, dropped = drop_near_duplicates(Dataset("d", tmp_path, images), distance=0)
-    assert [image.image_id for image in found.images] == ["a", "b", "c"]
+    dataset, dropped = drop_near_duplicates(Dataset("d", tmp_path, images), distance=0)
+    assert [image.image_id for image in dataset.images] == ["a", "b", "c"]
     assert [(Path(one.path).name, one.reason) for one in dropped] == [
         ("again.png", "exact repeat of a"),
         ("broken.png", "not a picture of a known kind"),

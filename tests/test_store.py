@@ -23,7 +23,7 @@ from voken.errors import ArtifactError, ConfigError, CorruptArtifactError, DataE
 from voken.search.searcher import Searcher
 
 
-def told(snapshot):
+def contents(snapshot):
     """What a snapshot holds, picture by picture."""
     rows = snapshot.rows
     return {
@@ -39,23 +39,23 @@ def told(snapshot):
 
 def test_what_is_committed_is_there_and_in_every_form(tmp_path):
     store = new_store(tmp_path / "c")
-    done = store.commit([entry("a", (1, 2), metadata='{"x":1}'), entry("b", (3, 0)), entry("\udcff.png", (1, 2))])
-    assert (sorted(done.added), done.updated, done.removed) == (["a", "b", "\udcff.png"], (), ())
-    before = told(store.snapshot())
+    change = store.commit([entry("a", (1, 2), metadata='{"x":1}'), entry("b", (3, 0)), entry("\udcff.png", (1, 2))])
+    assert (sorted(change.added), change.updated, change.removed) == (["a", "b", "\udcff.png"], (), ())
+    before = contents(store.snapshot())
     assert before["a"] == ((1, 2), (1.0, 0.0, 0.0), '{"x":1}', bytes(range(15)) + b"\0")
     assert len(before) == 3
     assert store.compact()
-    assert told(store.snapshot()) == before
-    assert told(Store.open(tmp_path / "c").snapshot(verify=True)) == before
+    assert contents(store.snapshot()) == before
+    assert contents(Store.open(tmp_path / "c").snapshot(verify=True)) == before
     assert not store.compact()  # nothing to do
-    done = store.commit([entry("a", (0, 1)), entry("c")], remove=["b", "nobody"])
-    assert (done.added, done.updated, done.removed, done.absent) == (("c",), ("a",), ("b",), ("nobody",))
-    after = told(store.snapshot())
+    change = store.commit([entry("a", (0, 1)), entry("c")], remove=["b", "nobody"])
+    assert (change.added, change.updated, change.removed, change.absent) == (("c",), ("a",), ("b",), ("nobody",))
+    after = contents(store.snapshot())
     assert sorted(after) == ["a", "c", "\udcff.png"]
     assert after["a"][0] == (0, 1)
     assert store.snapshot().find("b") is None
     assert store.compact()
-    assert told(store.snapshot()) == after
+    assert contents(store.snapshot()) == after
     assert [path.name for path in (tmp_path / "c").glob("base-*")] == ["base-000002"]
 
 
@@ -71,7 +71,7 @@ def test_a_collection_may_become_empty_and_full_again(tmp_path):
     assert store.compact()
     assert not list((tmp_path / "c").glob("base-*"))
     store.commit([entry("c", (2, 2))])
-    assert told(store.snapshot())["c"][0] == (2, 2)
+    assert contents(store.snapshot())["c"][0] == (2, 2)
 
 
 def test_each_version_stays_what_it_was(tmp_path):
@@ -84,7 +84,11 @@ def test_each_version_stays_what_it_was(tmp_path):
     second = store.snapshot(first)
     store.compact()
     third = store.snapshot(second)
-    assert (sorted(told(first)), sorted(told(second)), sorted(told(third))) == (["a", "b"], ["b", "c"], ["b", "c"])
+    assert (sorted(contents(first)), sorted(contents(second)), sorted(contents(third))) == (
+        ["a", "b"],
+        ["b", "c"],
+        ["b", "c"],
+    )
     assert first.version < second.version < third.version
 
 
@@ -125,7 +129,7 @@ def test_any_history_equals_a_dict_and_a_fresh_trie(tmp_path_factory, operations
                 expected.pop(name, None)
                 expected[name] = sequence
         snapshot = store.snapshot()
-        assert {name: one[0] for name, one in told(snapshot).items()} == expected
+        assert {name: one[0] for name, one in contents(snapshot).items()} == expected
         assert len(snapshot) == len(expected)
         for name in [f"p{place}" for place in range(10)]:
             row = snapshot.find(name)
@@ -154,7 +158,7 @@ def test_nothing_is_changed_by_what_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="vectors of 3 numbers"):
         store.commit([entry("b", vector=None)], remove=["a"])
     assert store.snapshot(before) is before
-    assert list(told(store.snapshot())) == ["a"]
+    assert list(contents(store.snapshot())) == ["a"]
 
 
 def test_skipped_files_are_remembered_until_they_are_pictures(tmp_path):
@@ -171,11 +175,11 @@ def test_a_second_writer_waits_and_readers_do_not(tmp_path, monkeypatch):
     store.commit([entry("a")])
     monkeypatch.setattr("voken.artifact.WAIT_SECONDS", 0.05)
     with store._transaction():
-        assert list(told(Store.open(tmp_path / "c").snapshot())) == ["a"]
+        assert list(contents(Store.open(tmp_path / "c").snapshot())) == ["a"]
         with pytest.raises(StorageError, match="another process kept it locked"):
             Store.open(tmp_path / "c").commit([entry("b")])
     Store.open(tmp_path / "c").commit([entry("b")])
-    assert sorted(told(store.snapshot())) == ["a", "b"]
+    assert sorted(contents(store.snapshot())) == ["a", "b"]
 
 
 def test_what_a_killed_compaction_left_is_swept_away(tmp_path):
@@ -184,11 +188,11 @@ def test_what_a_killed_compaction_left_is_swept_away(tmp_path):
     for name in ("base-000001", ".base-000001.partial-77"):
         (tmp_path / "c" / name).mkdir()
         (tmp_path / "c" / name / "junk").write_text("half")
-    assert list(told(store.snapshot())) == ["a"]
+    assert list(contents(store.snapshot())) == ["a"]
     assert len(store.leftovers()) == 2
     assert store.compact()
     assert store.leftovers() == []
-    assert list(told(Store.open(tmp_path / "c").snapshot(verify=True))) == ["a"]
+    assert list(contents(Store.open(tmp_path / "c").snapshot(verify=True))) == ["a"]
 
 
 def test_a_compaction_removes_no_base_of_another(tmp_path, monkeypatch):
@@ -206,7 +210,7 @@ def test_a_compaction_removes_no_base_of_another(tmp_path, monkeypatch):
 
     monkeypatch.setattr(first, "_transaction", writing_and_then_another)
     assert first.compact()
-    assert sorted(told(Store.open(tmp_path / "c").snapshot(verify=True))) == ["a", "b"]
+    assert sorted(contents(Store.open(tmp_path / "c").snapshot(verify=True))) == ["a", "b"]
 
 
 def test_a_killed_compaction_of_the_same_process_number_is_no_obstacle(tmp_path):
@@ -233,7 +237,7 @@ def test_who_verifies_while_the_base_goes_gets_the_next(tmp_path, monkeypatch):
         return real(path)
 
     monkeypatch.setattr(artifact, "sha256", slow)
-    assert sorted(told(store.snapshot(verify=True))) == ["a", "b"]
+    assert sorted(contents(store.snapshot(verify=True))) == ["a", "b"]
 
 
 def test_damage_is_told(tmp_path):
@@ -321,11 +325,11 @@ def test_a_killed_writer_loses_nothing_it_reported(tmp_path, seed):
             expected |= set(words[1:4])
             expected -= set(words[5:])
         snapshot = Store.open(tmp_path / "c").snapshot(verify=True)
-        held = set(told(snapshot))
+        held = set(contents(snapshot))
         # one commit may have been made and not been reported: three pictures more, one less
         assert len(expected - held) <= 1
         assert len(held - expected) in (0, 3)
         expected = held
     assert store.compact() or not store.snapshot().is_changed
-    assert set(told(store.snapshot())) == expected
+    assert set(contents(store.snapshot())) == expected
     assert artifact.is_artifact(tmp_path / "c")

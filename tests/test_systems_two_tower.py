@@ -45,12 +45,12 @@ def test_search_is_a_sort_of_all_inner_products(monkeypatch, block):
     names = [f"p{i}" for i in range(300)]
     system = TwoTower(Lookup(queries), names, pictures, paths=[f"{name}.png" for name in names])
     assert isinstance(system, SearchSystem)
-    found = system.search([str(i) for i in range(7)], 11)
+    all_hits = system.search([str(i) for i in range(7)], 11)
     index = faiss.IndexFlatIP(16)
     index.add(pictures)
     scores, rows = index.search(queries, 11)
     exact = queries.astype(np.float64) @ pictures.T.astype(np.float64)
-    for query, hits in enumerate(found):
+    for query, hits in enumerate(all_hits):
         assert [hit.image_id for hit in hits] == [names[row] for row in np.argsort(-exact[query])[:11]]
         assert [hit.image_id for hit in hits] == [names[row] for row in rows[query]]
         assert [hit.score for hit in hits] == pytest.approx(scores[query].tolist(), abs=1e-6)

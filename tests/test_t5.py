@@ -46,8 +46,8 @@ def generate(plain, model: T5Generator, trie: VokenTrie, text: str, beams: int) 
     )
     if beams == 1:
         return [(tuple((out.sequences[0, 1:] - first_voken).tolist()), float("nan"))]
-    found = zip((out.sequences[:, 1:] - first_voken).tolist(), out.sequences_scores.tolist(), strict=True)
-    return [(tuple(sequence), score) for sequence, score in found if score > -1e3]
+    pairs = zip((out.sequences[:, 1:] - first_voken).tolist(), out.sequences_scores.tolist(), strict=True)
+    return [(tuple(sequence), score) for sequence, score in pairs if score > -1e3]
 
 
 def plain_log_probs(plain, model: T5Generator, text: str, sequences: np.ndarray) -> torch.Tensor:
@@ -78,9 +78,9 @@ def test_search_equals_transformers(tmp_path, kind):
         wide = generate(plain, model, trie, text, trie.sequences)
         assert [s for s, _ in wide] == [tuple(s) for s in everything.vokens[query].tolist()]
         np.testing.assert_allclose([score for _, score in wide], everything.log_prob[query], atol=1e-4)
-        for beams, found in narrow.items():
+        for beams, result in narrow.items():
             theirs = generate(plain, model, trie, text, beams)
-            assert [s for s, _ in theirs] == [tuple(s) for s in found.vokens[query].tolist()]
+            assert [s for s, _ in theirs] == [tuple(s) for s in result.vokens[query].tolist()]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -109,9 +109,9 @@ def test_teacher_forcing_equals_stepping(tmp_path, shared):
         torch.testing.assert_close(forced, score_sequences(model, state, sequences), atol=1e-5, rtol=1e-5)
         paired = model(TEXTS, sequences[:, 2])
         torch.testing.assert_close(paired, logits[:, 2], atol=1e-5, rtol=1e-5)
-    found = beam_search_from_state(model, state, trie, trie.sequences)
+    result = beam_search_from_state(model, state, trie, trie.sequences)
     for query in range(len(TEXTS)):
-        by_leaf = dict(zip(found.leaf[query].tolist(), found.log_prob[query].tolist(), strict=True))
+        by_leaf = dict(zip(result.leaf[query].tolist(), result.log_prob[query].tolist(), strict=True))
         np.testing.assert_allclose(forced[query], [by_leaf[leaf] for leaf in range(7)], atol=1e-4)
 
 
@@ -157,8 +157,8 @@ def test_many_queries_are_read_as_one_is(tmp_path):
         alone = model.prefill([text])
         length = int(together.mask[row].sum())
         assert length == alone.mask.shape[3]
-        for found, expected in zip(together.cross_values, alone.cross_values, strict=True):
-            torch.testing.assert_close(found[row, :, :length], expected[0], atol=1e-5, rtol=1e-4)
+        for values, expected in zip(together.cross_values, alone.cross_values, strict=True):
+            torch.testing.assert_close(values[row, :, :length], expected[0], atol=1e-5, rtol=1e-4)
 
 
 def test_queries_are_read_once_and_shared_by_their_beams(tmp_path):

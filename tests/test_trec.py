@@ -53,8 +53,8 @@ def test_ir_measures_finds_the_same_recall_in_the_files(tmp_path):
     for number in range(50):
         right = generator.choice(names, size=generator.integers(1, 4), replace=False)
         queries.append(Query(f"q{number}", "", frozenset(right.tolist())))
-        found = generator.choice(names, size=generator.integers(1, 25), replace=False).tolist()
-        answers.append([Hit(name, "", float(-rank) / 7) for rank, name in enumerate(found)])
+        ranking = generator.choice(names, size=generator.integers(1, 25), replace=False).tolist()
+        answers.append([Hit(name, "", float(-rank) / 7) for rank, name in enumerate(ranking)])
     answers[7] = []
     write_run(tmp_path / "run", queries, answers)
     write_qrels(tmp_path / "qrels", queries)

@@ -99,8 +99,8 @@ def test_leaf_of_knows_what_is_absent(collection, seed):
     expected = [tuple(p) in rows for p in probes.tolist()]
     leaves = trie.leaf_of(probes)
     assert (leaves >= 0).tolist() == expected
-    found = leaves >= 0
-    assert (trie.leaf_vokens(leaves[found]) == probes[found]).all()
+    is_present = leaves >= 0
+    assert (trie.leaf_vokens(leaves[is_present]) == probes[is_present]).all()
 
 
 def test_worked_example_of_the_module():
@@ -119,9 +119,9 @@ def test_images_and_leaves_are_told_apart_again(collection):
     rows = dict_trie(vokens)[1]
     np.testing.assert_array_equal(trie.image_vokens(), vokens)
     leaves = np.random.default_rng(0).integers(0, trie.sequences, 7)
-    found, counts = trie.rows_of(leaves)
+    numbers, counts = trie.rows_of(leaves)
     expected = [rows[tuple(sequence)] for sequence in trie.leaf_vokens(leaves).tolist()]
-    assert found.tolist() == [row for of_leaf in expected for row in of_leaf]
+    assert numbers.tolist() == [row for of_leaf in expected for row in of_leaf]
     assert counts.tolist() == list(map(len, expected))
 
 

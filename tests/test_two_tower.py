@@ -51,9 +51,9 @@ def test_unseen_concepts_are_found():
     untrained = head_recall(TwoTowerHead(CONFIG, image_features=20, text_features=12).eval(), validation)
     config = dataclasses.replace(CONFIG, epochs=30, learning_rate=1e-2, patience=30)
     run = train_two_tower(train, config, seed=0, validation=validation)
-    found = head_recall(run.head, validation)
-    assert found[0] > 0.9 > 0.3 > untrained[0]
-    assert found == (run.best.recall_1, run.best.recall_5, run.best.recall_10)
+    recall = head_recall(run.head, validation)
+    assert recall[0] > 0.9 > 0.3 > untrained[0]
+    assert recall == (run.best.recall_1, run.best.recall_5, run.best.recall_10)
     assert run.best in run.history
     assert run.best.recall == max(result.recall for result in run.history)
     assert not run.head.training

@@ -39,12 +39,12 @@ def cache(tmp_path):
 
 @pytest.fixture
 def paths(tmp_path):
-    made = []
+    files = []
     for number in range(7):
         path = tmp_path / f"{number}.png"
         Image.new("RGB", (8, 8), (number, 2 * number, 3 * number)).save(path)
-        made.append(path)
-    return made
+        files.append(path)
+    return files
 
 
 def expected(numbers):
@@ -55,10 +55,10 @@ def test_what_is_put_is_got_by_encoder(cache):
     vectors = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
     cache.put_many("one", ["a", "b", "c"], vectors)
     cache.put_many("two", ["a"], vectors[2:])
-    found = cache.get_many("one", ["c", "x", "a"])
-    assert found.keys() == {"a", "c"}
-    np.testing.assert_array_equal(found["a"], vectors[0])
-    np.testing.assert_array_equal(found["c"], vectors[2])
+    stored = cache.get_many("one", ["c", "x", "a"])
+    assert stored.keys() == {"a", "c"}
+    np.testing.assert_array_equal(stored["a"], vectors[0])
+    np.testing.assert_array_equal(stored["c"], vectors[2])
     np.testing.assert_array_equal(cache.get_many("two", ["a"])["a"], vectors[2])
     assert len(cache) == 4
     cache.put_many("one", ["a"], vectors[1:2])
@@ -69,8 +69,8 @@ def test_what_is_put_is_got_by_encoder(cache):
 def test_more_hashes_than_one_question_holds(cache):
     names = [f"{number:04}" for number in range(1203)]
     cache.put_many("one", names, np.arange(1203, dtype=np.float32)[:, None])
-    found = cache.get_many("one", names)
-    assert [found[name][0] for name in names] == list(range(1203))
+    vectors = cache.get_many("one", names)
+    assert [vectors[name][0] for name in names] == list(range(1203))
     with pytest.raises(ConfigError, match="2 hashes for 1 vectors"):
         cache.put_many("one", ["a", "b"], np.zeros((1, 2), np.float32))
 
@@ -93,9 +93,9 @@ def test_files_are_encoded_once(cache, paths):
 def test_batches_of_large_pictures_are_small(cache, paths, monkeypatch):
     monkeypatch.setattr("voken.encoders.cache._PIXELS_PER_BATCH", 2 * 8 * 8)
     encode = Counting()
-    found = cache.encode_files(paths, encode, "mean")
+    encoded = cache.encode_files(paths, encode, "mean")
     assert encode.batches == [2, 2, 2, 1]
-    np.testing.assert_array_equal(found.vectors, expected(range(7)))
+    np.testing.assert_array_equal(encoded.vectors, expected(range(7)))
 
 
 def test_moved_files_are_known_changed_ones_are_not(cache, paths):
@@ -103,8 +103,8 @@ def test_moved_files_are_known_changed_ones_are_not(cache, paths):
     cache.encode_files(paths[:2], encode, "mean")
     moved = paths[0].rename(paths[0].with_name("elsewhere.png"))
     Image.new("RGB", (8, 8), (9, 9, 9)).save(paths[1])
-    found = cache.encode_files([moved, paths[1]], encode, "mean")
-    np.testing.assert_array_equal(found.vectors, [[0, 0, 0], [9, 9, 9]])
+    encoded = cache.encode_files([moved, paths[1]], encode, "mean")
+    np.testing.assert_array_equal(encoded.vectors, [[0, 0, 0], [9, 9, 9]])
     assert encode.batches == [2, 1]
 
 
@@ -112,8 +112,8 @@ def test_equal_files_are_encoded_once_and_all_get_their_row(cache, paths):
     copy = paths[3].with_name("copy.png")
     copy.write_bytes(paths[3].read_bytes())
     encode = Counting()
-    found = cache.encode_files([paths[3], paths[1], copy], encode, "mean")
-    np.testing.assert_array_equal(found.vectors, expected([3, 1, 3]))
+    encoded = cache.encode_files([paths[3], paths[1], copy], encode, "mean")
+    np.testing.assert_array_equal(encoded.vectors, expected([3, 1, 3]))
     assert encode.batches == [2]
 
 
@@ -125,20 +125,20 @@ def test_bad_files_are_skipped_and_listed(cache, paths, batch_size):
     missing = paths[0].with_name("missing.png")
     twin = paths[0].with_name("twin.png")
     twin.write_text("not a picture")
-    found = cache.encode_files([*paths, missing, twin], mean_colours, "mean", batch_size=batch_size)
-    assert found.rows.tolist() == [1, 3, 4, 5]
-    np.testing.assert_array_equal(found.vectors, expected([1, 3, 4, 5]))
-    assert [item.path for item in found.skipped] == [str(p) for p in (paths[0], paths[2], paths[6], missing, twin)]
-    assert all(item.reason for item in found.skipped)
+    encoded = cache.encode_files([*paths, missing, twin], mean_colours, "mean", batch_size=batch_size)
+    assert encoded.rows.tolist() == [1, 3, 4, 5]
+    np.testing.assert_array_equal(encoded.vectors, expected([1, 3, 4, 5]))
+    assert [item.path for item in encoded.skipped] == [str(p) for p in (paths[0], paths[2], paths[6], missing, twin)]
+    assert all(item.reason for item in encoded.skipped)
 
 
 def test_only_bad_files_or_none(cache, paths):
     paths[0].write_bytes(b"")
-    for given in ([paths[0]], []):
-        found = cache.encode_files(given, mean_colours, "mean")
-        assert found.vectors.shape == (0, 0)
-        assert len(found.rows) == 0
-        assert len(found.skipped) == len(given)
+    for files in ([paths[0]], []):
+        encoded = cache.encode_files(files, mean_colours, "mean")
+        assert encoded.vectors.shape == (0, 0)
+        assert len(encoded.rows) == 0
+        assert len(encoded.skipped) == len(files)
 
 
 def test_a_run_cut_off_goes_on_where_it_was(cache, paths):
@@ -146,9 +146,9 @@ def test_a_run_cut_off_goes_on_where_it_was(cache, paths):
         cache.encode_files(paths, Counting(stop_after=2), "mean", batch_size=2)
     assert len(cache) == 4
     encode = Counting()
-    found = VectorCache(cache.folder).encode_files(paths, encode, "mean", batch_size=2)
+    encoded = VectorCache(cache.folder).encode_files(paths, encode, "mean", batch_size=2)
     assert encode.batches == [2, 1]
-    np.testing.assert_array_equal(found.vectors, expected(range(7)))
+    np.testing.assert_array_equal(encoded.vectors, expected(range(7)))
 
 
 @pytest.mark.parametrize("setting", ["batch_size", "workers"])
@@ -170,8 +170,8 @@ def test_many_processes_and_threads_share_a_folder(tmp_path):
             thread.start()
         for waiting in (*(job.result for job in started), *(thread.join for thread in threads)):
             waiting()
-    found = VectorCache(tmp_path).get_many("one", [str(number) for number in range(120)])
-    assert {name: row.tolist() for name, row in found.items()} == {str(n): [n] * 4 for n in range(120)}
+    vectors = VectorCache(tmp_path).get_many("one", [str(number) for number in range(120)])
+    assert {name: row.tolist() for name, row in vectors.items()} == {str(n): [n] * 4 for n in range(120)}
 
 
 def test_a_full_disk_is_told_and_what_was_there_is_kept(cache, paths, monkeypatch):

@@ -62,10 +62,10 @@ def make_codebooks(*, shared: bool = False) -> np.ndarray:
     return np.repeat(codebooks[:1], LEVELS, 0) if shared else codebooks
 
 
-def make_memory(own: dict[str, np.ndarray] | None = None) -> CaptionMemory:
+def make_memory(own_captions: dict[str, np.ndarray] | None = None) -> CaptionMemory:
     random = np.random.default_rng(6)
     vectors, pictures = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in random.normal(size=(2, 4, DIM)))
-    return CaptionMemory(list("wxyz"), vectors.astype(np.float32), pictures.astype(np.float32), own or {})
+    return CaptionMemory(list("wxyz"), vectors.astype(np.float32), pictures.astype(np.float32), own_captions or {})
 
 
 def make_lite(*, shared: bool = False, **settings) -> LiteGenerator:
