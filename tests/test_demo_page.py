@@ -1,8 +1,10 @@
 """The demo's page and what stands on it; the whole demo, on a miniature."""
 
 import base64
+import importlib
 import io
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -12,13 +14,13 @@ from builders.drawings import SHAPES, TINY_SETTINGS, draw
 from builders.html_reader import HtmlReader
 from voken.config import preset
 from voken.data.captions import CaptionedImage, Dataset, write_dataset
-from voken.errors import ConfigError
+from voken.errors import ConfigError, MissingExtraError
 from voken.image_tokenizer.train import LevelUsage
-from voken_lab.demo.page import DemoPage, EpochRow, HitCard, PairCard, PairSection, QueryCard, RecallRow
+from voken_lab.demo.page import DemoPage, EpochRow, QueryCard, RecallRow
 from voken_lab.demo.pairs import find_pairs
 from voken_lab.demo.queries import demo_queries
 from voken_lab.demo.run import run
-from voken_lab.pages.page import Picture, thumbnail, write_page
+from voken_lab.pages.page import HitCard, PairCard, PairSection, Picture, thumbnail, write_page
 
 
 @pytest.fixture
@@ -167,3 +169,14 @@ def test_the_whole_demo_on_a_miniature(tmp_path):
     assert dict(again.steps)["training"] < dict(result.steps)["training"]
     with pytest.raises(ConfigError, match="other settings"):
         run(tmp_path / "out", seed=1, config=config, make_data=make)
+
+
+@pytest.mark.parametrize(
+    ("package", "module", "extra"),
+    [("jinja2", "voken_lab.pages.page", "data"), ("matplotlib", "voken_lab.pages.charts", "bench")],
+)
+def test_a_missing_package_of_the_pages_names_its_extra(package, module, extra, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(MissingExtraError, match=rf"voken-search\[{extra}\]"):
+        importlib.import_module(module)

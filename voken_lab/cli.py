@@ -173,7 +173,7 @@ def reproduce(
         str, typer.Option("--checkpoints", help="Folder of the weights of t5-base, llama-7b …, or: hub.")
     ] = "",
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting over the track's.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting that replaces the track's.")
     ] = None,
     images: ImagesFolder = None,
     cache: CacheFolder = None,

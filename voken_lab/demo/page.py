@@ -5,16 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from voken.image_tokenizer.train import LevelUsage
-from voken_lab.pages.page import Picture, render
-
-
-@dataclass(frozen=True)
-class HitCard:
-    """One hit of a query."""
-
-    picture: Picture
-    score: float
-    is_right: bool
+from voken_lab.pages.page import HitCard, PairSection, render
 
 
 @dataclass(frozen=True)
@@ -47,25 +38,6 @@ class EpochRow:
     loss: float
     recall: float
     is_chosen: bool
-
-
-@dataclass(frozen=True)
-class PairCard:
-    """Two pictures; `shared` is the number of equal vokens that both sequences begin with."""
-
-    first: Picture
-    second: Picture
-    shared: int
-    cosine: float
-
-
-@dataclass(frozen=True)
-class PairSection:
-    """Pairs that share the same number of vokens."""
-
-    title: str
-    explanation: str
-    pairs: tuple[PairCard, ...]
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,11 @@ from voken.model.model import Model
 from voken.progress import Progress, no_progress
 from voken.search.searcher import Searcher
 from voken.training.fit import fit
-from voken_lab.demo.page import DemoPage, EpochRow, HitCard, PairCard, PairSection, QueryCard, RecallRow
+from voken_lab.demo.page import DemoPage, EpochRow, QueryCard, RecallRow
 from voken_lab.demo.pairs import Pair, find_pairs
 from voken_lab.demo.queries import demo_queries
 from voken_lab.evaluation.benchmark import Benchmark, benchmark
-from voken_lab.pages.page import Picture, write_page
+from voken_lab.pages.page import HitCard, PairCard, PairSection, Picture, write_page
 
 _HITS = 8
 _PAIRS = 3
@@ -196,8 +196,8 @@ def _training_note(model: Model) -> str:
         sentences.append("The generator was not trained.")
     elif history["best"] < 0:
         sentences.append(
-            f"It was then trained for {'one epoch' if epochs == 1 else f'{epochs} epochs'}, but then its recall on "
-            "the validation pictures was not better. The training was discarded: the model’s generator is untrained."
+            f"It was then trained for {'one epoch' if epochs == 1 else f'{epochs} epochs'}. Its recall on the "
+            "validation pictures did not rise, so this training was discarded: the model’s generator is untrained."
         )
     else:
         sentences.append(

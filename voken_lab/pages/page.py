@@ -33,6 +33,34 @@ class Picture:
     vokens: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class HitCard:
+    """One hit of a query."""
+
+    picture: Picture
+    score: float
+    is_right: bool
+
+
+@dataclass(frozen=True)
+class PairCard:
+    """Two pictures; `shared` is the number of equal vokens that both begin with, `cosine` that of their vectors."""
+
+    first: Picture
+    second: Picture
+    shared: int
+    cosine: float | None = None
+
+
+@dataclass(frozen=True)
+class PairSection:
+    """Pairs that share the same number of vokens."""
+
+    title: str
+    explanation: str
+    pairs: tuple[PairCard, ...]
+
+
 def thumbnail(path: Path, size: int = THUMBNAIL) -> str:
     """The picture as a data URI of a PNG, `size` × `size` pixels; an empty picture if it cannot be read."""
     try:

@@ -20,7 +20,7 @@ from voken.errors import DataError
 from voken_lab.evaluation.machine import processor_of
 from voken_lab.evaluation.protocol import spread
 from voken_lab.pages.charts import Chart, LabelledPoint, Point, bars, lines, scatter
-from voken_lab.pages.page import Picture, duration, render, write_page
+from voken_lab.pages.page import HitCard, PairCard, PairSection, Picture, duration, render, write_page
 from voken_lab.reproduction.figure5 import pair_groups_of
 from voken_lab.reproduction.results import columns, footer, percent, recall_of, value_range
 from voken_lab.reproduction.tables import COCO, FLICKR, TABLES, Record
@@ -158,7 +158,7 @@ def _render(saved: _SavedRun) -> str:
         ablations=ablations,
         ablations_have_spread=any("±" in chart.svg for chart in ablations),
         sweeps=list(_sweeps(saved)),
-        figure4=_figure4(saved.figure4) if saved.figure4 else None,
+        figure4=_SpeedSection.of(saved.figure4) if saved.figure4 else None,
         trade_offs=trade_offs,
         by_bytes=scatter(
             "R@10 (%) against bytes stored per picture",
@@ -327,23 +327,34 @@ def _swept_value(name: str, records: Sequence[Record]) -> float | None:
     return None if values[name] is None else float(values[name])
 
 
-def _figure4(figure: Mapping[str, Any]) -> dict[str, Any]:
-    sizes = figure["sizes"]
-    series = {
-        name: [Point(float(size), float(speeds[str(size)])) for size in sizes]
-        for name, speeds in figure["queries_per_second"].items()
-    }
-    return {
-        "title": str(figure["title"]),
-        "note": f"{figure['beams']} beams. Vectors and sequences are random, so that a pool can have any size: "
-        f"speed does not depend on their content. {_machine(figure['machine'])}.",
-        "chart": lines("Measured here: queries per second, one at a time", "pictures (logarithmic)", series, log=True),
-        "heads": ["", *(f"{size:,}" for size in sizes), "largest / smallest"],
-        "rows": [
-            ([name, *(f"{point.y:,.1f}" for point in line), f"{line[-1].y / line[0].y:.2f}"], "")
-            for name, line in series.items()
-        ],
-    }
+@dataclass(frozen=True)
+class _SpeedSection:
+    """Figure 4 as a chart and a table; a row is its cells and its CSS class."""
+
+    title: str
+    note: str
+    chart: Chart | None
+    heads: list[str]
+    rows: list[tuple[list[str], str]]
+
+    @classmethod
+    def of(cls, figure: Mapping[str, Any]) -> _SpeedSection:
+        sizes = figure["sizes"]
+        series = {
+            name: [Point(float(size), float(speeds[str(size)])) for size in sizes]
+            for name, speeds in figure["queries_per_second"].items()
+        }
+        return cls(
+            str(figure["title"]),
+            f"{figure['beams']} beams. Vectors and sequences are random, so that a pool can have any size: speed does "
+            f"not depend on their content. {_machine(figure['machine'])}.",
+            lines("Measured here: queries per second, one at a time", "pictures (logarithmic)", series, log=True),
+            ["", *(f"{size:,}" for size in sizes), "largest / smallest"],
+            [
+                ([name, *(f"{point.y:,.1f}" for point in line), f"{line[-1].y / line[0].y:.2f}"], "")
+                for name, line in series.items()
+            ],
+        )
 
 
 @dataclass(frozen=True)
@@ -388,7 +399,7 @@ def _trade_offs(saved: _SavedRun) -> list[_TradeOff]:
     return list(rows.values())
 
 
-def _pair_groups(pictures: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _pair_groups(pictures: Sequence[Mapping[str, Any]]) -> list[PairSection]:
     if len(pictures) < 2:
         return []
     shown = [_picture(picture, " · ".join(picture["captions"])) for picture in pictures]
@@ -399,22 +410,16 @@ def _pair_groups(pictures: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         levels: "The same sequence",
         0: "No voken in common",
     }
-    groups = []
+    sections = []
     for group in pair_groups_of(pictures):
         longest = f"The first {group.shared} of {levels} vokens in common, the longest start that two sequences share"
-        note = "There is no such pair."
+        note = ""
         if group.overlap is not None:
             pairs = "1 pair" if group.total == 1 else f"{group.total:,} pairs"
             note = f"{pairs}; overlap of the captions’ words {100 * group.overlap:.1f} % on average."
-        groups.append(
-            {
-                "title": titles.get(group.shared, longest),
-                "note": note,
-                "shared": group.shared,
-                "pairs": [(shown[first], shown[second]) for first, second in group.shown],
-            }
-        )
-    return groups
+        cards = tuple(PairCard(shown[first], shown[second], group.shared) for first, second in group.shown)
+        sections.append(PairSection(titles.get(group.shared, longest), note, cards))
+    return sections
 
 
 @dataclass(frozen=True)
@@ -422,7 +427,7 @@ class _Case:
     """A query, its hits, and right pictures that are not among them."""
 
     text: str
-    hits: list[dict[str, Any]]
+    hits: list[HitCard]
     missed: list[Picture]
     missed_total: int
     is_success: bool
@@ -439,10 +444,7 @@ class _Case:
 
         return cls(
             str(case["text"]),
-            [
-                {"picture": named(hit), "score": hit["score"], "is_right": is_right}
-                for hit, is_right in zip(case["answers"], right, strict=True)
-            ],
+            [HitCard(named(hit), hit["score"], is_right) for hit, is_right in zip(case["answers"], right, strict=True)],
             [named(picture) for picture in missed[:_MISSED_SHOWN]],
             len(missed),
             any(right),
