@@ -150,12 +150,10 @@ class Collection:
         store: Store,
         model: SearchModel | None,
         model_folder: Path | None,
+        load_options: dict[str, Any],
         *,
         beams: int | None = None,
         readout: str | None = None,
-        device: str = "cpu",
-        threads: int = 0,
-        once: bool = False,
         max_queue: int | None = None,
     ) -> None:
         if readout is not None and readout not in get_args(ReadOutName):
@@ -163,8 +161,7 @@ class Collection:
         self._store = store
         self._search_model, self._model_folder = model, model_folder
         self._beams, self._readout = beams, cast(ReadOutName | None, readout)
-        self._device, self._threads, self._once = device, threads, once
-        self._max_queue = max_queue
+        self._load_options, self._max_queue = load_options, max_queue
         self._loading, self._encoding = threading.Lock(), threading.Lock()
         self._queue: SearchQueue | None = None
         self._snapshot: Snapshot | None = None
@@ -200,17 +197,8 @@ class Collection:
         store = Store.open(Path(path))
         folder = Path(model) if isinstance(model, str | Path) else None
         loaded = None if model is None or isinstance(model, str | Path) else model
-        collection = cls(
-            store,
-            loaded,
-            folder,
-            beams=beams,
-            readout=readout,
-            device=device,
-            threads=threads,
-            once=once,
-            max_queue=max_queue,
-        )
+        options = {"device": device, "threads": threads, "once": once}
+        collection = cls(store, loaded, folder, options, beams=beams, readout=readout, max_queue=max_queue)
         if load:
             _ = collection.searcher
         return collection
@@ -251,19 +239,18 @@ class Collection:
         if not len(dataset):
             raise EmptyDataError(f"{dataset.name}: there is no picture to index.")
         is_new = replace or not artifact.is_artifact(path)
-        if is_new and model is None:
-            raise ConfigError(f"--model is missing: {path} is new, so name the folder of a trained model.")
-        store = None if is_new else Store.open(path)
-        if model is None and store is not None:
-            model = store.snapshot().find_model()
+        if model is None:
+            if is_new:
+                raise ConfigError(f"{path}: is new, so name the folder of a trained model (--model).")
+            model = Store.open(path).snapshot().find_model()
         loaded = indexing.SavedModel(Path(model), device, threads) if isinstance(model, str | Path) else model
-        assert loaded is not None
-        if store is None:
-            if isinstance(loaded, indexing.SavedModel):
-                model_folder = loaded.folder
+        if is_new:
+            model_folder = loaded.folder if isinstance(loaded, indexing.SavedModel) else model_folder
             store = indexing.new_store(
                 path, dataset.root, loaded, vectors=vectors, model_folder=model_folder, replace=replace
             )
+        else:
+            store = Store.open(path)
         try:
             return indexing.index_pictures(
                 store, dataset, loaded, cache=_cache(cache), workers=threads, compact=is_new, progress=progress
@@ -350,9 +337,7 @@ class Collection:
                 if self._search_model is None:
                     if self._model_folder is None:
                         self._model_folder = snapshot.find_model()
-                    self._search_model = load_model(
-                        self._model_folder, device=self._device, threads=self._threads, once=self._once
-                    )
+                    self._search_model = load_model(self._model_folder, **self._load_options)
                 settings = self._search_model.search
                 settings = replace(
                     settings,
@@ -606,7 +591,9 @@ class Collection:
                     self._picture_model = self._search_model  # type: ignore[assignment] # has all of a PictureModel
                 else:
                     folder = self._model_folder or self._store.snapshot().find_model()
-                    self._picture_model = SavedModel(folder, self._device, self._threads)
+                    self._picture_model = SavedModel(
+                        folder, self._load_options["device"], self._load_options["threads"]
+                    )
             return self._picture_model  # type: ignore[return-value] # it was assigned above
 
 
