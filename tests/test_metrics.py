@@ -15,8 +15,8 @@ from voken import metrics
 from voken.errors import ConfigError, DataError
 from voken.metrics import (
     collision_rate,
-    expected_recall,
     first_relevant,
+    first_relevant_by_product,
     ranked_matrices,
     recall_at,
     reciprocal_rank_at,
@@ -55,7 +55,9 @@ pictures = st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=1, max
 def test_expected_recall_is_the_mean_over_every_order_of_the_ties(pool, k):
     scores = np.array([[float(score) for score, _ in pool]])
     relevant = np.array([[right for _, right in pool]])
-    assert expected_recall(scores, relevant, k)[0] == pytest.approx(float(brute_recall(scores[0], relevant[0], k)))
+    assert recall_at(first_relevant(scores, relevant), k)[0] == pytest.approx(
+        float(brute_recall(scores[0], relevant[0], k))
+    )
 
 
 @settings(deadline=None, max_examples=60)
@@ -65,6 +67,19 @@ def test_reciprocal_rank_is_the_mean_over_every_order_of_the_ties(pool, k):
     relevant = np.array([[right for _, right in pool]])
     result = reciprocal_rank_at(first_relevant(scores, relevant), k)[0]
     assert result == pytest.approx(float(brute_reciprocal_rank(scores[0], relevant[0], k)))
+
+
+@pytest.mark.parametrize("block", [1, 3, 100])
+def test_an_exact_search_in_blocks_equals_one_matrix(block, monkeypatch):
+    monkeypatch.setattr("voken.metrics._QUERIES_PER_BLOCK", block)
+    random = np.random.default_rng(0)
+    queries, pool = random.integers(-2, 3, (7, 3)), random.integers(-2, 3, (20, 3))
+    answers = np.argwhere(random.random((7, 20)) < 0.1)
+    relevant = np.zeros((7, 20), dtype=bool)
+    relevant[tuple(answers.T)] = True
+    in_blocks, whole = first_relevant_by_product(queries, pool, answers), first_relevant(queries @ pool.T, relevant)
+    for name in ("above", "tied", "relevant"):
+        np.testing.assert_array_equal(getattr(in_blocks, name), getattr(whole, name))
 
 
 def test_hand_worked_ties():
@@ -85,14 +100,14 @@ def test_a_system_without_opinion_gets_what_chance_gets():
     scores = np.zeros((1, 1000))
     relevant = np.zeros((1, 1000), dtype=bool)
     relevant[0, 17] = True
-    assert expected_recall(scores, relevant, 10)[0] == pytest.approx(10 / 1000)
+    assert recall_at(first_relevant(scores, relevant), 10)[0] == pytest.approx(10 / 1000)
 
 
 def test_pictures_that_were_not_returned_count_nothing():
     scores = np.array([[1.0, -np.inf, -np.inf]])
-    assert expected_recall(scores, np.array([[False, True, True]]), 3).tolist() == [0.0]
+    assert recall_at(first_relevant(scores, np.array([[False, True, True]])), 3).tolist() == [0.0]
     empty_scores, empty_right = ranked_matrices([[], []], [{"a"}, {"b"}])
-    assert expected_recall(empty_scores, empty_right, 5).tolist() == [0.0, 0.0]
+    assert recall_at(first_relevant(empty_scores, empty_right), 5).tolist() == [0.0, 0.0]
 
 
 def test_lists_of_unequal_length_are_padded():
@@ -110,7 +125,7 @@ def test_recall_is_what_ir_measures_calls_success_where_nothing_ties():
     qrels = [Qrel(f"q{q}", f"d{d}", int(relevant[q, d])) for q in range(40) for d in range(12)]
     theirs = ir_measures.calc_aggregate([Success @ 1, Success @ 5, Success @ 10, RR @ 10, R @ 5], qrels, run)
     for k in (1, 5, 10):
-        assert expected_recall(scores, relevant, k).mean() == pytest.approx(theirs[Success @ k])
+        assert recall_at(first_relevant(scores, relevant), k).mean() == pytest.approx(theirs[Success @ k])
     ranks = first_relevant(scores, relevant)
     assert reciprocal_rank_at(ranks, 10).mean() == pytest.approx(theirs[RR @ 10])
     # With several right answers TREC's R@K is another thing: the share of them that was found.
@@ -137,7 +152,7 @@ def test_wrong_input_is_refused():
     with pytest.raises(DataError, match="shape"):
         first_relevant(np.array([[1.0]]), right)
     with pytest.raises(ConfigError, match="K of 1 or more"):
-        expected_recall(np.array([[1.0, 0.0]]), right, 0)
+        recall_at(first_relevant(np.array([[1.0, 0.0]]), right), 0)
     with pytest.raises(ConfigError, match="K of 1 or more"):
         sequence_recall([["x"]], [{"x"}], 0)
     with pytest.raises(DataError, match="2 answers for 1 queries"):

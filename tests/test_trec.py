@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ir_measures import Success
 
 from voken.errors import DataError, StorageError
-from voken.metrics import expected_recall, ranked_matrices
+from voken.metrics import first_relevant, ranked_matrices, recall_at
 from voken.search.hit import Hit
 from voken_lab.evaluation import trec
 from voken_lab.evaluation.protocol import Query
@@ -67,7 +67,7 @@ def test_ir_measures_finds_the_same_recall_in_the_files(tmp_path):
         [[(hit.image_id, hit.score) for hit in hits] for hits in answers], [query.relevant for query in queries]
     )
     for k in (1, 5, 10):
-        assert theirs[Success @ k] == pytest.approx(expected_recall(scores, relevant, k).mean())
+        assert theirs[Success @ k] == pytest.approx(recall_at(first_relevant(scores, relevant), k).mean())
 
 
 @pytest.mark.parametrize(

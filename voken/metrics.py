@@ -89,6 +89,9 @@ def mean_recall(first: FirstRelevant) -> float:
 def recall_at(first: FirstRelevant, k: int) -> Float[np.ndarray, " queries"]:
     """Probability per query that a right picture is among the first `k`, over random orders of ties.
 
+    >>> recall_at(first_relevant(np.array([[2.0, 2.0, 1.0]]), np.array([[True, False, False]])), 1).tolist()
+    [0.5]
+
     Raises `ConfigError` for `k` under 1.
     """
     if k < 1:
@@ -114,17 +117,6 @@ def reciprocal_rank_at(first: FirstRelevant, k: int) -> Float[np.ndarray, " quer
         value += (until - before) / rank
         before = until
     return value
-
-
-def expected_recall(
-    scores: Float[np.ndarray, "queries pictures"], relevant: Bool[np.ndarray, "queries pictures"], k: int
-) -> Float[np.ndarray, " queries"]:
-    """R@`k` per query, expected over random orders of tied pictures. A score of −inf means "not returned".
-
-    >>> expected_recall(np.array([[2.0, 2.0, 1.0]]), np.array([[True, False, False]]), 1).tolist()
-    [0.5]
-    """
-    return recall_at(first_relevant(scores, relevant), k)
 
 
 def ranked_matrices(
