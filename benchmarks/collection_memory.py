@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from report import option_parser, write_report
 
+from report import option_parser, write_report
 from voken.collection.base import FACTS, Base, Lookup, column
 from voken.collection.filters import parse_all
 from voken.collection.store import Store

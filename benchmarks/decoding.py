@@ -49,6 +49,7 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float32, Int32, Integer
+
 from report import markdown_table, option_parser, write_report
 
 T5_WORDS = 32_128

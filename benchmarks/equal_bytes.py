@@ -29,10 +29,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from quality import split
 from report import option_parser, show_progress, write_report
 from scaling import READOUTS, concept_queries
-
 from voken.artifact import is_artifact
 from voken.collection.snapshot import Snapshot
 from voken.config import SearchConfig, preset

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from report import markdown_table, option_parser, write_report
 
+from report import markdown_table, option_parser, write_report
 from voken.data.captions import read_dataset
 from voken.data.images import open_image
 

@@ -29,6 +29,7 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float32, Int32
+
 from report import markdown_table, option_parser, write_report
 
 SIZES = [1_000, 10_000, 100_000, 1_000_000, 10_000_000]

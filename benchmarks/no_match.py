@@ -34,8 +34,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from report import conditions, markdown_table, option_parser, show_progress, write_report
 
+from report import conditions, markdown_table, option_parser, show_progress, write_report
 from voken.api import use_threads
 from voken.collection.snapshot import Snapshot
 from voken.config import ReadOutName

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Literal
 
 from report import option_parser, show_progress, write_report
-
 from voken.artifact import is_artifact
 from voken.config import preset
 from voken.data.captions import Dataset, read_dataset

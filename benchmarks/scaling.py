@@ -44,10 +44,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+
 from decoding import Workload, make_generator, query_texts
 from index_size import DRAWS, drawn
 from report import markdown_table, option_parser, write_report
-
 from voken.collection.base import Base, NumberColumn
 from voken.collection.snapshot import Origin, Snapshot
 from voken.collection.store import Store

@@ -44,6 +44,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int32
+
 from report import markdown_table, option_parser, write_report
 
 PICTURES = 1024

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from report import option_parser, write_report
 
+from report import option_parser, write_report
 from voken.collection.snapshot import Snapshot
 from voken.collection.store import Entry, FileFacts, Store
 from voken.search.searcher import Searcher, load_model

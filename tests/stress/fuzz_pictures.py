@@ -41,9 +41,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hostile_files import HostileFile, make
 from PIL.Image import Image
 
+from hostile_files import HostileFile, make
 from voken.collection.doctor import examine
 from voken.collection.store import Store
 from voken.config import ReadOutWeights, SearchConfig

@@ -38,7 +38,6 @@ from pathlib import Path
 from typing import Any
 
 from kill import GROUP, answers, entry, groups_of, make
-
 from voken.collection.doctor import examine
 from voken.collection.store import FILE, Store
 from voken_lab.evaluation.machine import Machine

@@ -5,10 +5,10 @@ import subprocess
 import sys
 import time
 
-import fuzz_pictures
-import hostile_files
 import pytest
 
+import fuzz_pictures
+import hostile_files
 from voken.data.images import open_image
 from voken.errors import PictureError
 

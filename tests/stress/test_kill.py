@@ -5,10 +5,10 @@ import shutil
 import subprocess
 import sys
 
-import kill
-import kill_points
 import pytest
 
+import kill
+import kill_points
 from voken.collection.store import Store
 
 

@@ -6,14 +6,14 @@ import json
 import shutil
 from pathlib import Path
 
-import equal_bytes
 import numpy as np
-import plots
 import pytest
-import scaling
-import updates
 from PIL import Image
 
+import equal_bytes
+import plots
+import scaling
+import updates
 from builders.collections import make_collection
 from builders.tiny_model import paint_many, tiny_model
 from voken.collection.store import Store

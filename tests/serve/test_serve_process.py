@@ -53,7 +53,7 @@ class Running:
     def __init__(self, root, grace=20.0):
         self.go = root / "go"
         text = PROGRAM.format(
-            tests=str(Path(__file__).parent),
+            tests=str(Path(__file__).parents[1]),
             go=str(self.go),
             cache=str(root / "thumbnails"),
             collection=str(root / "c"),

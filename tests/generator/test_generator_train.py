@@ -394,7 +394,8 @@ def be_killed(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_process_resumed_equals_uninterrupted(tmp_path):
-    script = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import conftest, test_generator_train; "
+    folders = [str(folder) for folder in Path(__file__).parents[:2]]
+    script = f"import sys; sys.path[:0] = {folders}; import conftest, test_generator_train; "
     script += f"from pathlib import Path; test_generator_train.be_killed(Path({str(tmp_path / 'state')!r}))"
     process = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True)
     assert process.returncode == -signal.SIGKILL, process.stderr.decode()

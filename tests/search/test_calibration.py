@@ -6,13 +6,13 @@ import dataclasses
 import itertools
 import json
 
-import no_match
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
+import no_match
 from builders.tiny_model import paint_many, tiny_model
 from voken.collection.snapshot import Snapshot
 from voken.config import ReadOutWeights, RunConfig, SearchConfig, preset

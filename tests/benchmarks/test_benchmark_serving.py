@@ -5,6 +5,7 @@ import json
 from collections import Counter
 
 import pytest
+
 import serving
 
 

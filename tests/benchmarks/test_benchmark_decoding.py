@@ -7,10 +7,10 @@ import os
 import subprocess
 import sys
 
-import decoding
 import numpy as np
 import pytest
 
+import decoding
 from voken.decoding.trie import VokenTrie
 
 TEXTS = ["a small dog sits on the old bridge", "one red boat", "the tall woman waits near a rusty lamp and some trees"]

@@ -314,7 +314,7 @@ def test_a_killed_writer_loses_nothing_it_reported(tmp_path, seed):
     expected: set[str] = set()
     chance = random.Random(seed)
     for number in range(2):
-        command = [sys.executable, "-c", textwrap.dedent(WRITER), str(tmp_path / "c"), str(Path(__file__).parent)]
+        command = [sys.executable, "-c", textwrap.dedent(WRITER), str(tmp_path / "c"), str(Path(__file__).parents[1])]
         with subprocess.Popen([*command, str(10 * seed + number)], stdout=subprocess.PIPE, text=True) as writer:
             assert writer.stdout is not None
             lines = [writer.stdout.readline() for _ in range(chance.randint(1, 12))]
