@@ -610,7 +610,7 @@ def info(path: str | Path) -> CollectionInfo | ModelInfo:
         sizes[part] = sizes.get(part, 0) + entry["bytes"]
     return ModelInfo(
         family=config["run"]["generator"]["family"],
-        fingerprint=compiled.fingerprint(folder),
+        fingerprint=artifact.contents_digest(folder, without=compiled.FOLDER),
         engine=config["search"].get("precision", "float32") if compiled.is_compiled(folder) else None,
         search=config["search"],
         bytes=sizes,

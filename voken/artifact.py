@@ -153,6 +153,13 @@ def check(folder: Path, *, kind: str, version: int, checksums: bool = True) -> d
     return manifest
 
 
+def contents_digest(folder: Path, *, without: str) -> str:
+    """A hexadecimal digest of the files in the subfolders of a saved folder, apart from the subfolder `without`."""
+    files = read_json(Path(folder) / MANIFEST)["files"]
+    digests = {name: entry["sha256"] for name, entry in files.items() if name.partition("/")[0] not in (name, without)}
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:32]
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:

@@ -19,8 +19,8 @@ from voken.config import ReadOutWeights, RunConfig, SearchConfig, preset
 from voken.data.captions import CaptionedImage, Dataset, read_dataset
 from voken.errors import ConfigError
 from voken.model.calibration import Calibration, ReadOutCalibration, Threshold
-from voken.model.compiled import CompiledModel, search_from_dict, search_to_dict
-from voken.model.model import Model
+from voken.model.compiled import CompiledModel, search_from_dict
+from voken.model.model import Model, search_to_dict
 from voken.search.readouts import ReadOut
 from voken.search.searcher import Searcher
 from voken.training.choose import (

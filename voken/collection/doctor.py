@@ -114,7 +114,7 @@ def _check_model(snapshot: Snapshot) -> list[Finding]:
         artifact.check(folder, kind=compiled.KIND, version=compiled.VERSION)
     except VokenError as error:
         return [Finding("wrong", str(error), "restore the model's folder from a copy")]
-    if compiled.fingerprint(folder) != snapshot.model_fingerprint:
+    if artifact.contents_digest(folder, without=compiled.FOLDER) != snapshot.model_fingerprint:
         return [
             Finding(
                 "wrong",

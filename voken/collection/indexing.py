@@ -77,7 +77,7 @@ class SavedModel:
     def fingerprint(self) -> str:
         """As `Model.fingerprint`."""
         artifact.check(self.folder, kind=compiled.KIND, version=compiled.VERSION, checksums=False)
-        return compiled.fingerprint(self.folder)
+        return artifact.contents_digest(self.folder, without=compiled.FOLDER)
 
     @property
     def encoder(self) -> Encoder:

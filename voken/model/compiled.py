@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,7 +19,8 @@ from voken.shapes import Float32
 KIND, VERSION = "model", 1
 """Of a model folder (see `voken.model.model`)."""
 FOLDER = "engine"
-"""The folder of the engine in a model folder."""
+"""The folder of the engine in a model folder. The engine is made from the other folders, so a model's fingerprint
+leaves it out: an engine of another precision searches the same collections."""
 
 
 @dataclass(frozen=True)
@@ -53,25 +52,15 @@ class CompiledModel:
         except (KeyError, ConfigError) as error:
             raise CorruptArtifactError(f"{folder / 'config.json'}: does not describe a model ({error}).") from error
         engine = Engine.load(folder / FOLDER, threads=threads, once=once)
-        return cls(engine, engine, search, fingerprint(folder), weights, calibration)
+        return cls(engine, engine, search, artifact.contents_digest(folder, without=FOLDER), weights, calibration)
 
     def query_vectors(self, texts: Sequence[str], state: Any = None) -> Float32[np.ndarray, "texts dim"]:
         """As `voken.model.model.Model.query_vectors`."""
         return self.generator.query_vectors(texts, state)
 
 
-def search_to_dict(search: SearchConfig, weights: ReadOutWeights, calibration: Calibration | None) -> dict[str, Any]:
-    """The entry "search" of a model's config.json, in which the chosen weights are among the settings."""
-    used = search.weights(weights)
-    return asdict(search) | {
-        "voken_weight": used.voken,
-        "vector_weight": used.vector,
-        "calibration": None if calibration is None else asdict(calibration),
-    }
-
-
 def search_from_dict(values: dict[str, Any]) -> tuple[SearchConfig, ReadOutWeights, Calibration | None]:
-    """The inverse of `search_to_dict`. Raises `ConfigError` for values that it cannot have written."""
+    """The inverse of `voken.model.model.search_to_dict`. Raises `ConfigError` for values that it cannot write."""
     chosen_in_training = ("voken_weight", "vector_weight", "calibration")
     settings = {name: value for name, value in values.items() if name not in chosen_in_training}
     weights = {"voken": values.get("voken_weight"), "vector": values.get("vector_weight")}
@@ -86,13 +75,3 @@ def search_from_dict(values: dict[str, Any]) -> tuple[SearchConfig, ReadOutWeigh
 def is_compiled(folder: Path) -> bool:
     """Whether a model folder has an engine."""
     return (Path(folder) / FOLDER / HEADER).is_file()
-
-
-def fingerprint(folder: Path) -> str:
-    """A hexadecimal digest of the files that decide which vokens a picture has and which are written for a query.
-
-    The engine is made from these files and is left out: an engine of another precision searches the same collections.
-    """
-    files = artifact.read_json(Path(folder) / artifact.MANIFEST)["files"]
-    digests = {name: entry["sha256"] for name, entry in files.items() if "/" in name and not name.startswith(FOLDER)}
-    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:32]

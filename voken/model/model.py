@@ -35,7 +35,7 @@ from voken.generator.t5 import T5Generator
 from voken.image_tokenizer.model import ImageTokenizer
 from voken.inference.export import GeneratorGraphs, export_generator, lite_graphs, llama_graphs, t5_graphs
 from voken.model.calibration import Calibration
-from voken.model.compiled import FOLDER, KIND, VERSION, fingerprint, search_from_dict, search_to_dict
+from voken.model.compiled import FOLDER, KIND, VERSION, search_from_dict
 from voken.shapes import Float
 
 
@@ -58,7 +58,7 @@ class PictureSide:
         artifact.check(folder, kind=KIND, version=VERSION)
         encoder = load_encoder(folder / "encoder", device=str(device or "cpu"))
         tokenizer = ImageTokenizer.load(folder / "image_tokenizer").to(device or "cpu")
-        return cls(encoder, tokenizer, fingerprint(folder))
+        return cls(encoder, tokenizer, artifact.contents_digest(folder, without=FOLDER))
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Model:
                     encoder=self.encoder,
                     tokenizer=self.tokenizer,
                 )
-        return dataclasses.replace(self, fingerprint=fingerprint(folder))
+        return dataclasses.replace(self, fingerprint=artifact.contents_digest(folder, without=FOLDER))
 
     @classmethod
     def load(cls, folder: Path, *, device: str | torch.device | None = None) -> Self:
@@ -144,6 +144,16 @@ class Model:
         generator.to(device or "cpu")
         parts = (config, pictures.encoder, pictures.tokenizer, generator)
         return cls(*parts, search, validation, weights, calibration, pictures.fingerprint)
+
+
+def search_to_dict(search: SearchConfig, weights: ReadOutWeights, calibration: Calibration | None) -> dict[str, Any]:
+    """The entry "search" of a model's config.json, in which the chosen weights are among the settings."""
+    used = search.weights(weights)
+    return dataclasses.asdict(search) | {
+        "voken_weight": used.voken,
+        "vector_weight": used.vector,
+        "calibration": None if calibration is None else dataclasses.asdict(calibration),
+    }
 
 
 @dataclass(frozen=True)
