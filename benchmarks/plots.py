@@ -1,6 +1,6 @@
 """Draws the plots of the benchmarks from their JSON; a caption names the machine.
 
-    python benchmarks/plots.py scaling.json equal-bytes-emoji.json --out docs/plots --format svg
+    python benchmarks/plots.py scaling.json equal-bytes-emoji.json --out docs/images --format svg
 
 Colours are Okabe and Ito's, which colour-blind readers can tell apart; markers or the labels differ as well.
 """

@@ -447,6 +447,13 @@ def test_links_lead_somewhere(path):
             assert anchor in map(slug, headings), f"{target}: no such heading"
 
 
+def test_pages_that_the_code_names_exist():
+    sources = [path for folder in ("voken", "voken_lab", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    pages = {page for path in sources for page in re.findall(r"docs/[\w/-]+\.md", path.read_text(encoding="utf-8"))}
+    assert pages
+    assert sorted(page for page in pages if not (ROOT / page).exists()) == []
+
+
 def test_options_that_are_named_exist():
     def options(command):
         names = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}

@@ -54,7 +54,7 @@ def evaluate(
     device: Device = "cpu",
     verbose: Verbose = False,
 ) -> None:
-    """Measure recall, as docs/protocol.md says.
+    """Measure recall, as docs/explanation/protocol.md says.
 
     Rows: exact search with the encoder's vectors, the same with vectors rebuilt from vokens (the ceiling), exact search
     from the generator's query point (if it has one), and the model's three read-outs.

@@ -63,7 +63,7 @@ class EngineState:
 class Engine:
     """A generator's graphs, loaded. A `StepModel` of numpy arrays that gives log-probabilities.
 
-    In float32, scores equal those of the torch generator to 1e-3; in int8 they are close (docs/speed.md).
+    In float32, scores equal those of the torch generator to 1e-3; in int8 they are close (docs/reference/speed.md).
     """
 
     device = None

@@ -65,7 +65,9 @@ def benchmark(
     cache: VectorCache | None = None,
     progress: Progress = no_progress,
 ) -> Benchmark:
-    """Ask `model` the captions of `split`, with the split's pictures as the pool. docs/protocol.md explains each term.
+    """Ask `model` the captions of `split`, with the split's pictures as the pool.
+
+    docs/explanation/protocol.md explains each term.
 
     `one_per_concept` and `distinct` are those of `pool_of` and `queries_of`. `seed` draws the pool and, if there are
     more than `limit` queries, which of them are asked (None: all). `beams` None keeps the model's number of beams.

@@ -7,7 +7,7 @@
     mteb.evaluate(MtebAdapter.of_model(Model.load(Path("clip.model"))), tasks)
 
 mteb gives `index` a task's pictures and `search` its queries, and scores the answers itself. Its `hit_rate_at_K` is our
-R@K; its `recall_at_K` is the share of all right answers found. docs/protocol.md says how else the two differ.
+R@K; its `recall_at_K` is the share of all right answers found. docs/how-to/measure.md says how else the two differ.
 
 Written against the `SearchProtocol` of mteb 2.26. mteb is imported only when it asks for the model's metadata.
 """

@@ -1,6 +1,7 @@
 """The protocol: which queries are asked of which pool, how a system is asked, and what is reported.
 
-docs/protocol.md describes it. A system is anything with `search(texts, k)`; nothing here knows how it answers.
+docs/explanation/protocol.md describes it. A system is anything with `search(texts, k)`; nothing here knows how it
+answers.
 """
 
 from __future__ import annotations

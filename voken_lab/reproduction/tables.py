@@ -1,7 +1,7 @@
 """The paper's tables: which cell measures which row, and the paper's own figures.
 
 The paper's figures are R@1, R@5, R@10 in percent on Flickr30K and MS-COCO 5K, with 40 beams in Table 1 and 10 in
-Tables 3 to 6 (docs/protocol.md). They have columns of their own.
+Tables 3 to 6 (docs/explanation/protocol.md). They have columns of their own.
 """
 
 from __future__ import annotations

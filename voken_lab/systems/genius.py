@@ -59,7 +59,7 @@ class TextVectors(Protocol):
 
 @dataclass(frozen=True)
 class GeniusConfig:
-    """The generator and its training. The defaults are the best of fifteen, within noise (docs/log.md)."""
+    """The generator and its training. The defaults are the best of fifteen, within noise (docs/explanation/log.md)."""
 
     prefix_tokens: int = 4
     width: int = 128

@@ -127,7 +127,7 @@ def _digits(
 
 
 def grace_settings(**changes: int | float) -> GeneratorConfig:
-    """The settings that were best on validation (docs/log.md), with `changes` by name."""
+    """The settings that were best on validation (docs/explanation/log.md), with `changes` by name."""
     settings = GeneratorConfig(
         family="lite",
         layers=2,

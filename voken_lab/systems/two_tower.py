@@ -140,7 +140,7 @@ class TwoTower:
 
 
 def sequence_bytes(levels: int, entries: int) -> float:
-    """M values of log2 N bits, rounded up; docs/speed.md says what else a collection stores."""
+    """M values of log2 N bits, rounded up; docs/reference/speed.md says what else a collection stores."""
     return levels * math.ceil(math.log2(max(entries, 2))) / 8
 
 
