@@ -1,20 +1,20 @@
-"""Every error voken raises on purpose, in one tree.
+"""Every error that voken raises on purpose, in one tree.
 
     VokenError
-     ├─ DataError              what was given to read is not what it should be
+     ├─ DataError              the data to read is not what it should be
      │   ├─ PictureError       one picture cannot be used: the file and the reason
      │   ├─ EmptyDataError     nothing is left to train on, index or search
-     │   └─ SplitLeakError     the same concept or picture stands on both sides of a split
+     │   └─ SplitLeakError     the same concept or picture is on both sides of a split
      ├─ ArtifactError          a saved folder cannot be used
      │   ├─ CorruptArtifactError   a checksum differs, or a file is missing or added
-     │   └─ ArtifactVersionError   written by a newer or unknown format
-     ├─ StorageError           the disk would not take what was to be saved
+     │   └─ ArtifactVersionError   the folder has a newer or an unknown format
+     ├─ StorageError           the disk refused to save something
      ├─ ConfigError            a setting has an impossible value
-     ├─ ResumeError            an interrupted run cannot go on from what it left
-     ├─ BusyError              more is asked for at once than is taken; later it may be
+     ├─ ResumeError            an interrupted run cannot continue from its files
+     ├─ BusyError              too many requests at once; the same one may succeed later
      └─ MissingExtraError      an optional dependency is not installed
 
-A message says what was wrong, where (the file, the line), and what to do about it.
+A message says what is wrong, in which file and line, and what to do about it.
 Catch `VokenError` to catch them all; anything else that escapes is a bug.
 """
 
@@ -26,7 +26,7 @@ class VokenError(Exception):
 
 
 class DataError(VokenError):
-    """What was given to read is not what it should be."""
+    """The data to read is not what it should be."""
 
 
 class PictureError(DataError):
@@ -46,7 +46,7 @@ class EmptyDataError(DataError):
 
 
 class SplitLeakError(DataError):
-    """The same concept or picture stands on both sides of a split."""
+    """The same concept or picture is on both sides of a split."""
 
 
 class ArtifactError(VokenError):
@@ -62,7 +62,7 @@ class ArtifactVersionError(ArtifactError):
 
 
 class StorageError(VokenError):
-    """The disk would not take what was to be saved. What was there before is untouched."""
+    """The disk refused to save something. What was there before is unchanged."""
 
 
 class ConfigError(VokenError):
@@ -70,11 +70,11 @@ class ConfigError(VokenError):
 
 
 class ResumeError(VokenError):
-    """An interrupted run cannot go on from what it left."""
+    """An interrupted run cannot continue from the files that it left."""
 
 
 class BusyError(VokenError):
-    """More is asked for at once than is taken. The same request may succeed later: HTTP's 503, not its 400."""
+    """Too many requests at once. The same request may succeed later: HTTP's 503, not its 400."""
 
 
 class MissingExtraError(VokenError, ImportError):

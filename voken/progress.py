@@ -1,12 +1,12 @@
-"""How long work tells how far it is, without knowing who listens."""
+"""How long-running work reports its progress, without knowing who listens."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 Progress = Callable[[str, int, int], None]
-"""Called as progress(what, done, total): `what` is a short label, done and total count its own unit."""
+"""Called as progress(label, done, total). The label says what is counted, such as "two-tower head: epochs"."""
 
 
 def no_progress(what: str, done: int, total: int) -> None:
-    """Listen to nothing."""
+    """Ignore all reports."""

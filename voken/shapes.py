@@ -1,8 +1,8 @@
 """The names that signatures write shapes with, such as `Float[np.ndarray, "queries dim"]`.
 
-They are jaxtyping's for type checkers, and wherever jaxtyping has been imported already, as the tests do to check
-shapes at run time. Otherwise nothing ever reads them: annotations stay text, and a search need not wait for the import,
-which takes as long as numpy's.
+They are jaxtyping's for type checkers, and if jaxtyping has been imported already, as in the tests, which check shapes
+at run time. Otherwise nothing reads them: annotations stay text, and a search does not wait for the import, which takes
+as long as numpy's.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
-"""A trie and what changed since, numbered as a trie built afresh of the live rows. The first trie is not copied.
+"""A trie and its changes as one trie, with the numbers that a new trie of the live rows would have.
 
     base       0 1 2 3 4     dead       1, 4
                              inserted   a before 2, b at the end
     merged     0 a 2 3 b     numbers    0 1 2 3 4
 
-A level stays in lexicographic order, so the number of a live node is its number in the base, less the dead ones in
-front of it, plus the inserted ones: both are counted by bisection of small sorted arrays. From number to node there is
-one bisection, as between two changes the difference is constant. Rows are treated as one more level of nodes, whose
-numbers are places in `order`.
+A level stays in lexicographic order, so the number of a live node is its number in the base, minus the dead nodes in
+front of it, plus the inserted ones. Both are counted by bisection of small sorted arrays. From number to node takes one
+bisection, because between two changes the difference is constant. Rows count as one more level of nodes, whose numbers
+are places in `order`.
 
-Time and memory grow with what changed, not with the base. Where most of it has changed, build a new trie. This module
-does not know where changes are kept.
+Time and memory grow with the changes, not with the base, which is not copied. If most of it has changed, build a new
+trie. This module does not know where changes are stored.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from voken.decoding.trie import ChildOffsets, Column, NumberOffsets, VokenTrie, 
 from voken.shapes import Bool, Int32, Int64, Integer, Shaped
 
 _RUN = 16
-"""Runs of consecutive numbers are read as such from this width on; below, a bisection a number costs less."""
+"""Runs of consecutive numbers are read as runs from this width on; below it, a bisection per number costs less."""
 _AT_ONCE = 1 << 16
 """Rows looked through in one go, so that temporaries stay small."""
 
@@ -35,12 +35,12 @@ def merged_trie(
     added: Integer[np.ndarray, "added M"],
     added_rows: Int64[np.ndarray, " added"],
 ) -> VokenTrie:
-    """The trie of the rows of `base` but those at `dead_places`, and of `added`: as `VokenTrie.from_vokens` makes it.
+    """The trie of the rows of `base` without those at `dead_places`, and of `added`, equal to a new trie of them.
 
-    `base` is no merged trie itself. `dead_places` are places in its `order`, as `places_of` gives them, in any order.
+    `base` must not be a merged trie. `dead_places` are places in its `order`, from `places_of`, in any order.
     `added_rows` are the row numbers of `added`: ascending, and higher than those of the base. Without changes `base`
-    is returned. Raises `IndexError` for places that are not there, `ConfigError` where a voken is not in 0 … N - 1,
-    and `ValueError` where shapes or row numbers are not as said.
+    is returned. Raises `IndexError` for places that do not exist, `ConfigError` if a voken is not in 0 … N - 1, and
+    `ValueError` for shapes that do not match or row numbers that do not ascend.
     """
     dead_places = np.unique(dead_places)
     if len(dead_places) and (dead_places[0] < 0 or dead_places[-1] >= base.images):
@@ -57,7 +57,7 @@ def merged_trie(
     base_starts, base_columns = _levels(base)
     _, new_columns = _levels(new)
     placed = _placed(base, new)
-    joins = placed[-2].found[placed[-1].parents]
+    joins = placed[-2].in_base[placed[-1].parents]
     if (base.rows_at(placed[-1].before[joins] - 1) >= new.rows_at(joins.nonzero()[0])).any():
         raise ValueError("added rows must have higher numbers than those of the base")
     dead = _dead(base, placed, dead_places)
@@ -66,10 +66,10 @@ def merged_trie(
     starts: list[ChildOffsets] = []
     columns: list[Column] = []
     for level, place in enumerate(placed[1:]):
-        fresh = ~place.found
+        fresh = ~place.in_base
         here = Renumbering.of(len(base_columns[level]), dead[level + 1], place.before[fresh])
         level_starts, column = base_starts[level], base_columns[level]
-        if here.changes:  # and where the level above changes, this one does
+        if here.changes:  # if the level above changes, this one does too
             starts.append(MergedOffsets(level_starts, above, here, numbers[place.parents[fresh]]))
             columns.append(MergedColumn(column, here, _widened(new_columns[level][fresh], column.shape[1:])))
         else:
@@ -82,22 +82,22 @@ def merged_trie(
 
 
 def places_of(base: VokenTrie, rows: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
-    """Where these rows stand in the `order` of `base`, which is read from end to end.
+    """The places of these rows in the `order` of `base`, which is read from end to end.
 
-    Raises `IndexError` where the trie does not have a row.
+    Raises `IndexError` if the trie does not have a row.
     """
     if len(rows) and rows.min() < 0:
         raise IndexError("row numbers must be 0 or more")
-    # one more, which stays False, for the row numbers above
+    # one place more, which stays False, stands for all higher row numbers
     is_wanted = np.zeros(rows.max(initial=-1) + 2, dtype=bool)
     is_wanted[rows] = True
-    places, found = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+    places, wanted = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
     for at in range(0, base.images, _AT_ONCE):
         block = base.rows_at(slice(at, at + _AT_ONCE))
         here = is_wanted.take(block, mode="clip").nonzero()[0]
         places.append(at + here)
-        found.append(block[here])
-    place, row = np.concatenate(places), np.concatenate(found)
+        wanted.append(block[here])
+    place, row = np.concatenate(places), np.concatenate(wanted)
     by_row = row.argsort()
     at_row = row.searchsorted(rows, sorter=by_row)
     missing = np.setdiff1d(rows, row)
@@ -108,26 +108,26 @@ def places_of(base: VokenTrie, rows: Int64[np.ndarray, " rows"]) -> Int64[np.nda
 
 @dataclass(frozen=True, eq=False)
 class Renumbering:
-    """The nodes of a level: their numbers in the base, and merged."""
+    """How the nodes of a level are numbered in the base, and after merging."""
 
     base_count: int
     """Nodes of the base, dead ones included."""
     dead: Int64[np.ndarray, " dead"]
-    """Numbers in the base of those that are left out, ascending."""
+    """Base numbers of the nodes that are left out, ascending."""
     before: Int64[np.ndarray, " inserted"]
     """For each inserted node, in order: how many nodes of the base stand in front of it, dead ones included."""
     inserted: Int64[np.ndarray, " inserted"]
     """Merged numbers of the inserted nodes, ascending."""
     piece: Int64[np.ndarray, " pieces"]
-    """Merged number at which each piece starts: from there to the next one, merged and base numbers grow alike."""
+    """Merged number at which each piece starts. Within a piece, merged and base numbers grow together."""
     shift: Int64[np.ndarray, " pieces"]
-    """What is to be added in each piece to get from merged to base numbers."""
+    """Added to the merged numbers of a piece, it gives base numbers."""
     which: Int64[np.ndarray, " pieces"]
-    """Which inserted node a piece is, -1 where it is none. Base numbers are those of the live node behind it then."""
+    """The inserted node that a piece is, or -1. Base numbers of such a piece are those of the next live node."""
 
     @classmethod
     def of(cls, base_count: int, dead: Int64[np.ndarray, " dead"], before: Int64[np.ndarray, " inserted"]) -> Self:
-        """From what is left out and what is inserted where."""
+        """From the base numbers of the dead nodes, and the places of the inserted ones."""
         live_before = before - dead.searchsorted(before)
         inserted = live_before + np.arange(len(before))
         live_before_dead = dead - np.arange(len(dead))
@@ -160,27 +160,27 @@ class Renumbering:
         return nodes - self.dead.searchsorted(nodes)
 
     def of_base(self, nodes: Int64[np.ndarray, " nodes"]) -> Int64[np.ndarray, " nodes"]:
-        """Merged numbers of live nodes of the base; nonsense for dead ones."""
+        """Merged numbers of live nodes of the base; undefined for dead ones."""
         return self.live_before(nodes) + self.before.searchsorted(nodes, "right")
 
     def base_from(self, numbers: Int64[np.ndarray, " numbers"]) -> Int64[np.ndarray, " numbers"]:
-        """Base numbers of the first live node of the base at or behind each; `base_count` where there is none."""
+        """Base number of the first live node of the base at or after each; `base_count` if there is none."""
         nodes: np.ndarray = numbers + self.shift[self.piece.searchsorted(numbers, "right") - 1]
         return nodes
 
-    def found(
+    def lookup(
         self, numbers: Int64[np.ndarray, "*shape"]
     ) -> tuple[Int64[np.ndarray, "*shape"], Int64[np.ndarray, " places"], Int64[np.ndarray, " places"]]:
-        """As `base_from`; and at which (flat) places of `numbers` an inserted node stands, and which it is."""
+        """As `base_from`; and the (flat) places of `numbers` that are inserted nodes, and which nodes they are."""
         piece = self.piece.searchsorted(numbers, "right") - 1
         which = self.which[piece].reshape(-1)
         places = (which >= 0).nonzero()[0]
         return numbers + self.shift[piece], places, which[places]
 
-    def found_in_runs(
+    def lookup_runs(
         self, runs: Int64[np.ndarray, "runs width"]
     ) -> tuple[Int64[np.ndarray, "runs width"], Int64[np.ndarray, " places"], Int64[np.ndarray, " places"]]:
-        """The same for lines of consecutive numbers, with two bisections a line."""
+        """The same for rows of consecutive numbers, with two bisections per row."""
         count, width = runs.shape
         first = self.piece.searchsorted(runs[:, 0], "right") - 1
         pieces = self.piece.searchsorted(runs[:, -1], "right") - first
@@ -199,7 +199,7 @@ class MergedColumn:
     base: Shaped[np.ndarray, " nodes *bytes"]
     numbers: Renumbering
     inserted: Shaped[np.ndarray, " inserted *bytes"]
-    """Of the inserted nodes; as many bytes a row as either needs."""
+    """Of the inserted nodes, with as many bytes per row as either side needs."""
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -207,22 +207,22 @@ class MergedColumn:
     def __getitem__(self, places: Integer[np.ndarray, "*shape"] | slice) -> Shaped[np.ndarray, "*shape_bytes"]:
         if isinstance(places, slice):
             places = np.arange(*places.indices(len(self)))
-        return self._filled(*self.numbers.found(places))
+        return self._filled(*self.numbers.lookup(places))
 
     def __array__(self, dtype: Any = None, *, copy: bool | None = None) -> Shaped[np.ndarray, "*shape"]:
         """Written out."""
-        whole: np.ndarray = self._filled(*self.numbers.found_in_runs(np.arange(len(self))[None]))[0]
+        whole: np.ndarray = self._filled(*self.numbers.lookup_runs(np.arange(len(self))[None]))[0]
         return whole if dtype is None else whole.astype(dtype, copy=False)
 
     def take(
         self, indices: Integer[np.ndarray, "*shape"], *, mode: Literal["clip"]
     ) -> Shaped[np.ndarray, "*shape_bytes"]:
-        """See `numpy.ndarray.take`. Fast where each line is a run of consecutive indices, as an expansion asks for."""
+        """See `numpy.ndarray.take`. Fast if each row is a run of consecutive indices, as in an expansion."""
         last = len(self) - 1
         wide = indices.ndim == 2 and indices.shape[1] >= _RUN
         if not wide or indices[:, 0].min(initial=0) < 0 or (np.diff(indices) != 1).any():
             return self[indices.clip(0, last)]
-        values = self._filled(*self.numbers.found_in_runs(indices))
+        values = self._filled(*self.numbers.lookup_runs(indices))
         if indices[:, -1].max(initial=0) > last:
             values[indices > last] = self[np.array([last])]
         return values
@@ -238,7 +238,7 @@ class MergedColumn:
         places: Int64[np.ndarray, " places"],
         which: Int64[np.ndarray, " places"],
     ) -> Shaped[np.ndarray, "*shape_bytes"]:
-        """What the base has at `nodes`, with what was inserted put at (flat) `places`."""
+        """The values of the base at `nodes`, and those of inserted nodes at (flat) `places`."""
         bytes_of_one = self.inserted.shape[1:]
         values = _widened(self.base.take(nodes, axis=0, mode="clip"), bytes_of_one)
         values.reshape(-1, *bytes_of_one)[places] = self.inserted[which]
@@ -257,7 +257,7 @@ class MergedOffsets:
 
     def firsts(self, parents: Int64[np.ndarray, " parents"]) -> Int64[np.ndarray, " parents"]:
         """See `ChildOffsets`."""
-        # between a node and the live one of the base behind it stand dead ones, which have no live children
+        # between a node and the next live one of the base are dead ones, which have no live children
         of_base = self.below.live_before(self.base.firsts(self.above.base_from(parents)))
         return of_base + self.parents_of_inserted.searchsorted(parents)
 
@@ -270,7 +270,7 @@ class MergedOffsets:
 
     def parents(self, children: Int64[np.ndarray, " children"]) -> Int64[np.ndarray, " children"]:
         """See `ChildOffsets`."""
-        nodes, places, which = self.below.found(children)
+        nodes, places, which = self.below.lookup(children)
         parents = self.above.of_base(self.base.parents(nodes))
         parents[places] = self.parents_of_inserted[which]
         return parents
@@ -288,13 +288,13 @@ class MergedOffsets:
 
 @dataclass(frozen=True, eq=False)
 class _Placed:
-    """Where the nodes of a level of the new trie belong in the base."""
+    """The place in the base of each node of a level of the new trie."""
 
     parents: Int64[np.ndarray, " nodes"]
     """In the new trie."""
     before: Int64[np.ndarray, " nodes"]
-    """How many nodes of the base stand in front; where the base has the node itself, that is its number."""
-    found: Bool[np.ndarray, " nodes"]
+    """How many nodes of the base come before it. If the base has the node itself, that is its number."""
+    in_base: Bool[np.ndarray, " nodes"]
     """Whether the base has it."""
 
 
@@ -305,9 +305,9 @@ def _placed(base: VokenTrie, new: VokenTrie) -> list[_Placed]:
     for base_starts, base_column, starts, column in zip(*_levels(base), *_levels(new), strict=True):
         above = placed[-1]
         parents = starts.parents(np.arange(len(column)))
-        # a parent that the base does not have stands there with no children
+        # a parent that the base does not have counts as one without children
         low = base_starts.firsts(above.before[parents])
-        end = base_starts.firsts(above.before[parents] + above.found[parents])
+        end = base_starts.firsts(above.before[parents] + above.in_base[parents])
         if column is new.order:
             placed.append(_Placed(parents, end, np.zeros(len(column), dtype=bool)))
         else:
@@ -324,20 +324,20 @@ def _dead(
     for level in range(base.levels, 0, -1):
         parents, dead_children = np.unique(starts[level].parents(dead[0]), return_counts=True)
         start, end = starts[level].ranges(parents)
-        inserted = placed[level + 1].parents[~placed[level + 1].found]
-        gets_some = placed[level].before[inserted][placed[level].found[inserted]]
+        inserted = placed[level + 1].parents[~placed[level + 1].in_base]
+        gets_some = placed[level].before[inserted][placed[level].in_base[inserted]]
         dead.insert(0, parents[(dead_children == end - start) & ~np.isin(parents, gets_some)])
     return [dead_places[:0], *dead]
 
 
 def _levels(trie: VokenTrie) -> tuple[tuple[ChildOffsets, ...], tuple[np.ndarray[Any, np.dtype[Any]], ...]]:
-    """Of each level below the root, the last being the rows: starts in the level above, and what its nodes hold."""
+    """Of each level below the root, and last of the rows: the child offsets of the level above, and the values."""
     columns = (*trie.vokens, trie.order)
     return (*trie.child_offsets, trie.row_offsets), tuple(map(np.asarray, columns))
 
 
 def _widened(values: Shaped[np.ndarray, "*shape"], bytes_of_one: tuple[int, ...]) -> Shaped[np.ndarray, "*wider"]:
-    """With at least as many bytes a row; low byte first, so zeros follow."""
+    """With at least as many bytes per row; the low byte is first, so zeros follow."""
     if not bytes_of_one or values.shape[-1] >= bytes_of_one[0]:
         return values
     wide = np.zeros((*values.shape[:-1], *bytes_of_one), dtype=values.dtype)

@@ -1,7 +1,7 @@
-"""Sequences near a point: what a beam search needs to find pictures like a picture, with no text and no network.
+"""The sequences near a point: how a beam search finds pictures like a picture, without text and without a network.
 
-The "logits" of a voken are minus what taking its entry adds to the squared distance between the point and the sum of
-the entries taken, so that a beam's score is minus that distance (Eqs. 1 to 3 read backwards). In numpy.
+The "logit" of a voken is minus the amount that its entry adds to the squared distance between the point and the sum of
+the entries taken, so a beam's score is minus that distance (Eqs. 1 to 3 read backwards). All in numpy.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class NearestSequences:
 
     codebooks: Float32[np.ndarray, "M N e"]
     log_probs = True
-    """Scores are not to be normalised: they are distances."""
+    """Scores are distances and must not be normalised."""
     reads_trees = False
     device = None
 
@@ -35,7 +35,7 @@ class NearestSequences:
         return int(self.codebooks.shape[0])
 
     def prefill(self, texts: Any) -> Any:
-        """Of points (queries, e), what `step` goes on from: what is left of each, a beam a query."""
+        """The state of `step` for points (queries, e): the level, and the residual of each beam."""
         points: Float32[np.ndarray, "queries e"] = np.asarray(texts, dtype=np.float32)
         return 0, points[:, None, :]
 
@@ -46,15 +46,15 @@ class NearestSequences:
         parents: Int64[np.ndarray, "queries beams"] | None,
     ) -> tuple[Float32[np.ndarray, "queries beams N"], Any]:
         """See `StepModel`."""
-        level, left = state
+        level, residuals = state
         if vokens is not None and parents is not None:
-            left = np.take_along_axis(left, parents[:, :, None], 1) - self.codebooks[level - 1][vokens]
+            residuals = np.take_along_axis(residuals, parents[:, :, None], 1) - self.codebooks[level - 1][vokens]
         book = self.codebooks[level]
         # ‖r‖² - ‖r - c‖² = 2 r·c - ‖c‖²
-        gained = 2 * (left @ book.T) - np.einsum("ne,ne->n", book, book)
-        return gained.astype(np.float32), (level + 1, left)
+        gains = 2 * (residuals @ book.T) - np.einsum("ne,ne->n", book, book)
+        return gains.astype(np.float32), (level + 1, residuals)
 
     def of_sequences(self, vokens: Int64[np.ndarray, "queries M"]) -> Float32[np.ndarray, "queries e"]:
-        """The points that sequences stand for."""
+        """The points that sequences stand for: the sums of their entries."""
         taken = [book[vokens[:, level]] for level, book in enumerate(self.codebooks)]
         return np.asarray(np.sum(taken, axis=0), dtype=np.float32)

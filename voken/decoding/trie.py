@@ -5,14 +5,14 @@
                2: [3, 2]               [3, 2]  leaf 2  rows 2
                3: [3, 1]
 
-A *node* of level l is a distinct prefix of length l, numbered in lexicographic order within its level;
-the root is node 0 of level 0 and a *leaf* a node of level M. The children of a node are neighbours in
-the level below, so a level is two arrays: the voken of each node, and where each node's children start.
-Numbers grow with the order of the sequences, so that "lower node" means "lexicographically first".
+A *node* of level l is a distinct prefix of length l, numbered in lexicographic order within its level. The root is
+node 0 of level 0; a *leaf* is a node of level M. The children of a node are neighbours in the level below. A level is
+therefore two arrays: the voken of each node, and where each node's children start. Numbers grow with the order of the
+sequences, so "lower node" means "lexicographically first".
 
-Stored are, for a node, its voken in as few bytes as N allows (2 for N = 1,024) and at most 1.5 bits for where it
-stands among its siblings; for an image, its row number in as few bytes as it needs (3 below 16,777,216 images) and at
-most 1.5 bits. The arrays are searched as they lie, mapped from the file.
+A node takes its voken, in as few bytes as N allows (2 for N = 1,024), and at most 1.5 bits for its parent. An image
+takes its row number, in as few bytes as it needs (3 below 16,777,216 images), and at most 1.5 bits for its leaf. The
+arrays are searched as they are in the file, which is mapped into memory.
 
 This module does not know what a picture, a text or a probability is.
 """
@@ -44,7 +44,7 @@ _ONES = np.uint64(2**64 - 1)
 
 @runtime_checkable
 class Column(Protocol):
-    """What is asked of the vokens of a level, and of the rows: numpy arrays answer it, and `MergedColumn`."""
+    """The vokens of a level, or the rows: a numpy array or a `MergedColumn`."""
 
     def __len__(self) -> int: ...
 
@@ -131,7 +131,7 @@ class NumberOffsets:
 
     def parents(self, children: Int64[np.ndarray, " children"]) -> Int64[np.ndarray, " children"]:
         """See `ChildOffsets`."""
-        # of one type, or numpy would convert all the starts
+        # the same type, or numpy would convert all starts
         values: np.ndarray = np.searchsorted(self.starts, children.astype(np.int32), side="right") - 1
         return values
 
@@ -173,7 +173,7 @@ class BitOffsets:
             return np.concatenate(
                 [self.firsts(parents[at : at + _LOOKUPS_AT_ONCE]) for at in range(0, len(parents), _LOOKUPS_AT_ONCE)]
             )
-        # of one type, or numpy would convert all of `before`
+        # the same type, or numpy would convert all of `before`
         place = self.before.searchsorted(parents.astype(np.uint32), "right") - 1
         set_bits = np.unpackbits(self.words[place].view(np.uint8), bitorder="little").view(bool).nonzero()[0]
         first = set_bits.searchsorted(np.arange(0, 64 * len(place), 64))
@@ -209,8 +209,8 @@ class BitOffsets:
 class VokenTrie:
     """The distinct voken sequences of a set of images, and which image has which. Immutable.
 
-    Make one with `from_vokens` or `load`; `merged_trie` makes one of another and what changed since. `rows` are row
-    numbers of the matrix given to `from_vokens`, or those that were given with it.
+    Make one with `from_vokens` or `load`; `merged_trie` makes one from another and the changes since. Rows are those of
+    the matrix in `from_vokens`, or the numbers passed with it.
     """
 
     codebook_size: int
@@ -222,7 +222,7 @@ class VokenTrie:
     row_offsets: ChildOffsets
     """Which places of `order` belong to each leaf."""
     order: UInt8[np.ndarray, "images bytes"] | Column
-    """Row numbers, sorted by sequence, ascending within a leaf; low byte first."""
+    """Row numbers, sorted by sequence, ascending within a leaf; each is its bytes, low byte first."""
 
     @classmethod
     def from_vokens(
@@ -231,17 +231,17 @@ class VokenTrie:
         codebook_size: int,
         rows: Int64[np.ndarray, " images"] | None = None,
     ) -> Self:
-        """Build from one voken sequence a row (any integer type, any memory layout).
+        """Build from a matrix with one voken sequence per row (any integer type, any memory layout).
 
-        `rows` gives the row numbers to answer, ascending, where they are not 0 … images - 1: those of a part of a
-        collection. Needs about 30 bytes a row beside `vokens` while it sorts (M = 4, N = 1024); fastest where sequence
-        and row number together fit 64 bits. Raises `EmptyDataError` without images (see `empty`), `ConfigError` where
-        a voken is not in 0 … N - 1, and `ValueError` where the array is not a matrix of integers with at least one
-        column, or the row numbers are not as said.
+        `rows` are the images' row numbers, ascending, if they are not 0 … images - 1, as for a part of a collection.
+        Sorting needs about 30 bytes per row beside `vokens` (M = 4, N = 1024), and is fastest if sequence and row
+        number together fit 64 bits. Raises `EmptyDataError` without images (see `empty`), `ConfigError` if a voken is
+        not in 0 … N - 1, and `ValueError` if the array is not a matrix of integers with at least one column, or if the
+        row numbers do not ascend.
         """
         vokens = np.asarray(vokens)
         if vokens.ndim != 2 or vokens.shape[1] == 0:
-            raise ValueError(f"voken sequences must be a matrix, a row an image; this has shape {vokens.shape}")
+            raise ValueError(f"voken sequences must be a matrix with a row per image; this has shape {vokens.shape}")
         if not np.issubdtype(vokens.dtype, np.integer):
             raise ValueError(f"vokens must be integers; these are {vokens.dtype}")
         if codebook_size < 1:
@@ -264,7 +264,7 @@ class VokenTrie:
         order, columns = _sorted(vokens, codebook_size)
         if rows is not None:
             order = _packed(rows[_unpacked(order)], int(rows[-1]) + 1)
-        # the first level at which a row differs from the row before; one past the last where it does not
+        # the first level at which a row differs from the row before; one past the last level if it does not differ
         fresh = np.full(images, levels + 1, dtype=np.min_scalar_type(levels + 1))
         for level in range(levels, 0, -1):
             fresh[1:][columns[level - 1][1:] != columns[level - 1][:-1]] = level
@@ -324,7 +324,7 @@ class VokenTrie:
         return 1 if level == 0 else len(self.vokens[level - 1])
 
     def rows(self, leaf: int) -> Int64[np.ndarray, " rows"]:
-        """Row numbers of the images of one leaf, ascending. `IndexError` where there is no such leaf."""
+        """Row numbers of the images of one leaf, ascending. Raises `IndexError` if there is no such leaf."""
         return self.rows_of(np.array([leaf]))[0]
 
     def rows_of(
@@ -341,14 +341,14 @@ class VokenTrie:
         return _unpacked(self.order[places])
 
     def leaf_of(self, vokens: Integer[np.ndarray, "sequences levels"]) -> Int64[np.ndarray, " sequences"]:
-        """The leaf of each sequence, -1 where no image has it. Vokens outside 0 … N - 1 are no image's."""
+        """The leaf of each sequence; -1 if no image has it, as for vokens outside 0 … N - 1."""
         vokens = np.asarray(vokens)
         if vokens.ndim != 2 or vokens.shape[1] != self.levels:
-            raise ValueError(f"sequences of {self.levels} vokens expected, a row each; this has shape {vokens.shape}")
+            raise ValueError(f"sequences of {self.levels} vokens expected, one per row; this has shape {vokens.shape}")
         return self.node_of(vokens)
 
     def node_of(self, prefixes: Integer[np.ndarray, "prefixes length"]) -> Int64[np.ndarray, " prefixes"]:
-        """The node, of the level that is their length, of the first vokens of sequences; -1 where no image has them."""
+        """The node of each prefix, at the level that is its length; -1 if no image has it."""
         if not self.sequences:
             return np.full(len(prefixes), -1)
         nodes = np.zeros(len(prefixes), dtype=np.int64)
@@ -357,7 +357,7 @@ class VokenTrie:
         return nodes
 
     def leaf_vokens(self, leaves: Integer[np.ndarray, " leaves"]) -> Int32[np.ndarray, "leaves levels"]:
-        """The voken sequences of leaves. `IndexError` where there is no such leaf."""
+        """The voken sequences of leaves. Raises `IndexError` if there is no such leaf."""
         nodes = self._checked(leaves)
         vokens = np.empty((len(nodes), self.levels), dtype=np.int32)
         for level in range(self.levels, 0, -1):
@@ -366,9 +366,9 @@ class VokenTrie:
         return vokens
 
     def image_vokens(self) -> Int32[np.ndarray, "images levels"]:
-        """The sequences of all images, as they were given to `from_vokens`. Unpacks everything.
+        """The sequences of all images, as `from_vokens` took them. Unpacks everything.
 
-        Raises `ValueError` where rows are not 0 … images - 1: ask `row_vokens` there.
+        Raises `ValueError` if rows are not 0 … images - 1; use `row_vokens` then.
         """
         rows, vokens = self.row_vokens()
         if self.images and rows[-1] != self.images - 1:
@@ -425,7 +425,7 @@ class VokenTrie:
             )
         if written < _FORMAT:
             raise ArtifactVersionError(
-                f"{folder}: trie format {written}, made by an older voken. Index the pictures again."
+                f"{folder}: trie format {written}, written by an older voken. Index the pictures again."
             )
         arrays = {name: _read(folder / f"{name}.npy", expected, mmap) for name, expected in header["arrays"].items()}
         try:
@@ -447,9 +447,9 @@ class VokenTrie:
             return self
         arrays = [np.asarray(column) for column in columns]
         plain = []
-        for one, array in zip(starts, arrays, strict=True):
+        for offsets, array in zip(starts, arrays, strict=True):
             is_first = np.zeros(len(array), dtype=bool)
-            is_first[one.expanded()[:-1]] = True
+            is_first[offsets.expanded()[:-1]] = True
             plain.append(offsets_of(is_first))
         return VokenTrie(self.codebook_size, tuple(arrays[:-1]), tuple(plain[:-1]), plain[-1], arrays[-1])
 
@@ -457,8 +457,8 @@ class VokenTrie:
         arrays: dict[str, Any] = {"order": self.order}
         arrays |= {f"vokens_{level}": array for level, array in enumerate(self.vokens, start=1)}
         starts = {f"children_{level}": starts for level, starts in enumerate(self.child_offsets)}
-        for name, one in (starts | {"rows": self.row_offsets}).items():
-            arrays |= {f"{name}.{part}": array for part, array in one.arrays.items()}
+        for name, offsets in (starts | {"rows": self.row_offsets}).items():
+            arrays |= {f"{name}.{part}": array for part, array in offsets.arrays.items()}
         return arrays
 
     def _checked(self, leaves: Integer[np.ndarray, " leaves"]) -> Int64[np.ndarray, " leaves"]:
@@ -470,10 +470,10 @@ class VokenTrie:
     def _child(
         self, level: int, nodes: Int64[np.ndarray, " sequences"], vokens: Int64[np.ndarray, " sequences"]
     ) -> Int64[np.ndarray, " sequences"]:
-        """The child with that voken of each node of `level`, -1 where the node is -1 or has none."""
+        """The child with that voken of each node of `level`; -1 if the node is -1 or has no such child."""
         low, end = self.child_offsets[level].ranges(np.maximum(nodes, 0))
-        place, found = find_between(self.vokens[level], low, end, vokens)
-        return np.where(found & (nodes >= 0), place, -1)
+        place, exists = find_between(self.vokens[level], low, end, vokens)
+        return np.where(exists & (nodes >= 0), place, -1)
 
 
 def find_between(
@@ -482,9 +482,9 @@ def find_between(
     end: Int64[np.ndarray, " values"],
     values: Integer[np.ndarray, " values"],
 ) -> tuple[Int64[np.ndarray, " values"], Bool[np.ndarray, " values"]]:
-    """Where each value stands, or would, in its stretch `low` … `end` - 1 of a column, which ascends there.
+    """The place of each value in its stretch `low` … `end` - 1 of a column, which ascends there; and if it is there.
 
-    And whether it is there. The column must not be empty.
+    The place of a missing value is where it would be inserted. The column must not be empty.
     """
     high, last = end, len(column) - 1
     widest = int((end - low).max(initial=0))

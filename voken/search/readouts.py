@@ -1,18 +1,18 @@
 """Read-outs: how the pictures that the beams reached are ranked, and how likely each one is right.
 
     generate   log p(Y|q) alone
-    voken      + weight × cosine of the query's vector with the one rebuilt from the picture's vokens
-    vector     + weight × cosine of the query's vector with the picture's stored one
+    voken      + weight × cosine of the query's vector with the vector rebuilt from the picture's vokens
+    vector     + weight × cosine of the query's vector with the picture's stored vector
 
 Only "vector" can tell apart pictures that share a sequence; the other two give them the same score.
 
 A confidence is a logistic model of three features that a search has anyway (`voken.training.choose` fits it):
 
     score         log p(Y|q) + weight × cosine. Its coefficient is 0 or more, so a hit never has a lower confidence
-                  than one ranked below it, and cutting at a threshold leaves the beginning of the answer.
-    mass          the log of the total probability of the sequences found. If many are likely, one likely sequence
+                  than a hit ranked below it, and cutting at a threshold leaves the beginning of the answer.
+    mass          the log of the total probability of the sequences reached. If many are likely, one likely sequence
                   says less.
-    mean cosine   of the query with the sequences found, weighted by their probabilities. It has no coefficient in
+    mean cosine   of the query with the sequences reached, weighted by their probabilities. It has no coefficient in
                   "vector": the score already holds the cosine with the picture itself.
 
 The last two are the same for all hits of an answer.
@@ -89,7 +89,7 @@ class ReadOut:
 
     @classmethod
     def calibrated(cls, name: ReadOutName, weight: float, calibration: Calibration | None) -> Self:
-        """With that part of `calibration` which holds for this read-out and this weight, if there is one."""
+        """With the part of `calibration` that holds for this read-out and this weight, if there is one."""
         parts = () if calibration is None else calibration.readouts
         matching = (part for part in parts if (part.readout, part.cosine_weight) == (name, weight))
         return cls(name, weight, next(matching, None))

@@ -46,7 +46,7 @@ _LOOK_SECONDS = 0.2
 _WRITER_SECONDS = 0.05
 """Time that a search waits for a writer before it goes on with the version that it has."""
 _MAX_POOLS = 8
-"""Pools of filters that are kept for the next search with the same filters."""
+"""Pools of filters that stay in memory for the next search with the same filters."""
 _NOT_CALIBRATED = (
     "This model is not calibrated for this read-out, so its hits have no confidence to compare with. Train it "
     "again with a validation set of 50 queries or more."
@@ -258,7 +258,7 @@ class Searcher:
         return [hits for block in blocks for hits in self._answer_block(pool, block, key.k, beams)]
 
     def similar(self, image_id: str, k: int, where: Sequence[Filter] = ()) -> list[Hit]:
-        """At most `k` pictures like one of the collection, without that one. Needs neither torch nor text.
+        """At most `k` pictures like a picture of the collection, which is not among them. Needs neither torch nor text.
 
         Raises `DataError` if there is no such picture.
         """
@@ -388,7 +388,7 @@ def _filtered_trie(snapshot: Snapshot, filters: tuple[Filter, ...]) -> VokenTrie
 
 
 def _read_out(search: SearchConfig, model: SearchModel, collection: Snapshot) -> ReadOut:
-    """With the weight that the caller insists on, or the one that training chose."""
+    """The read-out with the weight that the caller insists on, or the weight that training chose."""
     name = search.readout
     if name == "vector" and collection.vectors is None:
         raise ConfigError(
