@@ -8,11 +8,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 
@@ -50,39 +48,6 @@ class Experiment:
     """Folder of the backbones' weights, or "hub"."""
     quick: bool = False
     """Whether the baselines train for a few epochs only."""
-
-    @classmethod
-    def open(
-        cls,
-        track: Track,
-        data: Path,
-        out: Path,
-        seed: int,
-        *,
-        images: Path | None = None,
-        quick: bool = False,
-        settings: Mapping[str, str] | None = None,
-        cache: Path | None = None,
-        progress: Progress = no_progress,
-        captioner: str = "",
-        checkpoints: str = "",
-    ) -> Self:
-        """The data set as the track splits it, with the folder that `voken reproduce --out` uses.
-
-        `settings` are dotted settings that replace the track's; `cache` is the folder of vectors, `out`/vectors by
-        default. Raises `DataError` if `data` is not a data set.
-        """
-        return cls(
-            track,
-            track.read(data, images, seed, quick=quick),
-            track.config(seed, quick=quick).override(dict(settings or {})),
-            out / track.name / f"seed-{seed}{'-quick' if quick else ''}",
-            VectorCache(cache or out / "vectors"),
-            progress,
-            captioner,
-            checkpoints,
-            quick,
-        )
 
     @property
     def seed(self) -> int:

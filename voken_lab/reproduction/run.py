@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from voken import artifact
+from voken.encoders.cache import VectorCache
 from voken.errors import ConfigError
 from voken.progress import Progress, no_progress
 from voken_lab.reproduction import figure4, figure5
@@ -66,19 +67,18 @@ class Request:
         return tuple(dict.fromkeys(self.what))
 
     def experiment(self, seed: int, progress: Progress) -> Experiment:
-        """The experiment of one seed."""
-        return Experiment.open(
-            track(self.track),
-            self.data,
-            self.out,
-            seed,
-            images=self.images,
-            quick=self.quick,
-            settings=dict(self.settings),
-            cache=self.cache,
-            progress=progress,
-            captioner=self.captioner,
-            checkpoints=self.checkpoints,
+        """One seed of it. Raises `ConfigError` for an unknown track, `DataError` if `data` is not a data set."""
+        chosen = track(self.track)
+        return Experiment(
+            chosen,
+            chosen.read(self.data, self.images, seed, quick=self.quick),
+            chosen.config(seed, quick=self.quick).override(dict(self.settings)),
+            self.out / chosen.name / f"seed-{seed}{'-quick' if self.quick else ''}",
+            VectorCache(self.cache or self.out / "vectors"),
+            progress,
+            self.captioner,
+            self.checkpoints,
+            self.quick,
         )
 
 
