@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builders.prefix_models import LogProbPrefixModel, NumpyPrefixModel, PrefixModel
+from builders.score_sequences import score_sequences
 from voken.decoding import beam, torch_expansion
-from voken.decoding.beam import beam_search, beam_search_from_state, score_sequences
+from voken.decoding.beam import beam_search, beam_search_from_state
 from voken.decoding.interface import StepModel
 from voken.decoding.trie import VokenTrie
 from voken.errors import ConfigError, VokenError

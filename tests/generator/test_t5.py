@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from builders.score_sequences import score_sequences
 from builders.tiny_t5 import KINDS, LEVELS, SIZE, WORDS, make_checkpoint, make_codebooks, make_t5
-from voken.decoding.beam import beam_search, beam_search_from_state, score_sequences
+from voken.decoding.beam import beam_search, beam_search_from_state
 from voken.decoding.trie import VokenTrie
 from voken.errors import ArtifactVersionError, ConfigError, CorruptArtifactError
 from voken.generator.interface import Generator

@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from builders.tiny_lite import DIM, LEVELS, SIZE, make_whole_model
+from voken import Collection
 from voken.cli import app
 from voken.collection.snapshot import Snapshot
 from voken.collection.store import Store
@@ -106,7 +107,7 @@ def test_64_threads_and_an_event_loop_get_what_one_caller_gets(saved, tmp_path, 
 
 
 def test_opening_takes_the_engine_on_a_cpu_and_torch_where_there_is_none(saved, tmp_path):
-    assert isinstance(Searcher.open(saved / "collection").model, CompiledModel)
+    assert isinstance(Collection.open(saved / "collection").searcher.model, CompiledModel)
     assert isinstance(load_model(saved / "model"), CompiledModel)
     without = tmp_path / "model"
     shutil.copytree(saved / "model", without)

@@ -8,6 +8,7 @@ import pytest
 
 from builders.collections import make_collection
 from builders.tiny_model import paint, paint_many, tiny_model
+from voken import Collection
 from voken.config import ReadOutWeights, SearchConfig
 from voken.errors import ArtifactError, ConfigError
 from voken.model.calibration import Calibration, ReadOutCalibration, Threshold
@@ -144,8 +145,8 @@ def test_another_model_is_refused(collection):
 def test_open_says_which_model_is_missing(tmp_path):
     make_collection(tmp_path / "c", paint_many(tmp_path / "in", 4), tiny_model(), model_folder=tmp_path / "gone")
     with pytest.raises(ArtifactError, match=r"gone, which is not there\. Name the model's folder"):
-        Searcher.open(tmp_path / "c")
-    assert len(Searcher.open(tmp_path / "c", tiny_model()).search(["red"], 2)[0]) == 2
+        Collection.open(tmp_path / "c")
+    assert len(Collection.open(tmp_path / "c", model=tiny_model()).search("red", 2)) == 2
 
 
 def calibrated_model():

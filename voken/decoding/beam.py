@@ -24,10 +24,10 @@ import numpy as np
 from voken.decoding.interface import DIVERGED, IMPOSSIBLE, BeamState, Expansion, StepModel
 from voken.decoding.trie import VokenTrie
 from voken.errors import ConfigError, VokenError
-from voken.shapes import Float, Float32, Int, Int32, Int64
+from voken.shapes import Float32, Int32, Int64
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 _GROUPED = 16
 """Candidates per group, of which only the best is looked at first. The width of many candidates is a multiple of it."""
@@ -84,34 +84,6 @@ def beam_search_from_state(
     vokens = np.take_along_axis(leaves.path, best_first[:, :, None], 1)
     result.vokens[:, :width] = np.where(possible[:, :, None], vokens, 0)
     return result
-
-
-def score_sequences(
-    model: StepModel,
-    state: Any,
-    vokens: Int[Tensor, "queries sequences levels"],
-    *,
-    logit_temperature: float = 1.0,
-) -> Float[Tensor, "queries sequences"]:
-    """Log-probabilities of these sequences, step by step through a torch model, without a trie.
-
-    It is as slow as a search and says what a search must find. Gradients flow if the caller enables them.
-    """
-    import torch
-
-    queries, sequences, levels = vokens.shape
-    vokens = vokens.to(model.device)
-    parents = torch.zeros(queries, sequences, dtype=torch.long, device=model.device)
-    logits, state = model.step(state, None, None)
-    logits = logits.expand(-1, sequences, -1)
-    total = torch.zeros(queries, sequences, device=model.device)
-    for level in range(levels):
-        log_prob = torch.log_softmax(logits.float() / logit_temperature, dim=-1)
-        total = total + log_prob.gather(2, vokens[:, :, level : level + 1]).squeeze(2)
-        if level + 1 < levels:
-            logits, state = model.step(state, vokens[:, :, level], parents)
-            parents = torch.arange(sequences, device=model.device).expand(queries, -1)
-    return total
 
 
 def _search(model: StepModel, state: Any, trie: VokenTrie, count: int, logit_temperature: float) -> BeamState:

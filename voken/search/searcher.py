@@ -1,8 +1,9 @@
 """Texts to ranked pictures: the generator writes voken sequences, the collection says whose they are.
 
-    searcher = Searcher.open(Path("photos.voken"))
-    for hit in searcher.search(["two dogs on a beach"], k=10)[0]:
-        ...
+    store = Store.open(Path("photos.voken"))
+    snapshot = store.snapshot()
+    searcher = Searcher(load_model(snapshot.find_model()), snapshot, store=store)
+    (hits,) = searcher.search(["two dogs on a beach"], k=10)
 
 A search sees one version of the collection from beginning to end. An opened collection is followed: searches that
 begin a moment later see what other processes have added and removed.
@@ -19,7 +20,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -170,16 +171,6 @@ class Searcher:
         self._last_look = time.monotonic()
         self._looking = threading.Lock()
         self._pools: dict[tuple[Filter, ...], Pool] = {(): Pool(collection, collection.trie, model.tokenizer)}
-
-    @classmethod
-    def open(cls, collection: Path, model: SearchModel | None = None, search: SearchConfig | None = None) -> Self:
-        """Open a saved collection, and the model that it was indexed with if no other is named.
-
-        Raises `ArtifactError` if that model is no longer where it was.
-        """
-        store = Store.open(collection)
-        snapshot = store.snapshot()
-        return cls(load_model(snapshot.find_model()) if model is None else model, snapshot, search, store=store)
 
     @property
     def collection(self) -> Snapshot:
