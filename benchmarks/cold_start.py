@@ -1,13 +1,13 @@
 """How long does one search take from the shell, everything included, beside another image-search command line?
 
-Every run is a process of its own, measured from its start to its end; rows are interleaved, medians over rounds. A
-first round is thrown away, so that files are in the page cache: the process is cold, the disk is not. Processor time
-(user + system) and peak memory are the kernel's (wait4); on a machine shared with others the first is the one to trust.
-The floor is what Python itself takes to start, and to import what a search without torch cannot do without.
+Every run is a process of its own, timed from its start to its end. Rows are interleaved; the table shows medians over
+rounds. The first round is discarded, so that files are in the page cache: the process is cold, the disk is not. CPU
+time (user + system) and peak memory come from the kernel (wait4); on a shared machine trust the CPU time. The floor is
+the time that Python takes to start and to import what every search without torch needs.
 
     python benchmarks/cold_start.py COLLECTION --peer rclip='COMMAND' --json out.json
 
-Each round asks another query, which replaces {query} in a peer's command: some keep the answers that they gave.
+Each round has another query, which replaces {query} in a peer's command: some peers cache their answers.
 
 A peer of equal size. rclip (4.0.8 needs Python 3.12) reads its model from the folder RCLIP_DATADIR, so that it runs
 without its hub. `--write-peer FOLDER` writes 1,000 pictures of noise into FOLDER/pictures, and into FOLDER/data a
@@ -49,7 +49,7 @@ QUERIES = [f"{thing} {place}" for thing in ("a dog", "two cats", "red boats") fo
 PICTURES = 1000
 LAYERS, WIDTH, HEADS, CONTEXT, WORDS, SHARED_DIM = 6, 384, 6, 77, 49_408, 512
 MODEL_FOLDER = "ViT-B-32-256-datacomp_s34b_b86k"
-LEGAL_FILES = ("LICENSE", "OPENAI-CLIP-MIT.txt", "README.md", "THIRD_PARTY_NOTICES.md")  # rclip wants to see them
+LEGAL_FILES = ("LICENSE", "OPENAI-CLIP-MIT.txt", "README.md", "THIRD_PARTY_NOTICES.md")  # rclip requires them
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def main() -> None:
     """Measure, print a table, write JSON; or write what a peer needs."""
     parser = option_parser(__doc__)
     parser.add_argument("collection", type=Path, nargs="?", help="what `voken index` saved")
-    parser.add_argument("--peer", action="append", default=[], metavar="NAME=COMMAND", help="may be given again")
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=COMMAND", help="may be repeated")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--write-peer", type=Path, metavar="FOLDER", help="write pictures and a model, and end")
     options = parser.parse_args()
@@ -105,7 +105,7 @@ def commands(collection: Path, peers: list[str]) -> dict[str, list[str]]:
 
 
 def timed(command: list[str]) -> Run:
-    """Run `command` to its end. Whatever fails ends the benchmark, with what it said."""
+    """Run `command` to its end. A command that fails ends the benchmark, with its output."""
     with tempfile.TemporaryFile() as output:
         began = time.perf_counter()
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
@@ -119,7 +119,7 @@ def timed(command: list[str]) -> Run:
 
 
 def table(rounds: dict[str, list[Run]], peers: list[str]) -> str:
-    """Markdown, a line a row: medians, and their ratios to the floor's and to the quickest peer's."""
+    """A Markdown table, a line per row: medians, and their ratios to the floor and to the fastest peer."""
     quickest = min((_median(rounds[name], "seconds") for name in peers), default=0.0)
     heads = ["", "ms", "least … most", "× floor", "× quickest peer", "CPU ms", "× floor", "peak MB"]
     lines = []
@@ -142,7 +142,7 @@ def table(rounds: dict[str, list[Run]], peers: list[str]) -> str:
 
 
 def report(rounds: dict[str, list[Run]], rows: dict[str, list[str]]) -> dict[str, Any]:
-    """Everything measured, and what ran."""
+    """Every figure and every command."""
     fields = [field.name for field in dataclasses.fields(Run)]
     return {
         "benchmark": "cold_start",

@@ -2,11 +2,11 @@
 
 T5 in the shapes of T5-small and T5-base, weights at random as transformers makes them, vokens appended. All rows have
 these weights: ours (the engine, and torch), `generate` with `prefix_allowed_tokens_fn`, and CTranslate2 in int8, which
-has no constraint of this kind and is asked for the speed alone. Reading a text is counted in all of them, by the same
-tokenizer. Each gives 20 sequences of M vokens a query.
+has no constraint of this kind and only serves to compare speed. Reading a text is counted in all rows, with the same
+tokenizer. Each row returns 20 sequences of M vokens per query.
 
 Opponents run at their best. `generate`: cache, SDPA, `inference_mode`, no end token (so M steps, not M + 1), length
-penalty 0, scores not asked for while timed (it copies every step's logits to return them). Its callback looks the
+penalty 0, no scores requested while timed (it copies every step's logits to return them). Its callback looks the
 whole prefix up in one dict; of values kept as lists, numpy arrays and tensors, tensors were the fastest to index with
 (batch 1, level 1: 1.1 ms a step against 4.7 ms with lists and 28 ms with arrays), though its documentation says lists.
 CTranslate2: end token forbidden by the least length, all cores in one operation or a worker a core, the library's own
@@ -15,12 +15,12 @@ only" go past what either library documents: the decoder's table and head are cu
 for the 32,128 words. "Freed memory kept" is `voken.optimisation.keep_freed_memory`. Ratios are to the fastest row of
 each library, these included.
 
-Every row has a process of its own, which stays; they are asked in turn, one at a time, and a row's number is the
+Every row has a process of its own, which stays loaded; rows run in turn, one at a time, and a row's number is the
 median over rounds, by the wall. On a machine shared with others `--threads 1 --clock cpu` is to be trusted more: with
 two threads each waits for the other in every small operation.
 
 Useful arithmetic is the same for all rows: every text token read and projected to cross keys once, level 1 for one
-beam, then `beams` beams a level, N logits each. Its rate is set beside that of a large matrix product through the same
+beam, then `beams` beams per level, N logits each. Its rate stands beside that of a large matrix product in the same
 library, at the same precision, on the same cores. Agreement is with transformers: rankings are the same if all scores
 are within 1e-4 and a sequence that one side lacks ties with the last.
 
@@ -71,7 +71,7 @@ NEVER = -1e4
 
 Precision = Literal["float32", "int8"]
 Answer = tuple[Int32[np.ndarray, "beams M"], Float32[np.ndarray, " beams"]]
-"""The sequences of one query, best first, and their log-probabilities (not a number where they were not asked for)."""
+"""The sequences of one query, best first, and their log-probabilities (NaN if they were not requested)."""
 Clock = Callable[[], float]
 CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 
@@ -106,7 +106,7 @@ class Agreement:
     same_ranking: float
     """Share of queries with the same ranking up to ties."""
     greatest_difference: float
-    """Of the scores of sequences that both have."""
+    """Greatest difference of the scores of sequences that both have."""
 
 
 class Row(ABC):
@@ -128,10 +128,10 @@ class Row(ABC):
 
     @abstractmethod
     def search(self, texts: Sequence[str], *, scores: bool = True) -> list[Answer]:
-        """Answer all texts in one batch; `scores` False where they would cost extra and nobody reads them."""
+        """Answer all texts in one batch; `scores` is False if they would cost time and nobody reads them."""
 
     def matrix_rate(self, clock: Clock) -> float | None:
-        """Operations a second of a large matrix product; None where the library has none to call."""
+        """Operations per second of a large matrix product; None if the library offers none."""
         return None
 
 
@@ -438,7 +438,7 @@ def measure(rows: Sequence[Row], workload: Workload, rounds: int) -> dict[str, A
                     rate = workers[row.name].ask("rate")
                     rates[row.name] += [rate] if rate else []
                     milliseconds = [f"{1000 * seconds[row.name][batch][-1]:.1f}" for batch in workload.batches]
-                    print(f"round {number + 1}  {row.name}: {' '.join(milliseconds)} ms a query", file=sys.stderr)
+                    print(f"round {number + 1}  {row.name}: {' '.join(milliseconds)} ms per query", file=sys.stderr)
             answers = {
                 row.name: [(np.array(vokens), np.array(scores)) for vokens, scores in workers[row.name].ask("answers")]
                 for row in rows
@@ -601,11 +601,11 @@ def _only(one: dict[tuple[int, ...], float], other: dict[tuple[int, ...], float]
 
 
 def table(report: dict[str, Any], workload: Workload) -> str:
-    """Markdown, a line a row."""
+    """A Markdown table, a line per row."""
     rows = report["rows"]
     heads = [""]
     for batch in workload.batches:
-        heads += [f"batch {batch}: ms a query", "least … most", "× transformers", "× CTranslate2"]
+        heads += [f"batch {batch}: ms per query", "least … most", "× transformers", "× CTranslate2"]
     heads += ["useful GFLOP/s", "of a large product", "same first", f"of {workload.beams} shared", "same ranking"]
     heads += ["greatest difference"]
     lines = []
@@ -640,7 +640,7 @@ def _fastest(rows: dict[str, Any], opponent: str, batch: int) -> float | None:
 
 
 class _Worker:
-    """A row in a process of its own, asked by lines of JSON."""
+    """A row in a process of its own, which answers lines of JSON."""
 
     def __init__(self, name: str, folder: Path, threads: int) -> None:
         command = [sys.executable, __file__, "--rows", name, "--worker", str(folder)]
@@ -716,7 +716,7 @@ def _seconds_a_query(row: Row, texts: Sequence[str], batch: int, clock: Clock) -
 
 
 def _rate(product: Callable[[], object], clock: Clock) -> float:
-    """Operations a second of a product of two PRODUCT × PRODUCT matrices: the best of three."""
+    """Operations per second of a product of two PRODUCT × PRODUCT matrices: the best of three."""
     product()
     best = float("inf")
     for _ in range(3):
@@ -744,7 +744,7 @@ def _use_torch_threads(threads: int) -> None:
 
 
 def _word_texts(tokenizer: Any) -> list[str]:
-    """One text for each row of T5's table: CTranslate2 is asked in texts of tokens."""
+    """One text for each row of T5's table: CTranslate2 reads texts of tokens."""
     return [tokenizer.convert_ids_to_tokens(word) or f"<{word}>" for word in range(T5_WORDS)]
 
 

@@ -1,6 +1,6 @@
 """Recall at equal bytes per picture: our vokens beside faiss's quantizers, on the same vectors.
 
-At each of --levels M, a tokenizer of M levels with 256 entries each (a byte a level, a codebook a level, the default
+At each of --levels M, a tokenizer of M levels with 256 entries each (one byte and one codebook per level, the default
 preset's mixtures, k-means and no gradient) stands beside faiss's product quantizer (PQ), the same behind a learned
 rotation (OPQ) and residual quantizer (RQ), of M bytes too, trained on the same train-split pictures. Codes are
 compared with the query's exact vector (asymmetric search) by inner product; "unit length" compares by cosine, as
@@ -11,7 +11,7 @@ text. The rows "generate" and "+ voken rerank" are the whole system (100 beams),
 trained generator and its caption memory. The pool, the queries and the recall are those of quality.py.
 
 Bytes of the codes are M for all. What a collection really takes beside (where each node's children start, picture
-numbers, ids) is in "size"; the codebooks, 256 KB a level for ours and 256 KB in all for PQ (dim 256), belong to no
+numbers, ids) is in "size"; the codebooks, 256 KB per level for ours and 256 KB in all for PQ (dim 256), belong to no
 picture. With --large the pool is also that data set: its queries are the test captions whose concept stands in it.
 
     python benchmarks/equal_bytes.py emoji --json equal-bytes-emoji.json
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def use_threads(threads: int) -> None:
-    """Of torch and faiss."""
+    """Set the threads of torch and faiss."""
     if threads:
         import faiss
         import torch
@@ -153,7 +153,7 @@ def compared(
 
 
 def unit(vectors: Float32[np.ndarray, "pictures dim"]) -> Float32[np.ndarray, "pictures dim"]:
-    """At length 1."""
+    """The vectors, scaled to length 1."""
     scaled: np.ndarray = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     return scaled
 

@@ -39,7 +39,7 @@ LOOKED_UP = 10
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """What a collection wants to know of one."""
+    """What a collection needs of an image tokenizer."""
 
     levels: int
     codebook_size: int
@@ -72,7 +72,7 @@ class Row:
 
     @property
     def sequences_per_second(self) -> float:
-        """Rows of the voken matrix that go into the trie in a second, the median over rounds."""
+        """Rows of the voken matrix that the trie takes in per second, the median over rounds."""
         return self.pictures / statistics.median(self.build_seconds)
 
 
@@ -131,7 +131,7 @@ def synthetic(draw: str, vokens: Int32[np.ndarray, "pictures levels"], codebook_
 
 
 def saved(folder: Path, rounds: int) -> Row:
-    """The same of a collection that is there."""
+    """The same for a saved collection."""
     from voken.collection.store import Store
 
     collection = Store.open(folder).snapshot()
@@ -190,7 +190,7 @@ def resident_megabytes() -> float:
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown, a line a collection; bytes are a picture's, and the sum leaves vectors out."""
+    """A Markdown table, a line per collection; bytes are per picture, and their sum leaves out vectors."""
     heads = ["pictures", "", "sequences", "trie", "picture numbers", "ids", "paths", "sum", "vectors"]
     heads += ["sequences/s", "least … most", "open", "least … most", "memory", "after a look-up"]
     lines = []

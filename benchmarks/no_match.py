@@ -1,9 +1,9 @@
 """Does a search know when nothing matches? The confidence of hits on concepts that training never saw.
 
-The captions of the test split are asked twice: of a pool that holds their pictures, and of the same pool without any
-of them (the collection is made anew without). A right hit is a picture of a concept whose caption the query is. Half
-of the weight is on each case, or as the model's calibration says (its prior). It is `voken.search.searcher.Searcher`
-that answers, with the saved engine where the model has one, and the first ten hits count.
+Every caption of the test split is searched twice: in a pool that holds its pictures, and in the same pool without them
+(a collection built without these pictures). A hit is right if its picture shows the concept of the caption. The prior
+of the model's calibration, half by default, is the weight of the first case. `voken.search.searcher.Searcher` searches,
+with the saved engine if the model has one; the first ten hits count.
 
   right, confidence   of first hits: how many were right, and how many the confidence promised
   ECE                 expected calibration error in ten bins of equal width: of first hits, and of all ten
@@ -56,7 +56,7 @@ BINS = 10
 
 @dataclass(frozen=True, eq=False)
 class Answered:
-    """What was answered: a row a query and case, those whose pictures are there first."""
+    """Hits, one row per query and case; the case with the right pictures comes first."""
 
     confidence: Float[np.ndarray, "answers hits"]
     right: Bool[np.ndarray, "answers hits"]
@@ -71,7 +71,7 @@ class Answered:
         return confidence
 
     def weights(self, prior: float) -> Float[np.ndarray, "answers hits"]:
-        """Of every hit."""
+        """The weight of every hit."""
         weights: np.ndarray = np.where(self.present, prior, 1 - prior)[:, None] * self.found
         return weights
 
@@ -87,7 +87,7 @@ class Bin:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Ask, print the tables, write JSON."""
+    """Search, print the tables, write JSON."""
     parser = option_parser(__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("dataset", type=Path)
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--all-pictures", action="store_true", help="a pool of all pictures of the split too")
     parser.add_argument("--readouts", nargs="+", choices=READOUTS, default=list(READOUTS))
     parser.add_argument("--precisions", type=float, nargs="+", default=[0.5, 0.7, 0.8, 0.9], help="stated ones")
-    parser.add_argument("--queries", type=int, default=1000, help="at most so many of a pool, drawn by the seed")
+    parser.add_argument("--queries", type=int, default=1000, help="at most so many per pool, drawn by the seed")
     parser.add_argument("--seed", type=int, default=0, help="draws pools and queries")
     parser.add_argument("--threads", type=int, default=0, help="0: as many as there are cores")
     parser.add_argument("--cache", type=Path, default=Path("runs/no-match/vectors"), help="vectors of pictures")
@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows: list[dict[str, Any]] = []
     for name, members in pools(Dataset(split.name, split.root, images), options):
         pool = Dataset(split.name, split.root, tuple(images[row] for row in members))
-        arena = Arena(model, searched, pool, encoded.vectors[members], asking(split, pool, options))
+        arena = Arena(model, searched, pool, encoded.vectors[members], queries_for(split, pool, options))
         answered = arena.answered(tuple(dict.fromkeys(["generate", *options.readouts])))
         for readout in options.readouts:
             rows.append({"pool": name} | measured(arena, answered, readout, calibration, options.precisions))
@@ -147,7 +147,7 @@ def pools(images: Dataset, options: argparse.Namespace) -> list[tuple[str, np.nd
     return named_pools
 
 
-def asking(split: Dataset, pool: Dataset, options: argparse.Namespace) -> tuple[Query, ...]:
+def queries_for(split: Dataset, pool: Dataset, options: argparse.Namespace) -> tuple[Query, ...]:
     """The captions of the pool's concepts, at most --queries."""
     queries = queries_of(split, Pool(tuple(image.image_id for image in pool.images)))
     if len(queries) <= options.queries:
@@ -157,7 +157,7 @@ def asking(split: Dataset, pool: Dataset, options: argparse.Namespace) -> tuple[
 
 
 class Arena:
-    """A pool and what is asked of it."""
+    """A pool and its queries."""
 
     def __init__(
         self,
@@ -180,7 +180,7 @@ class Arena:
         whole = self._snapshot(np.full(len(self.images), True))
         everyone = range(len(self.queries))
         answers = {readout: [*self._ask(whole, readout, everyone), *([] for _ in everyone)] for readout in readouts}
-        # queries with the same right pictures are asked of one pool
+        # queries with the same right pictures share one pool
         alike: dict[frozenset[str], list[int]] = {}
         for row, query in enumerate(self.queries):
             alike.setdefault(query.relevant, []).append(row)
@@ -216,7 +216,7 @@ class Arena:
         return Answered(confidence, right, is_hit, score, np.arange(len(answers)) < len(self.queries))
 
     def top_cosines(self) -> Float[np.ndarray, " answers"]:
-        """Of the exact two-tower, with the encoder's own vector of the query."""
+        """Greatest cosines of the exact two-tower, with the encoder's own vector of the query."""
         texts = self.model.encoder.encode_texts([query.text for query in self.queries])
         cosine = texts @ self._vectors.T
         without = np.where(self.relevant, -np.inf, cosine)
@@ -230,7 +230,7 @@ def measured(
     calibration: Calibration,
     precisions: Sequence[float],
 ) -> dict[str, Any]:
-    """Of one read-out."""
+    """Every figure of one read-out."""
     answers = answered[readout]
     weights = answers.weights(calibration.prior)
     (part,) = (part for part in calibration.readouts if part.readout == readout)

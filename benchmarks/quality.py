@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--test-concepts", type=int, default=400)
     parser.add_argument("--validation-concepts", type=int, default=200)
     parser.add_argument("--distance", type=int, default=2)
-    parser.add_argument("--queries", type=int, default=None, help="ask so many, drawn by the seed (default: all)")
+    parser.add_argument("--queries", type=int, default=None, help="at most so many, drawn by the seed (default: all)")
     parser.add_argument("--engines", nargs="*", default=[], choices=["float32", "int8"])
     parser.add_argument("--work", type=Path, default=Path("runs/quality"))
     arguments = parser.parse_args()

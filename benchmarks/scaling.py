@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--t5", default="small", help="shape in decoding.py")
     parser.add_argument("--collection", type=Path, help="what `voken index` made with one of the models")
     parser.add_argument("--pictures", type=Path, help="the data set that was indexed")
-    parser.add_argument("--queries", type=Path, help="the data set whose test captions are asked")
+    parser.add_argument("--queries", type=Path, help="the data set whose test captions are the queries")
     parser.add_argument("--asked", type=int, default=1000)
     parser.add_argument("--timed", type=int, default=40, help="queries timed a row and round, at batch 1")
     parser.add_argument("--rounds", type=int, default=5)
@@ -192,7 +192,7 @@ def text_encoders(
 def growing_sets(
     models: Sequence[CompiledModel], encoders: dict[str, TextEncoder], options: argparse.Namespace
 ) -> list[GrowingRow]:
-    """Every system over every size, sizes asked one right after another."""
+    """Every system over every size, sizes one right after another."""
     levels, entries = models[0].generator.levels, models[0].generator.codebook_size
     searches: dict[tuple[str, str, str], dict[int, Search]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -323,7 +323,7 @@ def timed_in_turn(
     for number in range(-1, rounds):
         for row, sizes in zip(rows, searches.values(), strict=True):
             for batch, times in row.seconds.items():
-                # the first to be asked pays for what the row before left behind: every size is the first in its turn
+                # the first call pays for what the row before left behind: every size comes first in its turn
                 order = [*sizes, *sizes][number % len(sizes) :][: len(sizes)]
                 for size in order:
                     seconds = seconds_a_query(sizes[size], texts, batch)
@@ -334,7 +334,7 @@ def timed_in_turn(
 
 
 def seconds_a_query(search: Search, texts: list[str], batch: int) -> float:
-    """All `texts`, so many at once."""
+    """Seconds per query over all `texts`, in batches."""
     time.sleep(SETTLE_SECONDS)
     begin = time.perf_counter()
     for start in range(0, len(texts), batch):
@@ -368,12 +368,12 @@ def real_set(
 def concept_queries(
     questioners: Dataset, pictures: Dataset, pool: Sequence[str], *, limit: int | None, seed: int
 ) -> tuple[Query, ...]:
-    """Captions of `asked`, of concepts that stand among the pictures whose ids are `pool`; these are right answers."""
+    """Captions of `questioners` whose concept is shown by pictures with ids in `pool`; these are the right answers."""
     members = set(pool)
     there = [image for image in pictures.images if image.image_id in members]
     concepts = {image.concept for image in there}
     askers = [
-        dataclasses.replace(image, image_id=f"asked: {image.image_id}")
+        dataclasses.replace(image, image_id=f"questioner: {image.image_id}")
         for image in questioners.images
         if image.concept in concepts
     ]

@@ -1,4 +1,4 @@
-"""How many pairs a second does stage 2 train on, beside the naive form?
+"""How many pairs per second does stage 2 train on, beside the naive form?
 
 The naive form is what the pieces give without voken: vokens appended to T5's vocabulary, one-hot targets,
 `T5ForConditionalGeneration` and transformers' own `Trainer`. Ours is the `lite` family (a frozen or tuned
@@ -426,7 +426,7 @@ def _in_its_own_process(name: str, arguments: list[str]) -> Measured:
 
 
 def table(rounds: dict[str, list[Measured]], epochs: int) -> str:
-    """Markdown, a line a row, medians over rounds, ratios to the naive form of the same loss."""
+    """A Markdown table, a line per row: medians over rounds, and ratios to the naive form of the same loss."""
     heads = ["", "parameters", "trained", "pairs/s", "least … most", "× naive"]
     heads += ["pairs/CPU s", "× naive", f"the same, reading in, {epochs} epochs", "× naive", "peak memory"]
     lines = []

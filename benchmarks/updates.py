@@ -1,12 +1,13 @@
-"""What do additions and removals cost a large collection, and who searches it?
+"""What do additions and removals cost a large collection, and its searches?
 
 On a copy of COLLECTION (hard links: its base is never changed), a searcher answers queries; then --add pictures are
 added in one change and --remove others removed in another. Measured: each change; how long until a search of the
 running searcher finds what was added, and no longer what was removed; query times on the changed collection and on
-the same compacted (which is a fresh build), asked in turns; opening before and after; the compaction.
+the same compacted (which is a fresh build), searched in turns; opening before and after; the compaction.
 
-What is added are pictures that are there, under new ids, with their vector moved by a little noise and their sequence
-made of it: encoding is `voken index`'s own time. Queries are captions of --data, or made up.
+The added pictures are copies of those in the collection, under new ids, with a little noise on the vector and the
+sequence that follows from it: the time of encoding belongs to `voken index`. Queries are captions of --data, or
+made up.
 
     python benchmarks/updates.py icons.voken --data icons --add 1000 --remove 1000 --json out.json
 """
@@ -36,12 +37,12 @@ MADE_UP = [f"{what} {how}" for what in ("a dog", "an arrow", "a cup", "two peopl
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Change, ask, print, write JSON."""
+    """Change, search, print, write JSON."""
     parser = option_parser(__doc__)
     parser.add_argument("collection", type=Path)
     parser.add_argument("--model", type=Path, help="needed if it is no longer in its place")
     parser.add_argument("--data", type=Path, help="a data set whose captions are the queries")
-    parser.add_argument("--fill", type=int, default=0, help="first make it so many pictures, of noisy copies")
+    parser.add_argument("--fill", type=int, default=0, help="first fill it with noisy copies up to so many pictures")
     parser.add_argument("--add", type=int, default=1000)
     parser.add_argument("--remove", type=int, default=1000)
     parser.add_argument("--queries", type=int, default=200)
@@ -67,7 +68,7 @@ def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     searcher = Searcher(model, before, store=store)
     queries = texts(options.data, options.queries, options.seed)
     random = np.random.default_rng(options.seed)
-    gone = [before.ids[row] for row in random.choice(before.rows, options.remove, replace=False).tolist()]
+    removed = [before.ids[row] for row in random.choice(before.rows, options.remove, replace=False).tolist()]
     entries = copies(store, before, options.add, random)
     figures: dict[str, Any] = {
         "pictures": len(before),
@@ -77,12 +78,12 @@ def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     figures["add_s"] = seconds(lambda: store.commit(entries))
     new = entries[0]
     figures["until_added_is_found_s"] = until(lambda: new.image_id in near(searcher, new))
-    victim = gone[0]
+    victim = removed[0]
     row = before.find(victim)
     assert row is not None
     target = Entry(victim, "", before.sequence(row), vector_of(before, row), FileFacts(0, 0))
     assert victim in near(searcher, target)
-    figures["remove_s"] = seconds(lambda: store.commit(remove=gone))
+    figures["remove_s"] = seconds(lambda: store.commit(remove=removed))
     figures["until_removed_is_not_found_s"] = until(lambda: victim not in near(searcher, target))
     changed = store.snapshot()
     assert len(changed) == len(before) + options.add - options.remove
