@@ -265,8 +265,7 @@ def _list_trainer(vokens: Int32[np.ndarray, "pictures M"]) -> Any:
 
 def _ours(row: Row, workload: Workload, texts: Sequence[str]) -> Measured:
     from voken.config import GeneratorConfig
-    from voken.generator.objectives import SoftTargets, ValidationQueries, VokenPairs
-    from voken.generator.train import train_generator
+    from voken.generator.train import SoftTargets, ValidationQueries, VokenPairs, train_generator
 
     vokens = _vokens(workload)
     steps = workload.lite_steps if row.family == "lite" else workload.naive_steps

@@ -23,9 +23,15 @@ from voken.errors import EmptyDataError, ResumeError
 from voken.generator import train
 from voken.generator.lite import LiteGenerator
 from voken.generator.llama import LlamaGenerator, Lora
-from voken.generator.objectives import CandidateSearch, SoftTargets, ValidationQueries, VokenPairs
 from voken.generator.t5 import T5Generator
-from voken.generator.train import train_generator, validation_recall
+from voken.generator.train import (
+    CandidateSearch,
+    SoftTargets,
+    ValidationQueries,
+    VokenPairs,
+    train_generator,
+    validation_recall,
+)
 
 CONCEPTS, PICTURES, LEVELS, SIZE, DIM = 12, 60, 3, 6, 10
 WORDS = ["a", "red", "blue", "cat", "dog", "on", "the", "hill", "under", "rain", "with", "two"]

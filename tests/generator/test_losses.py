@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from voken.generator.objectives import (
+from voken.generator.train import (
     discrimination_loss,
     distillation_loss,
     generation_loss,

@@ -29,8 +29,7 @@ from voken.encoders.two_tower import PairedFeatures, TwoTowerEncoder, train_two_
 from voken.errors import ConfigError, EmptyDataError, ResumeError
 from voken.generator.interface import Generator
 from voken.generator.lite import LiteGenerator
-from voken.generator.objectives import SoftTargets, VokenPairs
-from voken.generator.train import train_generator
+from voken.generator.train import SoftTargets, VokenPairs, train_generator
 from voken.image_tokenizer.model import ImageTokenizer
 from voken.image_tokenizer.train import tokenizer_report, train_tokenizer
 from voken.model.calibration import Calibration

@@ -19,7 +19,7 @@ from voken.encoders.interface import Encoder
 from voken.encoders.text_reader import TextReader, TextStates
 from voken.errors import EmptyDataError
 from voken.generator.lite import CaptionMemory
-from voken.generator.objectives import ValidationQueries
+from voken.generator.train import ValidationQueries
 from voken.image_tokenizer.train import PairedVectors
 from voken.model.model import text_reader
 from voken.shapes import Float, Int

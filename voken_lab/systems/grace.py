@@ -32,8 +32,7 @@ from voken.config import GeneratorConfig
 from voken.encoders.text_reader import TextReader, TextStates
 from voken.errors import ConfigError, EmptyDataError
 from voken.generator.lite import LiteGenerator
-from voken.generator.objectives import VokenPairs
-from voken.generator.train import GeneratorHistory, train_generator
+from voken.generator.train import GeneratorHistory, VokenPairs, train_generator
 from voken.image_tokenizer.model import kmeans, nearest
 from voken.model.model import text_reader
 from voken.progress import Progress, no_progress
