@@ -2,7 +2,7 @@
 
 import torch
 
-from voken.generator.packed_sequences import by_level, levels_and_attention_mask, packed_positions
+from voken.generator.lite import by_level, levels_and_attention_mask, packed_positions
 
 
 def test_layout_by_hand():

@@ -35,7 +35,6 @@ from voken.encoders.builtin import SentenceEncoder
 from voken.encoders.text_reader import TextReader
 from voken.encoders.two_tower import TwoTowerEncoder
 from voken.errors import ConfigError
-from voken.generator.packed_sequences import by_level, levels_and_attention_mask, packed_positions
 from voken.shapes import Bool, Float, Int
 
 _ROW_RMS = 0.05
@@ -70,6 +69,42 @@ class CaptionMemory:
     """Mean of the codes ẑ of the caption's pictures, L2-normalised."""
     related_rows: Mapping[str, Int[np.ndarray, " rows"]]
     """For each training text, the rows of this memory that share a concept with it."""
+
+
+def packed_positions(
+    start: Float[Tensor, "queries 1 width"], written: Float[Tensor, "queries sequences written width"]
+) -> Float[Tensor, "queries positions width"]:
+    """Several sequences of one query in a single run of 1 + sequences * written positions that share the first one.
+
+        sequences  a b c, a d e, f g h       positions  start  a a f  b d g
+
+    No voken has been written at the first position, so it is the same for all sequences and is computed once. Then
+    come the first vokens of all sequences, then the second ones. The last voken of a sequence is never read.
+    """
+    return torch.cat([start, written.transpose(1, 2).flatten(1, 2)], 1)
+
+
+def levels_and_attention_mask(
+    sequences: int, written: int, device: torch.device
+) -> tuple[Int[Tensor, " positions"], Bool[Tensor, "positions positions"]]:
+    """How many vokens stand before each position, and which positions (columns) each position (row) attends to.
+
+    A position attends to the start, to itself and to the earlier positions of its sequence.
+    """
+    position = torch.arange(sequences * written, device=device)
+    level = torch.nn.functional.pad(1 + position // sequences, (1, 0))
+    sequence = torch.nn.functional.pad(position % sequences, (1, 0), value=-1)
+    same_sequence = (sequence[:, None] == sequence) | (sequence < 0)
+    return level, same_sequence & (level[:, None] >= level)
+
+
+def by_level(
+    packed: Float[Tensor, "queries positions width"], sequences: int
+) -> tuple[Float[Tensor, "queries _ width"], ...]:
+    """The positions of each level: one of the first level, `sequences` of each level after it."""
+    written = (packed.shape[1] - 1) // sequences
+    parts: tuple[Tensor, ...] = packed.split([1] + [sequences] * written, dim=1)
+    return parts
 
 
 def decay_groups(decoder: nn.Module) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ from voken.generator.checkpoint import (
     follow_parents,
     starting_vocabulary,
 )
-from voken.generator.packed_sequences import by_level, levels_and_attention_mask, packed_positions
+from voken.generator.lite import by_level, levels_and_attention_mask, packed_positions
 from voken.generator.vocabulary import VokenVocabulary
 from voken.shapes import Bool, Float, Int
 

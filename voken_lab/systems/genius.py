@@ -28,8 +28,7 @@ from torch.nn.functional import normalize
 from voken.artifact import read_json, write_json
 from voken.config import GeneratorConfig, TokenizerConfig, from_dict
 from voken.errors import ConfigError
-from voken.generator.lite import DecoderLayer, decay_groups
-from voken.generator.packed_sequences import by_level, levels_and_attention_mask, packed_positions
+from voken.generator.lite import DecoderLayer, by_level, decay_groups, levels_and_attention_mask, packed_positions
 from voken.generator.train import GeneratorHistory, VokenPairs, train_generator
 from voken.generator.vocabulary import VokenVocabulary
 from voken.image_tokenizer.model import ImageTokenizer
