@@ -169,7 +169,7 @@ def test_a_cell_says_all_that_it_was_trained_with(pictures, out, monkeypatch):
 def test_no_encoder_is_taken_for_one_of_other_settings_or_data(pictures, tmp_path):
     def encoder(dataset, **settings):
         config = TINY.config(0, quick=False).override({"encoder.epochs": "1", **settings})
-        return Experiment(TINY, dataset, config, tmp_path, VectorCache(tmp_path)).prepared.encoder.fingerprint
+        return Experiment(TINY, dataset, config, tmp_path, VectorCache(tmp_path)).inputs.encoder.fingerprint
 
     dataset = TINY.read(pictures, None, 0, quick=False)
     first = encoder(dataset)

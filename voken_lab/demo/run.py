@@ -88,10 +88,10 @@ def run(
         collection = Store.open(out / "collection").snapshot()
     print_line(f"     {len(collection):,} pictures of {len(unseen.concepts):,} concepts that training never saw")
     with step("evaluation"):
-        measured = benchmark(model, dataset, limit=_QUERIES, seed=seed, cache=cache, progress=progress)
+        evaluation = benchmark(model, dataset, limit=_QUERIES, seed=seed, cache=cache, progress=progress)
     with step("page"):
         commands = _commands(out)
-        page = _page(model, dataset, collection, measured, steps, commands, seed)
+        page = _page(model, dataset, collection, evaluation, steps, commands, seed)
         write_page(out / "index.html", page.render())
     return Demo(out / "index.html", commands, tuple(steps))
 
@@ -127,7 +127,7 @@ def _page(
     model: Model,
     dataset: Dataset,
     collection: Snapshot,
-    measured: Benchmark,
+    evaluation: Benchmark,
     steps: Sequence[tuple[str, float]],
     commands: tuple[str, ...],
     seed: int,
@@ -135,7 +135,7 @@ def _page(
     unseen = dataset.split("test")
     assert collection.vectors is not None
     quality = tokenizer_report(model.tokenizer, np.asarray(collection.vectors, dtype=np.float32))
-    best = measured.rows[-1]
+    best = evaluation.rows[-1]
     generator = model.validation["generator"]
     return DemoPage(
         title="Vokens: search by writing",
@@ -160,7 +160,7 @@ def _page(
                 row.queries_per_second,
                 is_reference=not row.conditions.readout,
             )
-            for row in measured.rows
+            for row in evaluation.rows
         ),
         groups=_groups(unseen, collection),
         usage=quality.levels,
@@ -213,10 +213,10 @@ def _queries(model: Model, collection: Snapshot, unseen: Dataset, seed: int) -> 
     results = Searcher(model, collection).search([query.text for query in queries], _HITS)
     cards = []
     for query, hits in zip(queries, results, strict=True):
-        shown = [(images[hit.image_id], hit) for hit in hits]
+        images_and_hits = [(images[hit.image_id], hit) for hit in hits]
         hit_cards = (
             HitCard(Picture(image.path, image.concept, hit.vokens), hit.score, image.concept in query.concepts)
-            for image, hit in shown
+            for image, hit in images_and_hits
         )
         cards.append(QueryCard(query.text, query.origin, tuple(hit_cards)))
     return tuple(cards)

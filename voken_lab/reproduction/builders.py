@@ -146,7 +146,7 @@ def grace(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem]:
         raise ConfigError(f"scheme: {requested!r} is not one of {', '.join(SCHEMES)}.")
     scheme: Scheme = requested
     generator, identifiers, _ = train_grace(
-        experiment.prepared_for(spec.protocol),
+        experiment.inputs_for(spec.protocol),
         experiment.pool_vectors,
         scheme,
         _grace_generator(experiment),
@@ -167,18 +167,18 @@ def _grace_generator(experiment: Experiment) -> GeneratorConfig:
 def genius(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem]:
     """A method close to ours (see `voken_lab.systems.genius`) that reads only the text's vector."""
     tokenizer_settings, generator_settings = _genius_settings(experiment)
-    prepared = experiment.prepared_for(spec.protocol)
-    train, validation = prepared.train, prepared.validation
+    inputs = experiment.inputs_for(spec.protocol)
+    train, validation = inputs.train, inputs.validation
     tokenizer, _ = train_tokenizer(
         train.paired_vectors(),
         validation.paired_vectors(),
         tokenizer_settings,
         seed=experiment.seed,
-        device=prepared.device,
+        device=inputs.device,
         progress=experiment.progress,
     )
     generator, _ = train_genius(
-        prepared.encoder,
+        inputs.encoder,
         train,
         validation,
         tokenizer,
@@ -280,15 +280,15 @@ def two_tower(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem]:
 
 
 def _two_tower(experiment: Experiment) -> TwoTower:
-    return TwoTower(experiment.prepared.encoder, experiment.pool.image_ids, experiment.pool_vectors)
+    return TwoTower(experiment.inputs.encoder, experiment.pool.image_ids, experiment.pool_vectors)
 
 
 def approximate(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem]:
     """The same vectors in faiss's indexes; the compressed ones take about as many bytes as our voken sequences."""
     from voken_lab.systems.faiss_tower import FaissTower
 
-    encoder, ids, vectors = experiment.prepared.encoder, experiment.pool.image_ids, experiment.pool_vectors
-    train = experiment.prepared.train.images
+    encoder, ids, vectors = experiment.inputs.encoder, experiment.pool.image_ids, experiment.pool_vectors
+    train = experiment.inputs.train.images
     lists = max(1, int(len(ids) ** 0.5))
     size = math.gcd(8, vectors.shape[1])
     systems = {
@@ -304,8 +304,8 @@ def approximate(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem
 
 def one_tower(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem]:
     """A cross-encoder trained on the same pairs: alone, then as a reranker of the two-tower's first 50 hits."""
-    prepared, ids = experiment.prepared, experiment.pool.image_ids
-    encoder = prepared.encoder
+    inputs, ids = experiment.inputs, experiment.pool.image_ids
+    encoder = inputs.encoder
     validation = one_per_concept(experiment.dataset.split("validation"), experiment.seed)  # as `prepare` draws it
 
     def pairs(images: Dataset, side: Side) -> MatchingPairs:
@@ -314,11 +314,11 @@ def one_tower(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem]:
 
     config = _cross_encoder_settings(experiment)
     trained = train_cross_encoder(
-        prepared.caption_reader(config.max_tokens) or text_reader(encoder),
-        pairs(experiment.dataset.split("train"), prepared.train),
+        inputs.caption_reader(config.max_tokens) or text_reader(encoder),
+        pairs(experiment.dataset.split("train"), inputs.train),
         config,
         seed=experiment.seed,
-        validation=pairs(validation, prepared.validation),
+        validation=pairs(validation, inputs.validation),
         progress=experiment.progress,
     )
     vectors = experiment.pool_vectors
@@ -353,7 +353,7 @@ def _features(
     experiment: Experiment, images: Dataset, vectors: Float[np.ndarray, "images dim"]
 ) -> Float[np.ndarray, "images features"]:
     """The input of the built-in encoder's trained head; with any other encoder, `vectors`."""
-    encoder = experiment.prepared.encoder
+    encoder = experiment.inputs.encoder
     if not isinstance(encoder, TwoTowerEncoder):
         return vectors
     paths = [image.path for image in images.images]
@@ -373,8 +373,8 @@ def _fitted(
     if folder.exists():
         model = Model.load(folder)
     else:
-        prepared, config = experiment.prepared_for(spec.protocol), our_config(experiment, spec)
-        model = fit_stages(prepared, config, spec.work, reranks=reranks, progress=experiment.progress).save(folder)
+        inputs, config = experiment.inputs_for(spec.protocol), our_config(experiment, spec)
+        model = fit_stages(inputs, config, spec.work, reranks=reranks, progress=experiment.progress).save(folder)
     collection = Snapshot.of_vectors(experiment.pool_dataset, experiment.pool_vectors, model)
     vokens = np.asarray(collection.vokens)
     loaded = load_model(folder)

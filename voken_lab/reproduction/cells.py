@@ -92,20 +92,20 @@ def run_cell(cell: Cell, experiment: Experiment) -> list[dict[str, Any]]:
     artifact.write_json(folder / "cell.json", key)
     begin, processor = time.perf_counter(), time.process_time()
     rows = []
-    for built in BUILDERS[cell.builder](experiment, BuildSpec(cell.builder, cell.settings, cell.protocol, work)):
+    for built_system in BUILDERS[cell.builder](experiment, BuildSpec(cell.builder, cell.settings, cell.protocol, work)):
         evaluation = evaluate(
-            built.system,
+            built_system.system,
             experiment.queries,
-            experiment.pool if built.vokens is None else experiment.pool.with_vokens(built.vokens),
+            experiment.pool if built_system.vokens is None else experiment.pool.with_vokens(built_system.vokens),
             conditions=Conditions(
-                system=built.name,
+                system=built_system.name,
                 dataset=f"{experiment.track.name} test",
                 pool=experiment.pool_in_words,
                 protocol=cell.protocol,
-                readout=built.readout,
+                readout=built_system.readout,
                 seed=experiment.seed,
-                beams=built.beams,
-                bytes_per_picture=built.bytes_per_picture,
+                beams=built_system.beams,
+                bytes_per_picture=built_system.bytes_per_picture,
                 config=key["config"],
             ),
             progress=experiment.progress,
@@ -114,8 +114,10 @@ def run_cell(cell: Cell, experiment: Experiment) -> list[dict[str, Any]]:
         _write_trec(folder, evaluation)
         if len(rows) == 1:  # the cell's first system; of ours, the read-out "generate"
             artifact.write_json(folder / "cases.json", {"cases": _cases(evaluation, experiment)})
-            if built.vokens is not None:
-                artifact.write_json(folder / "sequences.json", {"pictures": _sequences(built.vokens, experiment)})
+            if built_system.vokens is not None:
+                artifact.write_json(
+                    folder / "sequences.json", {"pictures": _sequences(built_system.vokens, experiment)}
+                )
     cost = {
         "seconds": time.perf_counter() - begin,
         "processor_seconds": time.process_time() - processor,

@@ -60,7 +60,7 @@ class Experiment:
         return self.dataset.fingerprint
 
     @cached_property
-    def prepared(self) -> TrainingInputs:
+    def inputs(self) -> TrainingInputs:
         """The inductive training data, which holds nothing of the pool."""
         config = dataclasses.replace(self.config, protocol="inductive")
         inputs = json.dumps([dataclasses.asdict(config.encoder), self.fingerprint])
@@ -68,7 +68,7 @@ class Experiment:
         return prepare(self.dataset, config, work, cache=self.cache, progress=self.progress)
 
     @cached_property
-    def transductive(self) -> TrainingInputs:
+    def transductive_inputs(self) -> TrainingInputs:
         """The same encoder; the train side also holds the pool's pictures, with captions generated for them."""
         captions = None
         if self.captioner:
@@ -77,11 +77,11 @@ class Experiment:
             pictures = [open_image(image.path) for image in self.pool_images]
             captioner = BlipCaptioner.from_pretrained(self.captioner)
             captions = captioner.caption(pictures, captions_each=5, seed=self.seed, progress=self.progress)
-        return with_pool(self.prepared, self.pool_vectors, captions)
+        return with_pool(self.inputs, self.pool_vectors, captions)
 
-    def prepared_for(self, protocol: str) -> TrainingInputs:
+    def inputs_for(self, protocol: str) -> TrainingInputs:
         """The training data of a protocol."""
-        return self.transductive if protocol == "transductive" else self.prepared
+        return self.transductive_inputs if protocol == "transductive" else self.inputs
 
     @cached_property
     def _readable_pool(self) -> tuple[list[CaptionedImage], Float[np.ndarray, "pool dim"]]:
@@ -90,7 +90,7 @@ class Experiment:
         drawn = set(pool_of(test, one_per_concept=one_each, seed=self.seed).image_ids)
         images = [image for image in test.images if image.image_id in drawn]
         encoded = picture_vectors(
-            self.prepared.encoder, [image.path for image in images], cache=self.cache, progress=self.progress
+            self.inputs.encoder, [image.path for image in images], cache=self.cache, progress=self.progress
         )
         return [images[row] for row in encoded.rows], encoded.vectors
 

@@ -119,7 +119,7 @@ def _searches(experiment: Experiment, work: Path, size: int) -> dict[str, Search
 
 def _text_encoder(experiment: Experiment, work: Path) -> TextEncoder:
     """The two-tower's text encoder, in the same runtime as ours if it can be exported."""
-    encoder = experiment.prepared.encoder
+    encoder = experiment.inputs.encoder
     if not isinstance(encoder, TwoTowerEncoder):
         return encoder
     export_text_encoder(encoder, work / "texts")
@@ -130,14 +130,14 @@ def _untrained_model(experiment: Experiment, work: Path) -> Path:
     """The folder of our system with real codebooks and an untrained generator, which is as fast as a trained one."""
     folder = work / "model"
     if not folder.exists():
-        prepared, config = experiment.prepared, experiment.config
+        inputs, config = experiment.inputs, experiment.config
         tokenizer, _ = train_tokenizer(
-            prepared.train.paired_vectors(),
-            prepared.validation.paired_vectors(),
+            inputs.train.paired_vectors(),
+            inputs.validation.paired_vectors(),
             dataclasses.replace(config.tokenizer, epochs=0),
             seed=experiment.seed,
             progress=experiment.progress,
         )
-        generator = make_generator(prepared, tokenizer, config)
-        Model(config, prepared.encoder, tokenizer, generator, config.search, {}, ReadOutWeights(0.0, 0.0)).save(folder)
+        generator = make_generator(inputs, tokenizer, config)
+        Model(config, inputs.encoder, tokenizer, generator, config.search, {}, ReadOutWeights(0.0, 0.0)).save(folder)
     return folder

@@ -239,7 +239,7 @@ class _TableSection:
     @classmethod
     def of(cls, saved: _SavedRun, name: str) -> _TableSection:
         table = saved.tables[name]
-        shown = columns(table)
+        table_columns = columns(table)
         is_compared = any(line["comparison"] for line in table["lines"])
         labels = {line["label"] for line in table["lines"]}
         missing = [line.label for line in TABLES[name].lines if line.label not in labels] if name in TABLES else []
@@ -248,14 +248,14 @@ class _TableSection:
             notes.append(
                 "This table is of an earlier run, which may have had other settings than the rest of the page."
             )
-        groups = [(group, len(list(members))) for group, members in groupby(column.group for column in shown)]
-        rows = zip(*(column.cells for column in shown), strict=True)
+        groups = [(group, len(list(members))) for group, members in groupby(column.group for column in table_columns)]
+        rows = zip(*(column.cells for column in table_columns), strict=True)
         return cls(
             name,
             str(table["title"]),
             # The three recalls of a head stay on one line.
-            [column.head.replace(" / ", "\N{NO-BREAK SPACE}/\N{NO-BREAK SPACE}") for column in shown],
-            [_kind(column.group) for column in shown],
+            [column.head.replace(" / ", "\N{NO-BREAK SPACE}/\N{NO-BREAK SPACE}") for column in table_columns],
+            [_kind(column.group) for column in table_columns],
             [(_GROUPS[group], span, _kind(group)) for group, span in groups],
             [
                 (cells, "highlight" if is_compared and _is_reference(line) else "")
@@ -402,7 +402,7 @@ def _trade_offs(saved: _SavedRun) -> list[_TradeOff]:
 def _pair_groups(pictures: Sequence[Mapping[str, Any]]) -> list[PairSection]:
     if len(pictures) < 2:
         return []
-    shown = [_picture(picture, " · ".join(picture["captions"])) for picture in pictures]
+    named = [_picture(picture, " · ".join(picture["captions"])) for picture in pictures]
     levels = len(pictures[0]["vokens"])
     titles = {  # of short sequences, later ones win
         levels - 1: "All but the last voken in common",
@@ -417,7 +417,7 @@ def _pair_groups(pictures: Sequence[Mapping[str, Any]]) -> list[PairSection]:
         if group.overlap is not None:
             pairs = "1 pair" if group.total == 1 else f"{group.total:,} pairs"
             note = f"{pairs}; overlap of the captions’ words {100 * group.overlap:.1f} % on average."
-        cards = tuple(PairCard(shown[first], shown[second], group.shared) for first, second in group.shown)
+        cards = tuple(PairCard(named[first], named[second], group.shared) for first, second in group.shown)
         sections.append(PairSection(titles.get(group.shared, longest), note, cards))
     return sections
 

@@ -79,10 +79,10 @@ class Column:
 def columns(table: Mapping[str, Any]) -> tuple[Column, ...]:
     """The columns of a table in the form of `table_json`. A column without any figure is left out."""
     lines = table["lines"]
-    shown: list[Column] = []
+    table_columns: list[Column] = []
 
     def add(group: Group, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        shown.extend(Column(group, head, tuple(row[place] for row in rows)) for place, head in enumerate(heads))
+        table_columns.extend(Column(group, head, tuple(row[place] for row in rows)) for place, head in enumerate(heads))
 
     add("", [""], [[str(line["label"])] for line in lines])
     for name in (FLICKR, COCO):
@@ -102,7 +102,7 @@ def columns(table: Mapping[str, Any]) -> tuple[Column, ...]:
         add("transductive", ["R@1 / 5 / 10"], cells)
     heads = ["beams", "bytes/picture", "queries/s"]
     add("cost", heads, [_costs(line["inductive"] or line["transductive"]) for line in lines])
-    return tuple(shown)
+    return tuple(table_columns)
 
 
 def footer(table: Mapping[str, Any]) -> str:
@@ -117,16 +117,16 @@ def footer(table: Mapping[str, Any]) -> str:
 
 def table_markdown(table: Mapping[str, Any]) -> str:
     """A table in the form of `table_json` as Markdown. The paper's figures and measured ones have separate columns."""
-    shown = columns(table)
+    table_columns = columns(table)
     heads, previous = [], ""
-    for column in shown:
+    for column in table_columns:
         # The group is named once, at its first column; transductive figures must never pass for inductive ones.
         prefix = {"the paper says": "the paper says: ", "transductive": "transductive "}.get(column.group, "")
         if column.group == "inductive" != previous:
             prefix = "**measured**, inductive "
         heads.append(prefix + column.head)
         previous = column.group
-    rows = zip(*(column.cells for column in shown), strict=True)
+    rows = zip(*(column.cells for column in table_columns), strict=True)
     lines = [f"**{table['title']}** — {table['track']}", "", *markdown_table(heads, rows), ""]
     return "\n".join([*lines, *([table["note"], ""] if table["note"] else []), footer(table)])
 

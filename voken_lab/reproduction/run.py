@@ -95,10 +95,10 @@ def reproduce(
     folder = request.out / track(request.track).name
     lines = [line for name in names for line in (TABLES[name].lines if name in TABLES else FIGURES[name])]
     experiment_of = cache(lambda seed: request.experiment(seed, progress))
-    measuring = _Measuring(request, lines, experiment_of, print_line)
+    runner = _CellRunner(request, lines, experiment_of, print_line)
     results: dict[str, dict[int, list[Record]]] = {}
     costs: dict[str, dict[str, Any]] = {}
-    for experiment, cell, is_new in measuring.cells():
+    for experiment, cell, is_new in runner.cells():
         results.setdefault(cell_key(cell), {})[experiment.seed] = run_cell(cell, experiment)
         cell_folder = str(folder_of(cell, experiment).relative_to(folder))
         if cell_folder not in costs:  # two names can mean the same cell
@@ -121,7 +121,7 @@ def reproduce(
             "request": request_json,
             "written": list(written),
             "costs": list(costs.values()),
-            "left out": measuring.left_out,
+            "left out": runner.left_out,
         },
     )
     if written:
@@ -129,8 +129,8 @@ def reproduce(
     return written
 
 
-class _Measuring:
-    """Measures the cells of `lines`; `left_out` says why a cell could not be built, by the cell's name."""
+class _CellRunner:
+    """Runs the cells of `lines`; `left_out` says why a cell could not be built, by the cell's name."""
 
     def __init__(
         self,
