@@ -25,7 +25,7 @@ TOKEN = {"Authorization": "Bearer open-sesame"}
 PICTURES = 8
 
 
-class HeldGenerator(PrefixGenerator):
+class BlockingGenerator(PrefixGenerator):
     """Answers when the test sets `go`, and records the batches."""
 
     def __init__(self):

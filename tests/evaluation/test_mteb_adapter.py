@@ -74,7 +74,7 @@ class Painted(AbsTaskRetrieval):
         self.data_loaded = True
 
 
-class Kept:
+class RecordingAdapter:
     """A system that answers from an adapter's own `make`, kept for the comparison with `evaluate`."""
 
     def __init__(self, adapter):
@@ -112,7 +112,7 @@ def adapters():
 @pytest.mark.parametrize("adapter", adapters(), ids=["two-tower", "vector"])
 def test_mteb_and_we_count_alike(adapter):
     assert isinstance(adapter, SearchProtocol)
-    recorder = Kept(adapter)
+    recorder = RecordingAdapter(adapter)
     _, theirs = scored_by_mteb(adapter)
     ours = scored_by_us(recorder.system)
     for k in CUTOFFS:

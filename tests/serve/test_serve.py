@@ -13,7 +13,7 @@ import httpx2
 import pytest
 from starlette.testclient import TestClient
 
-from builders.served import PICTURES, SOON, TOKEN, Exchange, HeldGenerator, Served, error_of, together
+from builders.served import PICTURES, SOON, TOKEN, BlockingGenerator, Exchange, Served, error_of, together
 from builders.tiny_model import tiny_model
 from voken.errors import BusyError, ConfigError, MissingExtraError
 from voken.serve.app import create_app
@@ -365,7 +365,7 @@ def test_a_client_that_leaves_while_it_sends_is_no_error(still, caplog):
 
 
 def test_a_full_queue_says_when_to_come_back_and_loses_nothing(tmp_path):
-    generator = HeldGenerator()
+    generator = BlockingGenerator()
     model = dataclasses.replace(tiny_model(), generator=generator)
 
     async def run(served):
@@ -407,7 +407,7 @@ def test_a_full_queue_says_when_to_come_back_and_loses_nothing(tmp_path):
 
 
 def test_the_query_of_a_client_that_left_is_not_searched(tmp_path):
-    generator = HeldGenerator()
+    generator = BlockingGenerator()
 
     def ask(served, query, gone=None):
         exchange = Exchange(served.app, "POST", b"/search", [JSON], [])

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from builders.served import SOON, HeldGenerator, Served, as_file, noise, upload
+from builders.served import SOON, BlockingGenerator, Served, as_file, noise, upload
 from builders.tiny_model import tiny_model
 from voken.errors import ArtifactError
 from voken.serve.process import Server, serve
@@ -34,13 +34,13 @@ import voken.api
 from voken.serve.process import serve
 from voken.serve.settings import ServeSettings
 
-class Held(PrefixGenerator):
+class BlockingGenerator(PrefixGenerator):
     def prefill(self, texts):
         while "held" in " ".join(texts) and not Path({go!r}).exists():
             time.sleep(0.01)
         return super().prefill(texts)
 
-voken.api.load_model = lambda folder, **named: dataclasses.replace(tiny_model(), generator=Held(4, 2))
+voken.api.load_model = lambda folder, **named: dataclasses.replace(tiny_model(), generator=BlockingGenerator(4, 2))
 settings = ServeSettings(port=0, grace_seconds={grace}, thumbnail_folder=Path({cache!r}))
 serve(Path({collection!r}), settings, model=Path("any"), report=lambda line: print(line, flush=True))
 print("ended well", flush=True)
@@ -195,7 +195,7 @@ def test_over_a_real_port_from_beginning_to_end(running, here):
 @pytest.fixture
 def in_a_thread(here, monkeypatch):
     """`serve` in a thread of this process, as it has come to listen: its server and its address."""
-    generator = HeldGenerator()
+    generator = BlockingGenerator()
     model = dataclasses.replace(tiny_model(), generator=generator)
     servers, reports, opened, ready = [], [], [], threading.Event()
     started = Server.startup
