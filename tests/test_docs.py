@@ -516,7 +516,7 @@ def test_the_site_is_built_without_a_warning(tmp_path):
         [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "dirhtml", ROOT / "docs", tmp_path / "site"],
         capture_output=True,
         text=True,
-        timeout=SOON,
+        timeout=5 * SOON,
         check=False,
     )
     assert result.returncode == 0, result.stderr
