@@ -29,7 +29,7 @@ def run(scores, **settings):
     for epoch in loop.epochs():
         for _ in range(2):
             assert loop.step(model.weight.sum()) == pytest.approx(-0.1 * (loop.steps_taken - 1), abs=1e-5)
-        loop.validated(scores[epoch])
+        loop.record_score(scores[epoch])
         weights.append(float(model.weight.detach()))
     loop.restore_best()
     return loop, weights

@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 from voken.errors import ConfigError
 
 MAX_TEXT_CHARACTERS = 2_000
-"""Of a caption or a query. The rest is not read."""
+"""The longest caption or query that is read. The rest is cut off."""
 
 ReadOutName = Literal["generate", "voken", "vector"]
 """How hits are ranked; see `voken.search.readouts`."""
@@ -27,7 +27,7 @@ class EncoderConfig:
     """Which encoder turns pictures and texts into vectors of one space.
 
     The family "builtin" is EfficientNet-Lite0 and MiniLM with a two-tower head, which is trained on the captioned
-    pictures. All settings but `checkpoint` are for it. The families "clip" and "siglip" load a `checkpoint` through
+    pictures. All settings except `checkpoint` apply to it. The families "clip" and "siglip" load a `checkpoint` through
     transformers and stay frozen.
     """
 
@@ -42,20 +42,20 @@ class EncoderConfig:
     """Width of the head's hidden layer, in both towers."""
     dropout: float = 0.3
     epochs: int = 30
-    """At most; see `patience`."""
+    """Largest number of epochs; see `patience`."""
     batch_size: int = 512
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
     temperature: float = 0.05
-    """Cosines are divided by it in the contrastive loss."""
+    """The contrastive loss divides cosines by this."""
     learn_temperature: bool = False
-    """Train the temperature with the head; `temperature` is then its start."""
+    """Train the temperature with the head; `temperature` is then its initial value."""
     noise: float = 0.0
     """Standard deviation of the noise that training adds to the head's standardised inputs."""
     warmup: float = 0.1
-    """Share of the steps in which the learning rate rises."""
+    """Share of the steps during which the learning rate rises."""
     averaging: float = 0.0
-    """Decay of the running mean of the head's weights that is validated and saved; 0 takes the weights as they are."""
+    """Decay of the running mean of the head's weights that is validated and saved; 0: no mean is taken."""
     patience: int = 4
     """Epochs without a better validation recall before training stops."""
 
@@ -65,23 +65,24 @@ class TokenizerConfig:
     """Stage 1, the image tokenizer (section 3.1 of the paper)."""
 
     codebook_size: int = 1024
-    """N, entries of a codebook."""
+    """N, the number of entries in a codebook."""
     levels: int = 4
-    """M, vokens of a picture."""
+    """M, the number of vokens per picture."""
     shared_codebook: bool = True
     """One codebook for all levels, as in the paper, or one per level."""
     layers: tuple[int, ...] = (1024, 512)
-    """Hidden widths of the MLP before the quantizer; its mirror follows. Empty: r_1 = v_i, as Eq. 2 is written."""
+    """Hidden widths of the MLP before the quantizer; its mirror image follows the quantizer. If empty, there is no MLP:
+    r_1 = v_i, as in Eq. 2."""
     code_dim: int = 768
-    """e, width of a codebook entry. Without `layers` it is the encoder's width."""
+    """e, the width of a codebook entry. Without `layers` it is the encoder's width."""
     dropout: float = 0.25
-    """In the MLPs."""
+    """Dropout in the MLPs."""
     initialisation: Literal["kmeans", "random"] = "kmeans"
-    """Of the codebooks: k-means over the train set, at every level on that level's residuals; or at random."""
+    """How the codebooks start: from k-means over the residuals of the train set at each level, or at random."""
     update: Literal["gradient", "ema"] = "gradient"
     """How codebooks are trained: by gradient, or as moving averages of the vectors that chose each entry."""
     ema_decay: float = 0.99
-    """Of the moving averages."""
+    """Decay of the moving averages."""
     commitment: Literal["code", "paper"] = "code"
     """Eq. 4 as written ("paper") has no gradient if the encoder is frozen; "code" pulls both ways at each level."""
     commitment_weight: float = 1.0
@@ -89,13 +90,13 @@ class TokenizerConfig:
     """Loss between rebuilt vectors and caption vectors (Eq. 5 is "mse")."""
     alignment_weight: float = 1.0
     alignment_temperature: float = 0.01
-    """Of "infonce"."""
+    """Temperature of "infonce"."""
     mixture: float = 0.0
     """Share of the training rows that are (image + caption) mixtures instead of image vectors."""
     revive_unused: bool = True
-    """Give a new place to entries that no picture chose for an epoch."""
+    """Move entries that no picture chose during an epoch."""
     epochs: int = 100
-    """At most; see `patience`. With 0 the codebooks stay as they were initialised."""
+    """Largest number of epochs; see `patience`. With 0 the codebooks stay as they were initialised."""
     batch_size: int = 2048
     learning_rate: float = 1e-4
     weight_decay: float = 0.0
@@ -111,7 +112,7 @@ class GeneratorConfig:
     checkpoint: str = ""
     """Hub name or folder for t5 and llama, or a .gguf file for llama."""
     max_query_tokens: int = 64
-    """Tokens of a query that are read."""
+    """The number of tokens of a query that are read; the rest is cut off."""
     width: int = 256
     """lite: width of the decoder."""
     layers: int = 2
@@ -119,20 +120,20 @@ class GeneratorConfig:
     heads: int = 4
     """lite: attention heads; they divide `width`."""
     dropout: float = 0.2
-    """lite and t5."""
+    """lite and t5: dropout."""
     tune_encoder: bool = False
     """lite with the built-in encoder: also train a copy of the sentence encoder. Slow on a CPU."""
     query_vector: bool = False
     """lite: give the decoder the query's vector and its inner products with the codebook."""
     query_noise: float = 0.0
-    """lite with query_vector: length of the noise that training adds to the vector, which fits training captions better
-    than new queries."""
+    """lite with query_vector: length of the noise that training adds to the query's vector, because the encoder fits
+    training captions better than new queries."""
     memory_weight: float = 0.0
     """lite with query_vector: weight of the pictures of the nearest training captions; 0 stores no captions."""
     memory_temperature: float = 0.05
-    """Of the softmax over the captions' similarities to the query."""
+    """Temperature of the softmax over the captions' similarities to the query."""
     memory_size: int = 32768
-    """Captions stored at most, drawn at random from those of the train split."""
+    """Largest number of captions that are stored. They are drawn at random from the train split."""
     copy_voken_embeddings: bool = True
     """Start the voken rows of the vocabulary from the codebook (the paper) or at random (its ablation)."""
     lora_rank: int = 8
@@ -140,30 +141,30 @@ class GeneratorConfig:
     targets: Literal["one-hot", "soft"] = "one-hot"
     """Targets of L_gen: the picture's voken, or a distribution over near entries."""
     soft_temperature: float = 0.1
-    """Of the soft targets: softmax of minus the squared distance of the residual to each entry, over this."""
+    """Soft targets are the softmax of minus the squared distance from the residual to each entry, divided by this."""
     logit_temperature: float = 0.5
-    """Logits are divided by this in L_gen, as in the official code."""
+    """L_gen divides logits by this, as the official code does."""
     discrimination: Literal["staged", "joint", "none"] = "joint"
-    """L_dis after L_gen (the official code), summed with it from the start (Eq. 10), or not at all."""
+    """L_dis is trained after L_gen (the official code), summed with it from the start (Eq. 10), or not at all."""
     discrimination_weight: float = 1.0
     discrimination_epochs: int = 5
-    """Of the stage that L_dis has for itself if staged."""
+    """If staged: largest number of epochs of L_dis."""
     discrimination_learning_rate: float = 1e-4
-    """The same."""
+    """If staged: learning rate of L_dis."""
     discrimination_beams: int = 10
-    """Beams of the search that draws up the lists for L_dis."""
+    """Beams of the search that finds the candidate lists of L_dis."""
     distillation_weight: float = 0.0
     """Weight of the list-wise target from the encoder's similarities, in L_dis."""
     text_only_weight: float = 0.0
-    """Weight of L_gen on captions alone; their vectors, softly quantized, are the targets."""
+    """Weight of L_gen on captions alone; the targets are their softly quantized vectors."""
     epochs: int = 100
-    """Of L_gen, at most; see `patience`. With 0 only L_dis trains, if staged."""
+    """Largest number of epochs of L_gen; see `patience`. With 0 only a staged L_dis is trained."""
     batch_size: int = 128
     learning_rate: float = 1e-3
-    """Of L_gen."""
+    """Learning rate of L_gen."""
     weight_decay: float = 0.01
     warmup: float = 0.1
-    """Share of the steps in which the learning rate rises."""
+    """Share of the steps during which the learning rate rises."""
     gradient_clip: float = 1.0
     """Largest norm of a gradient."""
     patience: int = 10
@@ -174,7 +175,7 @@ class GeneratorConfig:
 
 @dataclass(frozen=True)
 class ReadOutWeights:
-    """Weights of the cosine in the two read-outs that have one; None if not chosen."""
+    """Weights of the cosine in the read-outs "voken" and "vector"; None if training did not choose one."""
 
     voken: float | None = None
     vector: float | None = None
@@ -182,22 +183,22 @@ class ReadOutWeights:
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """What a caller asks of a search. What training chose and calibrated stands beside it in the model."""
+    """Settings of a search. A model stores the weights and the calibration from its training separately."""
 
     beams: int = 20
-    """b, sequences that the beam search keeps at each level."""
+    """b, the number of sequences that the beam search keeps at each level."""
     readout: ReadOutName = "generate"
-    """Log-probability alone; + cosine with the vector rebuilt from vokens; + cosine with a stored vector. For a search
-    only: training chooses weights for all three."""
+    """Pictures are ranked by log-probability alone ("generate"), plus the cosine with the vector rebuilt from vokens
+    ("voken") or with the stored vector ("vector"). Training ignores it and chooses weights for both cosines."""
     voken_weight: float | None = None
     """Weight of the cosine in "voken". None: the weight that training chose on validation."""
     vector_weight: float | None = None
     """The same for "vector"."""
     precision: Literal["float32", "int8"] = "float32"
-    """Of the weights in the saved engine (docs/reference/speed.md). A search in torch, as on a GPU, does not use it."""
+    """Precision of the weights in the saved engine (docs/reference/speed.md). Searches in torch ignore it."""
 
     def weights(self, chosen: ReadOutWeights) -> ReadOutWeights:
-        """The weights in these settings, and for those that they leave open the `chosen` ones."""
+        """The weights in these settings, with those of `chosen` in place of None."""
         return ReadOutWeights(
             chosen.voken if self.voken_weight is None else self.voken_weight,
             chosen.vector if self.vector_weight is None else self.vector_weight,
@@ -211,7 +212,7 @@ class RunConfig:
     name: str = "paper"
     seed: int = 0
     protocol: Literal["inductive", "transductive"] = "inductive"
-    """Transductive: both stages also train on the test pictures, with machine-made captions."""
+    """Transductive: both stages also train on the test pictures, with machine-written captions."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
@@ -251,7 +252,7 @@ class RunConfig:
 
 
 def _unused(run: RunConfig) -> Iterator[tuple[str, str, str]]:
-    """Why settings have no effect, the part that they are of, and their names."""
+    """Yield settings that have no effect: the reason, the part of the run, and the names in it."""
     encoder, tokenizer, generator = run.encoder, run.tokenizer, run.generator
     yield "every search chooses its read-out, and training chooses weights for all", "search", "readout"
     if encoder.family == "builtin":

@@ -1,9 +1,9 @@
-"""Recall of pictures with one rule for ties, recall of sequences, and collisions. Training and evaluation use the same.
+"""Recall of pictures with one rule for ties, recall of sequences, and collisions, for training and evaluation.
 
 A query counts at K if at least one of its right pictures is among the first K: R@K as text-to-image papers report it.
 If a query has several right pictures, TREC tools call this Success@K; their R@K is another figure.
 
-Pictures with equal scores may come in any order, so the value is the expected one over all their orders. Only the best
+Pictures with equal scores may come in any order, so recall is its expected value over all their orders. Only the best
 right picture matters: with s pictures above its tie, n pictures in the tie and r of them right, the first K hold
 min(max(K − s, 0), n) = m of the tie, and P(at least one is right) = 1 − C(n − r, m) / C(n, m).
 
@@ -28,7 +28,7 @@ class FirstRelevant:
     """The rank of each query's best right picture, which is all that recall depends on.
 
     `above` counts the pictures with a higher score, `tied` those with the same score (itself included), and
-    `relevant` those of the tied that are right. All three are 0 if no right picture was returned.
+    `relevant` the tied ones that are right. All three are 0 if no right picture was returned.
     """
 
     above: Int[np.ndarray, " queries"]
@@ -48,7 +48,9 @@ def first_relevant(
     Raises `DataError` if the shapes differ or a score is NaN.
     """
     if scores.shape != relevant.shape or scores.ndim != 2:
-        raise DataError(f"Scores {scores.shape} and relevance {relevant.shape} must be one (queries, pictures) shape.")
+        raise DataError(
+            f"Scores {scores.shape} and relevance {relevant.shape} must have the same shape, (queries, pictures)."
+        )
     if np.isnan(scores).any():
         query, picture = np.argwhere(np.isnan(scores))[0]
         raise DataError(f"The score of query {query}, picture {picture} is NaN, which has no rank.")
@@ -99,7 +101,7 @@ def recall_at(first: FirstRelevant, k: int) -> Float[np.ndarray, " queries"]:
     places = np.clip(k - first.above, 0, first.tied)
     missed = np.ones(len(places))
     for draw in range(int(places.max(initial=0))):
-        # Drawing without replacement: each wrong picture drawn leaves one fewer of both.
+        # drawing without replacement: each wrong picture drawn leaves one wrong picture and one picture less
         wrong = np.maximum(first.tied - first.relevant - draw, 0)
         missed = np.where(draw < places, missed * wrong / np.maximum(first.tied - draw, 1), missed)
     return 1.0 - missed
@@ -176,9 +178,8 @@ def shared_vokens(
 ) -> tuple[Int[np.ndarray, "pictures pictures"], Int[np.ndarray, "pictures pictures"]]:
     """For every pair of pictures: at how many levels their vokens are equal, and how long their common beginning is.
 
-    The pairs of the paper's Figure 5 are chosen by it.
-
-    Memory grows with pictures²: use it for some thousands.
+    The pairs of the paper's Figure 5 are chosen by these numbers. Memory grows with pictures²: use it for a few
+    thousand pictures.
     """
     size, levels = vokens.shape
     alike = np.zeros((size, size), dtype=np.int16)

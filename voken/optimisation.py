@@ -1,4 +1,4 @@
-"""Training, as far as it is the same for every network: what an epoch draws, schedule, steps, patience, best weights.
+"""What is the same in the training of every network: schedule, steps, early stopping, best weights, checkpoints.
 
 This module does not know what is trained. The caller computes losses and validation scores between its calls:
 
@@ -6,10 +6,10 @@ This module does not know what is trained. The caller computes losses and valida
     for epoch in loop.epochs():
         for batch in batches:
             loop.step(loss_of(batch))
-        loop.validated(score_of(loop.evaluated))
+        loop.record_score(score_of(loop.evaluation_model))
     loop.restore_best()
 
-An interrupted run on disk is safetensors and JSON, complete or absent. No pickle.
+A checkpoint of a run is safetensors and JSON, without any pickle, and is either complete or absent.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class TrainingLoop:
     ) -> None:
         """`patience`: epochs without a better score before training stops; None: it never stops early.
 
-        `averaging`: decay of the running mean of the weights that is evaluated and saved; 0: the weights themselves.
+        `averaging`: decay of the running mean of the weights that is evaluated and saved; 0: no mean is taken.
         """
         self.model, self.optimizer = model, optimizer
         self.steps_per_epoch = steps_per_epoch
@@ -74,16 +74,16 @@ class TrainingLoop:
 
     @property
     def steps(self) -> int:
-        """Steps of all epochs."""
+        """The number of steps of all epochs."""
         return self._epochs * self.steps_per_epoch
 
     @property
-    def evaluated(self) -> nn.Module:
+    def evaluation_model(self) -> nn.Module:
         """The network to validate, in evaluation mode: the running mean, if there is one."""
         return (self.model if self._mean is None else self._mean.model).eval()
 
     def epochs(self) -> Iterator[int]:
-        """Number each epoch to run, in training mode, until patience runs out. Continues at `steps_taken`."""
+        """Set training mode and yield an epoch's number, until patience runs out. Continues after `steps_taken`."""
         for epoch in range(self.steps_taken // self.steps_per_epoch, self._epochs):
             if self._should_stop_early(epoch):
                 return
@@ -107,8 +107,8 @@ class TrainingLoop:
         self.steps_taken += 1
         return float(loss.detach())
 
-    def validated(self, score: float | None) -> bool:
-        """Record the score of the last epoch, or of the start. True if its weights are the best so far.
+    def record_score(self, score: float | None) -> bool:
+        """Record the score of the last epoch, or of the start. Return whether its weights are the best so far.
 
         Without validation `score` is None: the last epoch is the best.
         """
@@ -165,13 +165,13 @@ class CaptionsByImage:
         self._captions = ordered[:, 1]
 
     def at(self, offsets: Int[np.ndarray, " images"]) -> Int[np.ndarray, " images"]:
-        """One caption per image: the one at its offset, which is below its count."""
+        """One caption per image, at that image's offset (below its count)."""
         captions: np.ndarray = self._captions[self._first + offsets]
         return captions
 
 
 def one_caption_per_image(pairs: Int[np.ndarray, "pairs 2"], random: np.random.Generator) -> Int[np.ndarray, "rows 2"]:
-    """Of rows (image, caption) one per image, drawn at random, in random order."""
+    """One row (image, caption) per image, drawn at random, in random order."""
     shuffled = pairs[random.permutation(len(pairs))]
     _, first = np.unique(shuffled[:, 0], return_index=True)
     rows: np.ndarray = shuffled[first][random.permutation(len(first))]
@@ -219,17 +219,17 @@ def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Buffers and the weights that training changes; a frozen base model is not copied into every checkpoint."""
+    """Buffers and the weights that training changes, without those of a frozen base model."""
     frozen = {name for name, weight in model.named_parameters() if not weight.requires_grad}
     return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc not to return memory to the kernel for the rest of this process. True if it agreed.
+    """Tell glibc not to return memory to the kernel for the rest of this process. Return whether it agreed.
 
     By default glibc hands large freed blocks back, and every new large tensor pays for fresh pages. On a CPU that is
-    a tenth to a quarter of a T5 step (`benchmarks/training_step.py`), and nothing that shows in the small steps of
-    `lite`. Nothing happens on other C libraries.
+    a tenth to a quarter of a T5 step (`benchmarks/training_step.py`), but too little to measure in the small steps of
+    `lite`. Other C libraries are left as they are.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -256,7 +256,7 @@ class _RunningMean:
 
 
 def _separate(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of tied weights, which stand under several names: safetensors refuses shared memory."""
+    """The weights, with those that share memory (tied ones) copied: safetensors refuses shared memory."""
     seen: set[int] = set()
     separate = {}
     for name, tensor in weights.items():

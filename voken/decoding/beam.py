@@ -1,12 +1,12 @@
 """Beam search over the sequences of a trie.
 
 The search knows nothing about text or pictures: it asks a step model for logits and the trie for children, and moves
-integers. A beam is a node of the trie. Probabilities are softmax over all N vokens of a level, not only over those that
-the trie allows, so a score is log p(sequence | query) whatever else is searched.
+integers. A beam is a node of the trie. The softmax is over all N vokens of a level, not only over those that the trie
+allows, so a score is log p(sequence | query), whichever other sequences the trie holds.
 
-At level l it keeps min(b, nodes of level l) beams. Every node has a child, so that many always exist and the search
-needs no padding inside; only a result with more beams than there are sequences is padded. Level 1 is reached from the
-root, so the first step of the model costs one beam.
+At level l the search keeps min(b, nodes of level l) beams. Every node has a child, so there are always that many
+beams, and only a result with more beams than sequences is padded. The search starts with a single beam, the root, so
+the first step of the model is cheap.
 
 Children are scored and chosen in numpy here, or by `voken.decoding.torch_expansion` for a model in torch, which is
 imported only then.
@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -26,33 +26,31 @@ from voken.decoding.trie import VokenTrie
 from voken.errors import ConfigError, VokenError
 from voken.shapes import Float32, Int32, Int64
 
-if TYPE_CHECKING:
-    pass
-
 _GROUPED = 16
-"""Candidates per group, of which only the best is looked at first. The width of many candidates is a multiple of it."""
+"""Candidates per group; only the best of a group is compared at first. Long lists are padded to a multiple of it."""
 _LOWEST = np.finfo(np.float32).min
 _IMPOSSIBLE = np.float32(IMPOSSIBLE)
 _MAX_NODES_PER_BEAM = 1.5
-"""Nodes of a level that a look-ahead reads; with more, reading those that would be pruned costs more than it saves."""
+"""Most nodes of a level that a look-ahead reads, per beam. Beyond that, reading nodes that the search would prune costs
+more than it saves."""
 
 
 @dataclass(frozen=True)
 class Beams:
-    """The best sequences of each query, best first; of equal ones the lower leaf first."""
+    """The best sequences of each query, best first; with equal scores, the lower leaf first."""
 
     vokens: Int32[np.ndarray, "queries beams levels"]
     """The sequences; zeros if `leaf` is -1."""
     leaf: Int64[np.ndarray, "queries beams"]
     """Leaves of the trie; -1 at the end if there are fewer sequences than beams."""
     log_prob: Float32[np.ndarray, "queries beams"]
-    """Sum over the levels of the log-probability of the voken; -inf if `leaf` is -1."""
+    """Log-probability of the sequence, a sum over its levels; -inf if `leaf` is -1."""
 
 
 def beam_search(
     model: StepModel, trie: VokenTrie, texts: Sequence[str], beams: int, *, logit_temperature: float = 1.0
 ) -> Beams:
-    """The `beams` most probable sequences of `trie` for each text, by Eq. 9's sum of log-probabilities.
+    """The `beams` most probable sequences of `trie` for each text, by the sum of log-probabilities in Eq. 9.
 
     `logit_temperature` divides the logits. Raises `ConfigError` if model and trie differ in codebook size or levels, or
     if a number is out of range.
@@ -67,9 +65,9 @@ def beam_search(
 def beam_search_from_state(
     model: StepModel, state: Any, trie: VokenTrie, beams: int, *, logit_temperature: float = 1.0
 ) -> Beams:
-    """The same from a `state` that the model's `prefill` (or a generator's `encode`) returned.
+    """`beam_search` from a `state` that the model's `prefill` (or a generator's `encode`) returned.
 
-    The state is not changed: a trainer may search from it and then compute a loss with it.
+    The state is not changed: a trainer may search from it, and then compute a loss from it.
     """
     _check(model, trie, beams, logit_temperature)
     with _without_gradients(model):
@@ -87,7 +85,7 @@ def beam_search_from_state(
 
 
 def _search(model: StepModel, state: Any, trie: VokenTrie, count: int, logit_temperature: float) -> BeamState:
-    """Leaves in ascending order, their log-probabilities and vokens, as numpy arrays."""
+    """The beams at the leaves, in ascending order of leaves, as numpy arrays."""
     logits, state = model.step(state, None, None)
     expansion = _expansion(model, trie)
     beams = expansion.root(len(logits))
@@ -113,21 +111,21 @@ def _expansion(model: StepModel, trie: VokenTrie) -> Expansion:
 
 @dataclass(frozen=True)
 class _LookAhead:
-    """What a model writes at some beams of one query, and at all nodes below them.
+    """Logits of a model at the beams of one query, and at all nodes below those beams.
 
-    If few sequences are left below the beams, their vokens are known, and one pass reads them all instead of one step
-    per level. At 300,000 sequences of N = 1,024 nearly every node of level 2 has one child, and that has one. A model
-    that spends its time on reading its weights reads them less often. The result of the search is the same.
+    If few nodes are left below the beams, one pass of the model over all of them replaces a step per level. With
+    300,000 sequences and N = 1,024, nearly every node of level 2 has only one child, and so has that child. This saves
+    time for a model whose steps mostly read its weights. The result of the search is the same.
     """
 
     level: int
     nodes: tuple[Int64[np.ndarray, " nodes"], ...]
-    """Of `level`, and of each level below but the last."""
+    """The nodes of `level`, and of each deeper level except the last."""
     logits: Float32[np.ndarray, "1 nodes N"]
 
     @classmethod
     def read(cls, model: Any, state: Any, trie: VokenTrie, beams: BeamState, level: int) -> _LookAhead | None:
-        """Read `beams`, nodes of `level`, with everything below; None if that would not pay or the model cannot."""
+        """Run the model over `beams`, nodes of `level`, and all nodes below; None if it cannot or saves no time."""
         if not model.reads_trees or len(beams.nodes) != 1:
             return None
         nodes = [beams.nodes[0]]
@@ -156,7 +154,7 @@ class _LookAhead:
 
 @dataclass(frozen=True, eq=False)
 class NumpyExpansion:
-    """Expands many nodes at once, straight from the trie's arrays, mapped or not."""
+    """Expands many nodes at once, directly from the trie's arrays, mapped or not."""
 
     trie: VokenTrie
 
@@ -175,12 +173,12 @@ class NumpyExpansion:
         temperature: float = 1.0,
         log_probs: bool = False,
     ) -> BeamState:
-        """See `Expansion`. Log-probabilities save the pass over all N."""
+        """See `Expansion`. With log-probabilities, no sum over all N is needed."""
         queries, width, entries = logits.shape
         rows = logits.reshape(-1, entries)
         if temperature != 1.0:
             rows = rows / np.float32(temperature)
-        total = None if log_probs and temperature == 1.0 else _log_of_summed(rows)
+        total = None if log_probs and temperature == 1.0 else _log_sum_exp(rows)
         start, end = self.trie.child_offsets[level].ranges(state.nodes.reshape(-1))
         widths = end - start
         narrowest, widest = int(widths.min()), int(widths.max())
@@ -213,8 +211,8 @@ class NumpyExpansion:
         return state
 
 
-def _log_of_summed(rows: Float32[np.ndarray, "rows N"]) -> Float32[np.ndarray, "rows 1"]:
-    """log Σ exp of each row. Raises `VokenError` if one is not finite."""
+def _log_sum_exp(rows: Float32[np.ndarray, "rows N"]) -> Float32[np.ndarray, "rows 1"]:
+    """log Σ exp of each row. Raises `VokenError` if a result is not finite."""
     highest = rows.max(axis=1, keepdims=True)
     if not np.isfinite(highest).all():
         raise VokenError(DIVERGED)
@@ -225,14 +223,14 @@ def _log_of_summed(rows: Float32[np.ndarray, "rows N"]) -> Float32[np.ndarray, "
 
 
 def _best(scores: Float32[np.ndarray, "queries candidates"], count: int) -> Int64[np.ndarray, "queries count"]:
-    """Places (in the flattened array) of each query's `count` best candidates, ascending; of tied ones the first.
+    """Places (in the flattened array) of each query's `count` best candidates, ascending; if tied, the first ones.
 
     Candidates are in the order of their nodes, so ascending places are ascending nodes. Raises `VokenError` if a score
-    is not a number or too large to be one.
+    is NaN or +inf.
     """
     queries, candidates = scores.shape
     groups = candidates // _GROUPED
-    # the count-th best group is no better than the count-th best candidate, and few candidates reach it
+    # the count-th best of the groups' bests is at most the count-th best candidate, and few candidates reach it
     grouped = candidates % _GROUPED == 0 and groups >= count
     bests = scores.reshape(queries, _GROUPED, groups).max(axis=1) if grouped else scores
     if not bests.max() < np.inf:
@@ -275,5 +273,5 @@ def _check(model: StepModel, trie: VokenTrie, beams: int, logit_temperature: flo
     if (model.codebook_size, model.levels) != (trie.codebook_size, trie.levels):
         raise ConfigError(
             f"The model writes {model.levels} vokens of {model.codebook_size}, but the collection holds "
-            f"{trie.levels} of {trie.codebook_size}. Make the collection again with this model."
+            f"{trie.levels} of {trie.codebook_size}. Create the collection again with this model."
         )

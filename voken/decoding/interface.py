@@ -1,4 +1,4 @@
-"""What the parts of a beam search know of each other: the step model, the beams between two levels, the expansion."""
+"""The interfaces between the parts of a beam search: the step model, the beams between levels, the expansion."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from voken.shapes import Float, Int
 
 IMPOSSIBLE = -1e30
-"""Stands for log 0 inside the search, so that a node that the model rules out still ranks above no node."""
+"""Stands for log 0 inside the search, so that a node with probability 0 still ranks above padding, which is -inf."""
 DIVERGED = (
     "The model's logits are not finite numbers: its training diverged or its weights are damaged. "
     "Train it again with a lower learning rate, or restore the model folder."
@@ -18,24 +18,24 @@ DIVERGED = (
 
 @runtime_checkable
 class StepModel(Protocol):
-    """A model that writes voken sequences one level at a time. It owns its cache.
+    """A model that writes voken sequences one level at a time. Its cache is part of the state that it returns.
 
     A search calls `prefill` once, then `step` M times. At the first step there is one beam per query and `vokens` is
-    None. Afterwards `vokens[q, k]` is the voken that beam k of query q took at the level before, and `parents[q, k]` is
-    the index of the beam (of the step before) that it extends.
+    None. Afterwards `vokens[q, k]` is the last voken of beam k of query q, and `parents[q, k]` is the index of the previous
+    step's beam that it extends.
 
-    There are two kinds, which `device` distinguishes. A torch model takes and returns tensors on its device. A numpy
-    model has no device (None): it takes int64 arrays and returns float32 ones, and its search never imports torch.
+    A torch model takes and returns tensors on its `device`. A numpy model has `device` None, takes int64 arrays and
+    returns float32 arrays, and its search never imports torch.
     """
 
     @property
     def codebook_size(self) -> int:
-        """N: how many vokens there are at each level."""
+        """N, the number of vokens at each level."""
         ...
 
     @property
     def levels(self) -> int:
-        """M: how many vokens a sequence has."""
+        """M, the number of vokens in a sequence."""
         ...
 
     @property
@@ -63,26 +63,26 @@ class StepModel(Protocol):
         vokens: Int[Any, "queries beams"] | None,
         parents: Int[Any, "queries beams"] | None,
     ) -> tuple[Float[Any, "queries beams N"], Any]:
-        """Logits over the N vokens of the next level, and the state to pass to the step after."""
+        """Logits over the N vokens of the next level, and the state for the next step."""
         ...
 
 
 @dataclass(frozen=True)
 class BeamState:
-    """The beams between two levels, as arrays of numpy or of torch, in the order of their nodes."""
+    """The beams between two levels, as numpy or torch arrays, in the order of their nodes."""
 
     nodes: Any
-    """int64 (queries, beams): nodes of the level reached."""
+    """int64 (queries, beams): nodes of the current level."""
     log_prob: Any
-    """float32 (queries, beams): summed over the levels so far."""
+    """float32 (queries, beams): log-probability summed over the levels so far."""
     parents: Any
-    """int64 (queries, beams): the beam of the level before that each extends."""
+    """int64 (queries, beams): index of the previous level's beam that each beam extends."""
     path: Any
-    """int64 (queries, beams, level): the vokens taken so far."""
+    """int64 (queries, beams, level): the vokens so far."""
 
 
 class Expansion(Protocol):
-    """One level of the search over a trie: the children of all beams are scored, and the best ones taken."""
+    """One level of the search over a trie: score the children of all beams and keep the best."""
 
     def root(self, queries: int) -> BeamState:
         """One beam per query, at the root."""
@@ -93,8 +93,8 @@ class Expansion(Protocol):
     ) -> BeamState:
         """The best `beams` children of `state`, whose nodes are of `level` (0 … M - 1).
 
-        `logits` are the model's (queries, beams, N) for them, float32; `log_probs` says that their exponentials already
-        sum to 1. Raises `VokenError` if they are not finite.
+        `logits` (queries, beams, N), float32, are the model's for `state`; `log_probs` says that they are
+        log-probabilities already. Raises `VokenError` if they are not finite.
         """
         ...
 

@@ -1,7 +1,8 @@
-"""The sequences near a point: how a beam search finds pictures like a picture, without text and without a network.
+"""A step model that leads a beam search to the sequences near a point: finds similar pictures without text or network.
 
-The "logit" of a voken is minus the amount that its entry adds to the squared distance between the point and the sum of
-the entries taken, so a beam's score is minus that distance (Eqs. 1 to 3 read backwards). All in numpy.
+The "logit" of a voken is minus the amount by which its entry changes the squared distance between the point and the sum
+of the entries so far. A beam's score is therefore minus that distance, up to a constant per query (Eqs. 1 to 3 in
+reverse). It runs in numpy.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ class NearestSequences:
 
     codebooks: Float32[np.ndarray, "M N e"]
     log_probs = True
-    """Scores are distances and must not be normalised."""
+    """True, so that the search does not normalise the scores: they are distances."""
     reads_trees = False
     device = None
 
     @property
     def codebook_size(self) -> int:
-        """N."""
+        """N, the number of vokens at each level."""
         return int(self.codebooks.shape[1])
 
     @property
     def levels(self) -> int:
-        """M."""
+        """M, the number of vokens in a sequence."""
         return int(self.codebooks.shape[0])
 
     def prefill(self, texts: Any) -> Any:
@@ -55,6 +56,6 @@ class NearestSequences:
         return gains.astype(np.float32), (level + 1, residuals)
 
     def of_sequences(self, vokens: Int64[np.ndarray, "queries M"]) -> Float32[np.ndarray, "queries e"]:
-        """The points that sequences stand for: the sums of their entries."""
-        taken = [book[vokens[:, level]] for level, book in enumerate(self.codebooks)]
-        return np.asarray(np.sum(taken, axis=0), dtype=np.float32)
+        """The points that sequences represent: the sums of their entries."""
+        entries = [book[vokens[:, level]] for level, book in enumerate(self.codebooks)]
+        return np.asarray(np.sum(entries, axis=0), dtype=np.float32)

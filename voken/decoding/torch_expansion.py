@@ -16,14 +16,14 @@ from voken.errors import VokenError
 from voken.shapes import Float, Int, Shaped
 
 _MOST_DENSE_ENTRIES = 1 << 22
-"""Largest dense table of level 2 (16 MB); above it the level is searched as the deeper ones are."""
+"""Entries of the largest dense table of level 2 (16 MB). Larger levels are searched like the deeper ones."""
 _LEAST_DENSE_FILL = 0.125
-"""A table of level 2 that is emptier than this costs more time and memory than the lists of children do."""
+"""Smallest filled share of a table of level 2; an emptier table costs more time and memory than lists of children."""
 
 
 @dataclass(frozen=True, eq=False)
 class TorchExpansion:
-    """Expands many nodes at once. Holds a `VokenTrie` as plain arrays on a device, 8 bytes per node."""
+    """Expands many nodes at once. It holds a `VokenTrie` as plain arrays on a device, 8 bytes per node."""
 
     counts: tuple[int, ...]
     """Nodes of levels 0 … M."""
@@ -34,7 +34,7 @@ class TorchExpansion:
     first: Int[Tensor, " N"]
     """Node of level 1 for each voken; -1 if no sequence starts with it."""
     second: Int[Tensor, "nodes N"] | None
-    """Node of level 2 for each node of level 1 and voken, -1 if there is none; None if a table does not pay."""
+    """Node of level 2 for each node of level 1 and voken, -1 if there is none. None if no table is used."""
 
     @classmethod
     def of(cls, trie: VokenTrie, device: torch.device | str) -> TorchExpansion:
@@ -63,7 +63,7 @@ class TorchExpansion:
 
     @property
     def levels(self) -> int:
-        """M: vokens of a sequence."""
+        """M, the number of vokens in a sequence."""
         return len(self.vokens)
 
     def root(self, queries: int) -> BeamState:
@@ -81,7 +81,7 @@ class TorchExpansion:
         temperature: float = 1.0,
         log_probs: bool = False,
     ) -> BeamState:
-        """See `Expansion`. Log-probabilities save nothing here."""
+        """See `Expansion`. `log_probs` is ignored: the sum is computed in any case."""
         children, is_table = self.children(level, state.nodes)
         scores = self._child_scores(level, logits, children, is_table, temperature)
         scores = (state.log_prob.unsqueeze(-1) + scores).flatten(1)
@@ -99,10 +99,10 @@ class TorchExpansion:
     def children(
         self, level: int, nodes: Int[Tensor, "queries beams"]
     ) -> tuple[Int[Tensor, "queries beams width"], bool]:
-        """The children of nodes of `level` (0 … M - 1), as nodes of the level below; -1 fills the width.
+        """The children of nodes of `level` (0 … M - 1), as nodes of the level below, padded with -1.
 
-        The second value says whether the width is the codebook, so that column v holds the child with voken v.
-        Otherwise the children come first, in order. In both cases children ascend along the width.
+        The second value is True if the width is N and column v holds the child with voken v. Otherwise the children
+        come first and the padding last. In both cases children ascend along the width.
         """
         if level == 0:
             return self.first.long().expand(*nodes.shape, -1), True
@@ -139,7 +139,7 @@ class TorchExpansion:
 
 
 def _best(scores: Float[Tensor, "queries candidates"], count: int) -> Int[Tensor, "queries count"]:
-    """Positions of the `count` best candidates, ascending; of candidates tied for the last place the first.
+    """Positions of the `count` best candidates, ascending; of those tied for the last place, the first ones.
 
     Candidates are in the order of their nodes, so ascending positions are ascending nodes.
     """
@@ -147,14 +147,14 @@ def _best(scores: Float[Tensor, "queries candidates"], count: int) -> Int[Tensor
     if scores.shape[1] > count and bool((values[:, count - 1] == values[:, count]).any()):
         last = values[:, count - 1 : count]
         above, tied = scores > last, scores == last
-        wanted = count - above.sum(dim=1, keepdim=True)
-        is_best = above | (tied & (tied.cumsum(dim=1) <= wanted))
+        remaining = count - above.sum(dim=1, keepdim=True)
+        is_best = above | (tied & (tied.cumsum(dim=1) <= remaining))
         return is_best.nonzero()[:, 1].view(len(scores), count)
     return positions[:, :count].sort(dim=1).values
 
 
 def _table(trie: VokenTrie, level: int) -> Int[np.ndarray, "nodes N"]:
-    """The child with each voken of each node of `level`, -1 if there is none."""
+    """For each node of `level`, the child with each voken; -1 if there is none."""
     table = np.full((trie.nodes(level), trie.codebook_size), -1, dtype=np.int32)
     parent = np.repeat(np.arange(len(table)), np.diff(trie.child_offsets[level].expanded()))
     table[parent, trie.vokens[level]] = np.arange(trie.nodes(level + 1), dtype=np.int32)

@@ -374,11 +374,11 @@ def _train(
             i = torch.from_numpy(captions.images[rows]).to(device)
             t = torch.from_numpy(texts_drawn[rows]).to(device)
             losses.append(loop.step(head.loss(images[i], texts[t], concepts[i])))
-        evaluated = loop.evaluated
+        evaluated = loop.evaluation_model
         assert isinstance(evaluated, TwoTowerHead)
         recalls = (math.nan,) * 3 if validation is None else head_recall(evaluated, validation)
         history.append(EpochResult(epoch, float(np.mean(losses)), *recalls))
-        loop.validated(None if validation is None else history[-1].recall)
+        loop.record_score(None if validation is None else history[-1].recall)
         progress("two-tower head: epochs", epoch + 1, config.epochs)
     if not history:
         raise ConfigError("encoder.epochs is 0: the two-tower head needs at least one.")

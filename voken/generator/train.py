@@ -290,7 +290,7 @@ class _GeneratorTraining:
         elif previous is not None:
             loop.best_score, loop.best_weights = previous.best_score, previous.best_weights
         else:
-            loop.validated(self.untrained_recall)
+            loop.record_score(self.untrained_recall)
         for epoch in loop.epochs():
             rows = self.pairs.draw(np.random.default_rng([self.seed, number, epoch]))
             for step in range(loop.steps_taken % loop.steps_per_epoch, loop.steps_per_epoch):
@@ -304,7 +304,7 @@ class _GeneratorTraining:
                     self._save(loop, number, epoch, step + 1, loss)
             recall = self._recall()
             self.records.append(EpochRecord(stage.name, epoch + 1, loss / len(rows), recall))
-            if loop.validated(recall if self.validation.texts else None):
+            if loop.record_score(recall if self.validation.texts else None):
                 self.best_index = len(self.records) - 1
             loss = 0.0
             self._save(loop, number, epoch + 1, 0, loss)

@@ -120,13 +120,13 @@ def train_tokenizer(
         patience=config.patience,
     )
     losses, scores = [], [validation_score(tokenizer, validation)]
-    loop.validated(scores[0])
+    loop.record_score(scores[0])
     averages = _MovingAverages(tokenizer, config.ema_decay) if config.update == "ema" else None
     for epoch in loop.epochs():
         losses.append(_epoch(loop, tokenizer, images, captions.draw(), averages, random))
         scores.append(validation_score(tokenizer, validation))
         progress("tokenizer", epoch + 1, config.epochs)
-        loop.validated(scores[-1])
+        loop.record_score(scores[-1])
     loop.restore_best()
     return tokenizer, TokenizerHistory(tuple(losses), tuple(scores), loop.best_epoch + 1)
 

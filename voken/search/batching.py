@@ -1,21 +1,21 @@
-"""Many callers of one search, served together without knowing of each other.
+"""Joins the queries of many callers into batches.
 
     queue = SearchQueue(searcher)
     (hits,) = queue.search(["two dogs"], k=10)                      # from any thread
     (hits,) = await queue.asearch(["two dogs"], k=10)               # from any event loop
     queue.close()
 
-Under it lies a `Batcher`, which does not know what it batches:
+It uses a `Batcher`, which does not know what it batches:
 
     batcher = Batcher(searcher.answer)                              # returns one result per item, in their order
     results = batcher.call(["two dogs", "a cat"], key)
     future = batcher.submit("two dogs", key)                        # a concurrent.futures.Future
 
-Nobody waits for company unless `max_wait` says so: what arrives while a batch runs is the next batch, so batches grow
-with the load by themselves. A caller that meets no running and no waiting items runs its items in its own thread.
-Everything else is done by one thread, which starts when it is first needed and ends after a second without work.
-Measured for a single caller (two cores, a function that does nothing): 2 µs more than the bare call, and 40 µs through
-the thread.
+Items that arrive while a batch runs form the next batch, so batches grow with the load. An item never waits just for
+others to join it, unless `max_wait` is set. If nothing runs or waits, a caller runs its items in the calling thread.
+All other batches run in one background thread, which starts when it is first needed and ends after a second without
+work. For a single caller (two cores, a function that does nothing), a batch costs 2 µs more than a plain call in the
+calling thread, and 40 µs more in the background thread.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ _IDLE_SECONDS = 1.0
 
 
 class SearchQueue:
-    """A `Searcher` for any number of threads and event loops at once, whose texts go through the model together.
+    """Searches for any number of threads and event loops at once, whose texts go through the model together.
 
-    `max_queue` is how many queries may wait while others are answered; None means no bound. A full or closed queue
+    `max_queue` is how many queries may wait while others are answered; None means no limit. A full or closed queue
     raises `BusyError`.
     """
 
@@ -61,7 +61,7 @@ class SearchQueue:
     ) -> list[list[Hit]]:
         """As `Searcher.search`."""
         search = self.searcher.prepare(texts, k, where, threshold)
-        return search.confident(self._batcher.call(search.texts, search.key))
+        return search.above_threshold(self._batcher.call(search.texts, search.key))
 
     async def asearch(
         self, texts: Sequence[str], k: int, where: Sequence[Filter] = (), threshold: float | None = None
@@ -73,18 +73,18 @@ class SearchQueue:
             search = await asyncio.to_thread(self.searcher.prepare, texts, k, where, threshold)
         else:
             search = self.searcher.prepare(texts, k, where, threshold)
-        return search.confident(await self._batcher.acall(search.texts, search.key))
+        return search.above_threshold(await self._batcher.acall(search.texts, search.key))
 
     def watch_batches(self, watcher: Callable[[int], None]) -> None:
         """Call `watcher` with the size of every batch, in the thread that runs it."""
         self._batcher.watchers.append(watcher)
 
     def close(self) -> None:
-        """Finish the queries that wait, and accept no more."""
+        """Accept no more queries, and finish those that are waiting."""
         self._batcher.close()
 
 
-class _Waiting(Generic[Item, Result]):
+class _PendingItem(Generic[Item, Result]):
     __slots__ = ("arrived", "future", "item")
 
     def __init__(self, item: Item, future: Future[Result], arrived: float) -> None:
@@ -100,13 +100,14 @@ class Batcher(Generic[Item, Result]):
     share a batch of at most `max_batch`. The next batch is that of the item that has waited longest, its oldest items
     first. If `run` raises for a joint batch, each item is tried alone, so that only those that raise again fail.
 
-    `max_wait` is how many seconds the oldest item waits for company while its batch is not full. `max_queue` is how
-    many items may wait, besides those that run; None means no bound. A single call with more items than that is
-    accepted if nothing waits. Raises `ConfigError` for impossible values.
+    `max_wait` is how many seconds the oldest item waits for others to fill its batch. `max_queue` is how many items may
+    wait, besides those that run; None means no limit. A single call with more items than that is accepted if nothing
+    waits. Raises `ConfigError` for impossible values.
 
-    `run`, and callbacks added to a future, must not wait for this batcher: they run in the thread that would answer.
-    A forked child starts with an empty queue and a thread of its own; futures from before belong to the parent. When
-    the interpreter ends, items that nobody waits for are dropped; `close` finishes them.
+    `run`, and callbacks added to a future, must not wait for this batcher: they run in the thread that
+    they would wait for.
+    A forked child starts with an empty queue and without the thread; earlier futures belong to the parent. When the
+    interpreter exits, waiting items are dropped unless `close` has finished them.
     """
 
     def __init__(
@@ -125,14 +126,14 @@ class Batcher(Generic[Item, Result]):
         self._closed = False
         self.watchers: list[Callable[[int], None]] = []
         """Called with the size of every batch, in the thread that runs it."""
-        self._start_empty()
+        self._reset()
         _ALL.add(self)
 
-    def _start_empty(self) -> None:
+    def _reset(self) -> None:
         self._changed = threading.Condition()
-        """Guards everything below; notified when work comes, a batch ends, or the batcher closes."""
-        self._lines: dict[Hashable, deque[_Waiting[Item, Result]]] = {}
-        """The waiting items by key, oldest first. No line is empty."""
+        """Guards everything below; notified when an item arrives, a batch ends, or the batcher closes."""
+        self._queues: dict[Hashable, deque[_PendingItem[Item, Result]]] = {}
+        """The waiting items by key, oldest first. No queue is empty."""
         self._running = False
         self._has_thread = False
 
@@ -147,20 +148,20 @@ class Batcher(Generic[Item, Result]):
     def call(self, items: Sequence[Item], key: Hashable = None) -> list[Result]:
         """Results of `items`, in joint batches with those of other callers that have the same `key`.
 
-        Raises what `run` raises for the first item that fails, and `BusyError` as `submit` does: either all items wait
-        or none.
+        Raises what `run` raises for the first item that fails, and `BusyError` as `submit` does; then none of the items
+        waits.
         """
         with self._changed:
-            alone = not (self._running or self._lines or self._closed or self._max_wait)
-            if alone:
+            in_this_thread = not (self._running or self._queues or self._closed or self._max_wait)
+            if in_this_thread:
                 self._running = True
             else:
                 futures = self._accept(items, key)
-        if not alone:
+        if not in_this_thread:
             try:
                 return [future.result() for future in futures]
             finally:
-                for future in futures:  # one has failed, or Ctrl-C ended the waiting
+                for future in futures:  # after a failure or Ctrl-C, some may still be waiting
                     future.cancel()
         try:
             results: list[Result] = []
@@ -170,12 +171,12 @@ class Batcher(Generic[Item, Result]):
         finally:
             with self._changed:
                 self._running = False
-                if self._lines or self._closed:  # otherwise there is nobody to wake
+                if self._queues or self._closed:  # otherwise there is nobody to wake
                     self._changed.notify_all()
 
     async def acall(self, items: Sequence[Item], key: Hashable = None) -> list[Result]:
         """As `call`, without blocking the event loop. The items of a cancelled call are dropped, or run for nobody."""
-        import asyncio  # here, because it is slow to import and a command that searches once does not need it
+        import asyncio  # slow to import, and a command that searches once does not need it
 
         with self._changed:
             futures = self._accept(items, key)
@@ -186,7 +187,7 @@ class Batcher(Generic[Item, Result]):
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not (self._running or self._lines))
+            self._changed.wait_for(lambda: not (self._running or self._queues))
 
     def __enter__(self) -> Self:
         return self
@@ -194,83 +195,85 @@ class Batcher(Generic[Item, Result]):
     def __exit__(self, *raised: object) -> None:
         self.close()
 
-    # _accept, _drop_cancelled and _next_batch need self._changed held
+    # the caller of _accept, _drop_cancelled and _next_batch must hold self._changed
 
     def _accept(self, items: Sequence[Item], key: Hashable) -> list[Future[Result]]:
-        from concurrent.futures import Future  # here, as asyncio above: it imports logging
+        from concurrent.futures import Future  # it imports logging, which takes time
 
         if self._closed:
             raise BusyError("This search is closed and takes no more queries. Open the collection again.")
-        if self._max_queue is not None and self._lines and self._waiting() + len(items) > self._max_queue:
+        if self._max_queue is not None and self._queues and self._pending_count() + len(items) > self._max_queue:
             self._drop_cancelled()
-            if self._lines and self._waiting() + len(items) > self._max_queue:
-                raise BusyError(f"{self._waiting()} queries wait, and {self._max_queue} may. Try again in a moment.")
+            if self._queues and self._pending_count() + len(items) > self._max_queue:
+                raise BusyError(
+                    f"{self._pending_count()} queries wait, and at most {self._max_queue} may. Try again in a moment."
+                )
         if not items:
             return []
         if not self._has_thread:
-            threading.Thread(target=self._work, name="voken-batcher", daemon=True).start()
+            threading.Thread(target=self._run_batches, name="voken-batcher", daemon=True).start()
             self._has_thread = True
-        waiting = [_Waiting[Item, Result](item, Future(), time.perf_counter()) for item in items]
-        self._lines.setdefault(key, deque()).extend(waiting)
+        pending = [_PendingItem[Item, Result](item, Future(), time.perf_counter()) for item in items]
+        self._queues.setdefault(key, deque()).extend(pending)
         self._changed.notify_all()
-        return [entry.future for entry in waiting]
+        return [entry.future for entry in pending]
 
-    def _waiting(self) -> int:
-        return sum(map(len, self._lines.values()))
+    def _pending_count(self) -> int:
+        return sum(map(len, self._queues.values()))
 
     def _drop_cancelled(self) -> None:
-        lines = {
-            key: deque(entry for entry in line if not entry.future.cancelled()) for key, line in self._lines.items()
+        queues = {
+            key: deque(entry for entry in queue if not entry.future.cancelled()) for key, queue in self._queues.items()
         }
-        self._lines = {key: line for key, line in lines.items() if line}
+        self._queues = {key: queue for key, queue in queues.items() if queue}
 
-    def _next_batch(self) -> tuple[Hashable, list[_Waiting[Item, Result]]]:
+    def _next_batch(self) -> tuple[Hashable, list[_PendingItem[Item, Result]]]:
         """Wait for the next batch and mark it as running. It is empty if the thread should end."""
         idle = False
         while True:
-            if self._running:  # a caller runs its own items
+            if self._running:  # a caller runs items in the calling thread
                 self._changed.wait()
-            elif not self._lines:
+            elif not self._queues:
                 if idle or self._closed:
                     self._has_thread = False
                     self._changed.notify_all()  # for `close`, if everything that waited was cancelled
                     return None, []
                 idle = not self._changed.wait(_IDLE_SECONDS)
             else:
-                key = min(self._lines, key=lambda key: self._lines[key][0].arrived)
-                line = self._lines[key]
-                patience = line[0].arrived + self._max_wait - time.perf_counter()
-                if patience > 0 and len(line) < self._max_batch and not self._closed:
-                    self._changed.wait(patience)
+                key = min(self._queues, key=lambda key: self._queues[key][0].arrived)
+                queue = self._queues[key]
+                remaining_wait = queue[0].arrived + self._max_wait - time.perf_counter()
+                if remaining_wait > 0 and len(queue) < self._max_batch and not self._closed:
+                    self._changed.wait(remaining_wait)
                     continue
-                batch: list[_Waiting[Item, Result]] = []
-                while line and len(batch) < self._max_batch:
-                    entry = line.popleft()
+                batch: list[_PendingItem[Item, Result]] = []
+                while queue and len(batch) < self._max_batch:
+                    entry = queue.popleft()
                     if entry.future.set_running_or_notify_cancel():
                         batch.append(entry)
-                if not line:
-                    del self._lines[key]
+                if not queue:
+                    del self._queues[key]
                 if batch:
                     self._running = True
                     return key, batch
 
-    def _work(self) -> None:
-        """What the thread does: batch after batch, until nothing arrives for a while."""
+    def _run_batches(self) -> None:
+        """Run batch after batch in the background thread, until nothing arrives for a while."""
         while True:
             with self._changed:
                 key, batch = self._next_batch()
             if not batch:
                 return
-            self._answer(key, batch)
+            self._run_batch(key, batch)
             del batch  # results must not stay in memory while this thread waits
             with self._changed:
                 self._running = False
                 self._changed.notify_all()
 
-    def _answer(self, key: Hashable, batch: list[_Waiting[Item, Result]]) -> None:
+    def _run_batch(self, key: Hashable, batch: list[_PendingItem[Item, Result]]) -> None:
         try:
             results = self._results(key, [entry.item for entry in batch])
-        except BaseException as error:  # also SystemExit: it belongs to the caller, and nobody may wait for ever
+        except BaseException as error:  # also SystemExit: it belongs to the caller, who must not wait for ever
             if len(batch) == 1:
                 batch[0].future.set_exception(error)
                 return
@@ -279,7 +282,7 @@ class Batcher(Generic[Item, Result]):
                 entry.future.set_result(result)
             return
         for entry in batch:
-            self._answer(key, [entry])
+            self._run_batch(key, [entry])
 
     def _results(self, key: Hashable, items: list[Item]) -> Sequence[Result]:
         for watcher in self.watchers:
@@ -293,10 +296,10 @@ class Batcher(Generic[Item, Result]):
 _ALL: weakref.WeakSet[Batcher[Any, Any]] = weakref.WeakSet()
 
 
-def _start_empty_after_fork() -> None:
+def _reset_after_fork() -> None:
     for batcher in list(_ALL):
-        batcher._start_empty()
+        batcher._reset()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_empty_after_fork)
+    os.register_at_fork(after_in_child=_reset_after_fork)

@@ -1,9 +1,9 @@
-"""Why a picture is a hit: what the generator wrote on the way to it, level by level.
+"""Explains hits: how likely the generator thought each voken of a picture, level by level.
 
     level 1   voken 17     its log-probability among all N, its rank, and how many pictures begin with it
     level 2   voken 803    …
 
-This module scores the hits of a search again; it changes nothing.
+The hits of a search are scored again; nothing is changed.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Step:
 
     voken: int
     log_prob: float
-    """Of this voken after those before, among all N."""
+    """Log-probability of this voken after the ones before it, among all N."""
     rank: int
-    """1 if no voken was more likely."""
+    """Rank of this voken among all N; 1 if none was more likely."""
     pictures: int
-    """Pictures that begin with the vokens up to this one."""
+    """The number of pictures whose sequence begins with the vokens up to this one."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,16 @@ class Why:
     """How a picture became a hit."""
 
     log_prob: float
-    """Of the whole sequence: the sum over its levels."""
+    """Log-probability of the whole sequence: the sum over its levels."""
     beam_rank: int | None
-    """Of the sequence among the beams, from 1; None if these beams do not reach it."""
+    """Rank of the sequence among the beams, from 1; None if no beam reaches it."""
     cosine: float | None
-    """Of the query's vector with the picture's, stored or rebuilt from its vokens; None if the picture is gone."""
+    """Cosine of the query's vector with the picture's (stored, or rebuilt from vokens); None if the picture is gone."""
     levels: tuple[Step, ...]
 
 
 def explain(searcher: Searcher, text: str, hits: Sequence[Hit]) -> list[Why]:
-    """For each hit of a search for `text`. Raises `ConfigError` for hits of another model or of none."""
+    """How each hit of a search for `text` became one. Raises `ConfigError` if their sequences have another length."""
     if not hits:
         return []
     pool, model = searcher.pool(), searcher.model
@@ -63,22 +63,22 @@ def explain(searcher: Searcher, text: str, hits: Sequence[Hit]) -> list[Why]:
     beams = beam_search_from_state(model.generator, state, trie, max(1, min(search.key.beams, trie.sequences)))
     rank_of_leaf = {leaf: rank for rank, leaf in enumerate(beams.leaf[0].tolist(), start=1) if leaf >= 0}
     log_probs = _log_probs(model.generator, state, vokens)
-    taken = np.take_along_axis(log_probs, vokens[:, :, None], 2)[:, :, 0]
-    ranks = 1 + (log_probs > taken[:, :, None]).sum(2)
+    voken_log_probs = np.take_along_axis(log_probs, vokens[:, :, None], 2)[:, :, 0]
+    ranks = 1 + (log_probs > voken_log_probs[:, :, None]).sum(2)
     counts = _pictures_below(trie, vokens)
     leaves = trie.leaf_of(vokens)
     read_out = ReadOut("voken" if pool.snapshot.vectors is None else "vector", 1.0)
-    reached = Beams(vokens[None], leaves[None], taken.sum(1)[None])
-    candidates = Candidates.of(trie, reached.leaf[0], reached.log_prob[0])
-    (cosines,) = read_out.cosines(pool, reached, [candidates], model.query_vectors(search.texts, state))
+    beams_of_hits = Beams(vokens[None], leaves[None], voken_log_probs.sum(1)[None])
+    candidates = Candidates.of(trie, beams_of_hits.leaf[0], beams_of_hits.log_prob[0])
+    (cosines,) = read_out.cosines(pool, beams_of_hits, [candidates], model.query_vectors(search.texts, state))
     cosine_of_row = dict(zip(candidates.rows.tolist(), cosines.tolist(), strict=True))
     return [
         Why(
-            log_prob=float(taken[place].sum()),
+            log_prob=float(voken_log_probs[place].sum()),
             beam_rank=rank_of_leaf.get(int(leaves[place])),
             cosine=None if (row := pool.snapshot.find(hit.image_id)) is None else cosine_of_row.get(row),
             levels=tuple(
-                Step(voken, float(taken[place, level]), int(ranks[place, level]), int(counts[place, level]))
+                Step(voken, float(voken_log_probs[place, level]), int(ranks[place, level]), int(counts[place, level]))
                 for level, voken in enumerate(hit.vokens)
             ),
         )
@@ -87,7 +87,7 @@ def explain(searcher: Searcher, text: str, hits: Sequence[Hit]) -> list[Why]:
 
 
 def _log_probs(generator: Any, state: Any, vokens: Int64[np.ndarray, "hits M"]) -> Float[np.ndarray, "hits M N"]:
-    """What the model writes at every level after the vokens before."""
+    """The log-probabilities of all vokens at every level, after the vokens before it."""
     in_torch = generator.device is not None
 
     def on_device(array: Int64[np.ndarray, "1 hits"]) -> Any:
@@ -112,7 +112,7 @@ def _log_probs(generator: Any, state: Any, vokens: Int64[np.ndarray, "hits M"]) 
 
 
 def _pictures_below(trie: VokenTrie, vokens: Int64[np.ndarray, "hits M"]) -> Int64[np.ndarray, "hits M"]:
-    """How many pictures begin with the first 1 … M vokens of each sequence."""
+    """The number of pictures whose sequence begins with the first 1 … M vokens of each sequence."""
     counts = np.zeros(vokens.shape, dtype=np.int64)
     for level in range(1, trie.levels + 1):
         nodes = trie.node_of(vokens[:, :level])

@@ -1,4 +1,4 @@
-"""One picture in an answer: what every search returns, whichever system ran it."""
+"""A picture in an answer, whichever system searched."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 class Hit:
     """One picture in the ranked answer to a query.
 
-    Answers list hits by falling `score`. Two hits of one answer with equal scores are tied: the system has no opinion
-    on their order, and the evaluation takes the expected value over both.
+    Answers list hits by falling `score`. Two hits of one answer with equal scores are tied: the system does
+    not say which is better, and the evaluation takes the mean over both orders.
 
-    What `score` is depends on the system (a log-probability, a cosine, …). Scores compare within one answer only.
+    What `score` is depends on the system (a log-probability, a cosine, …). Only scores of one answer are comparable.
     `vokens` is the picture's sequence of M vokens, empty if the system has none.
     """
 

@@ -1,17 +1,17 @@
-"""Read-outs: how the pictures that the beams reached are ranked, and how likely each one is right.
+"""Read-outs rank the pictures that the beams reached, and say how likely each is right.
 
     generate   log p(Y|q) alone
     voken      + weight × cosine of the query's vector with the vector rebuilt from the picture's vokens
     vector     + weight × cosine of the query's vector with the picture's stored vector
 
-Only "vector" can tell apart pictures that share a sequence; the other two give them the same score.
+Only "vector" distinguishes pictures that share a sequence; the other two give them equal scores.
 
-A confidence is a logistic model of three features that a search has anyway (`voken.training.choose` fits it):
+A confidence comes from a logistic model of three features of a search, which `voken.training.choose` fits:
 
     score         log p(Y|q) + weight × cosine. Its coefficient is 0 or more, so a hit never has a lower confidence
                   than a hit ranked below it, and cutting at a threshold leaves the beginning of the answer.
-    mass          the log of the total probability of the sequences reached. If many are likely, one likely sequence
-                  says less.
+    mass          the log of the total probability of the sequences reached. The more of them are likely, the less
+                  one likely sequence means.
     mean cosine   of the query with the sequences reached, weighted by their probabilities. It has no coefficient in
                   "vector": the score already holds the cosine with the picture itself.
 
@@ -36,7 +36,7 @@ from voken.shapes import Float, Int, Int64
 
 
 class VectorBuilder(Protocol):
-    """The half of an `ImageTokenizer` that a read-out needs."""
+    """The part of an `ImageTokenizer` that a read-out needs."""
 
     def decode(self, vokens: Int[np.ndarray, "sequences M"]) -> Float[np.ndarray, "sequences dim"]:
         """Unit vectors rebuilt from voken sequences."""
@@ -61,20 +61,20 @@ class Candidates:
     leaves: Int64[np.ndarray, " pictures"]
     rows: Int64[np.ndarray, " pictures"]
     log_prob: Float[np.ndarray, " pictures"]
-    """Of the picture's sequence."""
+    """Log-probability of the picture's sequence."""
     shared: Int64[np.ndarray, " pictures"]
-    """How many pictures have this picture's sequence."""
+    """The number of pictures with this picture's sequence, itself included."""
 
     @classmethod
     def of(cls, trie: VokenTrie, leaf: Int64[np.ndarray, " beams"], log_prob: Float[np.ndarray, " beams"]) -> Self:
-        """From one query's row of `Beams`."""
+        """Build them from one query's row of `Beams`."""
         reached = np.flatnonzero(leaf >= 0)
         rows, counts = trie.rows_of(leaf[reached])
         beam = np.repeat(reached, counts)
         return cls(beam, leaf[beam], rows, log_prob[beam].astype(np.float64), np.repeat(counts, counts))
 
     def best(self, scores: Float[np.ndarray, " pictures"], k: int) -> Int64[np.ndarray, " best"]:
-        """Places of the `k` pictures with the highest scores, best first. Of equal ones the lower row comes first."""
+        """Places of the `k` pictures with the highest scores, best first; if scores are equal, the lower row first."""
         return np.lexsort((self.rows, -scores))[:k]
 
 
@@ -84,12 +84,12 @@ class ReadOut:
 
     name: ReadOutName
     weight: float = 0.0
-    """Of the cosine."""
+    """Weight of the cosine in the score."""
     calibration: ReadOutCalibration | None = None
 
     @classmethod
     def calibrated(cls, name: ReadOutName, weight: float, calibration: Calibration | None) -> Self:
-        """With the part of `calibration` that holds for this read-out and this weight, if there is one."""
+        """A read-out with the part of `calibration` that was fitted for its name and weight, if any."""
         parts = () if calibration is None else calibration.readouts
         matching = (part for part in parts if (part.readout, part.cosine_weight) == (name, weight))
         return cls(name, weight, next(matching, None))
@@ -101,7 +101,7 @@ class ReadOut:
 
     @property
     def uses_stored_vectors(self) -> bool:
-        """Whether the cosines are those with the pictures' stored vectors, not with vectors rebuilt from vokens."""
+        """Whether cosines are computed with the pictures' stored vectors instead of vectors rebuilt from vokens."""
         return self.name == "vector"
 
     def cosines(
@@ -117,7 +117,7 @@ class ReadOut:
     def score(
         self, log_prob: Float[np.ndarray, "*queries pictures"], cosine: Float[np.ndarray, "*queries pictures"]
     ) -> Float[np.ndarray, "*queries pictures"]:
-        """What pictures are ranked by."""
+        """The scores that pictures are ranked by."""
         return log_prob + self.weight * cosine
 
     def confidence(
@@ -128,9 +128,9 @@ class ReadOut:
     ) -> Float[np.ndarray, "*queries pictures"]:
         """The probability, 0 to 1, that each picture is right; it never rises as the score falls.
 
-        *All* candidates of a query are needed, before the best are picked. `log_prob` is that of their sequences, −inf
-        for no picture (confidence 0). `cosine` is with the stored vectors in "vector", otherwise with the rebuilt
-        ones, in "generate" too. `shared` is how many pictures have a picture's sequence (None: one each).
+        Pass *all* candidates of a query, not only the best. `log_prob` is that of their sequences; −inf stands for no
+        picture, which has confidence 0. `cosine` is with the stored vectors in "vector", otherwise with the rebuilt
+        ones, in "generate" too. `shared` is the number of pictures with a picture's sequence (None: always 1).
 
         >>> part = ReadOutCalibration("generate", 0.0, bias=1.0, score=0.5, mass=-0.5, mean_cosine=0.0)
         >>> ReadOut("generate", 0.0, part).confidence(np.log([0.5, 0.5]), np.zeros(2)).round(3).tolist()
@@ -138,12 +138,13 @@ class ReadOut:
 
         Raises `ConfigError` if the read-out is not calibrated.
         """
-        part = self.calibration
-        if part is None:
+        calibration = self.calibration
+        if calibration is None:
             raise ConfigError(f"The read-out {self.name!r} is not calibrated for a weight of {self.weight:g}.")
         score, mass, mean = np.moveaxis(self.features(log_prob, cosine, shared), -1, 0)
-        # term by term, not as a product of matrices: equal scores get equal confidences to the last bit
-        logit = part.score * score + (part.bias + part.mass * mass + part.mean_cosine * mean)
+        # term by term, not as a product of matrices, so that equal scores give equal confidences to the last bit
+        shared_by_all = calibration.bias + calibration.mass * mass + calibration.mean_cosine * mean
+        logit = calibration.score * score + shared_by_all
         confidence: np.ndarray = np.where(np.isfinite(log_prob), sigmoid(logit), 0.0)
         return confidence
 
@@ -153,7 +154,7 @@ class ReadOut:
         cosine: Float[np.ndarray, "*queries pictures"],
         shared: Int[np.ndarray, "*queries pictures"] | None = None,
     ) -> Float[np.ndarray, "*queries pictures 3"]:
-        """Score, mass and mean cosine. A sequence counts once, however many pictures share it."""
+        """Score, mass and mean cosine. A sequence counts once, no matter how many pictures share it."""
         exists = np.isfinite(log_prob)
         picture = np.where(exists, log_prob, 0.0).astype(np.float64)
         each = np.where(exists, log_prob, -np.inf).astype(np.float64) - (0.0 if shared is None else np.log(shared))
@@ -166,10 +167,10 @@ class ReadOut:
         return np.stack([score, *np.broadcast_arrays(top + np.log(total), mean, score)[:2]], -1)
 
     def threshold(self, precision: float) -> float | None:
-        """The confidence from which on at least this share of hits was right; None if no threshold reached it.
+        """The lowest confidence at which at least this share of hits was right; None if there is no such threshold.
 
-        Between two thresholds the stricter one holds. Raises `ConfigError` for a precision that is not between 0
-        and 1.
+        A precision between two thresholds gets the stricter one. Raises `ConfigError` for a precision
+        that is not between 0 and 1.
         """
         if not 0 < precision <= 1:
             raise ConfigError(f"precision {precision}: a share of right hits is above 0 and at most 1.")
@@ -180,7 +181,7 @@ class ReadOut:
 def stored_cosines(
     pool: Pool, beams: Beams, candidates: Sequence[Candidates], queries: Float[np.ndarray, "queries dim"]
 ) -> Iterable[Float[np.ndarray, " pictures"]]:
-    """With the vectors that the collection stores. There must be some."""
+    """Cosines with the vectors that the collection stores. It must store vectors."""
     vectors = pool.snapshot.vectors
     assert vectors is not None
     for pictures, query in zip(candidates, queries, strict=True):
@@ -190,8 +191,8 @@ def stored_cosines(
 def rebuilt_cosines(
     pool: Pool, beams: Beams, candidates: Sequence[Candidates], queries: Float[np.ndarray, "queries dim"]
 ) -> Iterable[Float[np.ndarray, " pictures"]]:
-    """With the vectors that the tokenizer rebuilds from the sequences, which all pictures of a leaf share."""
-    # each sequence is rebuilt once: a network may round one input differently at different places of a batch
+    """Cosines with the vectors that the tokenizer rebuilds from the sequences; all pictures of a leaf share theirs."""
+    # each sequence is rebuilt once: a network may round the same input differently at another place of a batch
     leaves, place = np.unique(beams.leaf, return_inverse=True)
     sequences = pool.trie.leaf_vokens(np.maximum(leaves, 0))
     rebuilt = pool.tokenizer.decode(sequences)[place.reshape(beams.leaf.shape)]
@@ -200,6 +201,6 @@ def rebuilt_cosines(
 
 
 def sigmoid(logit: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-    """1 / (1 + exp(-logit)), for numbers of any size."""
+    """1 / (1 + exp(-logit)), without overflow."""
     value: np.ndarray = np.exp(-np.logaddexp(0.0, -logit))
     return value

@@ -1,14 +1,14 @@
-"""Texts to ranked pictures: the generator writes voken sequences, the collection says whose they are.
+"""Searches a collection: the generator writes voken sequences, and the collection says which pictures have them.
 
     store = Store.open(Path("photos.voken"))
     snapshot = store.snapshot()
     searcher = Searcher(load_model(snapshot.find_model()), snapshot, store=store)
     (hits,) = searcher.search(["two dogs on a beach"], k=10)
 
-A search sees one version of the collection from beginning to end. An opened collection is followed: searches that
-begin a moment later see what other processes have added and removed.
+A search sees one version of the collection from beginning to end. With a store, searches that begin a moment
+after another process added or removed pictures see the change.
 
-This module does not know how hits are scored: that is the read-out's part (`voken.search.readouts`).
+Read-outs (`voken.search.readouts`) score the hits.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ from voken.shapes import Float
 QUERIES_AT_ONCE = 64
 """Queries that go through the model together."""
 _LOGITS_AT_ONCE = 1 << 24
-"""queries × beams × N of one block of queries: 64 MB of float32."""
-_LOOK_SECONDS = 0.2
-"""Time between two looks at whether the collection has changed."""
+"""Largest queries × beams × N of a block of queries: 64 MB of float32."""
+_REFRESH_SECONDS = 0.2
+"""Time between two checks whether the collection has changed."""
 _WRITER_SECONDS = 0.05
-"""Time that a search waits for a writer before it goes on with the version that it has."""
+"""Time that a search waits for a writer before it uses the version that it has."""
 _MAX_POOLS = 8
-"""Pools of filters that stay in memory for the next search with the same filters."""
+"""Largest number of filtered pools that stay in memory for the next search with the same filters."""
 _NOT_CALIBRATED = (
-    "This model is not calibrated for this read-out, so its hits have no confidence to compare with. Train it "
+    "This model is not calibrated for this read-out, so its hits have no confidence. Train it "
     "again with a validation set of 50 queries or more."
 )
 
@@ -69,7 +69,7 @@ class SearchModel(Protocol):
 
     @property
     def search(self) -> SearchConfig:
-        """How it is searched unless a caller asks for something else."""
+        """The search settings that are used unless a caller passes others."""
         ...
 
     @property
@@ -79,7 +79,7 @@ class SearchModel(Protocol):
 
     @property
     def calibration(self) -> Calibration | None:
-        """How likely a hit is right, if that is known."""
+        """The calibration of its confidences, if it has one."""
         ...
 
     @property
@@ -93,10 +93,10 @@ class SearchModel(Protocol):
 
 
 def load_model(folder: Path, *, device: str = "cpu", threads: int = 0, once: bool = False) -> SearchModel:
-    """A saved model, to search with: its engine if it has one and `device` is a CPU, otherwise in torch.
+    """Load a saved model for searching: its engine if it has one and `device` is a CPU, otherwise the model in torch.
 
-    The engine needs no torch. `threads` 0 means as many as there are cores; `once` is for a process that searches only
-    once. Raises `ArtifactError` if there is no model, or if only torch could search it and torch is not installed.
+    The engine needs no torch. `threads` 0 means as many as there are cores; `once` is for a process that searches
+    only once. Raises `ArtifactError` if there is no model, or if only torch could search it and torch is not installed.
     """
     from voken.model.compiled import CompiledModel, is_compiled
 
@@ -126,14 +126,14 @@ class SearchKey:
 
 @dataclass(frozen=True)
 class PreparedSearch:
-    """A checked search: its texts as they are read, and what it asks for."""
+    """A search whose arguments were checked: its texts as the model reads them, its key, and its threshold."""
 
     texts: list[str]
     key: SearchKey
     threshold: float | None
 
-    def confident(self, answers: Sequence[list[Hit]]) -> list[list[Hit]]:
-        """The answers without the hits below the threshold."""
+    def above_threshold(self, answers: Sequence[list[Hit]]) -> list[list[Hit]]:
+        """The answers without the hits whose confidence is below the threshold."""
         if (least := self.threshold) is None:
             return list(answers)
         return [[hit for hit in hits if hit.confidence is not None and hit.confidence >= least] for hits in answers]
@@ -142,10 +142,11 @@ class PreparedSearch:
 class Searcher:
     """Searches one collection with the model that it was indexed with.
 
-    `search` says how. Without it the model's own settings hold, with the best read-out that the collection
-    allows ("vector" if vectors are stored, otherwise "voken"). There are `search.beams` beams and at least k, so that k
-    sequences can be returned; `widen=False` keeps to the number, as an evaluation must. With `store` the collection is
-    followed as it changes. Many threads or an event loop search together through a `voken.search.batching.SearchQueue`.
+    `search` holds the settings. Without it the model's settings are used, with the best read-out that the collection
+    allows ("vector" if vectors are stored, otherwise "voken"). A search uses `search.beams` beams, or k if that is
+    more, so that k sequences can be returned; with `widen=False` it always uses `search.beams`, as an evaluation must.
+    With `store`, searches see later changes of the collection. To batch the searches of many threads or of an event
+    loop, use a `voken.search.batching.SearchQueue`.
 
     Raises `ArtifactError` if model and collection do not belong together, `ConfigError` for impossible settings.
     """
@@ -168,22 +169,22 @@ class Searcher:
         self._widen = widen
         self._store = store
         self._snapshot = collection
-        self._last_look = time.monotonic()
-        self._looking = threading.Lock()
+        self._last_refresh = time.monotonic()
+        self._refreshing = threading.Lock()
         self._pools: dict[tuple[Filter, ...], Pool] = {(): Pool(collection, collection.trie, model.tokenizer)}
 
     @property
     def collection(self) -> Snapshot:
-        """The version that a search beginning now would see."""
-        if self._store is None or time.monotonic() - self._last_look < _LOOK_SECONDS:
+        """The version of the collection that a search would see if it began now."""
+        if self._store is None or time.monotonic() - self._last_refresh < _REFRESH_SECONDS:
             return self._snapshot
-        if self._looking.acquire(blocking=False):
+        if self._refreshing.acquire(blocking=False):
             try:
-                # while a writer commits, or if the disk does not answer, searches go on with the version they have
+                # while a writer commits, or if the disk fails, searches use the version that they have
                 with suppress(StorageError):
-                    self._look(_WRITER_SECONDS)
+                    self._refresh(_WRITER_SECONDS)
             finally:
-                self._looking.release()
+                self._refreshing.release()
         return self._snapshot
 
     @property
@@ -192,7 +193,7 @@ class Searcher:
         return self.read_out.calibration is not None
 
     def threshold(self, precision: float) -> float:
-        """The confidence from which on at least this share of hits was right on validation.
+        """The lowest confidence at which at least this share of hits was right on validation.
 
         Raises `ConfigError` if no threshold reached it, or the model is not calibrated.
         """
@@ -212,21 +213,21 @@ class Searcher:
     def search(
         self, texts: Sequence[str], k: int, where: Sequence[Filter] = (), threshold: float | None = None
     ) -> list[list[Hit]]:
-        """For each text at most `k` hits, by falling score; pictures of equal score in the collection's order.
+        """At most `k` hits per text, by falling score; hits with equal scores are in the collection's order.
 
         Only pictures that pass all filters of `where` are searched, as if the collection held no others. There are
         fewer than k hits if fewer pictures pass, or if fewer reach the confidence `threshold`. Only the first 2,000
-        characters of a text are read. Raises `ConfigError` for a `k` under 1, for a text without any character to
-        read, and for a threshold if the model is not calibrated.
+        characters of a text are read. Raises `ConfigError` for a `k` under 1, for an empty text, and for a
+        threshold if the model is not calibrated.
         """
         search = self.prepare(texts, k, where, threshold)
         batches = [search.texts[at : at + QUERIES_AT_ONCE] for at in range(0, len(texts), QUERIES_AT_ONCE)]
-        return search.confident([hits for batch in batches for hits in self.answer(search.key, batch)])
+        return search.above_threshold([hits for batch in batches for hits in self.answer(search.key, batch)])
 
     def prepare(
         self, texts: Sequence[str], k: int, where: Sequence[Filter] = (), threshold: float | None = None
     ) -> PreparedSearch:
-        """Check a search, and look up the pictures that its filters allow. Raises as `search` does."""
+        """Check a search, and find the pictures that pass its filters. Raises as `search` does."""
         if threshold is not None:
             if not self.calibrated:
                 raise ConfigError(_NOT_CALIBRATED)
@@ -234,7 +235,7 @@ class Searcher:
                 raise ConfigError(f"threshold {threshold}: a confidence is between 0 and 1.")
         beams = self._beams(k)
         if where:
-            self.pool(where)  # here, not in a batch of many callers: it may read all metadata
+            self.pool(where)  # may read all metadata: better here than in a batch of many callers
         key = SearchKey(k, beams if self._widen else self.search_config.beams, tuple(where))
         return PreparedSearch([readable_text(text, place) for place, text in enumerate(texts)], key, threshold)
 
@@ -249,7 +250,7 @@ class Searcher:
         return [hits for block in blocks for hits in self._answer_block(pool, block, key.k, beams)]
 
     def similar(self, image_id: str, k: int, where: Sequence[Filter] = ()) -> list[Hit]:
-        """At most `k` pictures like a picture of the collection, which is not among them. Needs neither torch nor text.
+        """At most `k` pictures that look like a picture of the collection, without that picture. Needs no torch.
 
         Raises `DataError` if there is no such picture.
         """
@@ -264,7 +265,7 @@ class Searcher:
         else:
             query = np.asarray(vectors[np.array([row])], dtype=np.float32)
         model = self._nearest()
-        # a tokenizer without layers quantizes the vector itself, which says more than its sequence
+        # a tokenizer without layers quantizes the vector itself, which is more precise than its sequence
         quantizes_vectors = vectors is not None and query.shape[1] == model.codebooks.shape[2]
         point = query if quantizes_vectors else model.of_sequences(sequence)
         return [hit for hit in self._near(pool, model, point, query, k + 1) if hit.image_id != image_id][:k]
@@ -276,16 +277,16 @@ class Searcher:
         k: int,
         where: Sequence[Filter] = (),
     ) -> list[Hit]:
-        """At most `k` pictures near a picture's vector; `point` is what the tokenizer quantizes of it."""
+        """At most `k` pictures near a picture's vector; `point` is what the tokenizer makes of it before quantizing."""
         return self._near(self.pool(where), self._nearest(), point[None], vector[None], k)
 
     def refresh(self) -> None:
-        """Look at once whether the collection has changed, so that its writer sees the change."""
-        with self._looking:
-            self._look(None)
+        """Read the collection's changes now, so that a writer's next search sees what it wrote."""
+        with self._refreshing:
+            self._refresh(None)
 
     def pool(self, where: Sequence[Filter] = ()) -> Pool:
-        """The pictures that a search with these filters would see now."""
+        """The pictures that a search with these filters would see if it began now."""
         filters, snapshot, pools = tuple(where), self.collection, self._pools
         pool = pools.get(filters)
         if pool is None or pool.snapshot is not snapshot:
@@ -295,9 +296,9 @@ class Searcher:
             pools[filters] = pool
         return pool
 
-    def _look(self, wait: float | None) -> None:
+    def _refresh(self, wait: float | None) -> None:
         if self._store is not None:
-            self._last_look = time.monotonic()
+            self._last_refresh = time.monotonic()
             snapshot = self._store.snapshot(self._snapshot, wait=wait)
             if snapshot is not self._snapshot:
                 snapshot.check_model(self.model)
@@ -305,7 +306,7 @@ class Searcher:
                 self._snapshot = snapshot
 
     def _beams(self, k: int) -> int:
-        """As many as the settings say, and at least `k`."""
+        """The number of beams in the settings, or `k` if that is more."""
         if k < 1:
             raise ConfigError(f"k: {k} pictures per query; ask for 1 or more.")
         if self.search_config.beams < 1:
@@ -317,11 +318,11 @@ class Searcher:
         state = generator.prefill(texts)
         beams = beam_search_from_state(generator, state, pool.trie, count)
         queries = self.model.query_vectors(texts, state) if self.read_out.needs_cosines else None
-        return _ranked(pool, self.read_out, beams, queries, k)
+        return _ranked_hits(pool, self.read_out, beams, queries, k)
 
     def _nearest(self) -> NearestSequences:
         if self._store is None:
-            raise ArtifactError("Similar pictures are found only in a saved collection. Save it, and open it.")
+            raise ArtifactError("Only a saved collection can be searched for similar pictures. Save it, and open it.")
         return NearestSequences(self._store.codebooks())
 
     def _near(
@@ -332,19 +333,21 @@ class Searcher:
         query: Float[np.ndarray, "1 dim"],
         k: int,
     ) -> list[Hit]:
-        """The pictures on the sequences nearest to `point`, by their cosine with `query` alone."""
+        """The pictures whose sequences are nearest to `point`, ranked by their cosine with `query` alone."""
         count = min(self._beams(k), pool.trie.sequences)
         if not count:
             return []
         beams = beam_search_from_state(model, model.prefill(point), pool.trie, count)
         beams = dataclasses.replace(beams, log_prob=np.zeros_like(beams.log_prob))
-        return _ranked(pool, ReadOut("voken" if pool.snapshot.vectors is None else "vector", 1.0), beams, query, k)[0]
+        return _ranked_hits(
+            pool, ReadOut("voken" if pool.snapshot.vectors is None else "vector", 1.0), beams, query, k
+        )[0]
 
 
-def _ranked(
+def _ranked_hits(
     pool: Pool, read_out: ReadOut, beams: Beams, queries: Float[np.ndarray, "queries dim"] | None, k: int
 ) -> list[list[Hit]]:
-    """The best `k` pictures that the beams of each query reached. `queries` may be missing if no cosine is needed."""
+    """The best `k` pictures that each query's beams reached. `queries` may be None if no cosine is needed."""
     snapshot = pool.snapshot
     answers = []
     candidates = [Candidates.of(pool.trie, *row) for row in zip(beams.leaf, beams.log_prob, strict=True)]
@@ -368,7 +371,7 @@ def _ranked(
 
 
 def _filtered_trie(snapshot: Snapshot, filters: tuple[Filter, ...]) -> VokenTrie:
-    """The trie of the pictures that pass all filters, so that the beams never meet another."""
+    """The trie of only the pictures that pass all filters."""
     if not filters:
         return snapshot.trie
     rows = matching_rows(snapshot, filters)
@@ -379,7 +382,7 @@ def _filtered_trie(snapshot: Snapshot, filters: tuple[Filter, ...]) -> VokenTrie
 
 
 def _read_out(search: SearchConfig, model: SearchModel, collection: Snapshot) -> ReadOut:
-    """The read-out with the weight that the caller insists on, or the weight that training chose."""
+    """The read-out, with the weight in `search` or else the weight that training chose."""
     name = search.readout
     if name == "vector" and collection.vectors is None:
         raise ConfigError(
@@ -394,9 +397,9 @@ def _read_out(search: SearchConfig, model: SearchModel, collection: Snapshot) ->
 
 
 def readable_text(text: str, place: int) -> str:
-    """The part of the query at `place` (from 0) that is read. Raises `ConfigError` if nothing is left of it."""
+    """The part of the query at `place` (from 0) that is read. Raises `ConfigError` if it is empty."""
     # a lone surrogate, which a terminal may pass on, breaks every tokenizer
     cut = text.strip()[:MAX_TEXT_CHARACTERS].rstrip().encode("utf-8", "replace").decode("utf-8")
     if not cut:
-        raise ConfigError(f"Query {place + 1} is empty. Say in a few words what the picture shows.")
+        raise ConfigError(f"Query {place + 1} is empty. Describe the picture in a few words.")
     return cut

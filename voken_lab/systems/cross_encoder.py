@@ -437,12 +437,12 @@ class _Training:
 
     def _validated(self, loop: TrainingLoop, epoch: int, loss: float) -> MatchingEpoch:
         if self.validation is None:
-            loop.validated(None)
+            loop.record_score(None)
             return MatchingEpoch(epoch, loss, math.nan, math.nan, math.nan, float(self.model.base_weight))
         recalls, weight = self.validation.best(self.model)
         self.model.base_weight.fill_(weight)
         result = MatchingEpoch(epoch, loss, *recalls, weight)
-        loop.validated(result.recall)
+        loop.record_score(result.recall)
         return result
 
 
