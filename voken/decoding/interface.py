@@ -21,8 +21,8 @@ class StepModel(Protocol):
     """A model that writes voken sequences one level at a time. Its cache is part of the state that it returns.
 
     A search calls `prefill` once, then `step` M times. At the first step there is one beam per query and `vokens` is
-    None. Afterwards `vokens[q, k]` is the last voken of beam k of query q, and `parents[q, k]` is the index of the previous
-    step's beam that it extends.
+    None. Afterwards `vokens[q, k]` is the last voken of beam k of query q, and `parents[q, k]` is the index of the
+    previous step's beam that it extends.
 
     A torch model takes and returns tensors on its `device`. A numpy model has `device` None, takes int64 arrays and
     returns float32 arrays, and its search never imports torch.
