@@ -171,7 +171,6 @@ def test_text_vectors_beside_a_generator_that_reads_by_itself(tmp_path, encoder)
 
 def test_without_text_vectors_the_remedy_is_named(tmp_path):
     engine = exported(make_t5(tmp_path), tmp_path / "engine")
-    assert not engine.gives_vectors
     with pytest.raises(ConfigError, match="read-out 'generate'"):
         engine.query_vectors(["a"])
 

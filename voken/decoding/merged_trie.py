@@ -1,16 +1,16 @@
-"""A trie and its changes as one trie, with the numbers that a new trie of the live rows would have.
+"""Presents a trie and its changes as one trie, numbered like a new trie of the live rows.
 
     base       0 1 2 3 4     dead       1, 4
                              inserted   a before 2, b at the end
     merged     0 a 2 3 b     numbers    0 1 2 3 4
 
-A level stays in lexicographic order, so the number of a live node is its number in the base, minus the dead nodes in
-front of it, plus the inserted ones. Both are counted by bisection of small sorted arrays. From number to node takes one
-bisection, because between two changes the difference is constant. Rows count as one more level of nodes, whose numbers
-are places in `order`.
+A level stays in lexicographic order, so the number of a live node is its number in the base, minus the dead nodes
+before it, plus the inserted nodes before it. Both are counted by bisection of small sorted arrays. The way back, from
+number to node, takes one bisection, because the difference is constant between two changes. Rows are treated as one
+more level of nodes, whose numbers are places in `order`.
 
-Time and memory grow with the changes, not with the base, which is not copied. If most of it has changed, build a new
-trie. This module does not know where changes are stored.
+Time and memory grow with the changes, not with the base, which is not copied. If most of the base has changed, build a
+new trie. This module does not know where changes are stored.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from voken.decoding.trie import ChildOffsets, Column, NumberOffsets, VokenTrie, 
 from voken.shapes import Bool, Int32, Int64, Integer, Shaped
 
 _RUN = 16
-"""Runs of consecutive numbers are read as runs from this width on; below it, a bisection per number costs less."""
+"""Runs of at least this many consecutive numbers are looked up as runs. For shorter ones a bisection per number is
+cheaper."""
 _AT_ONCE = 1 << 16
-"""Rows looked through in one go, so that temporaries stay small."""
+"""Rows that are searched at once, so that temporaries stay small."""
 
 
 def merged_trie(
@@ -35,7 +36,7 @@ def merged_trie(
     added: Integer[np.ndarray, "added M"],
     added_rows: Int64[np.ndarray, " added"],
 ) -> VokenTrie:
-    """The trie of the rows of `base` without those at `dead_places`, and of `added`, equal to a new trie of them.
+    """The trie of the rows of `base` except those at `dead_places`, and of `added`; it equals a new trie of these rows.
 
     `base` must not be a merged trie. `dead_places` are places in its `order`, from `places_of`, in any order.
     `added_rows` are the row numbers of `added`: ascending, and higher than those of the base. Without changes `base`
@@ -56,48 +57,48 @@ def merged_trie(
         return new
     base_starts, base_columns = _levels(base)
     _, new_columns = _levels(new)
-    placed = _placed(base, new)
-    joins = placed[-2].in_base[placed[-1].parents]
-    if (base.rows_at(placed[-1].before[joins] - 1) >= new.rows_at(joins.nonzero()[0])).any():
+    positions = _positions(base, new)
+    joins = positions[-2].in_base[positions[-1].parents]
+    if (base.rows_at(positions[-1].before[joins] - 1) >= new.rows_at(joins.nonzero()[0])).any():
         raise ValueError("added rows must have higher numbers than those of the base")
-    dead = _dead(base, placed, dead_places)
-    above = Renumbering.of(1, dead[0], placed[0].before[:0])
+    dead = _dead_nodes(base, positions, dead_places)
+    above = Renumbering.of(1, dead[0], positions[0].before[:0])
     numbers = np.zeros(1, dtype=np.int64)
     starts: list[ChildOffsets] = []
     columns: list[Column] = []
-    for level, place in enumerate(placed[1:]):
-        fresh = ~place.in_base
-        here = Renumbering.of(len(base_columns[level]), dead[level + 1], place.before[fresh])
+    for level, position in enumerate(positions[1:]):
+        fresh = ~position.in_base
+        here = Renumbering.of(len(base_columns[level]), dead[level + 1], position.before[fresh])
         level_starts, column = base_starts[level], base_columns[level]
-        if here.changes:  # if the level above changes, this one does too
-            starts.append(MergedOffsets(level_starts, above, here, numbers[place.parents[fresh]]))
+        if here.changes:  # always the case if the level above changes
+            starts.append(MergedOffsets(level_starts, above, here, numbers[position.parents[fresh]]))
             columns.append(MergedColumn(column, here, _widened(new_columns[level][fresh], column.shape[1:])))
         else:
             starts.append(level_starts)
             columns.append(column)
-        numbers = here.of_base(place.before)
+        numbers = here.of_base(position.before)
         numbers[fresh] = here.inserted
         above = here
     return VokenTrie(base.codebook_size, tuple(columns[:-1]), tuple(starts[:-1]), starts[-1], columns[-1])
 
 
 def places_of(base: VokenTrie, rows: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
-    """The places of these rows in the `order` of `base`, which is read from end to end.
+    """The places of these rows in the `order` of `base`, all of which is read.
 
     Raises `IndexError` if the trie does not have a row.
     """
     if len(rows) and rows.min() < 0:
         raise IndexError("row numbers must be 0 or more")
-    # one place more, which stays False, stands for all higher row numbers
-    is_wanted = np.zeros(rows.max(initial=-1) + 2, dtype=bool)
-    is_wanted[rows] = True
-    places, wanted = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+    # the last place, which stays False, stands for all higher row numbers
+    is_requested = np.zeros(rows.max(initial=-1) + 2, dtype=bool)
+    is_requested[rows] = True
+    places, requested = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
     for at in range(0, base.images, _AT_ONCE):
         block = base.rows_at(slice(at, at + _AT_ONCE))
-        here = is_wanted.take(block, mode="clip").nonzero()[0]
+        here = is_requested.take(block, mode="clip").nonzero()[0]
         places.append(at + here)
-        wanted.append(block[here])
-    place, row = np.concatenate(places), np.concatenate(wanted)
+        requested.append(block[here])
+    place, row = np.concatenate(places), np.concatenate(requested)
     by_row = row.argsort()
     at_row = row.searchsorted(rows, sorter=by_row)
     missing = np.setdiff1d(rows, row)
@@ -108,31 +109,31 @@ def places_of(base: VokenTrie, rows: Int64[np.ndarray, " rows"]) -> Int64[np.nda
 
 @dataclass(frozen=True, eq=False)
 class Renumbering:
-    """How the nodes of a level are numbered in the base, and after merging."""
+    """Maps the numbers of a level's nodes in the base to their numbers after merging, and back."""
 
     base_count: int
-    """Nodes of the base, dead ones included."""
+    """The number of nodes in the base, dead ones included."""
     dead: Int64[np.ndarray, " dead"]
-    """Base numbers of the nodes that are left out, ascending."""
+    """Base numbers of the dead nodes, ascending."""
     before: Int64[np.ndarray, " inserted"]
-    """For each inserted node, in order: how many nodes of the base stand in front of it, dead ones included."""
+    """For each inserted node, in order: how many nodes of the base come before it, dead ones included."""
     inserted: Int64[np.ndarray, " inserted"]
     """Merged numbers of the inserted nodes, ascending."""
     piece: Int64[np.ndarray, " pieces"]
-    """Merged number at which each piece starts. Within a piece, merged and base numbers grow together."""
+    """Merged number at which each piece starts. Within a piece, merged minus base number is constant."""
     shift: Int64[np.ndarray, " pieces"]
-    """Added to the merged numbers of a piece, it gives base numbers."""
+    """Base number minus merged number in each piece."""
     which: Int64[np.ndarray, " pieces"]
-    """The inserted node that a piece is, or -1. Base numbers of such a piece are those of the next live node."""
+    """The inserted node that a piece is, or -1. The base number of an inserted node is that of the next live node."""
 
     @classmethod
     def of(cls, base_count: int, dead: Int64[np.ndarray, " dead"], before: Int64[np.ndarray, " inserted"]) -> Self:
-        """From the base numbers of the dead nodes, and the places of the inserted ones."""
+        """Compute it from `base_count`, `dead` and `before`."""
         live_before = before - dead.searchsorted(before)
         inserted = live_before + np.arange(len(before))
         live_before_dead = dead - np.arange(len(dead))
         behind_dead = live_before_dead + live_before.searchsorted(live_before_dead)
-        # a stable sort merges what is sorted; numpy's unique would hash it
+        # a stable sort merges sorted parts quickly; numpy's unique would hash them
         piece = np.sort(np.concatenate([[0], inserted, inserted + 1, behind_dead]), kind="stable")
         piece = piece[np.append(True, piece[1:] != piece[:-1])]
         live = piece - inserted.searchsorted(piece)
@@ -156,7 +157,7 @@ class Renumbering:
         return sum(array.nbytes for array in arrays)
 
     def live_before(self, nodes: Int64[np.ndarray, " nodes"]) -> Int64[np.ndarray, " nodes"]:
-        """How many live nodes of the base stand in front of these base numbers, 0 … base_count."""
+        """How many live nodes of the base come before each of these base numbers, 0 … base_count."""
         return nodes - self.dead.searchsorted(nodes)
 
     def of_base(self, nodes: Int64[np.ndarray, " nodes"]) -> Int64[np.ndarray, " nodes"]:
@@ -164,14 +165,14 @@ class Renumbering:
         return self.live_before(nodes) + self.before.searchsorted(nodes, "right")
 
     def base_from(self, numbers: Int64[np.ndarray, " numbers"]) -> Int64[np.ndarray, " numbers"]:
-        """Base number of the first live node of the base at or after each; `base_count` if there is none."""
+        """Base number of the first live base node at or after each merged number; `base_count` if there is none."""
         nodes: np.ndarray = numbers + self.shift[self.piece.searchsorted(numbers, "right") - 1]
         return nodes
 
     def lookup(
         self, numbers: Int64[np.ndarray, "*shape"]
     ) -> tuple[Int64[np.ndarray, "*shape"], Int64[np.ndarray, " places"], Int64[np.ndarray, " places"]]:
-        """As `base_from`; and the (flat) places of `numbers` that are inserted nodes, and which nodes they are."""
+        """`base_from`, the (flat) places of `numbers` that are inserted nodes, and which inserted nodes these are."""
         piece = self.piece.searchsorted(numbers, "right") - 1
         which = self.which[piece].reshape(-1)
         places = (which >= 0).nonzero()[0]
@@ -180,7 +181,7 @@ class Renumbering:
     def lookup_runs(
         self, runs: Int64[np.ndarray, "runs width"]
     ) -> tuple[Int64[np.ndarray, "runs width"], Int64[np.ndarray, " places"], Int64[np.ndarray, " places"]]:
-        """The same for rows of consecutive numbers, with two bisections per row."""
+        """`lookup` for rows of consecutive numbers, with two bisections per row."""
         count, width = runs.shape
         first = self.piece.searchsorted(runs[:, 0], "right") - 1
         pieces = self.piece.searchsorted(runs[:, -1], "right") - first
@@ -194,12 +195,12 @@ class Renumbering:
 
 @dataclass(frozen=True, eq=False)
 class MergedColumn:
-    """The vokens of a level, or the rows of `order`, by merged numbers. See `Column`."""
+    """A `Column` of the vokens of a level, or of the rows of `order`, by merged numbers."""
 
     base: Shaped[np.ndarray, " nodes *bytes"]
     numbers: Renumbering
     inserted: Shaped[np.ndarray, " inserted *bytes"]
-    """Of the inserted nodes, with as many bytes per row as either side needs."""
+    """Values of the inserted nodes, with as many bytes per row as they or the base need, whichever is more."""
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -210,7 +211,7 @@ class MergedColumn:
         return self._filled(*self.numbers.lookup(places))
 
     def __array__(self, dtype: Any = None, *, copy: bool | None = None) -> Shaped[np.ndarray, "*shape"]:
-        """Written out."""
+        """All values as one array."""
         whole: np.ndarray = self._filled(*self.numbers.lookup_runs(np.arange(len(self))[None]))[0]
         return whole if dtype is None else whole.astype(dtype, copy=False)
 
@@ -239,15 +240,15 @@ class MergedColumn:
         which: Int64[np.ndarray, " places"],
     ) -> Shaped[np.ndarray, "*shape_bytes"]:
         """The values of the base at `nodes`, and those of inserted nodes at (flat) `places`."""
-        bytes_of_one = self.inserted.shape[1:]
-        values = _widened(self.base.take(nodes, axis=0, mode="clip"), bytes_of_one)
-        values.reshape(-1, *bytes_of_one)[places] = self.inserted[which]
+        row_shape = self.inserted.shape[1:]
+        values = _widened(self.base.take(nodes, axis=0, mode="clip"), row_shape)
+        values.reshape(-1, *row_shape)[places] = self.inserted[which]
         return values
 
 
 @dataclass(frozen=True, eq=False)
 class MergedOffsets:
-    """The children of each node, by merged numbers. See `ChildOffsets`."""
+    """`ChildOffsets` by merged numbers."""
 
     base: ChildOffsets
     above: Renumbering
@@ -257,7 +258,7 @@ class MergedOffsets:
 
     def firsts(self, parents: Int64[np.ndarray, " parents"]) -> Int64[np.ndarray, " parents"]:
         """See `ChildOffsets`."""
-        # between a node and the next live one of the base are dead ones, which have no live children
+        # nodes between a number and the next live base node are dead, so they have no live children
         of_base = self.below.live_before(self.base.firsts(self.above.base_from(parents)))
         return of_base + self.parents_of_inserted.searchsorted(parents)
 
@@ -282,41 +283,41 @@ class MergedOffsets:
 
     @property
     def arrays(self) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
-        """See `ChildOffsets`. Those of `above` and `below` are the columns'."""
+        """See `ChildOffsets`. The arrays of `above` and `below` count as the columns'."""
         return self.base.arrays | {"parents_of_inserted": self.parents_of_inserted}
 
 
 @dataclass(frozen=True, eq=False)
-class _Placed:
-    """The place in the base of each node of a level of the new trie."""
+class _BasePositions:
+    """Where the nodes of a level of the new trie belong in the base."""
 
     parents: Int64[np.ndarray, " nodes"]
-    """In the new trie."""
+    """Their parents in the new trie."""
     before: Int64[np.ndarray, " nodes"]
-    """How many nodes of the base come before it. If the base has the node itself, that is its number."""
+    """How many nodes of the base come before each. If the base has the node itself, this is its number there."""
     in_base: Bool[np.ndarray, " nodes"]
-    """Whether the base has it."""
+    """Whether the base has the node itself."""
 
 
-def _placed(base: VokenTrie, new: VokenTrie) -> list[_Placed]:
-    """From the root to the rows, of which the base has none."""
+def _positions(base: VokenTrie, new: VokenTrie) -> list[_BasePositions]:
+    """For each level from the root to the rows. The base has none of the new rows."""
     root = np.zeros(1, dtype=np.int64)
-    placed = [_Placed(root, root, root == 0)]
+    positions = [_BasePositions(root, root, root == 0)]
     for base_starts, base_column, starts, column in zip(*_levels(base), *_levels(new), strict=True):
-        above = placed[-1]
+        above = positions[-1]
         parents = starts.parents(np.arange(len(column)))
-        # a parent that the base does not have counts as one without children
+        # a parent that the base does not have gets an empty range of children
         low = base_starts.firsts(above.before[parents])
         end = base_starts.firsts(above.before[parents] + above.in_base[parents])
         if column is new.order:
-            placed.append(_Placed(parents, end, np.zeros(len(column), dtype=bool)))
+            positions.append(_BasePositions(parents, end, np.zeros(len(column), dtype=bool)))
         else:
-            placed.append(_Placed(parents, *find_between(base_column, low, end, column)))
-    return placed
+            positions.append(_BasePositions(parents, *find_between(base_column, low, end, column)))
+    return positions
 
 
-def _dead(
-    base: VokenTrie, placed: list[_Placed], dead_places: Int64[np.ndarray, " dead"]
+def _dead_nodes(
+    base: VokenTrie, positions: list[_BasePositions], dead_places: Int64[np.ndarray, " dead"]
 ) -> list[Int64[np.ndarray, " _"]]:
     """For each level from the root to the rows: the nodes of the base without live children, ascending."""
     dead = [dead_places]
@@ -324,22 +325,22 @@ def _dead(
     for level in range(base.levels, 0, -1):
         parents, dead_children = np.unique(starts[level].parents(dead[0]), return_counts=True)
         start, end = starts[level].ranges(parents)
-        inserted = placed[level + 1].parents[~placed[level + 1].in_base]
-        gets_some = placed[level].before[inserted][placed[level].in_base[inserted]]
-        dead.insert(0, parents[(dead_children == end - start) & ~np.isin(parents, gets_some)])
+        inserted = positions[level + 1].parents[~positions[level + 1].in_base]
+        gets_children = positions[level].before[inserted][positions[level].in_base[inserted]]
+        dead.insert(0, parents[(dead_children == end - start) & ~np.isin(parents, gets_children)])
     return [dead_places[:0], *dead]
 
 
 def _levels(trie: VokenTrie) -> tuple[tuple[ChildOffsets, ...], tuple[np.ndarray[Any, np.dtype[Any]], ...]]:
-    """Of each level below the root, and last of the rows: the child offsets of the level above, and the values."""
+    """For each level below the root, and for the rows: the child offsets of the level above, and the values."""
     columns = (*trie.vokens, trie.order)
     return (*trie.child_offsets, trie.row_offsets), tuple(map(np.asarray, columns))
 
 
-def _widened(values: Shaped[np.ndarray, "*shape"], bytes_of_one: tuple[int, ...]) -> Shaped[np.ndarray, "*wider"]:
-    """With at least as many bytes per row; the low byte is first, so zeros follow."""
-    if not bytes_of_one or values.shape[-1] >= bytes_of_one[0]:
+def _widened(values: Shaped[np.ndarray, "*shape"], row_shape: tuple[int, ...]) -> Shaped[np.ndarray, "*wider"]:
+    """Values with at least as many bytes per row as `row_shape` says. Zeros follow, because the low byte is first."""
+    if not row_shape or values.shape[-1] >= row_shape[0]:
         return values
-    wide = np.zeros((*values.shape[:-1], *bytes_of_one), dtype=values.dtype)
+    wide = np.zeros((*values.shape[:-1], *row_shape), dtype=values.dtype)
     wide[..., : values.shape[-1]] = values
     return wide

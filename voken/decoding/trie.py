@@ -1,4 +1,4 @@
-"""Which voken sequences exist, as sorted integer arrays.
+"""The trie of the voken sequences that exist, as sorted integer arrays.
 
     images     0: [3, 1]    sorted     [0, 2]  leaf 0  rows 1
                1: [0, 2]    sequences  [3, 1]  leaf 1  rows 0, 3
@@ -6,13 +6,13 @@
                3: [3, 1]
 
 A *node* of level l is a distinct prefix of length l, numbered in lexicographic order within its level. The root is
-node 0 of level 0; a *leaf* is a node of level M. The children of a node are neighbours in the level below. A level is
-therefore two arrays: the voken of each node, and where each node's children start. Numbers grow with the order of the
-sequences, so "lower node" means "lexicographically first".
+node 0 of level 0; a *leaf* is a node of level M. The children of a node are adjacent in the level below, so a level
+needs only two arrays: the voken of each node, and where each node's children start. A lower node is lexicographically
+earlier.
 
-A node takes its voken, in as few bytes as N allows (2 for N = 1,024), and at most 1.5 bits for its parent. An image
-takes its row number, in as few bytes as it needs (3 below 16,777,216 images), and at most 1.5 bits for its leaf. The
-arrays are searched as they are in the file, which is mapped into memory.
+A node costs the bytes of its voken (2 for N = 1,024) and at most 1.5 bits for its parent. An image costs the bytes of
+its row number (3 below 16,777,216 images) and at most 1.5 bits for its leaf. Files are mapped into memory and searched
+as they are.
 
 This module does not know what a picture, a text or a probability is.
 """
@@ -33,11 +33,11 @@ from voken.shapes import Bool, Int32, Int64, Integer, UInt, UInt8, UInt32, UInt6
 
 _HEADER = "trie.json"
 _FORMAT = 2
-_REMEDY = "Make the collection again."
+_REMEDY = "Create the collection again."
 _AT_ONCE = 1 << 20
-"""Rows that are packed or unpacked in one go, so that temporaries stay small."""
+"""Rows that are packed or unpacked at once, so that temporaries stay small."""
 _LOOKUPS_AT_ONCE = 1 << 16
-"""Starts looked up in one go: each unpacks a word, 4 MB together."""
+"""Starts that are looked up at once. Each unpacks a word of 64 bits to 64 bytes: 4 MB in all."""
 _WORD = np.dtype("<u8")
 _ONES = np.uint64(2**64 - 1)
 
@@ -67,27 +67,28 @@ class ChildOffsets(Protocol):
 
         children   0 1 2 | 3 | 4 5      starts  0, 3, 4 (, 6)      bits  1 0 0 1 1 0 (1)
 
-    The children of parent p are start(p) … start(p + 1) - 1. Every parent has at least one; only the root of an empty
-    trie has none. `NumberOffsets` suits few parents with many children. `BitOffsets` suits about as many parents as
+    The children of parent p are start(p) … start(p + 1) - 1. Every parent has at least one child, except the root of an
+    empty trie. `NumberOffsets` suits few parents with many children. `BitOffsets` suits about as many parents as
     children, as at the deeper levels of a trie and between its leaves and its pictures.
     """
 
     def firsts(self, parents: Int64[np.ndarray, " parents"]) -> Int64[np.ndarray, " parents"]:
-        """First child of each. For one past the last parent it is the number of children."""
+        """The first child of each parent. For the number after the last parent: the number of children."""
         ...
 
     def ranges(
         self, parents: Int64[np.ndarray, " parents"]
     ) -> tuple[Int64[np.ndarray, " parents"], Int64[np.ndarray, " parents"]]:
-        """First child of each, and the one after its last. Numbers that are no parent give nonsense or `IndexError`."""
+        """The first child of each parent, and the number after its last child. The numbers must be parents: others give
+        nonsense or `IndexError`."""
         ...
 
     def parents(self, children: Int64[np.ndarray, " children"]) -> Int64[np.ndarray, " children"]:
-        """The parents of these children. For one past the last child it is the number of parents."""
+        """The parent of each child. For the number after the last child: the number of parents."""
         ...
 
     def expanded(self) -> Int32[np.ndarray, " parents+1"]:
-        """All starts as numbers, and the number of children at the end."""
+        """All starts as numbers, followed by the number of children."""
         ...
 
     @property
@@ -97,7 +98,7 @@ class ChildOffsets(Protocol):
 
 
 def offsets_of(is_first: Bool[np.ndarray, " children"]) -> ChildOffsets:
-    """The offsets in the form that takes fewer bytes. `is_first` says whether each child is its parent's first."""
+    """The offsets in the smaller of the two forms. `is_first` says whether each child is its parent's first."""
     bits = BitOffsets.of(is_first)
     numbers = 4 * (int(np.count_nonzero(is_first)) + 1)
     if numbers > sum(array.nbytes for array in bits.arrays.values()):
@@ -131,7 +132,7 @@ class NumberOffsets:
 
     def parents(self, children: Int64[np.ndarray, " children"]) -> Int64[np.ndarray, " children"]:
         """See `ChildOffsets`."""
-        # the same type, or numpy would convert all starts
+        # of the same type, or numpy would convert all starts
         values: np.ndarray = np.searchsorted(self.starts, children.astype(np.int32), side="right") - 1
         return values
 
@@ -147,19 +148,19 @@ class NumberOffsets:
 
 @dataclass(frozen=True, eq=False)
 class BitOffsets:
-    """A bit per child, set if it is its parent's first, and one more bit that is set after the last child.
+    """A bit per child, set if it is its parent's first, and a set bit after the last child.
 
-    With the count of set bits before each word of 64 that takes 1.5 bits per child (Jacobson, FOCS 1989: rank and
-    select).
+    With the count of set bits before each word of 64 bits, this takes 1.5 bits per child (rank and select; Jacobson,
+    FOCS 1989).
     """
 
     words: UInt64[np.ndarray, " words"]
     before: UInt32[np.ndarray, " words"]
-    """How many bits are set in the words before."""
+    """For each word, how many bits are set in the words before it."""
 
     @classmethod
     def of(cls, is_first: Bool[np.ndarray, " children"]) -> Self:
-        """From whether each child is its parent's first."""
+        """Build it; `is_first` says whether each child is its parent's first."""
         packed = np.packbits(np.append(is_first, True), bitorder="little")
         words = np.zeros(-(-len(packed) // 8), dtype=_WORD)
         words.view(np.uint8)[: len(packed)] = packed
@@ -173,7 +174,7 @@ class BitOffsets:
             return np.concatenate(
                 [self.firsts(parents[at : at + _LOOKUPS_AT_ONCE]) for at in range(0, len(parents), _LOOKUPS_AT_ONCE)]
             )
-        # the same type, or numpy would convert all of `before`
+        # of the same type, or numpy would convert all of `before`
         place = self.before.searchsorted(parents.astype(np.uint32), "right") - 1
         set_bits = np.unpackbits(self.words[place].view(np.uint8), bitorder="little").view(bool).nonzero()[0]
         first = set_bits.searchsorted(np.arange(0, 64 * len(place), 64))
@@ -209,8 +210,8 @@ class BitOffsets:
 class VokenTrie:
     """The distinct voken sequences of a set of images, and which image has which. Immutable.
 
-    Make one with `from_vokens` or `load`; `merged_trie` makes one from another and the changes since. Rows are those of
-    the matrix in `from_vokens`, or the numbers passed with it.
+    `from_vokens` and `load` create a trie; `merged_trie` creates one from a trie and later changes. An image's row
+    number is its row in the matrix that `from_vokens` takes, or the number passed with it.
     """
 
     codebook_size: int
@@ -218,11 +219,11 @@ class VokenTrie:
     vokens: tuple[UInt[np.ndarray, " _"] | Column, ...]
     """For each level 1 … M: the voken of each node."""
     child_offsets: tuple[ChildOffsets, ...]
-    """For each level 0 … M - 1: which nodes of the level below are children of each node."""
+    """For each level 0 … M - 1: where each node's children start in the level below."""
     row_offsets: ChildOffsets
-    """Which places of `order` belong to each leaf."""
+    """Where each leaf's rows start in `order`."""
     order: UInt8[np.ndarray, "images bytes"] | Column
-    """Row numbers, sorted by sequence, ascending within a leaf; each is its bytes, low byte first."""
+    """Row numbers, sorted by sequence and ascending within a leaf. Each is stored as bytes, low byte first."""
 
     @classmethod
     def from_vokens(
@@ -233,11 +234,11 @@ class VokenTrie:
     ) -> Self:
         """Build from a matrix with one voken sequence per row (any integer type, any memory layout).
 
-        `rows` are the images' row numbers, ascending, if they are not 0 … images - 1, as for a part of a collection.
-        Sorting needs about 30 bytes per row beside `vokens` (M = 4, N = 1024), and is fastest if sequence and row
-        number together fit 64 bits. Raises `EmptyDataError` without images (see `empty`), `ConfigError` if a voken is
-        not in 0 … N - 1, and `ValueError` if the array is not a matrix of integers with at least one column, or if the
-        row numbers do not ascend.
+        `rows` are the images' row numbers, ascending; by default 0 … images - 1. Sorting needs about 30 bytes per row
+        beside `vokens` (M = 4, N = 1024). It is fastest if a sequence and a row number together fit into 64 bits.
+        Raises `EmptyDataError` without images (see `empty`), `ConfigError` if a voken is not in 0 … N - 1, and
+        `ValueError` if the array is not a matrix of integers with at least one column, or if the row numbers do not
+        ascend.
         """
         vokens = np.asarray(vokens)
         if vokens.ndim != 2 or vokens.shape[1] == 0:
@@ -296,17 +297,17 @@ class VokenTrie:
 
     @property
     def levels(self) -> int:
-        """M: vokens of a sequence."""
+        """M, the number of vokens in a sequence."""
         return len(self.vokens)
 
     @property
     def sequences(self) -> int:
-        """How many distinct sequences (leaves) there are."""
+        """The number of distinct sequences (leaves)."""
         return len(self.vokens[-1])
 
     @property
     def images(self) -> int:
-        """How many images (rows) there are."""
+        """The number of images (rows)."""
         return len(self.order)
 
     @property
@@ -316,11 +317,11 @@ class VokenTrie:
 
     @property
     def row_nbytes(self) -> int:
-        """Of these, the bytes of what maps a leaf to its images."""
+        """The part of `nbytes` that maps leaves to images."""
         return self.order.nbytes + sum(array.nbytes for array in self.row_offsets.arrays.values())
 
     def nodes(self, level: int) -> int:
-        """How many distinct prefixes of length `level` there are (0 … M)."""
+        """The number of nodes of `level` (0 … M), which is that of distinct prefixes of this length."""
         return 1 if level == 0 else len(self.vokens[level - 1])
 
     def rows(self, leaf: int) -> Int64[np.ndarray, " rows"]:
@@ -330,7 +331,7 @@ class VokenTrie:
     def rows_of(
         self, leaves: Integer[np.ndarray, " leaves"]
     ) -> tuple[Int64[np.ndarray, " rows"], Int64[np.ndarray, " leaves"]]:
-        """Row numbers of the images of several leaves, one leaf after another, and how many each has."""
+        """Row numbers of the images of several leaves, leaf by leaf, and how many images each leaf has."""
         start, end = self.row_offsets.ranges(self._checked(leaves))
         counts = end - start
         places = np.repeat(start - (counts.cumsum() - counts), counts) + np.arange(counts.sum())
@@ -341,14 +342,14 @@ class VokenTrie:
         return _unpacked(self.order[places])
 
     def leaf_of(self, vokens: Integer[np.ndarray, "sequences levels"]) -> Int64[np.ndarray, " sequences"]:
-        """The leaf of each sequence; -1 if no image has it, as for vokens outside 0 … N - 1."""
+        """The leaf of each sequence; -1 if no image has it. Vokens outside 0 … N - 1 match nothing."""
         vokens = np.asarray(vokens)
         if vokens.ndim != 2 or vokens.shape[1] != self.levels:
             raise ValueError(f"sequences of {self.levels} vokens expected, one per row; this has shape {vokens.shape}")
         return self.node_of(vokens)
 
     def node_of(self, prefixes: Integer[np.ndarray, "prefixes length"]) -> Int64[np.ndarray, " prefixes"]:
-        """The node of each prefix, at the level that is its length; -1 if no image has it."""
+        """The node of each prefix, at the level of the prefix's length; -1 if no image has it."""
         if not self.sequences:
             return np.full(len(prefixes), -1)
         nodes = np.zeros(len(prefixes), dtype=np.int64)
@@ -366,7 +367,7 @@ class VokenTrie:
         return vokens
 
     def image_vokens(self) -> Int32[np.ndarray, "images levels"]:
-        """The sequences of all images, as `from_vokens` took them. Unpacks everything.
+        """The sequences of all images, as passed to `from_vokens`. Unpacks the whole trie.
 
         Raises `ValueError` if rows are not 0 … images - 1; use `row_vokens` then.
         """
@@ -378,7 +379,7 @@ class VokenTrie:
         return vokens
 
     def row_vokens(self) -> tuple[Int64[np.ndarray, " images"], Int32[np.ndarray, "images levels"]]:
-        """All row numbers, ascending, and their sequences. Unpacks everything."""
+        """All row numbers, ascending, and their sequences. Unpacks the whole trie."""
         rows = _unpacked(np.asarray(self.order))
         is_row = np.zeros(rows.max(initial=-1) + 1, dtype=bool)
         is_row[rows] = True
@@ -392,9 +393,9 @@ class VokenTrie:
         return np.flatnonzero(is_row), vokens
 
     def save(self, folder: Path) -> None:
-        """Write the arrays as .npy files and a header. Put it inside `voken.artifact.writing` to be crash-safe."""
+        """Write the arrays as .npy files, and a header. To survive a crash, call it inside `voken.artifact.writing`."""
         folder = Path(folder)
-        arrays: dict[str, np.ndarray[Any, np.dtype[Any]]] = self._written_out()._arrays()
+        arrays: dict[str, np.ndarray[Any, np.dtype[Any]]] = self._as_plain_arrays()._arrays()
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             for name, array in arrays.items():
@@ -439,8 +440,8 @@ class VokenTrie:
         except KeyError as error:
             raise CorruptArtifactError(f"{folder / _HEADER}: does not name {error}. {_REMEDY}") from error
 
-    def _written_out(self) -> VokenTrie:
-        """The same with all its arrays plain ones."""
+    def _as_plain_arrays(self) -> VokenTrie:
+        """The same trie with plain arrays."""
         starts = (*self.child_offsets, self.row_offsets)
         columns = (*self.vokens, self.order)
         if all(isinstance(column, np.ndarray) for column in columns):
@@ -482,7 +483,7 @@ def find_between(
     end: Int64[np.ndarray, " values"],
     values: Integer[np.ndarray, " values"],
 ) -> tuple[Int64[np.ndarray, " values"], Bool[np.ndarray, " values"]]:
-    """The place of each value in its stretch `low` … `end` - 1 of a column, which ascends there; and if it is there.
+    """The place of each value in its range `low` … `end` - 1 of a column, which ascends there; and whether it exists.
 
     The place of a missing value is where it would be inserted. The column must not be empty.
     """
@@ -499,14 +500,14 @@ def find_between(
 def _sorted(
     vokens: Integer[np.ndarray, "images levels"], codebook_size: int
 ) -> tuple[UInt8[np.ndarray, "images bytes"], list[UInt[np.ndarray, " images"]]]:
-    """The rows in lexicographic order, of equal ones the first first: their packed numbers, and each level's vokens."""
+    """The rows in lexicographic order, equal ones by number: their packed numbers, and each level's vokens."""
     images, levels = vokens.shape
     bits, row_bits = (codebook_size - 1).bit_length(), (images - 1).bit_length()
     smallest = np.min_scalar_type(codebook_size - 1)
     if levels * bits + row_bits > 64:
         by_sequence = _lexicographic_order(vokens, bits)
         return _packed(by_sequence, images), [vokens[:, level][by_sequence].astype(smallest) for level in range(levels)]
-    # sequence and row number in one word: sorting the words themselves is several times faster than an argsort
+    # a sequence and its row number share a word: sorting the words is several times faster than an argsort
     words = np.empty(images, dtype=np.uint64)
     for at in range(0, images, _AT_ONCE):
         word = words[at : at + _AT_ONCE]
@@ -549,13 +550,13 @@ def _row_bytes(images: int) -> int:
 
 
 def _packed(rows: Integer[np.ndarray, " rows"], images: int) -> UInt8[np.ndarray, "rows bytes"]:
-    """Row numbers in as few bytes as all of `images` need, low byte first."""
+    """Row numbers in the bytes that `images` numbers need, low byte first."""
     whole = rows.astype("<u4").view(np.uint8).reshape(-1, 4)
     return np.ascontiguousarray(whole[:, : _row_bytes(images)])
 
 
 def _unpacked(packed: UInt8[np.ndarray, "rows bytes"]) -> Int64[np.ndarray, " rows"]:
-    # a byte of all rows at a time: eight times as fast as copying the few bytes of each row
+    # byte by byte for all rows: eight times as fast as copying the bytes of each row
     rows = packed[:, -1].astype(np.int64)
     for place in range(packed.shape[1] - 2, -1, -1):
         rows <<= 8

@@ -1,10 +1,10 @@
-"""Search without torch: the graphs of `voken.inference.export`, run by ONNX Runtime, as a step model of numpy arrays.
+"""A step model without torch: ONNX Runtime runs the graphs of `voken.inference.export` on numpy arrays.
 
     engine = Engine.load(folder)
     beams = beam_search(engine, trie, ["two dogs on a beach"], 20)
 
-What the beams of a query share (cross-attention keys, a prompt) is computed once per query. The keys of beams form a
-tree that only grows (see `voken.inference.graph`). Many threads may use one engine at once.
+Values that all beams of a query share (cross-attention keys, a prompt) are computed once per query. The keys of beams
+form a tree that only grows (see `voken.inference.graph`). Several threads may use the same engine at once.
 """
 
 from __future__ import annotations
@@ -31,37 +31,37 @@ QUERY_POINT = "aim"
 """The name of query points in saved graphs and headers."""
 TEXT_ENCODER_GRAPH, TEXT_ENCODER_HEADER = "vectors.onnx", "vectors.json"
 _UNSEEN = 1 << 30
-"""A distance beyond every table of `voken.inference.graph.BeamTree.bias`."""
+"""A distance that is larger than every table of `voken.inference.graph.BeamTree.bias`, so that a node is not seen."""
 _threads: int | None = None
 """The size of the thread pool that all graphs of the process share; None until the first graph is opened."""
 
 
 @dataclass(frozen=True)
 class EngineState:
-    """Queries that were read, and the tree of their beams so far."""
+    """The queries after `prefill`, and the tree of their beams so far."""
 
     shared: dict[str, Any]
-    """Inputs of every step, as ONNX Runtime's values."""
+    """Inputs of every step, as values of ONNX Runtime."""
     cache: dict[str, Any]
-    """Keys and values of all nodes of the tree, by the name of the output."""
+    """Keys and values of all nodes of the tree, by the names of the graph's outputs."""
     lengths: Int64[np.ndarray, " queries"]
-    """Tokens of each query."""
+    """The number of tokens of each query."""
     distance: Int64[np.ndarray, "queries beams nodes"]
-    """From each beam of the last step to every node; empty before the first step."""
+    """Levels between each beam of the last step and every node, if the node is on the beam's path; else `_UNSEEN`."""
     prefix: Int64[np.ndarray, "queries beams level"]
     first_log_probs: Float32[np.ndarray, "queries 1 N"] | None
-    """Log-probabilities of level 1, if reading the queries gives them."""
+    """Log-probabilities of level 1, if the prefill graph computes them."""
     query_point: Float32[np.ndarray, "queries dim"] | None
-    """The point of the pictures' space near which each query's picture is sought, if the generator has one."""
+    """The point in the pictures' space near which each query's picture should lie, if the generator computes one."""
 
     @property
     def level(self) -> int:
-        """The number of vokens that every beam has."""
+        """The number of vokens in every beam so far."""
         return int(self.prefix.shape[2])
 
 
 class Engine:
-    """A generator's graphs, loaded. A `StepModel` of numpy arrays that gives log-probabilities.
+    """The loaded graphs of a generator: a numpy `StepModel` that returns log-probabilities.
 
     In float32, scores equal those of the torch generator to 1e-3; in int8 they are close (docs/reference/speed.md).
     """
@@ -80,9 +80,9 @@ class Engine:
 
     @classmethod
     def load(cls, folder: Path, *, threads: int = 0, once: bool = False) -> Self:
-        """Open an engine folder. `threads` 0: as many as this process may use; `once`: the process answers one query.
+        """Open an engine folder. `threads` 0 means all cores of the process; `once`, that it answers a single query.
 
-        The first engine of a process sets the number of threads for all. Graphs are read when first used.
+        The first engine of a process sets the number of threads for all engines. Graphs are read when first used.
         Raises `CorruptArtifactError` if a file is missing or damaged, `ArtifactVersionError` for a newer format.
         """
         path = Path(folder) / HEADER
@@ -96,7 +96,7 @@ class Engine:
             return cls(Path(folder), header, _session_options(threads, once=once))
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptArtifactError(
-                f"{path}: does not describe an engine ({error!r}). Make the engine again."
+                f"{path}: does not describe an engine ({error!r}). Create the engine again."
             ) from error
 
     @property
@@ -110,13 +110,8 @@ class Engine:
         return self._levels
 
     @property
-    def gives_vectors(self) -> bool:
-        """Whether the engine has `query_vectors`."""
-        return self._header["vectors"] is not None
-
-    @property
     def reads_trees(self) -> bool:
-        """Whether `step_tree` may be called: one graph writes all levels."""
+        """Whether `step_tree` may be called, which needs one graph for all levels."""
         return len(set(self._steps)) == 1 and self.family != "lite"
 
     def warm_up(self) -> None:
@@ -153,12 +148,12 @@ class Engine:
         vokens: Int[np.ndarray, "queries beams"] | None,
         parents: Int[np.ndarray, "queries beams"] | None,
     ) -> tuple[Float32[np.ndarray, "queries beams N"], EngineState]:
-        """As `voken.decoding.interface.StepModel`, with numpy arrays."""
+        """See `voken.decoding.interface.StepModel`."""
         queries = len(state.lengths)
         if vokens is None or parents is None:
             if state.first_log_probs is not None:
                 return state.first_log_probs, state
-            # voken N stands for the start
+            # voken N stands for the start of a sequence
             vokens, prefix = np.full((queries, 1), self.codebook_size, dtype=np.int64), state.prefix
             distance = state.distance
         else:
@@ -183,10 +178,10 @@ class Engine:
         parents: Int[np.ndarray, "1 beams"],
         extended: Int[np.ndarray, " others"],
     ) -> Float32[np.ndarray, "1 nodes N"]:
-        """`step` in one pass for the beams of one query and for nodes below them, whose vokens are known.
+        """`step` in a single pass for the beams of one query and for given nodes below them.
 
-        The first of `vokens` are those of the beams, one for each of `parents` (as in `step`). Each of the others
-        extends the node at the index that `extended` gives, where the beams come first; it stands after that node.
+        The first entries of `vokens` are those of the beams, with `parents` as in `step`. Each further entry is a node
+        that extends an earlier entry, at the index in `extended`.
         """
         beams, nodes = parents.shape[1], vokens.shape[1]
         seen = state.distance.shape[2]
@@ -209,15 +204,15 @@ class Engine:
         inputs = state.shared | {name: _ort_value(array) for name, array in arrays.items()}
         for name in graph.past:
             past = state.cache.get(name.removeprefix("past_"))
-            inputs[name] = graph.no_past(name, len(state.lengths)) if past is None else past
-        # nobody reads the keys and values of the last step
+            inputs[name] = graph.empty_cache(name, len(state.lengths)) if past is None else past
+        # the keys and values of the last step are not needed
         results = graph.run(inputs, ["log_probs"] if last else None)
         return results.pop("log_probs").numpy(), results
 
     def query_vectors(self, texts: Sequence[str], state: EngineState | None = None) -> Float32[np.ndarray, "texts dim"]:
-        """Unit vectors of queries in the pictures' space, as `voken.model.model.Model.query_vectors`.
+        """Unit vectors of queries in the pictures' space; see `voken.model.model.Model.query_vectors`.
 
-        Raises `ConfigError` if the engine has none because the encoder is not the built-in one.
+        Raises `ConfigError` if the engine has no text vectors because the encoder is not the built-in one.
         """
         if self._header["vectors"] == QUERY_POINT:
             point = (self.prefill(texts) if state is None else state).query_point
@@ -226,12 +221,12 @@ class Engine:
             return unit
         if self._header["vectors"] is None:
             raise ConfigError(
-                f"{self.folder}: has no vectors of texts. Search with read-out 'generate', or with torch."
+                f"{self.folder}: cannot compute vectors of texts. Search with read-out 'generate', or with torch."
             )
         return self._text_encoder.encode_texts(texts)
 
     def decode(self, vokens: Int[np.ndarray, "sequences M"]) -> Float32[np.ndarray, "sequences dim"]:
-        """Unit vectors rebuilt from voken sequences, as `ImageTokenizer.decode`."""
+        """Unit vectors rebuilt from voken sequences; see `ImageTokenizer.decode`."""
         results = self._graph("rebuild.onnx").run({"vokens": _ort_value(np.asarray(vokens, dtype=np.int64))})
         vectors: np.ndarray = results["vector"].numpy()
         return vectors
@@ -247,13 +242,13 @@ class Engine:
     def _graph(self, name: str) -> LoadedGraph:
         graph = self._graphs.get(name)
         if graph is None:
-            # if two threads arrive here at once, the second one's graph is dropped
+            # if two threads load the same graph at once, the second copy is dropped
             graph = self._graphs.setdefault(name, LoadedGraph.load(self.folder / name, self._options))
         return graph
 
 
 class TextEncoder:
-    """The built-in encoder's text side without torch: texts to vectors of the space that pictures are in."""
+    """The text side of the built-in encoder without torch: turns texts into vectors of the pictures' space."""
 
     def __init__(self, graph: LoadedGraph, packer: TextPacker) -> None:
         self._graph, self._packer = graph, packer
@@ -269,20 +264,21 @@ class TextEncoder:
         return cls(LoadedGraph.load(folder / TEXT_ENCODER_GRAPH, _session_options(threads)), packer)
 
     def encode_texts(self, texts: Sequence[str]) -> Float32[np.ndarray, "texts dim"]:
-        """Unit vectors, as `TwoTowerEncoder.encode_texts`."""
+        """Unit vectors of texts; see `TwoTowerEncoder.encode_texts`."""
         vectors: np.ndarray = self._graph.run(self._packer.pack(texts).inputs())["vector"].numpy()
         return vectors
 
 
 @dataclass(frozen=True)
 class PackedTokens:
-    """Token numbers of texts, one text after another without padding."""
+    """Tokens of texts, one text after another without padding."""
 
     rows: list[list[int]]
     mask: Int[np.ndarray, "queries length"]
 
     def inputs(self) -> dict[str, Any]:
-        """The inputs that `voken.inference.graph.PackedTexts` declares, and each token's position in its text."""
+        """The inputs that `voken.inference.graph.PackedTexts` declares, each token's position in its text (`offset`),
+        and each text's last token (`last`)."""
         lengths = np.array([len(row) for row in self.rows], dtype=np.int64)
         starts = np.cumsum(lengths) - lengths
         length = self.mask.shape[1]
@@ -306,22 +302,22 @@ class TextPacker:
     tokenizer: Tokenizer
     max_tokens: int
     keeps_end: bool
-    """Whether a text that is cut keeps its end token, as the sentence encoder's does."""
+    """Whether a text that is cut keeps its end token, as the sentence encoder needs."""
     added: list[int]
-    """Tokens that follow every text."""
+    """Tokens to append to every text."""
     filler: int
     """The token that stands for a text without tokens."""
 
     @classmethod
     def load(cls, folder: Path, settings: dict[str, Any]) -> Self:
-        """Read the tokenizer that `settings` name. Raises `CorruptArtifactError` if it cannot be read."""
+        """Load the tokenizer that `settings` describe. Raises `CorruptArtifactError` if it cannot be read."""
         from tokenizers import Tokenizer
 
         path = folder / settings["file"]
         try:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises the bare class
-            raise CorruptArtifactError(f"{path}: cannot be read ({error}). Make the engine again.") from error
+            raise CorruptArtifactError(f"{path}: cannot be read ({error}). Create the engine again.") from error
         tokenizer.no_padding()
         tokenizer.no_truncation()
         keeps_end = settings["cut"] == "keep end"
@@ -358,33 +354,32 @@ class LoadedGraph:
             return cls(onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]))
         except Exception as error:  # ONNX Runtime has an exception class for each status
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise CorruptArtifactError(f"{path}: cannot be read ({reason}). Make the engine again.") from error
+            raise CorruptArtifactError(f"{path}: cannot be read ({reason}). Create the engine again.") from error
 
     def run(self, inputs: dict[str, Any], results: list[str] | None = None) -> dict[str, Any]:
-        """Run the graph on ONNX Runtime's values. `inputs` may hold more than the graph takes."""
+        """Run the graph on values of ONNX Runtime. `inputs` may hold more than the graph needs."""
         names = self._results if results is None else results
         used = {name: inputs[name] for name in self._shapes}
         return dict(zip(names, self._session.run_with_ort_values(names, used), strict=True))
 
-    def no_past(self, name: str, queries: int) -> Any:
-        """An empty cache."""
+    def empty_cache(self, name: str, queries: int) -> Any:
+        """The input `name` (past keys or values) before the first step."""
         _, heads, _, head_dim = self._shapes[name]
         return _ort_value(np.zeros((queries, heads, 0, head_dim), dtype=np.float32))
 
 
 def _ort_value(array: np.ndarray) -> Any:
-    """An array as ONNX Runtime takes it, without a copy."""
+    """An array as a value of ONNX Runtime, without a copy if it is contiguous."""
     import onnxruntime
 
     return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
 
 
 def _session_options(threads: int = 0, *, once: bool = False) -> onnxruntime.SessionOptions:
-    """Options for graphs that share the process's threads; the first call sets how many (0: as many as it may use).
+    """Options for graphs that share a thread pool. The first call sets its size (0: all cores of the process).
 
-    Sessions with threads of their own would spin against each other. With `once`, the process answers a single query:
-    then laying the weights out for the processor takes longer than it saves, and a second thread costs more than it
-    gains.
+    Separate pools per session would compete for the cores. With `once`, the process answers a single query: then
+    rearranging the weights for the processor takes longer than it saves, and so does a second thread.
     """
     import onnxruntime
 

@@ -1,12 +1,12 @@
-"""Write the engine of a trained generator: the graphs that `voken.inference.engine` searches with.
+"""Exports a trained generator as an engine: the graphs that `voken.inference.engine` searches with.
 
-engine.json          family, sizes, and which graph writes which level
+engine.json          family, sizes, and the graph of each level
 prefill.onnx         reads the texts
-step_….onnx          writes a level; levels with the same graph share a file
-vectors.onnx         the vector of a text, if the generator does not give one
-rebuild.onnx         vokens back to vectors
+step_….onnx          predicts a level; levels with the same graph share a file
+vectors.onnx         turns texts into vectors, if the generator has no query point
+rebuild.onnx         turns vokens back into vectors
 tokenizer.json       the tokenizer of the texts, as `tokenizers` reads it
-*.weights            the weights of each graph, mapped into memory
+*.weights            the weights of each graph
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GeneratorGraphs:
-    """The graphs of a generator, built when they are needed. Levels count from 0."""
+    """Functions that build the graphs of a generator. Levels count from 0."""
 
     prefill: Callable[[Precision], Graph]
     step: Callable[[Precision, int], Graph]
-    """The graph that writes a level."""
+    """Builds the graph that predicts a level."""
     stepped_levels: range
-    """The levels that a step writes: all, or all but the first if prefill gives its log-probabilities."""
+    """The levels that have a step: all, or all but the first if prefill computes its log-probabilities."""
     shared_step: bool
-    """Whether all levels have the same graph."""
+    """Whether all these levels have the same graph."""
     write_tokenizer: Callable[[Path], dict[str, Any]]
-    """Write the tokenizer of the texts into a folder and return its settings."""
+    """Writes the tokenizer of the texts into a folder and returns its settings."""
 
 
 def lite_graphs(generator: LiteGenerator, encoder: Encoder | None) -> GeneratorGraphs:
@@ -59,7 +59,7 @@ def lite_graphs(generator: LiteGenerator, encoder: Encoder | None) -> GeneratorG
     from voken.inference import lite
 
     if not isinstance(encoder, TwoTowerEncoder):
-        raise ConfigError("There is no engine for a lite generator with this encoder. Search with torch.")
+        raise ConfigError("A lite generator with this encoder cannot be exported. Search with torch.")
     return GeneratorGraphs(
         partial(lite.prefill_graph, generator, encoder),
         partial(lite.step_graph, generator),
@@ -106,10 +106,10 @@ def export_generator(
 ) -> None:
     """Write the engine of `generator` into `folder`, which is created if it is missing.
 
-    `graphs_of` is the function above for the generator's family (see `voken.model.model.FAMILIES`).
-    A built-in `encoder` adds the graph of its text vectors, which the reranks need, unless the generator's query point
-    serves them. `tokenizer` adds the graph that rebuilds vectors from vokens. Raises `MissingExtraError` without the
-    package onnx, `ConfigError` if a part has no graph.
+    `graphs_of` is the function above for the generator's family (see `voken.model.model.FAMILIES`). With a built-in
+    `encoder` and no usable query point of the generator, the engine gets a graph for text vectors, which the read-outs
+    "voken" and "vector" need. `tokenizer` adds the graph that rebuilds vectors from vokens. Raises `MissingExtraError`
+    without the package onnx, `ConfigError` if a part cannot be exported.
     """
     _check_onnx()
     graphs = graphs_of(generator, encoder)
@@ -120,7 +120,7 @@ def export_generator(
         steps = _write_steps(graphs, folder, precision)
         reader = graphs.write_tokenizer(folder)
         vectors: Any = None
-        # a query point compares with pictures if codes and vectors are of one space
+        # a query point can be compared with pictures only if codes and vectors share a space
         if generator.has_query_point and not (tokenizer is not None and tokenizer.config.layers):
             vectors = QUERY_POINT
         elif isinstance(encoder, TwoTowerEncoder):
@@ -150,7 +150,7 @@ def export_text_encoder(encoder: TwoTowerEncoder, folder: Path, *, precision: Pr
 
 
 def rebuild_graph(tokenizer: ImageTokenizer) -> Graph:
-    """`vokens` (sequences, M) to `vector` (sequences, dim), as `ImageTokenizer.decode` (Eq. 3). Always in float32."""
+    """Turns `vokens` (sequences, M) into `vector` (sequences, dim), as `ImageTokenizer.decode` (Eq. 3). In float32."""
     from voken.inference.graph import Graph, array, matrix
 
     graph = Graph()
@@ -172,7 +172,9 @@ def rebuild_graph(tokenizer: ImageTokenizer) -> Graph:
         elif isinstance(layer, nn.ReLU):
             rows = graph.op("Relu", rows)
         elif not isinstance(layer, nn.Dropout):
-            raise ConfigError(f"The image tokenizer's layer {type(layer).__name__} has no graph. Search with torch.")
+            raise ConfigError(
+                f"The image tokenizer's layer {type(layer).__name__} cannot be exported. Search with torch."
+            )
     graph.output("vector", graph.op("LpNormalization", rows, axis=-1, p=2), ["sequences", tokenizer.dim])
     return graph
 
@@ -183,7 +185,7 @@ def _check_onnx() -> None:
 
 
 def _write_steps(graphs: GeneratorGraphs, folder: Path, precision: Precision) -> list[str]:
-    """Write the graphs of the steps and return the file of each level."""
+    """Write the graphs of the steps, and return each level's file."""
     levels = graphs.stepped_levels
     names = ["step.onnx" if graphs.shared_step else f"step_{level}.onnx" for level in levels]
     for level, name in zip(levels, names, strict=True):

@@ -1,4 +1,4 @@
-"""The record of how likely a hit is right, as it is saved with a model.
+"""The calibration of a model, as saved with it: how scores become the probability that a hit is right.
 
 `voken.training.choose` fills it in from validation queries; `voken.search.readouts` applies it.
 """
@@ -15,15 +15,15 @@ class Threshold:
     """The confidence at which to cut answers so that a share `precision` of the remaining hits is right."""
 
     precision: float
-    """The wanted share. A lower bound of `measured` reached it on validation."""
+    """The share to reach. A lower confidence bound of `measured` reached it on validation."""
     confidence: float
-    """Hits with this confidence or more remain."""
+    """Hits with at least this confidence remain."""
     measured: float
     """The share of the remaining validation hits that was right, at the calibration's prior."""
     recall: float
-    """Of the validation queries whose picture was in the pool: the share that keeps a right hit."""
+    """Share of the validation queries with their picture in the pool that keep a right hit."""
     silence: float
-    """Of the validation queries whose pictures were taken out of the pool: the share that keeps no hit."""
+    """Share of the validation queries with their pictures removed from the pool that keep no hit."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class ReadOutCalibration:
 
     readout: ReadOutName
     cosine_weight: float
-    """Weight of the cosine in the score. Another weight gives other scores, for which this model does not hold."""
+    """Weight of the cosine in the score. The logistic model does not hold for scores with another weight."""
     bias: float
     score: float
     """Coefficient of the score, 0 or more."""
@@ -46,12 +46,12 @@ class ReadOutCalibration:
 class Calibration:
     """Probabilities that hits are right, as measured on one validation set.
 
-    They hold for texts like the captions of the training data, from someone whose picture is in the collection with
-    probability `prior`. "Right" is what the captions say: a fitting picture of another concept counts as wrong. The
-    queries without a right picture still had its near relatives in the pool; a pool without those is easier.
+    They hold for texts like the captions of the training data, if the picture that a query means is in the collection
+    with probability `prior`. A hit is right if the captions say so: a fitting picture of another concept counts as
+    wrong. For queries without a right picture, similar pictures stayed in the pool; without them it is easier.
 
-    They also hold for one right picture in about `pool` / `right` pictures. If right pictures are rarer, more wrong
-    ones look right and the confidence is too high; in smaller pools it is too low. See
+    They also hold for one right picture per `pool` / `right` pictures or so. If right pictures are rarer, more wrong
+    pictures look right and confidences are too high; in smaller pools they are too low. See
     docs/reference/results.md for figures and `benchmarks/no_match.py` for other data.
     """
 

@@ -1,4 +1,4 @@
-"""A trained model as a search needs it, without torch: the engine in a model folder, and the settings of its search."""
+"""A trained model for searches without torch: the engine in a model folder, and the search settings."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from voken.model.calibration import Calibration
 from voken.shapes import Float32
 
 KIND, VERSION = "model", 1
-"""Of a model folder (see `voken.model.model`)."""
+"""Kind and version of a model folder (see `voken.model.model`)."""
 FOLDER = "engine"
-"""The folder of the engine in a model folder. The engine is made from the other folders, so a model's fingerprint
-leaves it out: an engine of another precision searches the same collections."""
+"""The folder of the engine in a model folder. A model's fingerprint leaves it out, because it is derived from the other
+folders: an engine of another precision searches the same collections."""
 
 
 @dataclass(frozen=True)
 class CompiledModel:
-    """What `voken.search.searcher.Searcher` needs of a model."""
+    """A model with the parts that `voken.search.searcher.Searcher` needs."""
 
     generator: Engine
     tokenizer: Engine
@@ -39,23 +39,23 @@ class CompiledModel:
     def load(cls, folder: Path, *, threads: int = 0, once: bool = False) -> Self:
         """Open the engine of a model folder. With `once`, the process answers a single query.
 
-        Sizes are checked, checksums are not (`voken.model.model.Model.load` checks them).
+        Checks the sizes of files, but not their checksums (`voken.model.model.Model.load` checks both).
         Raises `ArtifactError` if there is no model or it has no engine, `CorruptArtifactError` for damaged files.
         """
         folder = Path(folder)
         artifact.check(folder, kind=KIND, version=VERSION, checksums=False)
         if not is_compiled(folder):
-            raise ArtifactError(f"{folder}: has no engine. Make it with: voken compile {folder}")
-        described = artifact.read_json(folder / "config.json")
+            raise ArtifactError(f"{folder}: has no engine. Create it with: voken compile {folder}")
+        description = artifact.read_json(folder / "config.json")
         try:
-            search, weights, calibration = search_from_dict(described["search"])
+            search, weights, calibration = search_from_dict(description["search"])
         except (KeyError, ConfigError) as error:
             raise CorruptArtifactError(f"{folder / 'config.json'}: does not describe a model ({error}).") from error
         engine = Engine.load(folder / FOLDER, threads=threads, once=once)
         return cls(engine, engine, search, artifact.contents_digest(folder, without=FOLDER), weights, calibration)
 
     def query_vectors(self, texts: Sequence[str], state: Any = None) -> Float32[np.ndarray, "texts dim"]:
-        """As `voken.model.model.Model.query_vectors`."""
+        """See `voken.model.model.Model.query_vectors`."""
         return self.generator.query_vectors(texts, state)
 
 

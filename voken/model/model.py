@@ -5,7 +5,7 @@ MODEL/
   encoder/           what `load_encoder` reads
   image_tokenizer/   config.json, model.safetensors
   generator/         the files of the generator's family
-  engine/            the same model for a search without torch (see `voken.inference.export`), if it has graphs
+  engine/            the same model for searches without torch (see `voken.inference.export`), if it has graphs
   manifest.json      format, version and a checksum of every file, written last
 """
 
@@ -41,16 +41,16 @@ from voken.shapes import Float
 
 @dataclass(frozen=True)
 class PictureSide:
-    """The part of a model that pictures go through: what indexing needs."""
+    """The part of a model that encodes pictures, which is all that indexing needs."""
 
     encoder: Encoder
     tokenizer: ImageTokenizer
     fingerprint: str
-    """As `Model.fingerprint`."""
+    """See `Model.fingerprint`."""
 
     @classmethod
     def load(cls, folder: Path, *, device: str | torch.device | None = None) -> Self:
-        """Read it from a model folder, after checking every checksum. `device` None is the CPU.
+        """Load it from a model folder, after checking every checksum. `device` None is the CPU.
 
         Raises `ArtifactError` if there is no model, `CorruptArtifactError` if a byte differs.
         """
@@ -63,31 +63,31 @@ class PictureSide:
 
 @dataclass(frozen=True)
 class Model:
-    """Everything that pictures and queries go through, in torch."""
+    """A whole model in torch, for pictures and for queries."""
 
     config: RunConfig
-    """The settings that it was trained with."""
+    """The settings of its training."""
     encoder: Encoder
     tokenizer: ImageTokenizer
     generator: Generator
     search: SearchConfig
-    """How it is searched unless a caller asks for something else."""
+    """The search settings that are used unless a caller passes others."""
     validation: dict[str, Any]
     """What training did and its results on validation, ready for JSON."""
     weights: ReadOutWeights = field(default_factory=ReadOutWeights)
     """Weights of the read-outs, chosen on validation."""
     calibration: Calibration | None = None
-    """How likely a hit is right; None if the validation set was too small to tell."""
+    """How likely a hit is right; None if the validation set was too small to measure it."""
     fingerprint: str = ""
     """A hexadecimal digest of the saved files; empty until the model is saved."""
 
     @property
     def has_query_point(self) -> bool:
-        """Whether the generator gives each query a point in the pictures' space, near which its picture is sought."""
+        """Whether the generator maps each query to a point in the pictures' space, near which its picture lies."""
         return self.generator.has_query_point and not self.tokenizer.config.layers
 
     def query_vectors(self, texts: Sequence[str], state: Any = None) -> Float[np.ndarray, "texts dim"]:
-        """Unit vectors of queries in the pictures' space, which the two reranks compare with the pictures'.
+        """Unit vectors of queries in the pictures' space. Read-outs compare them with the pictures' vectors.
 
         If the model `has_query_point`, the vector is that point, read from `state` (the generator's `prefill` of the
         texts) if there is one. Otherwise it is the encoder's vector of the text.
@@ -100,7 +100,7 @@ class Model:
     def save(self, folder: Path, *, replace: bool = False) -> Self:
         """Write the folder, complete or not at all, and return the model with its fingerprint.
 
-        Raises `ArtifactError` if something is there that may not be replaced, `StorageError` if the disk refuses.
+        Raises `ArtifactError` if something exists there that may not be replaced, `StorageError` if the disk fails.
         """
         family = FAMILIES[self.generator.family]
         parts = (("encoder", self.encoder), ("image_tokenizer", self.tokenizer), ("generator", self.generator))
@@ -108,12 +108,12 @@ class Model:
             for name, part in parts:
                 (partial / name).mkdir()
                 part.save(partial / name)
-            described = {
+            description = {
                 "run": self.config.to_dict(),
                 "search": search_to_dict(self.search, self.weights, self.calibration),
                 "validation": self.validation,
             }
-            artifact.write_json(partial / "config.json", described)
+            artifact.write_json(partial / "config.json", description)
             if family.can_export(self.encoder):
                 export_generator(
                     self.generator,
@@ -133,11 +133,11 @@ class Model:
         """
         folder = Path(folder)
         pictures = PictureSide.load(folder, device=device)
-        described = artifact.read_json(folder / "config.json")
+        description = artifact.read_json(folder / "config.json")
         try:
-            config = RunConfig.from_dict(described["run"])
-            search, weights, calibration = search_from_dict(described["search"])
-            validation = described["validation"]
+            config = RunConfig.from_dict(description["run"])
+            search, weights, calibration = search_from_dict(description["search"])
+            validation = description["validation"]
         except (KeyError, ConfigError) as error:
             raise CorruptArtifactError(f"{folder / 'config.json'}: does not describe a model ({error}).") from error
         generator = FAMILIES[config.generator.family].load(folder / "generator", pictures.encoder)
@@ -158,19 +158,19 @@ def search_to_dict(search: SearchConfig, weights: ReadOutWeights, calibration: C
 
 @dataclass(frozen=True)
 class GeneratorFamily:
-    """How generators of one kind start, load and become graphs. They save themselves."""
+    """How to create, load and export generators of one family. Each generator has its `save`."""
 
     start: Callable[[RunConfig, Float[np.ndarray, "levels N code_dim"], Encoder], Generator]
-    """An untrained generator: settings, the image tokenizer's codebooks, the encoder of the model."""
+    """Create an untrained generator from settings, the image tokenizer's codebooks and the model's encoder."""
     load: Callable[[Path, Encoder], Generator]
-    """The inverse of `Generator.save`, on the CPU."""
+    """Load what `Generator.save` wrote, on the CPU."""
     graphs: Callable[[Any, Encoder | None], GeneratorGraphs]
-    """The graphs of the engine."""
+    """The graphs of the generator's engine."""
     reads_with_encoder: bool = False
-    """Whether it reads queries with the model's encoder; else with a checkpoint's tokenizer."""
+    """Whether it reads queries with the model's encoder, not with a checkpoint's tokenizer."""
 
     def can_export(self, encoder: Encoder) -> bool:
-        """Whether there is an engine for generators of this kind in a model with `encoder`."""
+        """Whether a generator of this family can be exported from a model with `encoder`."""
         return not self.reads_with_encoder or isinstance(encoder, TwoTowerEncoder)
 
 
@@ -204,7 +204,7 @@ def _checkpoint_options(config: RunConfig) -> dict[str, Any]:
 def _checkpoint(config: RunConfig) -> str:
     if not config.generator.checkpoint:
         raise ConfigError(
-            f"generator.family {config.generator.family} starts from a checkpoint: set generator.checkpoint to a "
+            f"generator.family {config.generator.family} starts from a checkpoint. Set generator.checkpoint to a "
             "hub name (such as t5-base) or to a folder."
         )
     return config.generator.checkpoint
@@ -220,7 +220,7 @@ FAMILIES = {
     "t5": GeneratorFamily(_start_t5, lambda folder, encoder: T5Generator.load(folder), t5_graphs),
     "llama": GeneratorFamily(_start_llama, lambda folder, encoder: LlamaGenerator.load(folder), llama_graphs),
 }
-"""Every kind of generator, by `GeneratorConfig.family`."""
+"""Every family of generators, by `GeneratorConfig.family`."""
 _ENCODERS: dict[str, Callable[..., Encoder]] = {
     "builtin": TwoTowerEncoder.load,
     "clip": HubEncoder.load,
@@ -244,7 +244,7 @@ def load_encoder(folder: Path, *, device: str | None = None) -> Encoder:
 
 
 def text_reader(encoder: Encoder) -> TextReader:
-    """The encoder as a reader of texts, which `lite` needs. Raises `ConfigError` if it gives no token states."""
+    """The encoder as the `TextReader` that `lite` needs. Raises `ConfigError` if it gives no token states."""
     if not isinstance(encoder, TextReader):
         raise ConfigError(f"The encoder {encoder.name} gives no token states, so lite cannot read with it. Use t5.")
     return encoder
