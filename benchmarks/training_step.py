@@ -315,14 +315,14 @@ def _lite(row: Row, workload: Workload, config: Any, texts: Sequence[str]) -> tu
     from voken.config import EncoderConfig
     from voken.encoders.two_tower import TwoTowerEncoder, TwoTowerHead
     from voken.generator.lite import CaptionMemory, LiteGenerator
-    from voken.training.sides import RememberedTexts
+    from voken.training.sides import CachedTextReader
 
     encoder = TwoTowerEncoder(TwoTowerHead(EncoderConfig()))
     model = LiteGenerator(encoder, _codebooks(workload, encoder.dim), config)
     read_seconds = 0.0
     encoder.read_texts(texts[:8], max_tokens=config.max_query_tokens)  # loads it
     start = time.process_time()
-    remembered = RememberedTexts(encoder, texts, max_tokens=config.max_query_tokens)
+    remembered = CachedTextReader(encoder, texts, max_tokens=config.max_query_tokens)
     if row.remember_texts:
         read_seconds = (time.process_time() - start) / workload.threads / len(set(texts))
         model.begin_training(remembered)

@@ -159,7 +159,7 @@ def test_wrong_input_is_refused():
         ranked_matrices([[], []], [set()])
     with pytest.raises(DataError, match="2 answers for 1 queries"):
         sequence_recall([[], []], [set()], 1)
-    with pytest.raises(DataError, match="Collisions"):
+    with pytest.raises(DataError, match="vokens must have the shape"):
         collision_rate(np.zeros((0, 4), dtype=np.int32))
 
 

@@ -1,11 +1,11 @@
-"""Recall of pictures with one rule for ties, recall of sequences, and collisions, for training and evaluation.
+"""Recall of pictures and of sequences, and collisions. Training and evaluation use the same functions.
 
-A query counts at K if at least one of its right pictures is among the first K: R@K as text-to-image papers report it.
-If a query has several right pictures, TREC tools call this Success@K; their R@K is another figure.
+R@K is the share of queries with at least one right picture among the first K hits, as text-to-image papers report it.
+TREC tools call this figure Success@K; if a query has several right pictures, their R@K is another figure.
 
-Pictures with equal scores may come in any order, so recall is its expected value over all their orders. Only the best
-right picture matters: with s pictures above its tie, n pictures in the tie and r of them right, the first K hold
-min(max(K − s, 0), n) = m of the tie, and P(at least one is right) = 1 − C(n − r, m) / C(n, m).
+Pictures with equal scores may come in any order, so recall is the expected value over all their orders. It depends only
+on the best right picture. If s pictures score higher than it, and n pictures (r of them right) have its score, then
+m = min(max(K − s, 0), n) of these n are among the first K, and P(at least one is right) = 1 − C(n − r, m) / C(n, m).
 
 This module does not know what a picture, a query or a system is.
 """
@@ -28,7 +28,7 @@ class FirstRelevant:
     """The rank of each query's best right picture, which is all that recall depends on.
 
     `above` counts the pictures with a higher score, `tied` those with the same score (itself included), and
-    `relevant` the tied ones that are right. All three are 0 if no right picture was returned.
+    `relevant` the right pictures among `tied`. All three are 0 if no right picture was returned.
     """
 
     above: Int[np.ndarray, " queries"]
@@ -49,7 +49,7 @@ def first_relevant(
     """
     if scores.shape != relevant.shape or scores.ndim != 2:
         raise DataError(
-            f"Scores {scores.shape} and relevance {relevant.shape} must have the same shape, (queries, pictures)."
+            f"Scores of shape {scores.shape} and relevance of shape {relevant.shape}: both must be (queries, pictures)."
         )
     if np.isnan(scores).any():
         query, picture = np.argwhere(np.isnan(scores))[0]
@@ -69,7 +69,7 @@ def first_relevant_by_product(
     pool: Float[np.ndarray, "pictures dim"],
     answers: Int[np.ndarray, "answers 2"],
 ) -> FirstRelevant:
-    """`first_relevant` of an exact search of `pool` by inner product. Rows of `answers` are (query, right picture)."""
+    """`first_relevant` for an exact search of `pool` by inner product. Rows of `answers` are (query, right picture)."""
     parts = [FirstRelevant(*np.zeros((3, 0), np.int64))]
     for start in range(0, len(queries), _QUERIES_PER_BLOCK):
         scores = queries[start : start + _QUERIES_PER_BLOCK] @ pool.T
@@ -84,7 +84,7 @@ def first_relevant_by_product(
 
 
 def mean_recall(first: FirstRelevant) -> float:
-    """Mean of R@1, R@5 and R@10 over the queries, by which training chooses epochs and weights. NaN without queries."""
+    """Mean of R@1, R@5 and R@10, by which training chooses epochs and rerank weights. NaN if there are no queries."""
     return float(np.mean([recall_at(first, k).mean() for k in (1, 5, 10)]))
 
 
@@ -101,7 +101,7 @@ def recall_at(first: FirstRelevant, k: int) -> Float[np.ndarray, " queries"]:
     places = np.clip(k - first.above, 0, first.tied)
     missed = np.ones(len(places))
     for draw in range(int(places.max(initial=0))):
-        # drawing without replacement: each wrong picture drawn leaves one wrong picture and one picture less
+        # Pictures are drawn without replacement: after each wrong picture, one fewer wrong and tied picture is left.
         wrong = np.maximum(first.tied - first.relevant - draw, 0)
         missed = np.where(draw < places, missed * wrong / np.maximum(first.tied - draw, 1), missed)
     return 1.0 - missed
@@ -144,9 +144,9 @@ def sequence_recall(
 ) -> Float[np.ndarray, " queries"]:
     """Whether a right picture's sequence is among the first `k` *distinct* sequences, per query.
 
-    The official code of the paper calls this figure recall. Pictures that share a sequence count as one, so it is
-    never below the recall of pictures unless two sequences tie. `ranked` lists the sequences of the returned pictures,
-    in order and with repeats; `relevant` holds the sequences of the right pictures.
+    The paper's official code calls this figure recall. Pictures that share a sequence count as one, so the figure is
+    never below the recall of pictures unless two sequences tie. `ranked` lists the sequences of each query's hits, in
+    order and with repeats; `relevant` holds the sequences of its right pictures.
     """
     if k < 1:
         raise ConfigError(f"A cutoff of {k}: R@K needs K of 1 or more.")
@@ -168,7 +168,7 @@ def collision_rate(vokens: Int[np.ndarray, "pictures M"]) -> float:
     0.5
     """
     if vokens.ndim != 2 or not len(vokens):
-        raise DataError(f"Collisions are counted over vokens of shape (pictures, M), not {vokens.shape}.")
+        raise DataError(f"vokens must have the shape (pictures, M) with 1 picture or more, not {vokens.shape}.")
     _, counts = np.unique(vokens, axis=0, return_counts=True)
     return float(counts[counts > 1].sum() / len(vokens))
 
@@ -176,18 +176,18 @@ def collision_rate(vokens: Int[np.ndarray, "pictures M"]) -> float:
 def shared_vokens(
     vokens: Int[np.ndarray, "pictures M"],
 ) -> tuple[Int[np.ndarray, "pictures pictures"], Int[np.ndarray, "pictures pictures"]]:
-    """For every pair of pictures: at how many levels their vokens are equal, and how long their common beginning is.
+    """For every pair of pictures, the number of levels with equal vokens, and the length of the common prefix.
 
-    The pairs of the paper's Figure 5 are chosen by these numbers. Memory grows with pictures²: use it for a few
-    thousand pictures.
+    The pairs of the paper's Figure 5 are chosen by these numbers. Memory grows with the square of the number of
+    pictures: use this function for some thousands.
     """
     size, levels = vokens.shape
-    alike = np.zeros((size, size), dtype=np.int16)
-    shared = np.zeros((size, size), dtype=np.int16)
-    beginning = np.ones((size, size), dtype=bool)
+    equal_levels = np.zeros((size, size), dtype=np.int16)
+    prefix_length = np.zeros((size, size), dtype=np.int16)
+    is_prefix = np.ones((size, size), dtype=bool)
     for level in range(levels):
         equal = vokens[:, level, None] == vokens[None, :, level]
-        alike += equal
-        beginning &= equal
-        shared += beginning
-    return alike, shared
+        equal_levels += equal
+        is_prefix &= equal
+        prefix_length += is_prefix
+    return equal_levels, prefix_length

@@ -1,6 +1,6 @@
-"""What is the same in the training of every network: schedule, steps, early stopping, best weights, checkpoints.
+"""The parts of training that all networks share: schedule, steps, patience, checkpoints, and the best weights.
 
-This module does not know what is trained. The caller computes losses and validation scores between its calls:
+This module does not know what is trained. The caller computes losses and validation scores:
 
     loop = TrainingLoop(model, optimizer, epochs=30, steps_per_epoch=len(batches), schedule="cosine", patience=4)
     for epoch in loop.epochs():
@@ -9,7 +9,7 @@ This module does not know what is trained. The caller computes losses and valida
         loop.record_score(score_of(loop.evaluation_model))
     loop.restore_best()
 
-A checkpoint of a run is safetensors and JSON, without any pickle, and is either complete or absent.
+A checkpoint consists of safetensors and JSON files, never pickles. It is complete or absent.
 """
 
 from __future__ import annotations
@@ -57,9 +57,10 @@ class TrainingLoop:
         gradient_clip: float | None = None,
         averaging: float = 0.0,
     ) -> None:
-        """`patience`: epochs without a better score before training stops; None: it never stops early.
+        """`patience` is how many epochs may pass without a better score before training stops; None never stops early.
 
-        `averaging`: decay of the running mean of the weights that is evaluated and saved; 0: no mean is taken.
+        `averaging` is the decay of a running mean of the weights, which is evaluated and returned instead of the
+        weights themselves; 0 uses the weights themselves.
         """
         self.model, self.optimizer = model, optimizer
         self.steps_per_epoch = steps_per_epoch
@@ -74,16 +75,19 @@ class TrainingLoop:
 
     @property
     def steps(self) -> int:
-        """The number of steps of all epochs."""
+        """The number of steps in all epochs."""
         return self._epochs * self.steps_per_epoch
 
     @property
     def evaluation_model(self) -> nn.Module:
-        """The network to validate, in evaluation mode: the running mean, if there is one."""
+        """The network in evaluation mode, with the running mean of its weights if there is one."""
         return (self.model if self._mean is None else self._mean.model).eval()
 
     def epochs(self) -> Iterator[int]:
-        """Set training mode and yield an epoch's number, until patience runs out. Continues after `steps_taken`."""
+        """Yield the number of each epoch until patience runs out, with the network in training mode.
+
+        The first epoch is the one that `steps_taken` has reached.
+        """
         for epoch in range(self.steps_taken // self.steps_per_epoch, self._epochs):
             if self._should_stop_early(epoch):
                 return
@@ -92,7 +96,7 @@ class TrainingLoop:
             yield epoch
 
     def step(self, loss: Tensor) -> float:
-        """Update the weights once; return the loss."""
+        """Update the weights once, and return the loss as a number."""
         factor = learning_rate_factor(self.steps_taken, self.steps, self._schedule, self._warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = self.optimizer.defaults["lr"] * factor
@@ -108,9 +112,10 @@ class TrainingLoop:
         return float(loss.detach())
 
     def record_score(self, score: float | None) -> bool:
-        """Record the score of the last epoch, or of the start. Return whether its weights are the best so far.
+        """Record the validation score of the last epoch, or of the untrained network before the first epoch.
 
-        Without validation `score` is None: the last epoch is the best.
+        Returns True if its weights are the best so far. If there is no validation, `score` is None and the last epoch
+        is the best.
         """
         if score is not None and not score > self.best_score:
             return False
@@ -120,20 +125,20 @@ class TrainingLoop:
         return True
 
     def restore_best(self) -> None:
-        """Give the network the weights of the best epoch, in evaluation mode."""
+        """Load the weights of the best epoch into the network, and put it in evaluation mode."""
         self.model.load_state_dict(self.best_weights, strict=False)
         self.model.eval()
 
     def _should_stop_early(self, epoch: int) -> bool:
-        waited = epoch - 1 - self.best_epoch
-        return self._patience is not None and 0 < waited >= self._patience
+        epochs_without_gain = epoch - 1 - self.best_epoch
+        return self._patience is not None and 0 < epochs_without_gain >= self._patience
 
 
 def learning_rate_factor(step: int, steps: int, schedule: Schedule, warmup: float) -> float:
-    """Share of the learning rate at a step: a linear warm-up over the first share of `steps`, then down to 0.
+    """Factor of the learning rate at a step: it rises linearly over the first `warmup` share of steps, then falls to 0.
 
-    The way down is a straight line or a cosine. The linear schedule rounds the warm-up down and the cosine to the
-    nearest step; trained weights depend on both.
+    It falls along a line or a cosine. The linear schedule rounds the warm-up down to a whole step, the cosine schedule
+    rounds it to the nearest one; changing either would change trained weights.
     """
     if schedule == "constant":
         return 1.0
@@ -149,7 +154,7 @@ def learning_rate_factor(step: int, steps: int, schedule: Schedule, warmup: floa
 def adamw(
     model: nn.Module, *, learning_rate: float, weight_decay: float, fused: bool | None = None
 ) -> torch.optim.Optimizer:
-    """AdamW for a network's trained weights. Matrices decay; biases, norms and scales do not."""
+    """AdamW for the weights of a network that are not frozen. Matrices decay; biases, norms and scales do not."""
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     decayed, plain = [w for w in trained if w.ndim > 1], [w for w in trained if w.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -165,13 +170,13 @@ class CaptionsByImage:
         self._captions = ordered[:, 1]
 
     def at(self, offsets: Int[np.ndarray, " images"]) -> Int[np.ndarray, " images"]:
-        """One caption per image, at that image's offset (below its count)."""
+        """For each image, its caption at that offset, which must be below the image's count."""
         captions: np.ndarray = self._captions[self._first + offsets]
         return captions
 
 
 def one_caption_per_image(pairs: Int[np.ndarray, "pairs 2"], random: np.random.Generator) -> Int[np.ndarray, "rows 2"]:
-    """One row (image, caption) per image, drawn at random, in random order."""
+    """One row (image, caption) per image, drawn at random and in random order."""
     shuffled = pairs[random.permutation(len(pairs))]
     _, first = np.unique(shuffled[:, 0], return_index=True)
     rows: np.ndarray = shuffled[first][random.permutation(len(first))]
@@ -179,7 +184,7 @@ def one_caption_per_image(pairs: Int[np.ndarray, "pairs 2"], random: np.random.G
 
 
 def save_checkpoint(folder: Path, loop: TrainingLoop, position: dict[str, Any]) -> None:
-    """Replace the checkpoint in `folder`. `position` is where the run is, as anything that JSON can hold."""
+    """Replace the checkpoint in `folder`. `position` says how far the run is, in values that JSON can hold."""
     with artifact.writing(folder, kind=_KIND, version=_VERSION, replace=True) as partial:
         save_file(_separate(trained_weights(loop.model)), partial / "model.safetensors")
         save_file(_separate(loop.best_weights), partial / "best.safetensors")
@@ -201,16 +206,16 @@ def load_position(folder: Path) -> dict[str, Any] | None:
 
 
 def load_weights(folder: Path, model: nn.Module) -> dict[str, Tensor]:
-    """Put the saved weights into `model`; return the best weights so far."""
+    """Load the saved weights into `model`, and return the best weights so far."""
     weights = load_file(folder / "model.safetensors")
     if weights.keys() != trained_weights(model).keys():
-        raise ResumeError(f"{folder}: was written for another model. Remove it to start again.")
+        raise ResumeError(f"{folder}: is the checkpoint of another model. Remove the folder to start again.")
     model.load_state_dict(weights, strict=False)
     return load_file(folder / "best.safetensors")
 
 
 def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Put the saved optimizer state into `optimizer`."""
+    """Load the saved optimizer state into `optimizer`."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in load_file(folder / "optimizer.safetensors").items():
         number, name = key.split(".", 1)
@@ -219,17 +224,17 @@ def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Buffers and the weights that training changes, without those of a frozen base model."""
+    """The weights that training changes, and all buffers. Frozen weights are left out, so checkpoints stay small."""
     frozen = {name for name, weight in model.named_parameters() if not weight.requires_grad}
     return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc not to return memory to the kernel for the rest of this process. Return whether it agreed.
+    """Tell glibc not to return memory to the kernel for the rest of this process. Returns True if glibc accepts.
 
-    By default glibc hands large freed blocks back, and every new large tensor pays for fresh pages. On a CPU that is
-    a tenth to a quarter of a T5 step (`benchmarks/training_step.py`), but too little to measure in the small steps of
-    `lite`. Other C libraries are left as they are.
+    By default glibc returns large freed blocks, and every new large tensor needs fresh pages. On a CPU these take
+    a tenth to a quarter of a T5 step (`benchmarks/training_step.py`), and no measurable part of the small steps of
+    `lite`. With other C libraries this function does nothing.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -240,7 +245,7 @@ def keep_freed_memory() -> bool:
 
 
 class _RunningMean:
-    """An exponential running mean of a network's weights, which forgets faster while it is young."""
+    """An exponential running mean of a network's weights. Its decay is lower during the first updates."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model = copy.deepcopy(model)
@@ -256,7 +261,7 @@ class _RunningMean:
 
 
 def _separate(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights, with those that share memory (tied ones) copied: safetensors refuses shared memory."""
+    """The weights without shared memory, which safetensors refuses: tied weights are copied once per name."""
     seen: set[int] = set()
     separate = {}
     for name, tensor in weights.items():

@@ -235,5 +235,5 @@ def test_a_newer_format_is_left_alone(cache):
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "cache"):
-        with pytest.raises(StorageError, match="in the way"):
+        with pytest.raises(StorageError, match="is not a folder"):
             VectorCache(folder)

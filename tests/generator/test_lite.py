@@ -25,7 +25,7 @@ from voken.encoders.text_reader import TextReader
 from voken.errors import ConfigError, CorruptArtifactError
 from voken.generator.interface import Generator
 from voken.generator.lite import LiteGenerator
-from voken.training.sides import RememberedTexts
+from voken.training.sides import CachedTextReader
 
 TEXTS = ["a red cat", "dog", "two small birds on the hill", "a", "under heavy rain"]
 
@@ -209,7 +209,7 @@ def test_memory_by_hand_and_without_own_captions_while_they_are_owned():
 def test_another_reader_stands_in_while_training():
     model = make_lite()
     expected = model.encode(TEXTS).query_point
-    remembered = RememberedTexts(WordReader(), TEXTS, max_tokens=model.config.max_query_tokens)
+    remembered = CachedTextReader(WordReader(), TEXTS, max_tokens=model.config.max_query_tokens)
     model.begin_training(remembered)
     torch.testing.assert_close(model.encode(TEXTS).query_point, expected)
     model._reader = None
@@ -238,7 +238,7 @@ def test_heads_must_divide_the_width():
 
 def test_remembered_texts_are_what_the_reader_reads():
     reader = WordReader()
-    remembered = RememberedTexts(reader, [*TEXTS, "dog"], max_tokens=4, batch_size=2)
+    remembered = CachedTextReader(reader, [*TEXTS, "dog"], max_tokens=4, batch_size=2)
     for texts in (TEXTS, TEXTS[3:4], ["dog", "a red cat", "dog"], ["never seen", "dog"]):
         for length in (4, 2):
             fresh, cached = (source.read_texts(texts, max_tokens=length) for source in (reader, remembered))

@@ -176,7 +176,7 @@ def test_a_sequence_counts_its_pictures_that_are_there():
     answers = Answers(log_prob, np.zeros((2, 3)), np.array([7, 7, 9]), relevant, np.arange(3))
     assert answers.shared.tolist() == [[2, 2, 1], [1, 1, 1]]
     assert answers.groups.tolist() == [0, 2]
-    without = answers.without_right()
+    without = answers.without_right_pictures()
     assert without.shared.tolist() == [[1, 1, 1], [1, 1, 1]]
     assert without.log_prob.tolist() == [[-np.inf, -1.0, -2.0], [-np.inf, -np.inf, -np.inf]]
     assert not without.relevant.any()
@@ -218,7 +218,7 @@ def test_without_the_right_pictures_is_a_search_of_a_collection_without_them(rea
     relevant[0, [2, 14]], relevant[1, 5], relevant[2, 20] = True, True, True  # 2 and 14 share a sequence
     answers = Answers(log_prob, model.encoder.encode_texts(texts) @ seen.T, leaf.reshape(-1), relevant, np.arange(24))
     assert leaf.reshape(-1)[2] == leaf.reshape(-1)[14]
-    for case in (answers, answers.without_right()):
+    for case in (answers, answers.without_right_pictures()):
         sure = ReadOut(readout, one.cosine_weight, one).confidence(case.log_prob, case.cosine, case.shared)
         for row, text in enumerate(texts):
             columns = np.flatnonzero(np.isfinite(case.log_prob[row]))

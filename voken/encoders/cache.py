@@ -1,8 +1,8 @@
-"""Vectors of pictures, cached in one SQLite file by encoder and by the content of the picture's file.
+"""A cache of picture vectors in one SQLite file, keyed by the encoder and by the content of the picture's file.
 
-A picture that was moved or copied is recognised; one that has changed is encoded again; another encoder, or the same
-one with other weights, has vectors of its own. Any number of processes may share the folder. Each batch is committed as
-soon as it is computed, so that a run that is killed loses one batch and the next run goes on from there.
+A picture that was moved or copied is recognised, and a picture that has changed is encoded again. Each encoder has its
+own vectors, and so does each version of its weights. Any number of processes may share the folder. A batch is committed
+as soon as it is computed, so a run that is killed loses at most one batch, and the next run continues after it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +30,8 @@ FILE = "vectors.sqlite3"
 _VERSION = 1
 _HASHES_PER_QUERY = 500
 _PIXELS_PER_BATCH = 1 << 26
-"""A batch of decoded pictures takes at most 256 MB; sixty-four photographs of 24 million pixels would take 6 GB."""
+"""A batch ends when its decoded pictures reach this size: 256 MB. Sixty-four photographs of 24 million pixels would
+take 6 GB."""
 _DAMAGED = (
     "the vector cache is damaged ({why}). Delete the file and run the command again; nothing is lost but the time "
     "to compute the vectors."
@@ -38,10 +39,10 @@ _DAMAGED = (
 
 
 class EncodedFiles(NamedTuple):
-    """Vectors of the files that could be used, and the other files."""
+    """Vectors of the usable files, and the files that were skipped."""
 
     vectors: Float[np.ndarray, "usable dim"]
-    """Row i belongs to file `rows[i]`. If no file is usable the shape is (0, 0)."""
+    """Row i belongs to file `rows[i]`. If no file is usable, the shape is (0, 0)."""
     rows: Int[np.ndarray, " usable"]
     """Indices of the usable files in the sequence of paths, ascending."""
     skipped: list[Skipped]
@@ -61,7 +62,9 @@ class VectorCache:
             with storage_errors(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
-            raise StorageError(f"{self.folder}: a file is in the way. Choose another folder for the cache.") from None
+            raise StorageError(
+                f"{self.folder}: is not a folder, or is inside a file. Choose another folder for the cache."
+            ) from None
         with self._connection() as connection:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version > _VERSION:
@@ -82,15 +85,15 @@ class VectorCache:
             return int(connection.execute("SELECT count(*) FROM vectors").fetchone()[0])
 
     def get_many(self, fingerprint: str, hashes: Sequence[str]) -> dict[str, Float[np.ndarray, " dim"]]:
-        """The cached vectors by file hash; hashes without one are left out."""
+        """The cached vectors by file hash. A hash without a cached vector is left out."""
         vectors: dict[str, np.ndarray] = {}
         with self._connection() as connection:
             for start in range(0, len(hashes), _HASHES_PER_QUERY):
-                wanted = hashes[start : start + _HASHES_PER_QUERY]
-                marks = ",".join("?" * len(wanted))
+                batch = hashes[start : start + _HASHES_PER_QUERY]
+                marks = ",".join("?" * len(batch))
                 rows = connection.execute(
                     f"SELECT file, dim, vector FROM vectors WHERE encoder = ? AND file IN ({marks})",
-                    (fingerprint, *wanted),
+                    (fingerprint, *batch),
                 )
                 for file, dim, blob in rows:
                     if len(blob) != 4 * dim:
@@ -100,7 +103,7 @@ class VectorCache:
         return vectors
 
     def put_many(self, fingerprint: str, hashes: Sequence[str], vectors: Float[np.ndarray, "files dim"]) -> None:
-        """Store one vector per hash, all or none of them. A vector that is there already is replaced."""
+        """Store one vector per hash: all of them or none. A cached vector of the same hash is replaced."""
         if len(hashes) != len(vectors):
             raise ConfigError(f"{len(hashes)} hashes for {len(vectors)} vectors: give one vector per hash.")
         little = np.ascontiguousarray(vectors, dtype="<f4")
@@ -127,8 +130,9 @@ class VectorCache:
 
         `encode` turns pictures (RGB, upright) into vectors, one row per picture. Files of equal content are encoded
         once. A batch is decoded before it is encoded, so batches of large pictures are smaller. A file that cannot be
-        read or decoded is skipped; the list is in the order of the paths. `hashes` are those of `file_hash`, if they
-        are known. If the files are part of a longer list, `before` and `total` are what `progress` counts from and to.
+        read or decoded is skipped; the skipped files are in the order of the paths. `hashes` are the files' hashes from
+        `file_hash`; if None, they are computed. If the files are part of a longer list, `before` is the number of files
+        before them and `total` the length of the whole list, both for `progress`.
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, not {batch_size}.")
@@ -141,7 +145,7 @@ class VectorCache:
             else:
                 positions.setdefault(outcome, []).append(index)
 
-        table = _Rows(len(paths))
+        table = _VectorTable(len(paths))
         for file, vector in self.get_many(fingerprint, list(positions)).items():
             table.put(positions.pop(file), vector)
 
@@ -179,8 +183,8 @@ class VectorCache:
             yield connection
 
 
-class _Rows:
-    """A table whose width is known when its first row comes."""
+class _VectorTable:
+    """A table of vectors that is allocated when the first vector, and so the width, is known."""
 
     def __init__(self, rows: int) -> None:
         self._rows = rows
@@ -207,35 +211,27 @@ def picture_vectors(
     before: int = 0,
     total: int | None = None,
 ) -> EncodedFiles:
-    """An encoder's vectors of picture files, through `cache`; without a cache nothing is stored.
+    """An encoder's vectors of picture files, read from `cache` and stored in it. If it is None, nothing is stored.
 
-    Of the built-in encoder the features before its small head are cached: they cost nearly all the time and are the
-    same for every head, so that another training or another seed decodes no picture again. See
+    For the built-in encoder the features before its small head are cached. Computing them takes nearly all the time,
+    and they are the same for every head, so another training or another seed decodes no picture again. See
     `VectorCache.encode_files` for the other arguments.
     """
     from voken.encoders.two_tower import TwoTowerEncoder
 
-    if cache is None:
-        with tempfile.TemporaryDirectory(prefix="voken-") as folder:
-            return picture_vectors(
-                encoder,
-                paths,
-                cache=VectorCache(Path(folder)),
-                hashes=hashes,
-                progress=progress,
-                before=before,
-                total=total,
-            )
     two_tower = encoder if isinstance(encoder, TwoTowerEncoder) else None
-    encoded = cache.encode_files(
-        paths,
-        two_tower.features_of_images if two_tower else encoder.encode_images,
-        two_tower.pictures.fingerprint if two_tower else encoder.fingerprint,
-        hashes=hashes,
-        progress=progress,
-        before=before,
-        total=total,
-    )
+    with ExitStack() as stack:
+        if cache is None:
+            cache = VectorCache(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="voken-"))))
+        encoded = cache.encode_files(
+            paths,
+            two_tower.features_of_images if two_tower else encoder.encode_images,
+            two_tower.pictures.fingerprint if two_tower else encoder.fingerprint,
+            hashes=hashes,
+            progress=progress,
+            before=before,
+            total=total,
+        )
     if two_tower is None or not len(encoded.rows):
         return encoded
     return encoded._replace(vectors=two_tower.project_images(encoded.vectors))

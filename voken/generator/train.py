@@ -1,7 +1,8 @@
-"""Training the generator (section 3.2 of the paper): L_gen, then or together with L_dis, judged by validation queries.
+"""Train the generator (section 3.2 of the paper): first L_gen and then L_dis, or both together.
 
 L_gen is Eq. 7 and L_dis Eq. 9; the other losses go beyond the paper. All losses are means over queries, computed in
-float32 and differentiable in the logits. Nothing here knows the pictures themselves.
+float32 and differentiable in the logits. The best epoch is chosen by recall on validation queries. This module sees
+vokens and texts, not pictures.
 
 Every step draws from its own seed, derived from (seed, stage, epoch, step). A run that continues from a checkpoint
 therefore ends exactly like one that was never interrupted.
@@ -40,7 +41,7 @@ _CHECKPOINT_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class SoftTargets:
-    """A distribution over codebook entries at each level of each row, cut to the K most probable entries."""
+    """For each row and level, a distribution over codebook entries, cut to the K most probable ones."""
 
     entries: Int[np.ndarray, "rows M K"]
     weights: Float[np.ndarray, "rows M K"]
@@ -48,19 +49,20 @@ class SoftTargets:
 
 @dataclass(frozen=True)
 class VokenPairs:
-    """Training pairs. Row p of `pairs` says that text `pairs[p, 1]` describes picture `pairs[p, 0]`."""
+    """Texts, the vokens of pictures, and which text describes which picture."""
 
     texts: Sequence[str]
     vokens: Int[np.ndarray, "images M"]
     concepts: Int[np.ndarray, " images"]
     """Pictures of one concept are never negatives of each other's texts."""
     pairs: Int[np.ndarray, "pairs 2"]
+    """Rows (picture, text)."""
     soft: SoftTargets | None = None
-    """Soft targets of the pictures; None: one-hot."""
+    """Soft targets of the pictures. None uses one-hot targets."""
     text_soft: SoftTargets | None = None
-    """Soft targets of the texts' own vectors, for text-only training; None: no such training."""
+    """Soft targets of the texts' own vectors, for text-only training. None turns text-only training off."""
     text_vectors: Float[np.ndarray, "texts dim"] | None = None
-    """With `rebuilt_vectors`, the teacher of list-wise distillation; None: no teacher."""
+    """With `rebuilt_vectors`, the teacher of list-wise distillation. None turns distillation off."""
     rebuilt_vectors: Float[np.ndarray, "images dim"] | None = None
 
     def draw(self, random: np.random.Generator) -> Int[np.ndarray, "rows 2"]:
@@ -70,7 +72,7 @@ class VokenPairs:
 
 @dataclass(frozen=True)
 class ValidationQueries:
-    """Queries over a pool with all their right answers, by which the generator is judged while it trains."""
+    """Queries over a pool, with all their right answers. Their recall chooses the best epoch."""
 
     texts: Sequence[str]
     vokens: Int[np.ndarray, "pool M"]
@@ -80,7 +82,7 @@ class ValidationQueries:
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One epoch of a stage."""
+    """Loss and validation recall of one epoch."""
 
     stage: str
     """"generation", or "discrimination" if L_dis is trained after it."""
@@ -96,7 +98,7 @@ class GeneratorHistory:
 
     epochs: tuple[EpochRecord, ...]
     best: int
-    """Index into `epochs`; -1 is the generator before training."""
+    """Index into `epochs`; -1 stands for the generator before training."""
     untrained_recall: float
 
 
@@ -118,14 +120,14 @@ def train_generator(
     checkpoints: Path | None = None,
     progress: Progress = no_progress,
 ) -> GeneratorHistory:
-    """Train `model` in place; it ends with the weights of the best epoch on validation.
+    """Train `model` in place. It ends with the weights of the epoch that had the best validation recall.
 
-    With `checkpoints` the run is saved in that folder every minute and after every epoch. Started again with the same
-    arguments, it continues from there and ends with the same weights. Ctrl-C loses at most a minute.
+    If `checkpoints` is a folder, the run is saved in it every minute and after every epoch. The same call then
+    continues an interrupted run and ends with the same weights. Ctrl-C loses at most a minute.
     Raises `EmptyDataError` without pairs and `ResumeError` if the checkpoint belongs to a different run.
     """
     if not len(pairs.pairs):
-        raise EmptyDataError("the generator has no training pairs: no picture of the train split has a caption.")
+        raise EmptyDataError("The generator has no training pairs: no picture of the train split has a caption.")
     assert isinstance(model, nn.Module)
     return _GeneratorTraining(model, pairs, validation, config, seed, checkpoints, progress).run()
 
@@ -168,9 +170,9 @@ def soft_generation_loss(
     *,
     temperature: float = 1.0,
 ) -> Tensor:
-    """L_gen with a distribution over entries as its target: cross-entropy, summed over levels.
+    """L_gen with a distribution over entries as its target: the cross-entropy, summed over levels.
 
-    With all weight on the picture's own voken it equals `generation_loss`.
+    If all weight is on the picture's own voken, it equals `generation_loss`.
     """
     log_prob = (logits.float() / temperature).log_softmax(-1).gather(-1, entries)
     return -(weights * log_prob).sum() / len(entries)
@@ -186,7 +188,7 @@ def sequence_log_prob(
 def discrimination_loss(
     scores: Float[Tensor, "queries sequences"], usable: Bool[Tensor, "queries sequences"]
 ) -> Tensor:
-    """L_dis, Eq. 9: one softmax over the list, the positive in column 0; unusable columns are left out."""
+    """L_dis, Eq. 9: a softmax over each list, with the positive in column 0. Unusable columns are left out."""
     scores = scores.masked_fill(~usable, float("-inf"))
     return (scores.logsumexp(1) - scores[:, 0]).mean()
 
@@ -196,7 +198,7 @@ def distillation_loss(
     teacher: Float[Tensor, "queries sequences"],
     usable: Bool[Tensor, "queries sequences"],
 ) -> Tensor:
-    """Cross-entropy of the list's softmax against the softmax of a teacher's scores over the same list."""
+    """Cross-entropy between the softmax of a teacher's scores over each list and the softmax of the model's scores."""
     log_prob = scores.masked_fill(~usable, -1e4).log_softmax(1)
     target = teacher.masked_fill(~usable, float("-inf")).softmax(1)
     return -(target * log_prob).sum(1).mean()
@@ -204,16 +206,16 @@ def distillation_loss(
 
 @dataclass(frozen=True)
 class Candidates:
-    """One list per query. Column 0 is the positive; other right answers and padding are not usable."""
+    """One list of sequences per query. Column 0 is the positive; other right answers and padding are not usable."""
 
     vokens: Int[np.ndarray, "queries columns M"]
     rows: Int[np.ndarray, "queries columns"]
-    """A picture that has the sequence; in column 0 the query's own."""
+    """A picture that has the sequence. In column 0 it is the query's picture."""
     usable: Bool[np.ndarray, "queries columns"]
 
 
 class CandidateSearch:
-    """Beam search over the training sequences for the lists of L_dis (Eq. 8). Built once per training set."""
+    """Builds the lists of L_dis (Eq. 8) by beam search over the training sequences. Create it once per training set."""
 
     def __init__(self, pairs: VokenPairs, codebook_size: int) -> None:
         self._pairs = pairs
@@ -224,10 +226,10 @@ class CandidateSearch:
         self._right = np.unique(pairs.concepts.astype(np.int64) * self._leaves + self._leaf_of_image)
 
     def find(self, model: Generator, state: Any, images: Int[np.ndarray, " queries"], beams: int) -> Candidates:
-        """Lists of at most `beams` for queries whose positives are `images`, from the model's `state`.
+        """Lists of at most `beams` sequences for the queries in the model's `state`, whose positives are `images`.
 
-        As in the official code, the positive comes first and beams equal to it are dropped. Beams that hold another
-        picture of the same concept are right answers too, and are therefore not used as negatives.
+        As in the official code, the positive comes first and beams equal to it are dropped. A beam with another
+        picture of the same concept is a right answer too, so it is not used as a negative.
         """
         leaf = beam_search_from_state(model, state, self.trie, beams).leaf
         positive = self._leaf_of_image[images][:, None]
@@ -335,8 +337,7 @@ class _GeneratorTraining:
         config, images = self.config, batch[:, 0]
         state = self.model.encode([self.pairs.texts[row] for row in batch[:, 1]])
         total = torch.zeros((), device=self.model.device)
-        weighs_generation = not (stage.discriminates and config.discrimination == "staged")
-        if weighs_generation:
+        if not (stage.discriminates and config.discrimination == "staged"):
             total = total + self._generation(state, self.pairs.vokens[images], self.pairs.soft, images)
             if config.text_only_weight and self.pairs.text_soft is not None:
                 # The first entry of a text's soft target is its own voken: targets are sorted by weight.
@@ -413,7 +414,7 @@ class _GeneratorTraining:
             )
 
     def _identity(self) -> dict[str, Any]:
-        """What a checkpoint must have in common with the run that continues it, as JSON gives it back."""
+        """Values that must be equal in a checkpoint and in the run that continues it, as they are read from JSON."""
         settings = vars(self.config).items()
         return {
             "seed": self.seed,

@@ -1,7 +1,7 @@
 """The image tokenizer: image vectors to voken sequences and back (section 3.1 of the paper).
 
-Residual quantization (Eq. 2) writes a vector as M entries of N-entry codebooks. Each entry codes what the entries
-before it left over:
+Residual quantization (Eq. 2) approximates a vector by a sum of M codebook entries. Each entry is chosen from N to be
+nearest to the residual, which is the vector minus the entries before:
 
     >>> codebooks = torch.tensor([[[0.0], [10.0]], [[0.0], [1.0]]])    # two levels, two entries, one dimension
     >>> quantize(torch.tensor([[11.0]]), codebooks).vokens.tolist()    # 11 = 10 + 1
@@ -28,20 +28,20 @@ from voken.errors import ConfigError
 from voken.progress import Progress, no_progress
 from voken.shapes import Float, Int
 
-_ROWS = 4096
-_DISTANCES = 1 << 24
-"""Distances computed at once: 64 MB of floats."""
+_ROWS_PER_BATCH = 4096
+_DISTANCES_PER_BATCH = 1 << 24
+"""64 MB of floats."""
 
 
 class ImageTokenizer(nn.Module):
-    """MLP, residual quantizer, mirrored MLP. Without `config.layers` both MLPs are the identity and r_1 = v_i.
+    """An MLP, a residual quantizer, and a mirrored MLP. Without `config.layers`, both MLPs are the identity.
 
-    A trained tokenizer is deterministic: a vector has one voken sequence. Batch norm uses its saved statistics.
+    In evaluation mode a vector always has the same voken sequence: batch norm uses its saved statistics.
     """
 
     def __init__(self, dim: int, config: TokenizerConfig) -> None:
         super().__init__()
-        _check(config)
+        _check_config(config)
         self.dim = dim
         self.config = config
         self.code_dim = config.code_dim if config.layers else dim
@@ -53,12 +53,12 @@ class ImageTokenizer(nn.Module):
 
     @property
     def levels(self) -> int:
-        """M."""
+        """M, the length of a voken sequence."""
         return self.config.levels
 
     @property
     def codebook_size(self) -> int:
-        """N."""
+        """N, the number of entries per level."""
         return self.config.codebook_size
 
     def stacked_books(self) -> Float[Tensor, "M N e"]:
@@ -75,21 +75,21 @@ class ImageTokenizer(nn.Module):
         return self.quantize_coded(self.code(vectors))
 
     def quantize_coded(self, coded: Float[Tensor, "n e"]) -> Quantized:
-        """Quantize outputs of the encoder MLP."""
+        """Quantize outputs of `code`, with gradients."""
         return quantize(coded, self.stacked_books())
 
     def code(self, vectors: Float[Tensor, "n dim"]) -> Float[Tensor, "n e"]:
-        """The encoder MLP's output, which is quantized, or the vectors themselves."""
+        """The encoder MLP's output, or the vectors themselves if there is no MLP. This is what is quantized."""
         coded: Tensor = self.encoder(vectors)
         return coded
 
     def rebuild(self, summed: Float[Tensor, "n e"]) -> Float[Tensor, "n dim"]:
-        """v̂ of Eq. 3 from the sum of the entries, not normalised."""
+        """v̂ of Eq. 3, the decoder MLP's output for a sum of entries. It is not normalised."""
         rebuilt: Tensor = self.decoder(summed)
         return rebuilt
 
     def encode(self, vectors: Float[np.ndarray, "images dim"]) -> Int[np.ndarray, "images M"]:
-        """Voken sequences of image vectors, int32. The sequence of a picture does not depend on the others."""
+        """Voken sequences of image vectors, int32. A picture's sequence does not depend on the other pictures."""
         self._check_width(vectors)
         with self._inference():
             parts = [self.quantize(rows).vokens.cpu().numpy() for rows in self._rows(vectors)]
@@ -105,11 +105,13 @@ class ImageTokenizer(nn.Module):
         """v̂, the vectors rebuilt from voken sequences (Eq. 3), L2-normalised for comparison by cosine."""
         vokens = np.asarray(vokens)
         if vokens.ndim != 2 or vokens.shape[1] != self.levels:
-            raise ConfigError(f"voken sequences of this tokenizer are {self.levels} long; got shape {vokens.shape}.")
+            raise ConfigError(
+                f"Voken sequences of this tokenizer have {self.levels} levels; got an array of shape {vokens.shape}."
+            )
         parts = []
         with self._inference():
             books = self.stacked_books()
-            for rows in torch.from_numpy(vokens.astype(np.int64)).to(self.books.device).split(_ROWS):
+            for rows in torch.from_numpy(vokens.astype(np.int64)).to(self.books.device).split(_ROWS_PER_BATCH):
                 entries = torch.stack([book[rows[:, level]] for level, book in enumerate(books)], 1)
                 rebuilt = self.rebuild(entries.sum(1))
                 parts.append(nn.functional.normalize(rebuilt, dim=1).cpu().numpy())
@@ -118,22 +120,22 @@ class ImageTokenizer(nn.Module):
     def soft_targets(
         self, vectors: Float[np.ndarray, "images dim"], *, temperature: float, entries: int
     ) -> tuple[Int[np.ndarray, "images M entries"], Float[np.ndarray, "images M entries"]]:
-        """At each level, softmax of minus the squared distance of the true residual to every codebook entry.
+        """At each level, a softmax over minus the squared distances between the residual and the codebook entries.
 
-        The true residual is what the picture's own vokens at earlier levels left over, as in teacher forcing. Returns
+        The residual is computed with the picture's own vokens at earlier levels, as in teacher forcing. Returns
         the numbers of the `entries` most probable entries, and their probabilities scaled to sum to 1.
         """
         self._check_width(vectors)
-        rows_of_entries, weights = [], []
+        top_entries, weights = [], []
         with self._inference():
             for rows in self._rows(vectors):
                 residuals = self.quantize(rows).residuals
                 books = enumerate(self.stacked_books())
                 scores = torch.stack([-squared_distances(residuals[:, level], book) for level, book in books], 1)
                 top = (scores / temperature).topk(min(entries, self.codebook_size), dim=-1)
-                rows_of_entries.append(top.indices.cpu().numpy().astype(np.int32))
+                top_entries.append(top.indices.cpu().numpy().astype(np.int32))
                 weights.append(top.values.softmax(-1).cpu().numpy())
-        return np.concatenate(rows_of_entries), np.concatenate(weights)
+        return np.concatenate(top_entries), np.concatenate(weights)
 
     def save(self, folder: Path) -> None:
         """Write `config.json` and `model.safetensors` into an existing folder."""
@@ -162,30 +164,30 @@ class ImageTokenizer(nn.Module):
 
     def _rows(self, vectors: Float[np.ndarray, "images dim"]) -> list[Tensor]:
         tensor = torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32)).to(self.books.device)
-        return list(tensor.split(_ROWS)) if len(tensor) else []
+        return list(tensor.split(_ROWS_PER_BATCH)) if len(tensor) else []
 
     def _check_width(self, vectors: Float[np.ndarray, "images dim"]) -> None:
         if vectors.ndim != 2 or vectors.shape[1] != self.dim:
             raise ConfigError(
-                f"this tokenizer was trained on vectors {self.dim} wide; got shape {vectors.shape}. "
-                "Use the encoder it was trained with."
+                f"This tokenizer was trained on vectors of width {self.dim}; got an array of shape {vectors.shape}. "
+                "Use the encoder that it was trained with."
             )
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """Result of quantizing `n` vectors."""
+    """The result of quantizing `n` vectors."""
 
     vokens: Int[Tensor, "n M"]
     """The entry chosen at each level."""
     residuals: Float[Tensor, "n M e"]
-    """r_j, which level j codes: what the levels before it left over (r_1 is the vector itself)."""
+    """r_j, which level j quantizes: the vector minus the entries of the levels before (r_1 is the vector itself)."""
     entries: Float[Tensor, "n M e"]
     """The chosen entries; their sum over levels is ẑ^(M)."""
 
 
 def quantize(vectors: Float[Tensor, "n e"], codebooks: Float[Tensor, "M N e"]) -> Quantized:
-    """Greedy residual quantization (Eq. 2). Of equally near entries the lower one is chosen.
+    """Greedy residual quantization (Eq. 2). Of equally near entries, the one with the lowest number is chosen.
 
     Gradients flow into `codebooks` and `vectors` through `entries` and `residuals`, but not through the choice.
     """
@@ -202,22 +204,23 @@ def quantize(vectors: Float[Tensor, "n e"], codebooks: Float[Tensor, "M N e"]) -
 
 def nearest(vectors: Float[Tensor, "n e"], codebook: Float[Tensor, "N e"]) -> Int[Tensor, " n"]:
     """Index of the closest entry to each vector, in squared Euclidean distance."""
-    block = max(1, _DISTANCES // len(codebook))
+    block = max(1, _DISTANCES_PER_BATCH // len(codebook))
     parts = [squared_distances(part, codebook).argmin(1) for part in vectors.split(block)]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long, device=vectors.device)
 
 
 def squared_distances(vectors: Float[Tensor, "*n e"], codebook: Float[Tensor, "N e"]) -> Float[Tensor, "*n N"]:
-    """‖v − c‖² − ‖v‖². The last term is the same for every entry, so ranks and softmaxes over entries do not change."""
+    """‖v − c‖² − ‖v‖². ‖v‖² is the same for every entry, so leaving it out changes no rank or softmax over entries."""
     return (codebook * codebook).sum(-1) - 2.0 * vectors @ codebook.T
 
 
 def kmeans(
     vectors: Float[Tensor, "n e"], entries: int, *, iterations: int = 12, generator: torch.Generator
 ) -> Float[Tensor, "entries e"]:
-    """Lloyd's k-means from a random sample of rows. An entry that no row chooses restarts at a row far from its entry.
+    """Lloyd's k-means, starting from a random sample of rows.
 
-    If there are fewer rows than entries, rows are reused with a little noise, so that no two entries are equal.
+    An entry that no row is nearest to moves to one of the rows that are farthest from their entries. If there are
+    fewer rows than entries, rows are reused with a little noise, so that no two entries are equal.
     """
     if len(vectors) < entries:
         extra = torch.randint(len(vectors), (entries - len(vectors),), generator=generator)
@@ -247,10 +250,10 @@ def residual_kmeans(
     generator: torch.Generator,
     progress: Progress = no_progress,
 ) -> Float[Tensor, "books entries e"]:
-    """Codebooks by k-means over the whole set, level after level, on the residuals of each level.
+    """Codebooks computed level by level, by k-means over the residuals of all vectors at that level.
 
-    Without `shared` there is one codebook per level, (levels, entries, e). With it there is one for all levels,
-    (1, entries, e): each level fits an equal share of its entries, and any level may then choose any entry.
+    Without `shared` there is one codebook per level, (levels, entries, e). With `shared` there is one for all levels,
+    (1, entries, e). Each level then adds an equal share of the entries, and may choose any entry added so far.
     """
     residual, books = vectors, []
     share = [entries // levels + (level < entries % levels) if shared else entries for level in range(levels)]
@@ -265,17 +268,20 @@ def residual_kmeans(
 
 def _mlp(widths: list[int], dropout: float) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for index, (wide, narrow) in enumerate(pairwise(widths)):
-        layers.append(nn.Linear(wide, narrow))
+    for index, (width_in, width_out) in enumerate(pairwise(widths)):
+        layers.append(nn.Linear(width_in, width_out))
         if index < len(widths) - 2:
-            layers += [nn.BatchNorm1d(narrow), nn.ReLU(), nn.Dropout(dropout)]
+            layers += [nn.BatchNorm1d(width_out), nn.ReLU(), nn.Dropout(dropout)]
     return nn.Sequential(*layers)
 
 
-def _check(config: TokenizerConfig) -> None:
+def _check_config(config: TokenizerConfig) -> None:
     if config.levels < 1 or config.codebook_size < 2:
-        raise ConfigError(f"tokenizer: {config.levels} levels of {config.codebook_size} entries; at least 1 of 2.")
+        raise ConfigError(
+            f"tokenizer.levels is {config.levels} and tokenizer.codebook_size {config.codebook_size}; "
+            "they must be at least 1 and 2."
+        )
     if not 0 <= config.mixture < 1:
-        raise ConfigError(f"tokenizer.mixture is {config.mixture}; it is a share: 0 or more and below 1.")
+        raise ConfigError(f"tokenizer.mixture is {config.mixture}; it is a share, and must be 0 or more and below 1.")
     if config.layers and min(*config.layers, config.code_dim) < 1:
-        raise ConfigError("tokenizer.layers and tokenizer.code_dim are widths, 1 or more.")
+        raise ConfigError("tokenizer.layers and tokenizer.code_dim are widths, and must be 1 or more.")

@@ -1,4 +1,4 @@
-"""Training the image tokenizer (L_tokenizer = L_recon + L_commit + L_align, Eqs. 3 to 6), and its report."""
+"""Train the image tokenizer (L_tokenizer = L_recon + L_commit + L_align, Eqs. 3 to 6), and report on its quality."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class TokenizerHistory:
 
 @dataclass(frozen=True)
 class LevelUsage:
-    """Use of one level's codebook by a set of pictures."""
+    """How a set of pictures uses the codebook of one level."""
 
     level: int
     """1 … M."""
@@ -52,14 +52,15 @@ class LevelUsage:
     entries: int
     """N."""
     perplexity: float
-    """exp of the entropy of the choices, 1 … N: this many entries, used equally often, carry the same information."""
+    """exp of the entropy of the choices, 1 … N: so many entries, used equally often, would carry the same information.
+    """
 
 
 @dataclass(frozen=True)
 class RecallCeiling:
-    """Text-to-image recall (%) by exact search over the vectors themselves and over their reconstruction.
+    """Text-to-image recall (%) at `cut`, by exact search over the vectors themselves and over their reconstructions.
 
-    A generator ranks by vokens alone, so it is unlikely to exceed `quantized` by much.
+    A generator ranks by vokens alone, so its recall is unlikely to exceed `quantized` by much.
     """
 
     cut: int
@@ -69,7 +70,7 @@ class RecallCeiling:
 
 @dataclass(frozen=True)
 class TokenizerReport:
-    """Figures of one tokenizer over one set of pictures."""
+    """Quality of one tokenizer on one set of pictures."""
 
     pictures: int
     sequences: int
@@ -77,9 +78,9 @@ class TokenizerReport:
     collision_rate: float
     """Share of the pictures that share their sequence with another picture."""
     reconstruction_error: float
-    """Mean squared distance of a vector to its reconstruction. Vectors have length 1, so 2 means a right angle."""
+    """Mean squared distance between a vector and its reconstruction. Both have length 1, so 2 means a right angle."""
     cosine: float
-    """Mean cosine of a vector with its reconstruction."""
+    """Mean cosine between a vector and its reconstruction."""
     bits: float
     """M · log2 N, the size of a sequence in bits."""
     levels: tuple[LevelUsage, ...]
@@ -96,13 +97,13 @@ def train_tokenizer(
     device: torch.device | None = None,
     progress: Progress = no_progress,
 ) -> tuple[ImageTokenizer, TokenizerHistory]:
-    """Learn the codebooks, and the MLPs if there are any. The result has the weights with the best `validation_score`.
+    """Train the codebooks, and the MLPs if there are any. The result has the weights with the best `validation_score`.
 
-    Each epoch uses every picture once, with one of its captions drawn at random (the official code uses every caption
-    of it). Raises `EmptyDataError` without training pictures. Deterministic for a seed and device.
+    Each epoch uses every picture once, with one of its captions drawn at random (the official code uses all its
+    captions). On one device, the same seed gives the same tokenizer. Raises `EmptyDataError` without training pictures.
     """
     if not len(train.images):
-        raise EmptyDataError("the image tokenizer has no training pictures. Check the split of the data set.")
+        raise EmptyDataError("The image tokenizer has no training pictures. Check the splits of the data set.")
     random = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     tokenizer = ImageTokenizer(train.images.shape[1], config).to(device)
@@ -123,7 +124,7 @@ def train_tokenizer(
     loop.record_score(scores[0])
     averages = _MovingAverages(tokenizer, config.ema_decay) if config.update == "ema" else None
     for epoch in loop.epochs():
-        losses.append(_epoch(loop, tokenizer, images, captions.draw(), averages, random))
+        losses.append(_train_epoch(loop, tokenizer, images, captions.draw(), averages, random))
         scores.append(validation_score(tokenizer, validation))
         progress("tokenizer", epoch + 1, config.epochs)
         loop.record_score(scores[-1])
@@ -134,7 +135,7 @@ def train_tokenizer(
 def tokenizer_loss(
     tokenizer: ImageTokenizer, images: Float[Tensor, "n dim"], texts: Float[Tensor, "n dim"], paired: Tensor
 ) -> tuple[Tensor, Quantized]:
-    """Eq. 6 for a batch of vectors. `paired` is True if the row of `texts` is a caption of the picture.
+    """Eq. 6 for a batch of vectors. `paired` is True for rows of `texts` that are a caption of the row's picture.
 
     All three terms are means over rows and dimensions, as in the official code.
     """
@@ -142,9 +143,9 @@ def tokenizer_loss(
     coded = tokenizer.code(images)
     quantized = tokenizer.quantize_coded(coded)
     summed = quantized.entries.sum(1)
-    # One straight-through estimator over the sum: one per level would give later levels no gradient.
-    through = summed + coded - coded.detach() if tokenizer.config.layers else summed
-    rebuilt = tokenizer.rebuild(through)
+    # The straight-through estimator is over the sum: one per level would give later levels no gradient.
+    straight_through = summed + coded - coded.detach() if tokenizer.config.layers else summed
+    rebuilt = tokenizer.rebuild(straight_through)
     loss = nn.functional.mse_loss(rebuilt, images)
     loss = loss + config.commitment_weight * commitment_loss(quantized, coded, config.commitment)
     if config.alignment != "none" and paired.any():
@@ -164,7 +165,7 @@ def commitment_loss(quantized: Quantized, coded: Float[Tensor, "n e"], form: str
 
 
 def alignment_loss(rebuilt: Float[Tensor, "n dim"], texts: Float[Tensor, "n dim"], config: TokenizerConfig) -> Tensor:
-    """Eq. 5 ("mse"), or a contrast between each rebuilt vector's caption and the others of the batch ("infonce")."""
+    """Eq. 5 ("mse"), or InfoNCE between rebuilt vectors and captions, with the batch's other captions as negatives."""
     if config.alignment == "mse":
         return nn.functional.mse_loss(rebuilt, texts)
     similarity = nn.functional.normalize(rebuilt, dim=1) @ nn.functional.normalize(texts, dim=1).T
@@ -179,12 +180,12 @@ def tokenizer_report(
     relevant: Int[np.ndarray, "answers 2"] | None = None,
     cuts: tuple[int, ...] = (1, 5, 10),
 ) -> TokenizerReport:
-    """Figures over pictures that the tokenizer was not trained on. Rows of `relevant` are (text, right picture).
+    """Quality of a tokenizer on pictures that it was not trained on. Rows of `relevant` are (text, right picture).
 
     Recall follows the rules of `voken.metrics`. Raises `EmptyDataError` without pictures.
     """
     if not len(images):
-        raise EmptyDataError("no pictures to report on.")
+        raise EmptyDataError("There are no pictures to report on.")
     vokens = tokenizer.encode(images)
     rebuilt = tokenizer.decode(vokens)
     recall: tuple[RecallCeiling, ...] = ()
@@ -227,7 +228,7 @@ class _CaptionVectors:
 
 
 class _MovingAverages:
-    """Moves each entry to an exponential moving average of the residuals that choose it."""
+    """Sets each entry to an exponential moving average of the residuals that are nearest to it."""
 
     def __init__(self, tokenizer: ImageTokenizer, decay: float) -> None:
         self._decay = decay
@@ -263,7 +264,7 @@ def _initialise(tokenizer: ImageTokenizer, rows: Tensor, random: torch.Generator
 
 
 def _with_mixtures(images: Tensor, captions: tuple[Tensor, Tensor], share: float, random: torch.Generator) -> Tensor:
-    """The image vectors with normalised (image + caption) sums added, which make up `share` of the result."""
+    """The image vectors, followed by normalised (image + caption) sums. The sums are `share` of the result."""
     texts, has_caption = captions
     count = min(int(share / (1 - share) * len(images)), int(has_caption.sum()))
     if not count:
@@ -274,7 +275,7 @@ def _with_mixtures(images: Tensor, captions: tuple[Tensor, Tensor], share: float
     return torch.cat([images, mixed])
 
 
-def _epoch(
+def _train_epoch(
     loop: TrainingLoop,
     tokenizer: ImageTokenizer,
     images: Tensor,
@@ -284,7 +285,7 @@ def _epoch(
 ) -> float:
     config, (texts, has_caption) = tokenizer.config, captions
     used = torch.zeros(tokenizer.books.shape[:2], dtype=torch.bool, device=images.device)
-    total, last = 0.0, None
+    total, last_batch = 0.0, None
     for batch in torch.randperm(len(images), generator=random).split(config.batch_size):
         if len(batch) < 2 and config.layers:
             continue  # batch norm needs more than one row
@@ -295,30 +296,30 @@ def _epoch(
             rows = torch.where(mixed[:, None], nn.functional.normalize(rows + row_texts, dim=1), rows)
         loss, quantized = tokenizer_loss(tokenizer, rows, row_texts, paired)
         total += loop.step(loss) * len(batch)
-        if averages is not None:  # they replace what the optimizer did to the codebooks
+        if averages is not None:  # the averages replace the optimizer's update of the codebooks
             averages.update(tokenizer, quantized)
         for level in range(tokenizer.levels):
             used[0 if config.shared_codebook else level, quantized.vokens[:, level]] = True
-        last = quantized
-    if config.revive_unused and last is not None:
-        _revive(tokenizer, used, last, random)
+        last_batch = quantized
+    if config.revive_unused and last_batch is not None:
+        _revive_unused(tokenizer, used, last_batch, random)
     return total / len(images)
 
 
-def _revive(tokenizer: ImageTokenizer, used: Tensor, quantized: Quantized, random: torch.Generator) -> None:
+def _revive_unused(tokenizer: ImageTokenizer, used: Tensor, quantized: Quantized, random: torch.Generator) -> None:
     """Move each entry that no row chose in this epoch to the residual of a random row of the last batch."""
     for book, level in enumerate([0] if tokenizer.config.shared_codebook else range(tokenizer.levels)):
-        dead = (~used[book]).nonzero()[:, 0]
-        if len(dead):
-            rows = torch.randint(len(quantized.vokens), (len(dead),), generator=random)
-            tokenizer.books.data[book, dead] = quantized.residuals[rows, level].detach()
+        unused = (~used[book]).nonzero()[:, 0]
+        if len(unused):
+            rows = torch.randint(len(quantized.vokens), (len(unused),), generator=random)
+            tokenizer.books.data[book, unused] = quantized.residuals[rows, level].detach()
 
 
 def validation_score(tokenizer: ImageTokenizer, validation: PairedVectors) -> float:
-    """Quality of the rebuilt vectors for search: mean reciprocal rank of a caption's best picture.
+    """Quality of the rebuilt vectors for search: the mean reciprocal rank of each caption's best picture.
 
-    Pictures that share a sequence tie, and a tie counts at its middle rank. Without captions the score is minus the
-    mean squared error of the reconstruction, and without pictures 0.
+    Pictures that share a sequence tie, and each has the middle rank of the tie. Without captions the score is minus
+    the mean squared error of the reconstruction. Without pictures it is 0.
     """
     if not len(validation.images):
         return 0.0

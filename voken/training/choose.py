@@ -1,10 +1,10 @@
-"""What validation queries choose once both stages are trained: the rerank weights, and the calibration of confidences.
+"""Choose the rerank weights and calibrate confidences, both on validation queries and after both stages are trained.
 
-A search always answers, even if nothing matches. On the validation side it is known which hits are right, so a
-logistic model learns how often such hits were (`voken.search.readouts` says which features it sees). The cases are the
-validation queries twice: over the validation pool as it is, and with their right pictures taken out of it. `prior` says
-how much of the weight the first half has. Thresholds are chosen on concepts that the coefficients were not fitted on
-(cross-fitting), by a lower bound.
+A search always returns hits, even if no picture matches. The validation side says which hits are right, so a logistic
+model can learn how often hits like these are right (`voken.search.readouts` lists the features that it sees). Each
+validation query gives two cases: one search of the whole validation pool, and one without the query's right pictures.
+`prior` is the share of the total weight that the searches of the whole pool have. Thresholds are chosen by a lower
+bound, on concepts that the coefficients were not fitted on (cross-fitting).
 """
 
 from __future__ import annotations
@@ -27,45 +27,45 @@ from voken.shapes import Bool, Float, Int
 from voken.training.sides import Side, query_rows
 
 _WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
-"""Rerank weights that are tried."""
+"""The rerank weights that are tried."""
 HITS = 10
 """The fit uses this many of the first hits of each answer."""
 PRECISIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-"""Thresholds are chosen for these."""
+"""A threshold is chosen for each of these precisions."""
 MIN_QUERIES = 50
 MIN_CONCEPTS = 10
-"""Concepts with a right hit. Fewer say nothing about others."""
+"""A calibration needs right hits of this many concepts. Fewer say nothing about other concepts."""
 _FOLDS = 5
 _RIDGE = 1.0
-"""On coefficients of standardised features, with a mean weight of 1 per hit. Without it, a few hits could be separated
-perfectly."""
-_MIN_COUNT = 10
-"""Concepts that a threshold must rest on: of many cuts some look good by luck, first those with the fewest hits."""
+"""Penalty on the coefficients of standardised features, if the mean weight of a hit is 1. Without it, the coefficients
+could grow without limit when a few hits are separated perfectly."""
+_MIN_CONCEPTS_ABOVE = 10
+"""A threshold needs at least this many concepts above it: of many cuts, those with few hits look good by luck first."""
 _Z = 1.96
-"""Of a one-sided bound that fails once in 40. The best of many cuts is taken, so more than that fail of thresholds."""
+"""Quantile of a one-sided bound that fails once in 40. Thresholds fail more often: the best of many cuts is used."""
 
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What a search of one pool returned for some queries, and what would have been right."""
+    """What a search of one pool returned for some queries, and which pictures are right."""
 
     log_prob: Float[np.ndarray, "queries pictures"]
-    """Of each picture's sequence; −inf if no beam reached it."""
+    """Log-probability of each picture's sequence; −inf if no beam reached it."""
     cosine: Float[np.ndarray, "queries pictures"]
     leaf: Int[np.ndarray, " pictures"]
-    """Which sequence a picture has."""
+    """Number of each picture's sequence."""
     relevant: Bool[np.ndarray, "queries pictures"]
     concepts: Int[np.ndarray, " pictures"]
 
     @property
     def groups(self) -> Int[np.ndarray, " queries"]:
-        """The concept that a query asks for, the first of several. Queries of one concept are not independent."""
+        """The concept of each query's first right picture. Queries of one concept are not independent."""
         groups: np.ndarray = self.concepts[self.relevant.argmax(1)]
         return groups
 
     @property
     def shared(self) -> Int[np.ndarray, "queries pictures"]:
-        """How many of the pictures reached have a picture's sequence; 1 for a picture that was not reached."""
+        """For each picture that was reached, how many such pictures have its sequence; 1 for every other picture."""
         numbers, leaf = np.unique(self.leaf, return_inverse=True)
         counts = np.zeros((len(self.log_prob), len(numbers)), np.int64)
         rows, columns = np.nonzero(np.isfinite(self.log_prob))
@@ -73,11 +73,11 @@ class Answers:
         shared: np.ndarray = np.maximum(counts[:, leaf], 1)
         return shared
 
-    def without_right(self) -> Answers:
-        """The same search if every query's right pictures were not in the pool, so that nothing matches.
+    def without_right_pictures(self) -> Answers:
+        """The same answers with every query's right pictures removed, so that nothing matches.
 
-        It has the beams that remain. A search that never met those pictures would have as many beams more, at the
-        end, where they are least likely.
+        Only the remaining beams are left. A real search without those pictures would fill the free beams with the
+        least likely sequences.
         """
         nothing = np.zeros_like(self.relevant)
         return replace(self, log_prob=np.where(self.relevant, -np.inf, self.log_prob), relevant=nothing)
@@ -85,21 +85,24 @@ class Answers:
 
 @dataclass(frozen=True, eq=False)
 class Cases:
-    """The first hits of every query, with its pictures in the pool and without them, best first. A row is an answer."""
+    """The first hits of every query, best first, once with its right pictures in the pool and once without them.
+
+    Each row is one answer.
+    """
 
     features: Float[np.ndarray, "answers hits features"]
     right: Bool[np.ndarray, "answers hits"]
     is_hit: Bool[np.ndarray, "answers hits"]
-    """False if the answer has fewer hits."""
+    """False for the padding of an answer that has fewer hits."""
     present: Bool[np.ndarray, " answers"]
-    """Whether the query's pictures were in the pool."""
+    """Whether the query's right pictures were in the pool."""
     groups: Int[np.ndarray, " answers"]
 
     @classmethod
     def of(cls, answers: Answers, read_out: ReadOut, hits: int = HITS) -> Cases:
-        """Both cases of every query."""
+        """Both cases of every query: with its right pictures in the pool, and without them."""
         parts = []
-        for present, case in ((True, answers), (False, answers.without_right())):
+        for present, case in ((True, answers), (False, answers.without_right_pictures())):
             features = read_out.features(case.log_prob, case.cosine, case.shared)
             score = np.where(np.isfinite(case.log_prob), features[:, :, 0], -np.inf)
             best = np.argsort(-score, axis=1, kind="stable")[:, :hits]
@@ -116,16 +119,17 @@ class Cases:
         return cls(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
     def weights(self, prior: float) -> Float[np.ndarray, "answers hits"]:
-        """Of the hits: `prior` on the answers whose pictures were in the pool, and a mean of 1."""
+        """Weights of the hits, with a mean of 1. `prior` is the weight of answers with their pictures in the pool."""
         weights = np.where(self.present, prior, 1 - prior)[:, None] * self.is_hit
         scaled: np.ndarray = weights * (self.is_hit.sum() / weights.sum())
         return scaled
 
 
 def validation_answers(model: Model, validation: Side) -> dict[ReadOutName, Answers]:
-    """The model's answers to at most a thousand validation captions over the validation pictures, per read-out.
+    """Per read-out, the model's answers to at most a thousand validation captions over the validation pictures.
 
-    The read-outs differ in their cosines: "vector" compares with the pictures' vectors, the others with rebuilt ones.
+    The read-outs differ in their cosines: "vector" compares queries with the pictures' vectors, the others compare
+    them with the vectors rebuilt from vokens.
     """
     tokenizer = model.tokenizer
     captions = query_rows(validation, model.config.seed)
@@ -157,9 +161,9 @@ def validation_answers(model: Model, validation: Side) -> dict[ReadOutName, Answ
 def choose_weights(
     search: SearchConfig, answers: dict[ReadOutName, Answers]
 ) -> tuple[ReadOutWeights, dict[str, dict[str, float]]]:
-    """Choose the weights of the two reranks by validation recall. Weights in the settings stay.
+    """Choose the weights of the two reranks by validation recall. A weight that is set in `search` is not changed.
 
-    Also returns the recall of each weight that was tried, per read-out.
+    The second value is the recall of each weight that was tried, per read-out.
     """
     recalls: dict[str, dict[str, float]] = {}
     best: dict[ReadOutName, float] = {"voken": 0.0, "vector": 0.0}
@@ -192,19 +196,19 @@ def calibrate(
 ) -> tuple[Calibration | None, dict[str, Any]]:
     """Fit every read-out on the same validation queries. The second value is a report, ready for JSON.
 
-    The calibration is None if there are too few queries, or too few concepts with a right hit; `report["none"]` has the
-    reason. Raises `ConfigError` for a prior that is not between 0 and 1.
+    The calibration is None if there are too few queries, or too few concepts with a right hit; then `report["none"]`
+    is the reason. Raises `ConfigError` for a prior that is not between 0 and 1.
     """
     if not 0 < prior < 1:
-        raise ConfigError(f"prior {prior}: the share of queries whose picture is there is between 0 and 1.")
+        raise ConfigError(f"prior {prior}: the share of queries with a right picture must be between 0 and 1.")
     cases = {read_out: Cases.of(answer, read_out) for read_out, answer in answers.items()}
-    reason = _too_little(list(cases.values()))
+    reason = _reason_against_calibration(list(cases.values()))
     if reason:
         return None, {"none": reason}
     parts: list[ReadOutCalibration] = []
     report: dict[str, Any] = {}
     for read_out, case in cases.items():
-        part, report[read_out.name] = _calibrate_one(case, read_out, prior, precisions, seed)
+        part, report[read_out.name] = _calibrate_read_out(case, read_out, prior, precisions, seed)
         parts.append(part)
     first = next(iter(answers.values()))
     calibration = Calibration(
@@ -228,8 +232,8 @@ def logistic(
 ) -> Float[np.ndarray, " coefficients"]:
     """The bias, then a coefficient per feature, that minimise the weighted log loss + ridge/2 × ‖coefficients‖².
 
-    By Newton's method. The ridge is on the coefficients of features scaled to a deviation of 1. A feature that never
-    varies gets 0.
+    They are computed by Newton's method. The ridge applies to the coefficients of features scaled to a standard
+    deviation of 1. A feature that never varies gets the coefficient 0.
     """
     total = weights.sum()
     mean = weights @ features / total
@@ -263,7 +267,7 @@ def logistic(
 
 
 def wilson_lower(share: Float[np.ndarray, " cuts"], count: Float[np.ndarray, " cuts"]) -> Float[np.ndarray, " cuts"]:
-    """A lower bound of a share seen in `count` independent cases (Wilson 1927), one-sided, 97.5%."""
+    """One-sided 97.5% lower bound of a share that was observed in `count` independent cases (Wilson 1927)."""
     square = _Z**2
     centre = share + square / (2 * count)
     width = _Z * np.sqrt(share * (1 - share) / count + square / (4 * count**2))
@@ -277,10 +281,10 @@ def choose_thresholds(
     prior: float,
     precisions: Sequence[float] = PRECISIONS,
 ) -> tuple[Threshold, ...]:
-    """For each precision the lowest confidence from which on a lower bound of the precision reaches it, if any does.
+    """For each of `precisions`, the lowest confidence above which a lower bound of the precision reaches it, if any.
 
-    The bound counts the hits of one concept as a single observation (Kish's effective sample size): captions of one
-    picture are right and wrong together. `confidence` must come from coefficients that were fitted on other cases.
+    The bound treats the hits of one concept as a single observation (Kish's effective sample size), because captions
+    of one picture are right or wrong together. `confidence` must come from coefficients fitted on other cases.
     """
     weights = cases.weights(prior)
     flat = cases.is_hit.reshape(-1)
@@ -291,29 +295,33 @@ def choose_thresholds(
     total = np.cumsum(weight)
     precision = np.cumsum(weight * right) / total
     count = total**2 / _running_squares(weight, group)
-    reached = wilson_lower(np.minimum(precision, 1.0), count)
+    lower_bound = wilson_lower(np.minimum(precision, 1.0), count)
     can_cut = np.append(values[1:] < values[:-1], True)  # a threshold cannot separate hits of equal confidence
     thresholds = []
-    for wanted in sorted(precisions):
-        cuts = np.flatnonzero((reached >= wanted) & (count >= _MIN_COUNT) & can_cut)
+    for target in sorted(precisions):
+        cuts = np.flatnonzero((lower_bound >= target) & (count >= _MIN_CONCEPTS_ABOVE) & can_cut)
         if len(cuts):
             last = int(cuts[-1])
             recall, silence = recall_and_silence(cases, confidence, float(values[last]))
-            thresholds.append(Threshold(float(wanted), float(values[last]), float(precision[last]), recall, silence))
+            thresholds.append(Threshold(float(target), float(values[last]), float(precision[last]), recall, silence))
     return tuple(thresholds)
 
 
 def recall_and_silence(
     cases: Cases, confidence: Float[np.ndarray, "answers hits"], threshold: float
 ) -> tuple[float, float]:
-    """The share of queries with their picture in the pool that keep a right hit, and of the others that keep none."""
-    remains = (confidence >= threshold) & cases.is_hit
-    recall = (remains & cases.right).any(1)[cases.present].mean()
-    silence = (~remains.any(1))[~cases.present].mean()
+    """Recall and silence of the hits whose confidence is at least `threshold`.
+
+    Recall is the share of queries with a right hit, if their pictures are in the pool. Silence is the share of queries
+    without any hit, if their pictures are not in the pool.
+    """
+    passes = (confidence >= threshold) & cases.is_hit
+    recall = (passes & cases.right).any(1)[cases.present].mean()
+    silence = (~passes.any(1))[~cases.present].mean()
     return float(recall), float(silence)
 
 
-def _calibrate_one(
+def _calibrate_read_out(
     cases: Cases, read_out: ReadOut, prior: float, precisions: Sequence[float], seed: int
 ) -> tuple[ReadOutCalibration, dict[str, float]]:
     weights = cases.weights(prior)
@@ -342,19 +350,19 @@ def _calibrate_one(
 def _fit(
     cases: Cases, read_out: ReadOut, weights: Float[np.ndarray, "answers hits"], rows: Bool[np.ndarray, " answers"]
 ) -> Float[np.ndarray, " coefficients"]:
-    """The bias and three coefficients, that of the score 0 or more."""
-    used = rows[:, None] & cases.is_hit
-    # the mean cosine added nothing where the score holds the cosine with the picture itself
+    """The bias and the three coefficients. The coefficient of the score is 0 or more."""
+    hits = rows[:, None] & cases.is_hit
+    # The mean cosine adds nothing if the score already contains the cosine with the picture's own vector.
     allowed = np.array([True, True, not read_out.uses_stored_vectors])
     for mask in (allowed, allowed & [False, True, True]):
-        coefficients = logistic(cases.features[used] * mask, cases.right[used], weights[used])
+        coefficients = logistic(cases.features[hits] * mask, cases.right[hits], weights[hits])
         if coefficients[1] >= 0:
             break
     return coefficients
 
 
-def _too_little(cases: list[Cases]) -> str:
-    """Why there can be no calibration; empty if there can be."""
+def _reason_against_calibration(cases: list[Cases]) -> str:
+    """Why these cases are too few to calibrate with; empty if they suffice."""
     queries = min((len(case.groups) // 2 for case in cases), default=0)
     if queries < MIN_QUERIES:
         return f"{queries} validation queries are too few to calibrate with: at least {MIN_QUERIES} are needed."
@@ -368,7 +376,7 @@ def _too_little(cases: list[Cases]) -> str:
 
 
 def _running_squares(weight: Float[np.ndarray, " hits"], group: Int[np.ndarray, " hits"]) -> Float[np.ndarray, " hits"]:
-    """Σ over groups of (their weight among the first 1, 2 … hits)²."""
+    """After each hit, the sum over groups of the square of the group's weight so far."""
     by_group = np.argsort(group, kind="stable")
     within = np.cumsum(weight[by_group])
     starts = np.flatnonzero(np.append(True, group[by_group][1:] != group[by_group][:-1]))

@@ -1,8 +1,8 @@
-"""From captioned pictures to a model: encoder, stage 1, stage 2, the rerank weights and the calibration, in that order.
+"""Train a model on captioned pictures: the encoder, stage 1, stage 2, the rerank weights, and then the calibration.
 
-Only the train split is trained on, and only the validation split decides; test pictures are not even opened. Each
-part is saved in a work folder beside the model as soon as it is finished, and the generator while it trains. The same
-call therefore continues where an interrupted one stopped.
+Training uses only the train split, and every choice uses only the validation split. Test pictures are not opened,
+except by the transductive protocol. Each part is saved in a work folder beside the model as soon as it is finished, and
+the generator also while it trains. If a run is interrupted, the same call continues it.
 """
 
 from __future__ import annotations
@@ -62,9 +62,10 @@ def fit(
 ) -> Model:
     """Train a model on `dataset` and save it in `out`.
 
-    If the data set has no splits, a tenth of its concepts becomes the validation split. The pictures' vectors are
-    stored in `cache`, by default in the work folder. Raises `EmptyDataError` if no picture has a caption,
-    `SplitLeakError` if a concept is on two sides, `ResumeError` if the work folder holds a different run.
+    If the data set has no validation split, a tenth of its training concepts becomes one. The pictures' vectors are
+    stored in `cache`, by default in the work folder. Raises `ConfigError` if `out` exists and is not an empty folder,
+    `EmptyDataError` if no picture has a caption, `SplitLeakError` if a concept is in two splits, and `ResumeError` if
+    the work folder holds a different run.
     """
     keep_freed_memory()
     out = Path(out)
@@ -86,19 +87,19 @@ def prepare(
     device: str | torch.device | None = None,
     progress: Progress = no_progress,
 ) -> TrainingInputs:
-    """Train the encoder if it is the built-in one, and encode both sides of the split; see `fit`.
+    """The encoder and both sides of the split as vectors; see `fit`. The built-in encoder is trained first.
 
-    The encoder is saved in `work`, where the same call finds it again. Only `config.encoder`, `config.seed` and
-    `config.protocol` are read.
+    The trained encoder is saved in `work`, and the same call loads it from there. Of the settings, only
+    `config.encoder`, `config.seed` and `config.protocol` are read.
     """
-    place = torch.device(device or "cpu")
+    torch_device = torch.device(device or "cpu")
     train, validation = split_sides(dataset, config.seed)
-    vectors = VectorCache(work / "vectors") if cache is None else cache
-    inputs = _fit_encoder(train, validation, config, work, vectors, place, progress)
-    inputs = replace(inputs, device=place, skipped=(*dataset.skipped, *inputs.skipped))
+    cache = VectorCache(work / "vectors") if cache is None else cache
+    inputs = _fit_encoder(train, validation, config, work, cache, torch_device, progress)
+    inputs = replace(inputs, device=torch_device, skipped=(*dataset.skipped, *inputs.skipped))
     if config.protocol == "transductive":
         paths = [image.path for image in dataset.split("test").images]
-        pool = picture_vectors(inputs.encoder, paths, cache=vectors, progress=progress)
+        pool = picture_vectors(inputs.encoder, paths, cache=cache, progress=progress)
         inputs = replace(with_pool(inputs, pool.vectors), skipped=(*inputs.skipped, *pool.skipped))
     return inputs
 
@@ -108,8 +109,8 @@ def fit_stages(
 ) -> Model:
     """Train both stages, then choose the rerank weights and the calibration. The model is not saved.
 
-    Finished parts are stored in `work`, and the same call continues from there. Without `reranks` nothing is searched
-    on the validation side: the model has only the read-out "generate", and its hits have no confidence.
+    Finished parts are stored in `work`, and the same call continues from there. Without `reranks` no validation query
+    is searched: the model has only the read-out "generate", and its hits have no confidence.
     """
     keep_freed_memory()
     train, validation = inputs.train, inputs.validation
@@ -148,45 +149,45 @@ def _fit_encoder(
 ) -> TrainingInputs:
     if config.encoder.family != "builtin":
         encoder: Encoder = HubEncoder.from_pretrained(config.encoder.checkpoint, config.encoder.family, device=device)
-        read = [
-            _read(side, encoder.encode_images, encoder.fingerprint, cache, progress) for side in (train, validation)
+        encoded = [
+            _encode(side, encoder.encode_images, encoder.fingerprint, cache, progress) for side in (train, validation)
         ]
-        sides = [side_of(images, vectors, encoder.encode_texts) for images, vectors, _ in read]
-        return TrainingInputs(encoder, sides[0], sides[1], (*read[0][2], *read[1][2]))
+        sides = [side_of(images, vectors, encoder.encode_texts) for images, vectors, _ in encoded]
+        return TrainingInputs(encoder, sides[0], sides[1], (*encoded[0][2], *encoded[1][2]))
     pictures, sentences = PictureFeatures(config.encoder.image_size, device=device), SentenceEncoder(device=device)
-    read = [_read(side, pictures.encode, pictures.fingerprint, cache, progress) for side in (train, validation)]
-    sides = [side_of(images, features, sentences.encode) for images, features, _ in read]
+    encoded = [_encode(side, pictures.encode, pictures.fingerprint, cache, progress) for side in (train, validation)]
+    sides = [side_of(images, features, sentences.encode) for images, features, _ in encoded]
     folder = work / "encoder"
     if not artifact.is_artifact(folder):
         run = train_two_tower(
-            _features(sides[0]),
+            _paired_features(sides[0]),
             config.encoder,
             seed=config.seed,
-            validation=_features(sides[1]) if len(sides[1].pairs) else None,
+            validation=_paired_features(sides[1]) if len(sides[1].pairs) else None,
             device=device,
             progress=progress,
         )
         with artifact.writing(folder, kind="encoder", version=1) as partial:
             TwoTowerEncoder(run.head, pictures=pictures, sentences=sentences, device=device).save(partial)
-    loaded = TwoTowerEncoder.load(folder, device=device)
+    two_tower = TwoTowerEncoder.load(folder, device=device)
     sides = [
-        replace(side, images=loaded.project_images(side.images), texts=loaded.project_texts(side.texts))
+        replace(side, images=two_tower.project_images(side.images), texts=two_tower.project_texts(side.texts))
         for side in sides
     ]
-    return TrainingInputs(loaded, sides[0], sides[1], (*read[0][2], *read[1][2]))
+    return TrainingInputs(two_tower, sides[0], sides[1], (*encoded[0][2], *encoded[1][2]))
 
 
-def _read(
+def _encode(
     dataset: Dataset, encode: Callable[..., Any], fingerprint: str, cache: VectorCache, progress: Progress
 ) -> tuple[list[CaptionedImage], Float[np.ndarray, "images dim"], list[Skipped]]:
     encoded = cache.encode_files([image.path for image in dataset.images], encode, fingerprint, progress=progress)
     if not len(encoded.rows):
         first = "; ".join(f"{item.path}: {item.reason}" for item in encoded.skipped[:3])
-        raise EmptyDataError(f"{dataset.root}: none of {len(encoded.skipped)} pictures could be read ({first}).")
+        raise EmptyDataError(f"{dataset.root}: none of the {len(encoded.skipped)} pictures could be read ({first}).")
     return [dataset.images[row] for row in encoded.rows], encoded.vectors, encoded.skipped
 
 
-def _features(side: Side) -> PairedFeatures:
+def _paired_features(side: Side) -> PairedFeatures:
     return PairedFeatures(side.images, side.texts, side.pairs, side.concepts.tolist())
 
 
@@ -248,7 +249,7 @@ def _fit_generator(
 
 
 def make_generator(inputs: TrainingInputs, tokenizer: ImageTokenizer, config: RunConfig) -> Generator:
-    """An untrained generator of the configured family, its voken rows copied from the codebook."""
+    """An untrained generator of the configured family, ready to be trained on `inputs`."""
     settings = config.generator
     generator = FAMILIES[settings.family].start(config, tokenizer.codebooks, inputs.encoder)
     if isinstance(generator, LiteGenerator):

@@ -1,4 +1,4 @@
-"""The train and the validation side of a data set as the two stages see them: vectors and which caption is whose.
+"""The train side and the validation side of a data set, as vectors and pairs that both stages are trained on.
 
 This module trains nothing.
 """
@@ -26,7 +26,7 @@ from voken.shapes import Float, Int
 
 _VALIDATION_QUERIES = 1000
 _TOKEN_STATE_BYTES = 2 << 30
-"""Most memory that the token states of the training captions may take."""
+"""The token states of the training captions are held in memory if they take at most this much."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class Side:
         return PairedVectors(self.images, self.texts, self.pairs)
 
 
-class RememberedTexts:
-    """A reader that reads a set of texts once and then looks them up: for training with a frozen encoder.
+class CachedTextReader:
+    """A `TextReader` that reads a set of texts once and then looks them up, for training with a frozen encoder.
 
-    Token states are stored in half precision: texts × longest text in tokens × width × 2 bytes.
+    Token states are stored in half precision. They take (texts × tokens of the longest text × width × 2) bytes.
     """
 
     def __init__(self, reader: TextReader, texts: Sequence[str], *, max_tokens: int, batch_size: int = 256) -> None:
@@ -81,7 +81,7 @@ class RememberedTexts:
         return self._reader.dim
 
     def read_texts(self, texts: Sequence[str], *, max_tokens: int) -> TextStates:
-        """Look the texts up. If any is new, or `max_tokens` is not the one of the lookup, read them all again."""
+        """Look the texts up. If any text is new, or `max_tokens` differs from the constructor's, read all of them."""
         rows = [self._row_of.get(text, -1) for text in texts]
         if max_tokens != self._max_tokens or -1 in rows:
             return self._reader.read_texts(texts, max_tokens=max_tokens)
@@ -92,19 +92,19 @@ class RememberedTexts:
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """The encoder and both sides of the split, from which the two stages start."""
+    """What the two stages are trained with: the encoder and both sides of the split."""
 
     encoder: Encoder
     train: Side
     validation: Side
     skipped: tuple[Skipped, ...] = ()
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    _readers: dict[int, RememberedTexts | None] = field(default_factory=dict, repr=False)
+    _readers: dict[int, CachedTextReader | None] = field(default_factory=dict, repr=False)
 
-    def caption_reader(self, max_tokens: int) -> RememberedTexts | None:
+    def caption_reader(self, max_tokens: int) -> CachedTextReader | None:
         """A reader that holds the token states of all training captions, or None if they take too much memory.
 
-        The frozen encoder then reads each caption only once for all runs.
+        The same reader is returned each time, so the frozen encoder reads each caption only once for all trainings.
         """
         if max_tokens not in self._readers:
             reader = text_reader(self.encoder)
@@ -112,15 +112,15 @@ class TrainingInputs:
             longest = max((len(caption.split()) for caption in captions), default=0)
             tokens = min(max_tokens, 2 * longest + 2)
             fits = len(captions) * tokens * reader.text_width * 2 <= _TOKEN_STATE_BYTES
-            self._readers[max_tokens] = RememberedTexts(reader, captions, max_tokens=max_tokens) if fits else None
+            self._readers[max_tokens] = CachedTextReader(reader, captions, max_tokens=max_tokens) if fits else None
         return self._readers[max_tokens]
 
 
 def split_sides(dataset: Dataset, seed: int) -> tuple[Dataset, Dataset]:
-    """The train and the validation pictures; validation holds one picture per concept.
+    """The train split, and the validation split with one picture per concept.
 
-    A data set without a validation split gets one: a tenth of the training concepts, drawn by `seed`. Raises
-    `EmptyDataError` without captions and `SplitLeakError` if a concept is on two sides.
+    If the data set has no validation split, a tenth of the training concepts, drawn by `seed`, becomes one. Raises
+    `EmptyDataError` if there are no captions and `SplitLeakError` if a concept is in two splits.
     """
     if not any(image.captions for image in dataset.images):
         raise EmptyDataError(
@@ -139,7 +139,7 @@ def split_sides(dataset: Dataset, seed: int) -> tuple[Dataset, Dataset]:
 def side_of(
     images: Sequence[CaptionedImage], vectors: Float[np.ndarray, "images dim"], encode_texts: Callable[..., Any]
 ) -> Side:
-    """The side that `images` with these vectors make. Each distinct caption is encoded once."""
+    """A side made of `images` and their vectors. Each distinct caption is encoded once."""
     captions = list(dict.fromkeys(caption for image in images for caption in image.captions))
     row_of = {caption: row for row, caption in enumerate(captions)}
     pairs = [(row, row_of[caption]) for row, image in enumerate(images) for caption in dict.fromkeys(image.captions)]
@@ -161,7 +161,7 @@ def with_pool(
     *,
     per_picture: int = 5,
 ) -> TrainingInputs:
-    """The transductive protocol: train also on the pictures `pool`, with generated captions.
+    """Inputs of the transductive protocol, which also trains on the pool's pictures, with generated captions.
 
     `captions` holds a few captions per picture, written by a captioner (see `voken_lab.systems.blip`), as in the
     official code. If it is None, each picture gets the `per_picture` training captions nearest to it. Every picture
@@ -172,17 +172,19 @@ def with_pool(
         used = np.unique(train.pairs[:, 1])
         similarity = pool @ train.texts[used].T
         nearest = used[np.argsort(-similarity, axis=1, kind="stable")[:, :per_picture]]
-        added = [(row, caption) for row, rows in enumerate(nearest.tolist()) for caption in rows]
+        pool_pairs = [(row, caption) for row, rows in enumerate(nearest.tolist()) for caption in rows]
         texts, all_captions = train.texts, list(train.captions)
     else:
         row_of = {caption: row for row, caption in enumerate(train.captions)}
-        for caption in (caption for written in captions for caption in written):
+        for caption in (caption for texts_of_picture in captions for caption in texts_of_picture):
             row_of.setdefault(caption, len(row_of))
-        added = [(row, row_of[caption]) for row, written in enumerate(captions) for caption in dict.fromkeys(written)]
+        pool_pairs = [(row, row_of[text]) for row, texts in enumerate(captions) for text in dict.fromkeys(texts)]
         all_captions = list(row_of)
-        new = all_captions[len(train.captions) :]
-        texts = np.concatenate([train.texts, inputs.encoder.encode_texts(new)]) if new else train.texts
-    pairs = np.array(added, np.int64).reshape(-1, 2)
+        new_captions = all_captions[len(train.captions) :]
+        texts = train.texts
+        if new_captions:
+            texts = np.concatenate([texts, inputs.encoder.encode_texts(new_captions)])
+    pairs = np.array(pool_pairs, np.int64).reshape(-1, 2)
     pairs[:, 0] += len(train.images)
     extended = Side(
         images=np.concatenate([train.images, pool]),
@@ -195,7 +197,7 @@ def with_pool(
 
 
 def caption_memory(train: Side, codes: Float[np.ndarray, "images e"], *, size: int, seed: int) -> CaptionMemory:
-    """The training captions (at most `size`, drawn by `seed`), each with the mean code of its pictures."""
+    """A memory of the training captions (at most `size`, drawn by `seed`), each with the mean code of its pictures."""
     used = np.unique(train.pairs[:, 1])
     if len(used) > size:
         used = np.sort(np.random.default_rng(seed).choice(used, size, replace=False))

@@ -303,7 +303,7 @@ def train_cross_encoder(
     `config.patience` epochs without a better one. Without it, the result is the last epoch, and the cosine has the
     weight `base_in_training`, or 1.
 
-    `reader` reads each caption when it is drawn: pass `RememberedTexts` if memory allows.
+    `reader` reads each caption when it is drawn: pass `CachedTextReader` if memory allows.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)

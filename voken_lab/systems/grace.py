@@ -184,7 +184,7 @@ def picture_text(picture: int) -> str:
 
 
 def train_grace(
-    prepared: TrainingInputs,
+    inputs: TrainingInputs,
     pool: Float[np.ndarray, "pool dim"],
     scheme: Scheme,
     settings: GeneratorConfig,
@@ -201,7 +201,7 @@ def train_grace(
     the best recall of the validation captions over the validation pictures. `in_train`: the last pictures of the
     train side are the pool's, with generated captions, as in the transductive protocol.
     """
-    train, validation = prepared.train, prepared.validation
+    train, validation = inputs.train, inputs.validation
     first_of_pool = len(train.images) - (len(pool) if in_train else 0)
     world = np.concatenate([train.images, validation.images, *([] if in_train else [pool])])
     everyone = identifiers(scheme, world, seed=seed)
@@ -213,13 +213,13 @@ def train_grace(
     pairs = VokenPairs(texts, everyone.sequences[rows], rows, np.concatenate([train.pairs, itself]))
     books = np.zeros((everyone.sequences.shape[1], everyone.codebook_size, pool.shape[1]), np.float32)
     torch.manual_seed(seed)
-    generator = LiteGenerator(text_reader(prepared.encoder), books, settings)
-    reader = prepared.caption_reader(settings.max_query_tokens) or text_reader(prepared.encoder)
+    generator = LiteGenerator(text_reader(inputs.encoder), books, settings)
+    reader = inputs.caption_reader(settings.max_query_tokens) or text_reader(inputs.encoder)
     generator.begin_training(PictureReader(reader, world))
     held_out = everyone.sequences[len(train.images) : len(train.images) + len(validation.images)]
     queries = validation_queries(validation, held_out, seed)
     history = train_generator(
-        generator.to(prepared.device), pairs, queries, settings, seed=seed, checkpoints=checkpoints, progress=progress
+        generator.to(inputs.device), pairs, queries, settings, seed=seed, checkpoints=checkpoints, progress=progress
     )
     generator.end_training()
     of_pool = Identifiers(everyone.sequences[pool_rows], everyone.codebook_size)
