@@ -210,9 +210,9 @@ def test_impossible_settings_are_refused(changes):
 
 def test_wrong_widths_and_nothing_to_train_on_are_refused():
     tokenizer = ImageTokenizer(8, SMALL)
-    with pytest.raises(ConfigError, match="8 wide"):
+    with pytest.raises(ConfigError, match="width 8"):
         tokenizer.encode(np.zeros((2, 9), np.float32))
-    with pytest.raises(ConfigError, match="3 long"):
+    with pytest.raises(ConfigError, match="have 3 levels"):
         tokenizer.decode(np.zeros((2, 4), np.int32))
     data = clustered(10)
     empty = PairedVectors(data.images[:0], data.texts, data.pairs[:0])

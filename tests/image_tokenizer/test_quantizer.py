@@ -56,7 +56,7 @@ def test_entries_carry_gradients_to_the_codebooks_only_where_chosen():
 def test_nearest_in_blocks_equals_at_once(monkeypatch):
     vectors, codebook = torch.randn(50, 4), torch.randn(9, 4)
     at_once = torch.cdist(vectors, codebook).argmin(1)
-    monkeypatch.setattr("voken.image_tokenizer.model._DISTANCES", 27)
+    monkeypatch.setattr("voken.image_tokenizer.model._DISTANCES_PER_BATCH", 27)
     assert nearest(vectors, codebook).tolist() == at_once.tolist()
 
 
