@@ -179,7 +179,7 @@ def shared_vokens(
     """For every pair of pictures, the number of levels with equal vokens, and the length of the common prefix.
 
     The pairs of the paper's Figure 5 are chosen by these numbers. Memory grows with the square of the number of
-    pictures: use this function for some thousands.
+    pictures: use this function for a few thousand.
     """
     size, levels = vokens.shape
     equal_levels = np.zeros((size, size), dtype=np.int16)
