@@ -78,7 +78,7 @@ def test_a_filter_searches_as_if_only_these_were_there(photos, model, tmp_path, 
     few = photos.search("green grass", 1, where=where)
     assert names(few) == names(filtered)[:1] or few[0].score == pytest.approx(filtered[0].score, abs=2.0)
     assert photos.search("green grass", 5, where=["folder=nowhere"]) == []
-    with pytest.raises(ConfigError, match="give FIELD=VALUE"):
+    with pytest.raises(ConfigError, match="write FIELD=VALUE"):
         photos.search("green grass", where=["nonsense"])
 
 
@@ -228,12 +228,12 @@ def test_the_doctor_finds_what_is_wrong(photos, tmp_path, model):
     before = levels()  # the model lies in no folder here, which is the one thing wrong
     (wrong,) = [what for what, level in before.items() if level == "wrong"]
     assert "was made with a model that was not saved, which is not there. Name the model's folder" in wrong
-    assert any("every picture's file is there" in what for what in before)
+    assert any("every picture's file exists" in what for what in before)
     (tmp_path / "in" / "old" / "p000.png").unlink()
     paint(tmp_path / "in" / "old" / "p001.png", COLOURS["grey"])
     before = levels()
-    assert any(what.startswith("1 pictures are no longer where they were") for what in before)
-    assert any(what.startswith("1 files have changed since") for what in before)
+    assert any(what.startswith("1 files of pictures no longer exist") for what in before)
+    assert any(what.startswith("1 files of pictures have changed") for what in before)
     (photos.folder / ".base-000009.partial-1").mkdir()
     assert any("leftovers" in what for what in levels())
     vectors = photos.folder / "base-000001" / "vectors.npy"
@@ -259,7 +259,7 @@ def test_index_makes_a_collection_and_brings_it_up_to_date(tmp_path, model):
     folder, path = tmp_path / "in", tmp_path / "c"
     paint_many(folder, 4)
     (folder / "torn.png").write_bytes(b"no")
-    with pytest.raises(ConfigError, match="is new, so name the folder of a trained model"):
+    with pytest.raises(ConfigError, match="there is no collection yet"):
         Collection.index(path, folder)
     calls = []
     report = Collection.index(path, folder, model, vectors=False, progress=lambda *call: calls.append(call))
@@ -295,7 +295,7 @@ def test_watch_reports_each_change_and_goes_on_after_a_fault(tmp_path, model, mo
         monkeypatch.setattr(SavedModel, name, value)
     first, second, fault, last = Collection.watch(tmp_path / "c", folder, tmp_path / "model")
     assert (first.added, second.added) == (4, 1)
-    assert "no picture in it" in str(fault)
+    assert "and no picture" in str(fault)
     assert isinstance(fault, DataError)
     assert last.pictures == len(pictures) + 1
 

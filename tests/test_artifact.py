@@ -109,7 +109,7 @@ def test_a_flipped_byte_is_found_and_its_file_named(tmp_path, name, place):
     damaged = bytearray(FILES[name])
     damaged[place] ^= 1
     (tmp_path / "thing" / name).write_bytes(damaged)
-    with pytest.raises(CorruptArtifactError, match=f"{name}: differs from what was saved .*Restore"):
+    with pytest.raises(CorruptArtifactError, match=f"{name}: differs from what was saved\\. Restore"):
         artifact.check(tmp_path / "thing", kind="thing", version=3)
 
 
@@ -134,7 +134,7 @@ def test_a_missing_file_is_named(tmp_path, name):
 def test_a_damaged_manifest_is_named(tmp_path, content):
     save(tmp_path / "thing")
     (tmp_path / "thing" / "manifest.json").write_bytes(content)
-    with pytest.raises(CorruptArtifactError, match=r"manifest\.json.*Make the folder again"):
+    with pytest.raises(CorruptArtifactError, match=r"manifest\.json.*Create the folder again"):
         artifact.check(tmp_path / "thing", kind="thing", version=3)
 
 

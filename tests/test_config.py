@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from voken.config import EncoderConfig, GeneratorConfig, RunConfig, SearchConfig, TokenizerConfig, preset
+from voken.config import EncoderConfig, GeneratorConfig, RunConfig, SearchConfig, TokenizerConfig, preset, user_cache
 from voken.errors import ConfigError
 
 
@@ -145,3 +145,11 @@ def test_settings_with_an_effect_are_accepted():
     unused |= {"search.readout"}
     lite.check_used({f"{part}.{name}" for part in values for name in values[part]} - unused)
     preset("default").check_used(["tokenizer.levels", "generator.epochs", "generator.layers", "search.beams"])
+
+
+def test_user_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert user_cache("npm") == tmp_path / "voken" / "npm"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert user_cache("npm") == tmp_path / "home" / ".cache" / "voken" / "npm"

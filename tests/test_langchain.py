@@ -142,7 +142,7 @@ def test_opening_by_path_and_what_is_refused(folder):
         assert as_pairs(retriever.invoke("red")) == of_hits(photos.search("red", 2))
         with pytest.raises(ConfigError, match="not calibrated"):
             retriever.invoke("red", threshold=0.5)
-        with pytest.raises(ConfigError, match="give FIELD=VALUE"):
+        with pytest.raises(ConfigError, match="write FIELD=VALUE"):
             asyncio.run(retriever.ainvoke("red", where=["nonsense"]))
         with pytest.raises(ConfigError, match="empty"):
             retriever.invoke(" ")

@@ -1,4 +1,4 @@
-"""Text-to-image search by generation. `from voken import Collection` is where a program begins (`voken.api`)."""
+"""Text-to-image search by generation. Programs start with `from voken import Collection` (see `voken.api`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Collection", "Hit", "fit"]
 
 
 def __getattr__(name: str) -> Any:
-    # a command line that only parses must not import numpy
+    # `voken --help` must not wait for the import of numpy
     if name in __all__:
         from voken import api
 

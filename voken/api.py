@@ -1,4 +1,4 @@
-"""The front door: collections of pictures that can be searched, and the training of models for them.
+"""The Python interface: collections of pictures that can be searched, and the training of models for them.
 
     from voken import Collection, fit
 
@@ -10,7 +10,7 @@
         photos.add(["new.jpg"])
         photos.remove(["trips/old.jpg"])
 
-The command line and the server use nothing else of the library. Whatever needs torch imports it when it is called.
+The command line and the server use only this module. Functions that need torch import it when they are called.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from voken.config import RunConfig
     from voken.data.captions import Dataset
     from voken.encoders.cache import VectorCache
-    from voken.image_tokenizer.train import TokenizerReport as TokenizerReport  # for those who annotate
+    from voken.image_tokenizer.train import TokenizerReport as TokenizerReport  # re-exported for annotations
     from voken.model.model import Model
 
 __all__ = [
@@ -81,18 +81,18 @@ class Picture:
     path: Path
     vokens: tuple[int, ...]
     metadata: dict[str, Any]
-    """Its line of metadata.jsonl, without the captions."""
+    """The fields of its line in metadata.jsonl, without the captions."""
 
     def media_type(self) -> str | None:
-        """The kind of its file, by content; None if that is no picture. Raises `OSError` if it cannot be read."""
+        """The media type of its file, by content; None if the file is not a picture. Raises `OSError`."""
         from voken.data.images import picture_format
 
         with open(self.path, "rb") as file:
-            kind = picture_format(file)
-        return kind.media_type if kind else None
+            file_format = picture_format(file)
+        return file_format.media_type if file_format else None
 
     def image(self) -> Image:
-        """The pixels, in mode RGB and upright. Raises `PictureError` if they cannot be read."""
+        """The picture in mode RGB, upright. Raises `PictureError` if its file cannot be read."""
         from voken.data.images import open_image
 
         return open_image(self.path)
@@ -115,11 +115,11 @@ class CollectionInfo:
     root: Path
     """The folder of the pictures."""
     fields: tuple[str, ...]
-    """What filters may name."""
+    """The fields that filters can name."""
     skipped: tuple[Skipped, ...]
     """Files that could not be used, and why."""
     model: Path | None
-    """The folder of the model that it was made with, if that was saved."""
+    """The folder of the model that made the vokens; None if that model was not saved."""
     model_fingerprint: str
     size: CollectionSize
 
@@ -129,17 +129,17 @@ class ModelInfo:
     """What a saved model is, and how many bytes each part of it takes."""
 
     family: str
-    """Of the generator: lite, t5 or llama."""
+    """The generator's family: lite, t5 or llama."""
     fingerprint: str
     engine: str | None
-    """Precision of the engine that searches without torch; None if there is no engine."""
+    """The precision of the engine, which searches without torch; None if there is no engine."""
     search: dict[str, Any]
-    """The settings of a search that training chose."""
+    """The search settings that training chose."""
     bytes: dict[str, int]
 
 
 class Collection:
-    """Pictures that can be searched by words, by pictures and by metadata. Make one with `index`, then `open` it.
+    """Pictures that can be searched by words, by pictures and by metadata. Create one with `index`, then `open` it.
 
     Any number of threads may use one collection at the same time, and so may other processes: a search sees the version
     before or after a change, never a part of it.
@@ -181,18 +181,18 @@ class Collection:
         max_queue: int | None = None,
         load: bool = True,
     ) -> Self:
-        """Open a saved collection with its model; `model` is another place of that model, or the model itself.
+        """Open a saved collection with its model. `model` is the folder of a model that was moved, or a model.
 
-        `beams` is how many sequences a search keeps while it writes them; None means as many as the model's settings
-        say, and always at least `k`. `readout` ranks hits by "generate" (log-probability), "voken" (plus the cosine
-        with the vector rebuilt from the vokens) or "vector" (plus the cosine with the stored vector); None means the
-        best that the collection allows. `threads` 0 means as many as there are cores. `once` is for a process that
+        `beams` is how many sequences the beam search holds at each level, never fewer than `k`; None means the number
+        in the model's settings. `readout` ranks hits by "generate" (log-probability), "voken" (plus the cosine with the
+        vector rebuilt from the vokens) or "vector" (plus the cosine with the stored vector); None means the best that
+        the collection allows. `threads` is the number of threads; 0 means one per core. `once` is for a process that
         searches a single time: it starts faster and searches more slowly. `max_queue` is how many queries may wait
-        while others are answered; None means any number. With `load=False` the first search loads the model: changes
-        need none.
+        while others are answered; None means any number. With `load=False` the model is loaded by the first search, and
+        a process that only changes the collection never loads it.
 
-        Raises `ArtifactError` if there is no collection, if its model is no longer where it was, or if `model` is not
-        the model that it was made with, and `ConfigError` for impossible settings.
+        Raises `ArtifactError` if there is no collection, if its model is no longer where it was, or if the collection
+        was made with another model than `model`, and `ConfigError` for impossible settings.
         """
         store = Store.open(Path(path))
         folder = Path(model) if isinstance(model, str | Path) else None
@@ -220,18 +220,19 @@ class Collection:
         threads: int = 0,
         progress: Progress = no_progress,
     ) -> IndexReport:
-        """Make a collection of pictures, or bring the one at `path` up to date with them.
+        """Create a collection of `pictures` at `path`, or bring the collection that is there up to date with them.
 
-        `pictures` is a folder of pictures, a data set (its `split`, if given; `images` is the folder of its pictures if
-        they are elsewhere), or paths. Only new and changed files are read; pictures whose files are gone are removed;
-        files that cannot be used are skipped and reported. `model` is the folder of a trained model, or the model
-        itself, in which case `model_folder` is where searches will find it; an existing collection knows its model.
-        `vectors` stores a vector per picture, for the best read-out. `replace` starts again. With `cache`, a folder,
-        pictures that were encoded once are not encoded again.
+        `pictures` is a folder, a data set, or paths. With `split` only that part of a data set is indexed, and `images`
+        is the folder of its pictures if they are elsewhere. Only new and changed files are read, pictures whose files
+        no longer exist are removed, and files that cannot be used are skipped and reported. `model` is the folder of a
+        trained model, or the model itself; then `model_folder` is the folder in which searches will find it. It may be
+        left out for an existing collection. `vectors` stores a vector per picture, for the best read-out. `replace`
+        creates the collection again. `cache` is a folder of picture vectors: no picture is encoded twice.
 
-        Raises `EmptyDataError` if no picture can be used, `ArtifactError` if `path` holds something else or a
-        collection of another model, `ConfigError` if it is of another folder; a new collection is then removed. If it
-        is stopped, or the disk refuses (`StorageError`), what was committed stays, and the same call goes on from it.
+        Raises `EmptyDataError` if no picture can be used, `ArtifactError` if `path` holds something else or was made
+        with another model, `ConfigError` if it holds the pictures of another folder. A collection that was created by
+        this call is then removed. If the call is interrupted, or if the disk refuses (`StorageError`), the pictures
+        that were committed stay, and the same call continues from there.
         """
         from voken.collection import indexing
 
@@ -241,19 +242,19 @@ class Collection:
         is_new = replace or not artifact.is_artifact(path)
         if model is None:
             if is_new:
-                raise ConfigError(f"{path}: is new, so name the folder of a trained model (--model).")
+                raise ConfigError(f"{path}: there is no collection yet. Name the folder of a trained model (--model).")
             model = Store.open(path).snapshot().find_model()
-        loaded = indexing.SavedModel(Path(model), device, threads) if isinstance(model, str | Path) else model
+        picture_model = indexing.SavedModel(Path(model), device, threads) if isinstance(model, str | Path) else model
         if is_new:
-            model_folder = loaded.folder if isinstance(loaded, indexing.SavedModel) else model_folder
+            model_folder = picture_model.folder if isinstance(picture_model, indexing.SavedModel) else model_folder
             store = indexing.new_store(
-                path, dataset.root, loaded, vectors=vectors, model_folder=model_folder, replace=replace
+                path, dataset.root, picture_model, vectors=vectors, model_folder=model_folder, replace=replace
             )
         else:
             store = Store.open(path)
         try:
             return indexing.index_pictures(
-                store, dataset, loaded, cache=_cache(cache), workers=threads, compact=is_new, progress=progress
+                store, dataset, picture_model, cache=_cache(cache), workers=threads, compact=is_new, progress=progress
             )
         except BaseException:
             if is_new and not len(store.snapshot()):
@@ -273,10 +274,11 @@ class Collection:
         threads: int = 0,
         **options: Any,
     ) -> Iterator[IndexReport | DataError]:
-        """`index`, and again whenever the folder changes, for ever: yields the report of each run.
+        """Call `index` now and whenever the folder changes, without end. Yields the report of each run.
 
-        The arguments are those of `index`. The first run raises as `index` does. Later a `DataError` is yielded: the
-        folder may be half written, and its next change may mend it. Raises `MissingExtraError` without watchfiles.
+        The arguments are those of `index`. The first run raises what `index` raises. In later runs a `DataError` is
+        yielded, because the folder may be half written and its next change may correct it. Raises `MissingExtraError`
+        if watchfiles is not installed.
         """
         from voken.collection.indexing import SavedModel
         from voken.collection.watching import folder_changes
@@ -284,18 +286,18 @@ class Collection:
         changes = folder_changes(_read_pictures(pictures, split, images).root)
         if model is None and artifact.is_artifact(Path(path)):
             model = Store.open(Path(path)).snapshot().find_model()
-        loaded = None if model is None else SavedModel(Path(model), device, threads)
-        yield cls.index(path, pictures, loaded, split=split, images=images, threads=threads, **options)
+        saved_model = None if model is None else SavedModel(Path(model), device, threads)
+        yield cls.index(path, pictures, saved_model, split=split, images=images, threads=threads, **options)
         for _ in changes:
             try:
                 options["replace"] = False
-                yield cls.index(path, pictures, loaded, split=split, images=images, threads=threads, **options)
+                yield cls.index(path, pictures, saved_model, split=split, images=images, threads=threads, **options)
             except DataError as error:
                 yield error
 
     @staticmethod
     def doctor(path: str | Path, *, progress: Progress = no_progress) -> list[Finding]:
-        """Check a collection, every byte of it: what is right, what is wrong, and what to do about it.
+        """Check every byte of a collection. Returns what is right, what is wrong, and what to do about it.
 
         Raises `ArtifactError` only if there is no collection.
         """
@@ -317,17 +319,17 @@ class Collection:
 
     @property
     def folder(self) -> Path:
-        """Where it is saved."""
+        """The folder that it is saved in."""
         return self._store.folder
 
     @property
     def store(self) -> Store:
-        """Its files."""
+        """Its files on disk."""
         return self._store
 
     @property
     def searcher(self) -> Searcher:
-        """What searches it; loads the model on first use."""
+        """The searcher of this collection. Loads the model on first use."""
         return self._opened_queue().searcher
 
     def _opened_queue(self) -> SearchQueue:
@@ -350,7 +352,7 @@ class Collection:
 
     @property
     def version(self) -> int:
-        """The version that a search beginning now would see; it grows with every change."""
+        """The version that a search would see now. It grows with every change."""
         return self._current().version
 
     @property
@@ -360,12 +362,12 @@ class Collection:
 
     @property
     def fields(self) -> list[str]:
-        """What filters may name: `date`, `folder`, and the fields of the pictures' metadata."""
+        """The fields that filters can name: `date`, `folder`, and those of the pictures' metadata."""
         return fields_of(self._current())
 
     @property
     def can_encode(self) -> bool:
-        """Whether pictures can be read here: torch is installed and the model has its picture side."""
+        """Whether this process can encode pictures: torch is installed, and the model has an encoder."""
         in_memory = self._search_model is not None and self._model_folder is None
         return find_spec("torch") is not None and (not in_memory or hasattr(self._search_model, "encoder"))
 
@@ -411,8 +413,8 @@ class Collection:
         """At most `k` pictures for a query in words, best first.
 
         `where` are filters that must all hold (see `voken.collection.filters`). With `threshold` only hits of at least
-        that confidence are returned, and an empty list means that nothing matches; `precision` is the threshold from
-        which on that share of hits was right on validation. Raises `ConfigError` for an empty query, an impossible
+        that confidence are returned; an empty list means that nothing matches. `precision` chooses the threshold above
+        which that share of the hits was right on validation. Raises `ConfigError` for an empty query, an impossible
         `k`, a filter that cannot be parsed, and a threshold or a precision if the model is not calibrated for it.
         """
         return self.search_many([query], k, where=where, threshold=threshold, precision=precision)[0]
@@ -426,7 +428,7 @@ class Collection:
         threshold: float | None = None,
         precision: float | None = None,
     ) -> list[list[Hit]]:
-        """`search` for several queries, which go through the model together."""
+        """Like `search`, for several queries, which go through the model together."""
         return self._opened_queue().search(queries, k, _filters(where), self._threshold(threshold, precision))
 
     async def asearch(
@@ -438,35 +440,35 @@ class Collection:
         threshold: float | None = None,
         precision: float | None = None,
     ) -> list[list[Hit]]:
-        """`search_many` without blocking the event loop; queries that arrive together are searched together.
+        """Like `search_many`, without blocking the event loop. Queries that arrive together are searched together.
 
         Raises `BusyError` if the queue is full.
         """
         return await self._opened_queue().asearch(queries, k, _filters(where), self._threshold(threshold, precision))
 
     def similar(self, image_id: str, k: int = 10, *, where: Sequence[str] = ()) -> list[Hit]:
-        """At most `k` pictures like one of the collection. Raises `DataError` if there is no such picture."""
+        """At most `k` pictures similar to one of the collection. Raises `DataError` if there is no such picture."""
         return self.searcher.similar(image_id, k, _filters(where))
 
     def search_picture(self, picture: str | Path | BinaryIO, k: int = 10, *, where: Sequence[str] = ()) -> list[Hit]:
-        """At most `k` pictures like a file.
+        """At most `k` pictures similar to the picture in a file.
 
-        Raises `PictureError` if it cannot be read, `MissingExtraError` without torch.
+        Raises `PictureError` if the file cannot be read, `MissingExtraError` if torch is not installed.
         """
         from voken.data.images import open_image
 
-        filters, model = _filters(where), self._encoder()
+        filters, model = _filters(where), self._encoding_model()
         with self._encoding:
             image = open_image(Path(picture) if isinstance(picture, str) else picture)
             vector = np.asarray(model.encoder.encode_images([image]), dtype=np.float32)
             return self.searcher.like_vector(model.tokenizer.code_vectors(vector)[0], vector[0], k, filters)
 
     def explain(self, query: str, hits: Sequence[Hit]) -> list[Why]:
-        """For each hit of a search for `query`: what the generator wrote on the way to it."""
+        """Explain each hit of a search for `query` by the vokens that the generator wrote, level by level."""
         return explain.explain(self.searcher, query, hits)
 
     def picture(self, image_id: str) -> Picture:
-        """One picture by id. Raises `DataError` if there is none."""
+        """The picture with this id. Raises `DataError` if there is none."""
         snapshot = self._current()
         row = snapshot.find(image_id)
         if row is None:
@@ -489,14 +491,15 @@ class Collection:
     ) -> Change:
         """Add files in one transaction; a file whose id exists replaces that picture. Unusable files are skipped.
 
-        An id is the path relative to the collection's folder of pictures, or the absolute path of a file elsewhere.
-        Raises `StorageError` if the disk refuses, `MissingExtraError` without torch.
+        `ids` and `metadata` have an entry per file. By default the id is the file's path, relative to the collection's
+        folder of pictures if the file is in it, else absolute. Raises `StorageError` if the disk refuses,
+        `MissingExtraError` if torch is not installed.
         """
-        from voken.collection.base import metadata_text
         from voken.collection.indexing import add_pictures
+        from voken.data.captions import metadata_text
 
         texts = None if metadata is None else [metadata_text(fields) for fields in metadata]
-        paths, model = [Path(path) for path in pictures], self._encoder()
+        paths, model = [Path(path) for path in pictures], self._encoding_model()
         with self._encoding:
             change = add_pictures(
                 self._store, paths, model, ids=ids, metadata=texts, cache=_cache(cache), progress=progress
@@ -507,21 +510,21 @@ class Collection:
     def remove(self, ids: Sequence[str] = (), *, paths: Sequence[str | Path] = ()) -> Change:
         """Remove pictures, by id or by the path of their file, in one transaction. Their files stay.
 
-        Ids and paths that no picture has are in `absent`.
+        The ids and paths that no picture has are listed in `Change.absent`.
         """
         snapshot = self._store.snapshot()
-        stored = {str(path): stored_path(Path(path), snapshot.root) for path in paths}
-        known = snapshot.ids_of_paths(list(stored.values()))
-        change = self._store.commit(remove=[*ids, *known.values()])
+        stored_paths = {str(path): stored_path(Path(path), snapshot.root) for path in paths}
+        ids_of_paths = snapshot.ids_of_paths(list(stored_paths.values()))
+        change = self._store.commit(remove=[*ids, *ids_of_paths.values()])
         self._refresh()
-        return replace(
-            change, absent=(*change.absent, *(path for path, stored_as in stored.items() if stored_as not in known))
-        )
+        absent = (path for path, stored in stored_paths.items() if stored not in ids_of_paths)
+        return replace(change, absent=(*change.absent, *absent))
 
     def add_uploads(self, files: Sequence[tuple[str, BinaryIO]], max_pixels: int) -> Change:
-        """Store open files, each with its sender's name for it, in the collection's own folder, and add them.
+        """Store open files in the collection's own folder, and add them. `files` are pairs of name and open file.
 
-        Files that are no pictures of at most `max_pixels` are skipped. Raises as `add`; then nothing is stored.
+        The name, which the sender chose, becomes the picture's title. Files that are not pictures of at most
+        `max_pixels` are skipped. Raises what `add` raises; then nothing is stored.
         """
         from voken.collection import uploads
 
@@ -534,7 +537,7 @@ class Collection:
         return replace(change, skipped=tuple(skipped))
 
     def delete(self, image_id: str) -> Change:
-        """Remove a picture, and its file if that was uploaded. Raises `DataError` if there is no such picture."""
+        """Remove a picture, and delete its file if it was uploaded. Raises `DataError` if there is no such picture."""
         from voken.collection import uploads
 
         path, folder = self.picture(image_id).path, self.folder
@@ -548,26 +551,25 @@ class Collection:
         return change
 
     def stored_version(self) -> int:
-        """The version on the disk now. Raises `VokenError` if the collection cannot be read any more."""
+        """The version on disk. Raises `VokenError` if the collection can no longer be read."""
         return self._store.snapshot(self._current()).version
 
     def compact(self) -> bool:
-        """Write all changes into one new base, while searches go on. Returns False if there were none."""
+        """Write the collection again as one piece, while searches continue. Returns False if nothing had changed."""
         changed = self._store.compact()
         self._refresh()
         return changed
 
     def watch_batches(self, watcher: Callable[[int], None]) -> None:
-        """Call `watcher` with the size of every batch of queries, in the thread that searches it."""
+        """Call `watcher` with the size of every batch of queries, in the thread that answers the batch."""
         self._opened_queue().watch_batches(watcher)
 
     def close(self) -> None:
-        """Answer the queries that wait, and accept no more."""
+        """Answer the queries that are waiting, and accept no more."""
         if self._queue is not None:
             self._queue.close()
 
     def _current(self) -> Snapshot:
-        """The version that a search beginning now would see."""
         if self._queue is not None:
             return self._queue.searcher.collection
         self._snapshot = self._store.snapshot(self._snapshot)
@@ -580,14 +582,16 @@ class Collection:
     def _threshold(self, threshold: float | None, precision: float | None) -> float | None:
         return threshold if precision is None else self.searcher.threshold(precision)
 
-    def _encoder(self) -> PictureModel:
+    def _encoding_model(self) -> PictureModel:
         from voken.collection.indexing import SavedModel
 
         with self._encoding:
             if self._picture_model is None:
                 if self._search_model is not None and self._model_folder is None:
                     if not hasattr(self._search_model, "encoder"):
-                        raise DataError("This model cannot read pictures: open the collection with its folder instead.")
+                        raise DataError(
+                            "This model has no encoder for pictures. Open the collection with its folder instead."
+                        )
                     self._picture_model = self._search_model  # type: ignore[assignment] # has all of a PictureModel
                 else:
                     folder = self._model_folder or self._store.snapshot().find_model()
@@ -598,7 +602,7 @@ class Collection:
 
 
 def info(path: str | Path) -> CollectionInfo | ModelInfo:
-    """What a saved collection or model is. Raises `ArtifactError` if there is none."""
+    """What a saved collection or model is. Raises `ArtifactError` if `path` holds neither."""
     folder = Path(path)
     if artifact.kind_of(folder) == COLLECTION:
         return Collection.open(folder, load=False).info()
@@ -630,8 +634,8 @@ def fit(
 ) -> Model:
     """Train a model on captioned pictures and save it in `out`.
 
-    `config` is by default `voken.config.preset("default")`. See `voken.training.fit.fit` for what is trained, how an
-    interrupted run goes on, and the errors; the other arguments are those of `Collection.index`.
+    `config` is `voken.config.preset("default")` if it is None. `voken.training.fit.fit` describes what is trained, how
+    an interrupted run continues, and the errors. The other arguments are those of `Collection.index`.
     """
     from voken.config import preset
     from voken.training import fit as training
@@ -643,9 +647,10 @@ def fit(
 
 
 def compile_model(path: str | Path, precision: str = "float32") -> None:
-    """Make a model's engine again, which searches without torch: "float32" as trained, or "int8", smaller and faster.
+    """Create a model's engine again. The engine searches without torch.
 
-    The fingerprint does not change, so collections stay valid. Raises `ConfigError` for another precision.
+    `precision` is "float32", the weights as trained, or "int8", which is smaller and faster. The fingerprint does not
+    change, so collections stay valid. Raises `ConfigError` for another precision.
     """
     if precision not in ("float32", "int8"):
         raise ConfigError(f"precision: {precision!r} is not float32 or int8.")
@@ -667,7 +672,7 @@ def tokenizer_report(
     threads: int = 0,
     progress: Progress = no_progress,
 ) -> tuple[TokenizerReport, list[Skipped]]:
-    """How good a model's tokenizer is for some pictures, and the pictures that could not be used.
+    """A report on how well a model's tokenizer suits some pictures, and the pictures that could not be used.
 
     The arguments are those of `Collection.index`. Raises `EmptyDataError` if no picture can be used.
     """
@@ -678,14 +683,16 @@ def tokenizer_report(
 
     dataset = _read_pictures(data, split, images)
     use_threads(threads)
-    loaded = PictureSide.load(Path(model), device=device)
+    picture_side = PictureSide.load(Path(model), device=device)
     encoded = picture_vectors(
-        loaded.encoder, [image.path for image in dataset.images], cache=_cache(cache), progress=progress
+        picture_side.encoder, [image.path for image in dataset.images], cache=_cache(cache), progress=progress
     )
     if not len(encoded.rows):
         raise EmptyDataError(f"{dataset.root}: none of the {len(dataset)} pictures can be read.")
-    side = side_of([dataset.images[row] for row in encoded.rows], encoded.vectors, loaded.encoder.encode_texts)
-    return tokenizer_report(loaded.tokenizer, side.images, side.texts, side.pairs[:, ::-1].copy()), encoded.skipped
+    images_used = [dataset.images[row] for row in encoded.rows]
+    side = side_of(images_used, encoded.vectors, picture_side.encoder.encode_texts)
+    report = tokenizer_report(picture_side.tokenizer, side.images, side.texts, side.pairs[:, ::-1].copy())
+    return report, encoded.skipped
 
 
 def draw_dataset(
@@ -700,19 +707,20 @@ def draw_dataset(
 ) -> Dataset:
     """Draw a data set of captioned pictures: "emoji", "icons" (tagged) or "icons-all" (for scale).
 
-    `seed` draws the split; `size` is the side in pixels (128 for emoji, 64 for icons); `demo` takes two of the emoji's
-    nine vendors; `every_licence` adds to icons-all what may not be passed on. Raises `ConfigError` for another name
-    and for an option that the data set does not have, `DataError` if npm, which fetches the drawings, fails.
+    `seed` draws the split. `size` is the side in pixels (by default 128 for emoji, 64 for icons). `demo` uses two of
+    the nine vendors of emoji. `every_licence` adds to icons-all the icons that may not be redistributed. Raises
+    `ConfigError` for another name and for an option that the data set does not have, `DataError` if npm, which fetches
+    the drawings, fails.
     """
     from voken.data.sources import emoji, icons
 
     folder = Path(folder)
     if name not in ("emoji", "icons", "icons-all"):
-        raise ConfigError(f"{name!r}: no such data set. There are: emoji, icons, icons-all.")
+        raise ConfigError(f"{name!r}: there is no such data set. Choose emoji, icons or icons-all.")
     if demo and name != "emoji":
-        raise ConfigError(f"--demo: {name} has no smaller selection; only emoji has.")
+        raise ConfigError(f"--demo: {name} has no smaller selection. Leave it out, or draw emoji.")
     if every_licence and name != "icons-all":
-        raise ConfigError("--every-licence: only icons-all has it.")
+        raise ConfigError("--every-licence: only icons-all has this option. Leave it out, or draw icons-all.")
     if name == "emoji":
         vendors = emoji.DEMO_VENDORS if demo else tuple(emoji.VENDORS)
         return emoji.build(folder, seed=seed, size=size or 128, vendors=vendors, progress=progress)
@@ -722,7 +730,7 @@ def draw_dataset(
 
 
 def use_threads(threads: int) -> None:
-    """Let torch use so many threads; 0 leaves its default."""
+    """Let torch use this many threads; 0 leaves its default."""
     if threads:
         import torch
 

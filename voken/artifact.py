@@ -1,9 +1,9 @@
-"""Saved folders and databases: complete or absent, checked when read, and errors that name the remedy.
+"""Saved folders and databases: they are complete or absent, are checked when read, and errors name the remedy.
 
-A saved folder holds its files and one `manifest.json`, written last, which names the kind of thing
-saved, the format version, and the SHA-256 of every file. The folder is written beside its destination
-and renamed into place: a reader sees the old one or the new one, never a mixture, and a full disk
-or a kill leaves the old one as it was.
+A saved folder holds its files and one `manifest.json`, which is written last. The manifest names the kind of thing
+saved, the format version, and the SHA-256 of every file. The folder is written beside its destination and renamed into
+place: a reader sees the old folder or the new one, never a mixture, and a full disk or a kill leaves the old one as it
+was.
 
 This module does not know what is saved.
 """
@@ -29,13 +29,13 @@ WAIT_SECONDS = 60.0
 """How long another process may hold the lock of a database."""
 _CORRUPT = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_SCHEMA}
 _REFUSED = {
-    sqlite3.SQLITE_FULL: "the disk is full. Free some space and run the same command again; what was saved is kept",
+    sqlite3.SQLITE_FULL: "the disk is full. Free some space and run the same command again; saved data is untouched",
     sqlite3.SQLITE_IOERR: "the disk failed to read or write. Check its space and health and run the command again",
-    sqlite3.SQLITE_READONLY: "cannot write there. Choose another folder or mend its permissions",
-    sqlite3.SQLITE_PERM: "cannot write there. Choose another folder or mend its permissions",
-    sqlite3.SQLITE_CANTOPEN: "cannot be opened. Choose another folder or mend its permissions",
-    sqlite3.SQLITE_BUSY: "another process kept it locked for a minute. Wait for it or end it and run the command again",
-    sqlite3.SQLITE_LOCKED: "another process kept it locked. Wait for it or end it, and run the command again",
+    sqlite3.SQLITE_READONLY: "cannot write there. Choose another folder or correct its permissions",
+    sqlite3.SQLITE_PERM: "cannot write there. Choose another folder or correct its permissions",
+    sqlite3.SQLITE_CANTOPEN: "cannot be opened. Choose another folder or correct its permissions",
+    sqlite3.SQLITE_BUSY: "another process has held its lock for a minute. Wait for it or end it, and try again",
+    sqlite3.SQLITE_LOCKED: "another process holds its lock. Wait for it or end it, and run the command again",
 }
 
 
@@ -52,7 +52,7 @@ def storage_errors(path: Path) -> Iterator[None]:
             ) from error
         if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
             raise StorageError(
-                f"{path}: cannot write there ({error.strerror}). Choose another folder or mend its permissions."
+                f"{path}: cannot write there ({error.strerror}). Choose another folder or correct its permissions."
             ) from error
         raise
 
@@ -63,9 +63,9 @@ def writing(
 ) -> Iterator[Path]:
     """Yield an empty folder to fill; if the block succeeds, it becomes `destination`, with its manifest.
 
-    With `replace` an older artifact is replaced as soon as the new one is complete. Anything else in the way raises
+    With `replace` an older artifact is replaced as soon as the new one is complete. Anything else in its place raises
     `ArtifactError`. If the block raises, nothing is left behind. `sealed=False` is for a folder whose files change
-    later: its manifest lists none.
+    later: its manifest lists no files.
     """
     destination = Path(destination)
     if not _may_write(destination, replace):
@@ -76,7 +76,7 @@ def writing(
     partial = destination.with_name(f".{destination.name}.partial-{os.getpid()}")
     with storage_errors(destination):
         try:
-            # a killed process may have left one and have had the same number: in a container all have the same
+            # a killed process may have left this folder: in a container every process may have the same number
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             yield partial
@@ -91,12 +91,12 @@ def writing(
 def open_database(
     path: Path, *, damaged: str, create: bool = False, wait: float | None = None
 ) -> Iterator[sqlite3.Connection]:
-    """An SQLite connection for one transaction or a few queries, closed at the end. It commits only what it is told to.
+    """An SQLite connection for one transaction or a few queries, closed at the end. The caller begins and commits.
 
-    A connection per call takes 0.1 ms, and leaves nothing to share between threads or to survive a fork. Without
-    `create` the file must exist. `wait` is how many seconds another process may hold the lock; None means a minute.
-    `damaged` is the message for a file that cannot be read: what it is and what to do ("the cache is damaged ({why}).
-    Delete it"). Raises `StorageError` if the disk or the lock refuses, and `CorruptArtifactError`.
+    A connection per call takes 0.1 ms, and none is shared between threads or survives a fork. Without `create` the file
+    must exist. `wait` is how many seconds another process may hold the lock; None means a minute. `damaged` is the
+    message for a file that cannot be read: what is wrong and what to do ("the cache is damaged ({why}). Delete it").
+    Raises `StorageError` if the disk refuses or the lock is not released in time, and `CorruptArtifactError`.
     """
     connection: sqlite3.Connection | None = None
     try:
@@ -105,7 +105,7 @@ def open_database(
         connection = sqlite3.connect(uri, uri=True, timeout=timeout, isolation_level=None)
         yield connection
     except sqlite3.DatabaseError as error:
-        # the low byte is the kind of error, the rest its particulars (sqlite.org/rescode.html)
+        # the low byte is the kind of error, the other bytes are its details (sqlite.org/rescode.html)
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_IOERR) & 0xFF
         if code in _CORRUPT:
             raise CorruptArtifactError(f"{path}: {damaged.format(why=error)}") from error
@@ -121,7 +121,7 @@ def is_artifact(folder: Path) -> bool:
 
 
 def kind_of(folder: Path) -> str:
-    """The kind of thing in a saved folder. Raises `ArtifactError` if there is none."""
+    """The kind of thing in a saved folder. Raises `ArtifactError` if it is not a saved folder."""
     return str(_read_manifest(Path(folder), "collection or model")["kind"])
 
 
@@ -129,7 +129,7 @@ def check(folder: Path, *, kind: str, version: int, checksums: bool = True) -> d
     """Verify a saved folder and return its manifest.
 
     `checksums=False` compares only sizes, for large memory-mapped files that must open in milliseconds. Raises
-    `ArtifactError` if there is none, `ArtifactVersionError` for another kind or a newer format, and
+    `ArtifactError` if it is not a saved folder, `ArtifactVersionError` for another kind or a newer format, and
     `CorruptArtifactError` for a missing or changed file.
     """
     folder = Path(folder)
@@ -143,12 +143,12 @@ def check(folder: Path, *, kind: str, version: int, checksums: bool = True) -> d
     for name, entry in manifest["files"].items():
         path = folder / name
         try:
-            same = path.stat().st_size == entry["bytes"] and (not checksums or sha256(path) == entry["sha256"])
+            intact = path.stat().st_size == entry["bytes"] and (not checksums or sha256(path) == entry["sha256"])
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            raise CorruptArtifactError(f"{path}: missing. Restore the folder from a copy or make it again.") from None
-        if not same:
+            raise CorruptArtifactError(f"{path}: missing. Restore the folder from a copy or create it again.") from None
+        if not intact:
             raise CorruptArtifactError(
-                f"{path}: differs from what was saved (checksum). Restore the folder from a copy or make it again."
+                f"{path}: differs from what was saved. Restore the folder from a copy or create it again."
             )
     return manifest
 
@@ -187,11 +187,11 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CorruptArtifactError(f"{path}: missing. Restore the folder from a copy or make it again.") from None
+        raise CorruptArtifactError(f"{path}: missing. Restore the folder from a copy or create it again.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CorruptArtifactError(f"{path}: cannot be read ({error}). Make the folder again.") from error
+        raise CorruptArtifactError(f"{path}: cannot be read ({error}). Create the folder again.") from error
     if not isinstance(value, dict):
-        raise CorruptArtifactError(f"{path}: is not what was saved there. Make the folder again.")
+        raise CorruptArtifactError(f"{path}: does not hold what voken saved. Create the folder again.")
     return value
 
 
@@ -202,7 +202,7 @@ def _read_manifest(folder: Path, kind: str) -> dict[str, Any]:
         raise ArtifactError(f"{folder}: no saved {kind} there (it has no {MANIFEST}).")
     manifest = read_json(folder / MANIFEST)
     if not {"kind", "version", "files"} <= manifest.keys():
-        raise CorruptArtifactError(f"{folder / MANIFEST}: is not a manifest. Make the folder again.")
+        raise CorruptArtifactError(f"{folder / MANIFEST}: is not a manifest. Create the folder again.")
     return manifest
 
 
@@ -238,7 +238,7 @@ def _swap(partial: Path, destination: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename in it survive a power cut, if the system can."""
+    """Sync a folder, so that a rename in it survives a power cut. Some systems cannot."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -8,9 +8,11 @@ as it stands, and `preset("demo")` is the default sized to train in minutes on t
 from __future__ import annotations
 
 import dataclasses
+import os
 import typing
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from voken.errors import ConfigError
@@ -355,6 +357,12 @@ def preset(name: str) -> RunConfig:
         tokenizer = dataclasses.replace(default.tokenizer, codebook_size=256, levels=4)
         return dataclasses.replace(default, name="demo", tokenizer=tokenizer)
     raise ConfigError(f"{name!r}: no such preset. There are: default, paper, paper-lite, demo.")
+
+
+def user_cache(name: str) -> Path:
+    """The folder for one kind of cached file: `voken/NAME` in the user's cache ($XDG_CACHE_HOME, else ~/.cache)."""
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "voken" / name
 
 
 def from_dict(cls: type[Any], values: dict[str, Any]) -> Any:

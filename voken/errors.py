@@ -6,16 +6,16 @@
      │   ├─ EmptyDataError     nothing is left to train on, index or search
      │   └─ SplitLeakError     the same concept or picture is on both sides of a split
      ├─ ArtifactError          a saved folder cannot be used
-     │   ├─ CorruptArtifactError   a checksum differs, or a file is missing or added
-     │   └─ ArtifactVersionError   the folder has a newer or an unknown format
+     │   ├─ CorruptArtifactError   a checksum differs, or a file is missing
+     │   └─ ArtifactVersionError   another version of voken wrote the folder, or it holds another kind of thing
      ├─ StorageError           the disk refused to save something
      ├─ ConfigError            a setting has an impossible value
      ├─ ResumeError            an interrupted run cannot continue from its files
-     ├─ BusyError              too many requests at once; the same one may succeed later
+     ├─ BusyError              too many requests at once; the same request may succeed later
      └─ MissingExtraError      an optional dependency is not installed
 
-A message says what is wrong, in which file and line, and what to do about it.
-Catch `VokenError` to catch them all; anything else that escapes is a bug.
+A message says what is wrong, in which file and line, and what to do about it. Catch `VokenError` to catch them all. Any
+other exception that leaves voken is a bug.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class CorruptArtifactError(ArtifactError):
 
 
 class ArtifactVersionError(ArtifactError):
-    """The folder was written by a newer voken, or holds another kind of thing."""
+    """Another version of voken wrote the folder, or it holds another kind of thing."""
 
 
 class StorageError(VokenError):
@@ -74,11 +74,11 @@ class ResumeError(VokenError):
 
 
 class BusyError(VokenError):
-    """Too many requests at once. The same request may succeed later: HTTP's 503, not its 400."""
+    """Too many requests at once. The same request may succeed later; over HTTP the status is 503."""
 
 
 class MissingExtraError(VokenError, ImportError):
     """An optional dependency is not installed; the message names the command that installs it."""
 
-    def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f'{what} is not installed. Install it with: pip install "voken-search[{extra}]"')
+    def __init__(self, dependency: str, extra: str) -> None:
+        super().__init__(f'{dependency} is not installed. Install it with: pip install "voken-search[{extra}]"')

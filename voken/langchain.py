@@ -6,7 +6,7 @@
     for document in retriever.invoke("two dogs on a beach"):
         print(document.page_content, document.metadata["path"])
 
-This module turns hits into documents; the collection searches. Needs langchain-core (the extra `langchain`).
+This module only turns hits into documents. It needs langchain-core (the extra `langchain`).
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ except ImportError as error:
 __all__ = ["VokenRetriever"]
 
 CAPTION_FIELDS = ("caption", "description", "alt", "title", "text", "concept", "name")
-"""Fields of metadata that may say what a picture shows, the likeliest first."""
+"""Metadata fields that may describe a picture, in the order in which they are tried."""
 
 
 class VokenRetriever(BaseRetriever):
-    """Returns the pictures that match a query as documents, best first. Make one of an open collection, or with `open`.
+    """Returns the pictures that match a query as documents, best first. Create one with a collection, or with `open`.
 
-    `page_content` is a field of the picture's metadata that says what it shows (`content_field`, or the first that
-    exists of caption, description, alt, title, text, concept and name), else its id. `metadata` holds all fields of the
-    picture's metadata, and the hit's `id`, `path`, `score`, `confidence` (None if the model is not calibrated) and
-    `vokens`, which replace fields of the same names.
+    `page_content` is the field of the picture's metadata that describes it: `content_field`, or else the first of
+    caption, description, alt, title, text, concept and name that it has. A picture without such a field has its id
+    there. `metadata` holds all fields of the picture's metadata, and the hit's `id`, `path`, `score`, `confidence`
+    (None if the model is not calibrated) and `vokens`, which replace fields of the same names.
 
-    `k`, `where` and `threshold` are those of `Collection.search` and hold for every query; a call may override them:
+    `k`, `where` and `threshold` are those of `Collection.search` and apply to every query; a call may override them:
     `retriever.invoke("dogs", k=3)`. Raises what `Collection.search` raises.
     """
 
     collection: Collection
-    """Whoever opened it closes it."""
+    """The caller closes it."""
     k: int = 10
     where: Sequence[str] = ()
     """Filters that must all hold (see `voken.collection.filters`)."""
     threshold: float | None = None
-    """The least confidence of a hit; if nothing matches there is no document."""
+    """The lowest confidence of a returned hit; the result may be empty."""
     content_field: str | None = None
     """The field of the metadata that becomes `page_content`."""
 

@@ -1,8 +1,8 @@
-"""The names that signatures write shapes with, such as `Float[np.ndarray, "queries dim"]`.
+"""The types in which signatures write the shapes of arrays, such as `Float[np.ndarray, "queries dim"]`.
 
-They are jaxtyping's for type checkers, and if jaxtyping has been imported already, as in the tests, which check shapes
-at run time. Otherwise nothing reads them: annotations stay text, and a search does not wait for the import, which takes
-as long as numpy's.
+Type checkers see jaxtyping's types. At run time these names are jaxtyping's only if something else has imported it, as
+the tests do, which check shapes. Otherwise annotations are never evaluated, and a search does not wait for an import
+that takes as long as numpy's.
 """
 
 from __future__ import annotations

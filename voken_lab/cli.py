@@ -18,11 +18,11 @@ from voken.cli.console import (
     Verbose,
     as_dicts,
     cache_folder,
+    display_path,
     parse_settings,
     print_json,
     print_skipped,
     progress_bars,
-    shown,
 )
 
 app = typer.Typer()
@@ -228,6 +228,6 @@ def demo(
     use_threads(threads)
     with progress_bars() as progress:
         result = run(out, seed=seed, print_line=typer.echo, progress=progress)
-    typer.echo(f"\nThe page: {shown(result.page)}\n\nTry next:")
+    typer.echo(f"\nThe page: {display_path(result.page)}\n\nTry next:")
     for command in result.commands:
         typer.echo(f"  {command}")

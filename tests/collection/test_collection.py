@@ -249,7 +249,7 @@ def test_text_column_on_disk(tmp_path):
         column[300]
     TextColumn.of([]).save(tmp_path, "none")
     assert list(TextColumn.load(tmp_path, "none", 0)) == []
-    with pytest.raises(CorruptArtifactError, match="fit its blocks"):
+    with pytest.raises(CorruptArtifactError, match="its size is not that of its blocks"):
         TextColumn.load(tmp_path, "t", 128)
     with pytest.raises(CorruptArtifactError, match="block 2 holds 44 texts, not 45"):
         TextColumn.load(tmp_path, "t", 301)[300]

@@ -161,6 +161,14 @@ def test_metadata_follows_its_file(tmp_path, model):
     assert json.loads(snapshot.metadata(snapshot.find("a.png")))["stars"] == 5
 
 
+def test_ids_of_single_pictures(store, model, tmp_path):
+    first, second = paint(tmp_path / "1.png", COLOURS["green"]), paint(tmp_path / "2.png", COLOURS["white"])
+    add_pictures(store, [first, first, second], model, ids=["a", "again", "b"], metadata=["", "", '{"x":1}'])
+    snapshot = store.snapshot()
+    assert (snapshot.path(snapshot.find("a")), snapshot.path(snapshot.find("b"))) == (first, second)
+    assert snapshot.metadata(snapshot.find("b")) == '{"x":1}'
+
+
 def test_single_pictures_from_anywhere(store, folder, model, tmp_path):
     outside = paint(tmp_path / "out.png", COLOURS["green"])
     uploaded = paint(store.folder / PICTURES / "up.png", COLOURS["white"])
@@ -269,15 +277,15 @@ def test_fields(tmp_path, model, text, rows):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "give FIELD=VALUE"),
-        ("date", "give FIELD=VALUE"),
-        ("=x", "give FIELD=VALUE"),
-        ("date=", "give FIELD=VALUE"),
+        ("", "write FIELD=VALUE"),
+        ("date", "write FIELD=VALUE"),
+        ("=x", "write FIELD=VALUE"),
+        ("date=", "write FIELD=VALUE"),
         ("date=yesterday", "'yesterday' is not a date"),
         ("date>=2024-13", "'2024-13' is not a date"),
         ("date=0000", "'0000' is not a date"),
         ("date=9999", None),
-        ("date~20", "no parts to contain"),
+        ("date~20", "cannot contain a text"),
         ("folder>a", "folders have no order"),
     ],
 )

@@ -40,7 +40,7 @@ def contents(snapshot):
 def test_what_is_committed_is_there_and_in_every_form(tmp_path):
     store = new_store(tmp_path / "c")
     change = store.commit([entry("a", (1, 2), metadata='{"x":1}'), entry("b", (3, 0)), entry("\udcff.png", (1, 2))])
-    assert (sorted(change.added), change.updated, change.removed) == (["a", "b", "\udcff.png"], (), ())
+    assert (change.added, change.updated, change.removed) == (("a", "b", "\udcff.png"), (), ())
     before = contents(store.snapshot())
     assert before["a"] == ((1, 2), (1.0, 0.0, 0.0), '{"x":1}', bytes(range(15)) + b"\0")
     assert len(before) == 3
@@ -153,7 +153,7 @@ def test_nothing_is_changed_by_what_is_refused(tmp_path):
     before = store.snapshot()
     with pytest.raises(DataError, match="'b' occurs twice"):
         store.commit([entry("b"), entry("b")])
-    with pytest.raises(ConfigError, match=r"\[9, 0\] is no sequence of 2 vokens of 4"):
+    with pytest.raises(ConfigError, match=r"\[9, 0\] is not a sequence of 2 vokens of 4"):
         store.commit([entry("b"), entry("c", (9, 0))])
     with pytest.raises(ConfigError, match="vectors of 3 numbers"):
         store.commit([entry("b", vector=None)], remove=["a"])
@@ -176,7 +176,7 @@ def test_a_second_writer_waits_and_readers_do_not(tmp_path, monkeypatch):
     monkeypatch.setattr("voken.artifact.WAIT_SECONDS", 0.05)
     with store._transaction():
         assert list(contents(Store.open(tmp_path / "c").snapshot())) == ["a"]
-        with pytest.raises(StorageError, match="another process kept it locked"):
+        with pytest.raises(StorageError, match="another process has held its lock"):
             Store.open(tmp_path / "c").commit([entry("b")])
     Store.open(tmp_path / "c").commit([entry("b")])
     assert sorted(contents(store.snapshot())) == ["a", "b"]

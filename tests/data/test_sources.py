@@ -72,7 +72,7 @@ def test_fetch_packs_once_and_keeps_the_tarball(tmp_path, monkeypatch):
     ("script", "says"),
     [
         ("open('s-p-1.2.tgz', 'w').write('half'); sys.exit('npm error ENOTFOUND')", "npm error ENOTFOUND"),
-        ("open('other.tgz', 'w').write('x')", "produced no s-p-1.2.tgz"),
+        ("open('other.tgz', 'w').write('x')", "created no s-p-1.2.tgz"),
         ("sys.exit(3)", "exit code 3"),
     ],
 )
@@ -104,14 +104,6 @@ def test_npm_of_the_pip_package(tmp_path, monkeypatch):
     assert npm.fetch("@s/p", "1.2", tmp_path / "kept").read_text().startswith("pack @s/p@1.2")
 
 
-def test_default_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert npm.default_folder() == tmp_path / "voken" / "npm"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert npm.default_folder() == tmp_path / "home" / ".cache" / "voken" / "npm"
-
-
 def test_members_of_a_tarball(tmp_path):
     path = pack(tmp_path, ("p", "1"), {"a.json": {"x": 1}, "json/b.json": {"y": 2}})
     assert json.loads(npm.read_member(path, "a.json")) == {"x": 1}
@@ -119,10 +111,10 @@ def test_members_of_a_tarball(tmp_path):
     with pytest.raises(DataError, match=r"holds no c\.json"):
         npm.read_member(path, "c.json")
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(DataError, match="delete it and run again"):
+    with pytest.raises(DataError, match="Delete it and run the command again"):
         npm.read_member(path, "c.json")
     path.write_text("no tarball")
-    with pytest.raises(DataError, match="not a whole npm tarball"):
+    with pytest.raises(DataError, match="not a complete npm tarball"):
         npm.read_member(path, "a.json")
 
 

@@ -533,7 +533,7 @@ def test_what_the_server_cannot_do_is_not_offered(visit):
             expect(seen.page.locator(hidden)).to_be_hidden()
         seen.page.locator("#filters-open").click()
         expect(seen.page.locator("#filter-any")).to_be_visible()
-        expect(seen.page.locator("#filter-sure")).to_be_hidden()
+        expect(seen.page.locator("#filter-confidence")).to_be_hidden()
 
 
 def test_pictures_are_added_with_a_token_that_stays_here(visit, site, tmp_path):
@@ -601,8 +601,8 @@ def test_nothing_matches_well(visit, site):
         assert page.locator("#grid li.dim").count() == len(nearest)
         expect(page.locator("#state")).to_have_text(re.compile("Nothing matches well"))
         page.locator("#filters-open").click()
-        page.locator("#sure").fill("40")
-        expect(page.locator("#sure-shown")).to_have_text("≥ 40%")
+        page.locator("#confidence").fill("40")
+        expect(page.locator("#confidence-shown")).to_have_text("≥ 40%")
         expect(page).to_have_url(re.compile("sure=0.4"))
         seen.shows(nearest)  # none has so much confidence: still the nearest
         assert page.locator("#grid li.dim").count() == len(nearest)

@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. What is heavy is imported by the command that needs it."""
+"""The command line: parses arguments, calls `voken.api`, prints. Commands import heavy libraries when they run."""
 
 from voken.cli.app import app, main
 

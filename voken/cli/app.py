@@ -23,13 +23,13 @@ from voken.cli.console import (
     Verbose,
     as_dicts,
     cache_folder,
+    display_path,
     duration,
     print_json,
     print_next,
     print_skipped,
     printable,
     progress_bars,
-    shown,
     warn,
 )
 from voken.cli.training import print_model, tokenizer_app, training_app
@@ -42,14 +42,14 @@ _RESUMABLE = {"data", "fit", "index", "add", "demo", "reproduce"}
 
 
 class _Commands(TyperGroup):
-    """Turns voken's errors and Ctrl-C into a line and an exit code."""
+    """The group of all commands. It reports voken's errors and Ctrl-C in one line, with an exit code."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """This package's commands, then those that other packages add."""
+        """The names of this package's commands, then of those that other packages add."""
         return [*super().list_commands(ctx), *(name for group in _added_groups() for name in group.list_commands(ctx))]
 
     def get_command(self, ctx: Any, name: str) -> Any:
-        """Other packages are searched only if the command is not one of this package."""
+        """A command by name. Other packages are loaded only if this package has no such command."""
         command = super().get_command(ctx, name)
         groups = [] if command is not None else _added_groups()
         return next((added for group in groups if (added := group.get_command(ctx, name)) is not None), command)
@@ -62,17 +62,20 @@ class _Commands(TyperGroup):
             typer.secho(f"error: {printable(' '.join(str(error).split()))}", fg=typer.colors.RED, err=True)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
-            warn("stopped." + (" The same command goes on from here." if ctx.invoked_subcommand in _RESUMABLE else ""))
+            warn(
+                "stopped."
+                + (" Run the same command again to continue." if ctx.invoked_subcommand in _RESUMABLE else "")
+            )
             raise typer.Exit(130) from None
         except BrokenPipeError:
-            # the reader of our output has all it wanted (`voken search … | head`); Python must not flush into nothing
+            # the reader of the output has closed it (`voken search … | head`); Python must not fail to flush at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
 
 
 @cache
 def _added_groups() -> list[Any]:
-    """Commands of installed packages that declare a Typer application as an entry point of `voken.commands`."""
+    """The commands of other packages, which declare a Typer application as an entry point `voken.commands`."""
     from importlib.metadata import entry_points
 
     return [typer.main.get_group(point.load()) for point in entry_points(group="voken.commands")]
@@ -87,11 +90,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-# first, because `--help` lists commands in this order, and a collection needs a model
+# `--help` lists commands in this order; a model comes before a collection
 app.registered_commands.extend(training_app.registered_commands)
 app.add_typer(tokenizer_app)
 
-_Collection = Annotated[Path, typer.Argument(metavar="COLLECTION", help="Folder that `voken index` made.")]
+_Collection = Annotated[Path, typer.Argument(metavar="COLLECTION", help="Folder that `voken index` created.")]
 _OtherModel = Annotated[
     Path | None,
     typer.Option("--model", "-m", help="The collection's model, if it was moved.", show_default=False),
@@ -103,8 +106,8 @@ def main() -> None:
     app()
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(version_requested: bool) -> None:
+    if version_requested:
         from importlib.metadata import version
 
         typer.echo(f"voken {version('voken-search')}")
@@ -123,19 +126,24 @@ def _options(
 @app.command(epilog="Example: voken index ~/photos --model emoji.model --out photos.voken")
 def index(
     pictures: Annotated[
-        Path, typer.Argument(metavar="PICTURES", help="A folder of pictures, however deep, or a data set.")
+        Path, typer.Argument(metavar="PICTURES", help="A folder of pictures, with its subfolders, or a data set.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the collection.", show_default=False)],
     model: Annotated[
         Path | None,
-        typer.Option("--model", "-m", help="Folder of a trained model. An existing collection knows its own."),
+        typer.Option("--model", "-m", help="Folder of a trained model. Not needed if the collection exists."),
     ] = None,
     split: Annotated[str | None, typer.Option("--split", help="Only this part of a data set.")] = None,
     vectors: Annotated[
-        bool, typer.Option(help="Store a vector per picture, for the best ranking; without it, a few bytes suffice.")
+        bool,
+        typer.Option(
+            help="Store a vector per picture, for the best ranking. Without it a picture takes only a few bytes."
+        ),
     ] = True,
-    replace: Annotated[bool, typer.Option("--replace", help="Start again if the collection exists.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Go on, and follow the folder as it changes.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Create the collection again if it exists.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Keep running, and update the collection whenever the folder changes.")
+    ] = False,
     images: ImagesFolder = None,
     cache: CacheFolder = None,
     threads: Threads = 0,
@@ -143,11 +151,11 @@ def index(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Make pictures searchable, or bring a collection up to date with its folder. No caption is needed.
+    """Make pictures searchable, or bring a collection up to date with its folder. No captions are needed.
 
-    Only new and changed files are read; a file that was moved is recognised; pictures whose files are gone are removed.
-    Pictures that cannot be read are left out and listed. Stopped at any time, the same command goes on, and what is
-    there can be searched meanwhile.
+    Only new and changed files are read, moved files are recognised, and pictures whose files no longer exist are
+    removed. Pictures that cannot be read are left out and listed. If the command is interrupted, run it again to
+    continue; pictures that are indexed already can be searched meanwhile.
     """
     from voken.api import Collection
 
@@ -159,7 +167,7 @@ def index(
         first = next(updates) if watch else Collection.index(out, pictures, model, **options)
     _print_update(out, first, as_json, verbose)
     if watch:
-        typer.echo(f"Watching {shown(pictures)}. Ctrl-C ends it.", err=True)
+        typer.echo(f"Watching {display_path(pictures)}. Ctrl-C ends it.", err=True)
     elif not as_json:
         print_next("search", out, "what the picture shows")
     for update in updates:
@@ -168,8 +176,8 @@ def index(
 
 @app.command(epilog="Example: voken add photos.voken new.jpg ~/more/*.png")
 def add(
-    collection: _Collection,
-    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Pictures, from anywhere.")],
+    folder: _Collection,
+    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Pictures, in any folder.")],
     model: _OtherModel = None,
     cache: CacheFolder = None,
     threads: Threads = 0,
@@ -179,17 +187,17 @@ def add(
 ) -> None:
     """Add single pictures. A picture that is in the collection already is read again.
 
-    The next `voken index` removes those that are outside the collection's folder.
+    The next `voken index` removes added pictures that are outside the folder of the collection's pictures.
     """
     from voken.api import Collection
 
-    opened = Collection.open(collection, model=model, threads=threads, device=device, load=False)
+    collection = Collection.open(folder, model=model, threads=threads, device=device, load=False)
     with progress_bars() as progress:
-        change = opened.add(files, cache=cache_folder(cache), progress=progress)
+        change = collection.add(files, cache=cache_folder(cache), progress=progress)
     if as_json:
         print_json(asdict(change))
     else:
-        typer.echo(f"{shown(collection)}: {len(change.added):,} added, {len(change.updated):,} read again")
+        typer.echo(f"{display_path(folder)}: {len(change.added):,} added, {len(change.updated):,} read again")
         print_skipped(change.skipped, verbose)
     if not change.added and not change.updated:
         raise typer.Exit(1)
@@ -197,20 +205,20 @@ def add(
 
 @app.command(epilog="Example: voken remove photos.voken trips/2019/blurred.jpg")
 def remove(
-    collection: _Collection,
+    folder: _Collection,
     pictures: Annotated[list[str], typer.Argument(metavar="PICTURES...", help="Ids, or paths of files.")],
     as_json: AsJson = False,
 ) -> None:
-    """Remove pictures from a collection. Their files stay; `voken index` adds those of its folder again."""
+    """Remove pictures from a collection. Their files stay; `voken index` adds those in its folder again."""
     from voken.api import Collection
 
-    opened = Collection.open(collection, load=False)
-    ids = [picture for picture in pictures if picture in opened]
-    change = opened.remove(ids, paths=[picture for picture in pictures if picture not in ids])
+    collection = Collection.open(folder, load=False)
+    ids = [picture for picture in pictures if picture in collection]
+    change = collection.remove(ids, paths=[picture for picture in pictures if picture not in ids])
     if as_json:
         print_json({"version": change.version, "removed": change.removed, "absent": change.absent})
     else:
-        typer.echo(f"{shown(collection)}: {len(change.removed):,} removed")
+        typer.echo(f"{display_path(folder)}: {len(change.removed):,} removed")
         for picture in change.absent:
             warn(f"not in the collection: {printable(picture)}")
     if change.absent:
@@ -218,33 +226,37 @@ def remove(
 
 
 @app.command(epilog="Example: voken compact photos.voken")
-def compact(collection: _Collection) -> None:
-    """Write a collection out in one piece. Happens by itself after many changes; searches go on meanwhile."""
+def compact(folder: _Collection) -> None:
+    """Write a collection again as one piece. This happens by itself after many changes. Searches continue meanwhile."""
     from voken.api import Collection
 
-    opened = Collection.open(collection, load=False)
+    collection = Collection.open(folder, load=False)
     start = time.perf_counter()
-    changed = opened.compact()
-    took = duration(time.perf_counter() - start)
-    typer.echo(f"{shown(collection)}: {f'written out in {took}' if changed else 'in one piece already'}")
+    changed = collection.compact()
+    seconds = duration(time.perf_counter() - start)
+    typer.echo(f"{display_path(folder)}: {f'compacted in {seconds}' if changed else 'nothing to compact'}")
 
 
 @app.command(epilog='Example: voken search photos.voken "two dogs on a beach" -k 5 --where "date>=2024-05"')
 def search(
-    collection: _Collection,
+    folder: _Collection,
     query: Annotated[
         str | None,
-        typer.Argument(metavar="QUERY", help="What the picture shows, in plain words; or a picture's file."),
+        typer.Argument(
+            metavar="QUERY", help="What the picture shows, in plain words, or the file of a similar picture."
+        ),
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many pictures to return.")] = 10,
     threshold: Annotated[
         float | None,
-        typer.Option("--threshold", "-t", min=0, max=1, help="Only pictures that are right with this probability."),
+        typer.Option(
+            "--threshold", "-t", min=0, max=1, help="Only pictures that are right with at least this probability."
+        ),
     ] = None,
     precision: Annotated[
         float | None,
         typer.Option(
-            "--precision", min=0, max=1, help="The threshold at which this share of hits was right on validation."
+            "--precision", min=0, max=1, help="Use the threshold at which this share of hits was right on validation."
         ),
     ] = None,
     where: Annotated[
@@ -253,62 +265,64 @@ def search(
             "--where",
             "-w",
             metavar="FIELD=VALUE",
-            help="Only pictures with this: date>=2024-05, folder=trips, or a field of metadata.jsonl; "
-            "= != < <= > >= ~ (contains). Repeatable.",
+            help="Only pictures that match: date>=2024-05, folder=trips, or a field of metadata.jsonl. "
+            "Operators: = != < <= > >= ~ (contains). Repeatable.",
         ),
     ] = None,
     like: Annotated[
-        str | None, typer.Option("--like", metavar="ID", help="Pictures like this one of the collection.")
+        str | None, typer.Option("--like", metavar="ID", help="Find pictures similar to this one of the collection.")
     ] = None,
     preview: Annotated[bool, typer.Option("--preview", "-p", help="Show the pictures in the terminal.")] = False,
     files_only: Annotated[bool, typer.Option("--files-only", "-f", help="Print only paths, one per line.")] = False,
     readout: Annotated[
         str | None,
         typer.Option(
-            help="Rank by generate (log-probability), voken (+ cosine with the rebuilt vector) or vector (+ cosine "
-            "with the stored vector). (default: the best that the collection allows)"
+            help="How hits are ranked: generate (log-probability), voken (and cosine with the vector rebuilt from the "
+            "vokens) or vector (and cosine with the stored vector). (default: the best that the collection allows)"
         ),
     ] = None,
     beams: Annotated[
         int | None,
-        typer.Option(min=1, help="Sequences that the search keeps at each level. (default: the model's, at least k)"),
+        typer.Option(
+            min=1, help="Sequences that the beam search holds at each level. (default: the model's setting, at least k)"
+        ),
     ] = None,
     model: _OtherModel = None,
     threads: Threads = 0,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Find pictures by words, by a picture, and by their metadata."""
+    """Find pictures by words or by a similar picture. Filters limit the search by metadata."""
     from voken.api import Collection
 
     if (query is None) == (like is None):
-        raise ConfigError("Give either a QUERY, or --like with the id of a picture.")
-    opened = Collection.open(
-        collection, model=model, beams=beams, readout=readout, threads=threads, device=device, once=True
+        raise ConfigError("Give either QUERY, or --like with the id of a picture.")
+    collection = Collection.open(
+        folder, model=model, beams=beams, readout=readout, threads=threads, device=device, once=True
     )
     filters = where or []
     start = time.perf_counter()
     if like is not None:
-        hits = opened.similar(like, k, where=filters)
+        hits = collection.similar(like, k, where=filters)
     elif query is not None and _is_file(query):
-        hits = opened.search_picture(query, k, where=filters)
+        hits = collection.search_picture(query, k, where=filters)
     else:
-        hits = opened.search(query or "", k, where=filters, threshold=threshold, precision=precision)
+        hits = collection.search(query or "", k, where=filters, threshold=threshold, precision=precision)
     seconds = time.perf_counter() - start
     if as_json:
         ranked = [
-            {"rank": rank, **asdict(hit), "metadata": opened.metadata(hit.image_id)}
+            {"rank": rank, **asdict(hit), "metadata": collection.metadata(hit.image_id)}
             for rank, hit in enumerate(hits, start=1)
         ]
-        print_json({"query": query, "readout": opened.readout, "seconds": round(seconds, 4), "hits": ranked})
+        print_json({"query": query, "readout": collection.readout, "seconds": round(seconds, 4), "hits": ranked})
     elif files_only:
-        # a file name need not be text; the next program must get its exact bytes
+        # the exact bytes: a file name need not be valid UTF-8
         sys.stdout.buffer.write(b"".join(os.fsencode(hit.path) + b"\n" for hit in hits))
         sys.stdout.flush()
     elif not hits:
-        typer.echo("Nothing matches." if len(opened) else "The collection is empty.", err=True)
+        typer.echo("Nothing matches." if len(collection) else "The collection is empty.", err=True)
     else:
-        _print_hits(opened, hits, preview)
+        _print_hits(collection, hits, preview)
 
 
 @app.command(epilog="Example: voken info photos.voken")
@@ -317,14 +331,14 @@ def info(
     skipped: Annotated[bool, typer.Option("--skipped", help="List the files that could not be used, and why.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a collection or a model is, and how many bytes its parts take."""
+    """Describe a collection or a model, and show how many bytes its parts take."""
     from voken import api
 
-    described = api.info(folder)
-    if isinstance(described, api.ModelInfo):
-        print_model(folder, described, as_json)
+    info = api.info(folder)
+    if isinstance(info, api.ModelInfo):
+        print_model(folder, info, as_json)
         return
-    size = described.size
+    size = info.size
     parts = {
         "trie": size.trie_levels,
         "picture numbers": size.picture_numbers,
@@ -335,38 +349,37 @@ def info(
         "metadata": size.metadata,
     }
     if as_json:
-        _print_info_json(folder, described, parts, skipped)
+        _print_info_json(folder, info, parts, skipped)
         return
-    count = max(1, described.pictures)
+    count = max(1, info.pictures)
     typer.echo(
-        f"{shown(folder)}: {described.pictures:,} pictures, {described.sequences:,} sequences of {described.levels} "
-        f"vokens of {described.codebook_size:,}; {len(described.skipped):,} left out"
+        f"{display_path(folder)}: {info.pictures:,} pictures, {info.sequences:,} sequences of {info.levels} "
+        f"vokens of {info.codebook_size:,}; {len(info.skipped):,} left out"
     )
-    typer.echo(f"pictures of {shown(described.root)}; filters: {', '.join(map(printable, described.fields))}")
-    typer.echo(f"made with {shown(described.model) if described.model else 'a model that was not saved'}")
-    if described.added or described.removed:
+    typer.echo(f"pictures of {display_path(info.root)}; filters: {', '.join(map(printable, info.fields))}")
+    typer.echo(f"made with {display_path(info.model) if info.model else 'a model that was not saved'}")
+    if info.added or info.removed:
         typer.echo(
-            f"version {described.version}: {described.added:,} added and {described.removed:,} removed since it was "
-            "written out in one piece"
+            f"version {info.version}: {info.added:,} added and {info.removed:,} removed since the last compaction"
         )
     typer.echo(f"\n{'':<16}{'bytes':>15}{'per picture':>12}")
     for name, part in [*parts.items(), ("total", size.total)]:
         typer.echo(f"{name:<16}{part:>15,}{part / count:>12.2f}")
     if skipped:
-        print_skipped(described.skipped, verbose=True)
+        print_skipped(info.skipped, verbose=True)
 
 
 @app.command(epilog="Example: voken doctor photos.voken")
-def doctor(collection: _Collection, as_json: AsJson = False) -> None:
-    """Check a collection, every byte of it, and say what is wrong and what to do. Exit code 1 if something is wrong."""
+def doctor(folder: _Collection, as_json: AsJson = False) -> None:
+    """Check every byte of a collection, and say what is wrong and what to do. Exit code 1 if something is wrong."""
     from voken.api import Collection
 
     with progress_bars() as progress:
-        findings = Collection.doctor(collection, progress=progress)
+        findings = Collection.doctor(folder, progress=progress)
     wrong = any(finding.level == "wrong" for finding in findings)
     if as_json:
         rows = [asdict(finding) for finding in findings]
-        print_json({"collection": str(collection), "well": not wrong, "findings": rows})
+        print_json({"collection": str(folder), "well": not wrong, "findings": rows})
     else:
         signs = {
             "good": ("ok    ", None),
@@ -383,22 +396,22 @@ def doctor(collection: _Collection, as_json: AsJson = False) -> None:
 
 @app.command(epilog="Example: voken serve photos.voken --open")
 def serve(
-    collection: _Collection,
+    folder: _Collection,
     host: Annotated[
-        str, typer.Option(help="Where to listen. 0.0.0.0: every network this machine is in.")
+        str, typer.Option(help="The address to listen on. 0.0.0.0: all networks of this machine.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 7860,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on. 0: any free port.")] = 7860,
     token: Annotated[
         str,
         typer.Option(
-            envvar="VOKEN_TOKEN", help="Whoever knows it may add and remove pictures; without it, nobody may."
+            envvar="VOKEN_TOKEN", help="Clients that send it may add and remove pictures. Without a token nobody may."
         ),
     ] = "",
-    max_queue: Annotated[int, typer.Option(min=1, help="Queries that may wait; further ones must try again.")] = 256,
-    max_body: Annotated[int, typer.Option(min=1, metavar="MIB", help="Size of one request, in MiB.")] = 32,
+    max_queue: Annotated[int, typer.Option(min=1, help="Queries that may wait. Further queries are refused.")] = 256,
+    max_body: Annotated[int, typer.Option(min=1, metavar="MIB", help="The largest request, in MiB.")] = 32,
     names: Annotated[
         list[str] | None,
-        typer.Option("--name", help="Another name of this server, as behind a reverse proxy. Repeatable."),
+        typer.Option("--name", help="Another name of this server, for example behind a reverse proxy. Repeatable."),
     ] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     model: _OtherModel = None,
@@ -411,7 +424,7 @@ def serve(
     settings = ServeSettings(
         host=host, port=port, token=token, max_queue=max_queue, max_body=max_body << 20, hosts=tuple(names or ())
     )
-    run(collection, settings, model=model, threads=threads, open_page=open_page, report=typer.echo)
+    run(folder, settings, model=model, threads=threads, open_page=open_page, report=typer.echo)
 
 
 def _print_update(out: Path, report: IndexReport | DataError, as_json: bool, verbose: bool) -> None:
@@ -441,29 +454,29 @@ def _print_update(out: Path, report: IndexReport | DataError, as_json: bool, ver
     changes = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count) or "nothing has changed"
     rate = f", {report.added / report.seconds:,.0f} per second" if report.added > 2 * report.seconds > 2 else ""
     typer.echo(
-        f"{shown(out)}: {report.pictures:,} pictures ({changes}), {report.sequences:,} voken sequences, "
+        f"{display_path(out)}: {report.pictures:,} pictures ({changes}), {report.sequences:,} voken sequences, "
         f"{report.bytes_per_picture:,.0f} bytes per picture, in {duration(report.seconds)}{rate}"
     )
     print_skipped(report.skipped, verbose)
 
 
-def _print_info_json(folder: Path, described: CollectionInfo, parts: dict[str, int], list_skipped: bool) -> None:
-    count = max(1, described.pictures)
+def _print_info_json(folder: Path, info: CollectionInfo, parts: dict[str, int], list_skipped: bool) -> None:
+    count = max(1, info.pictures)
     print_json(
         {
             "collection": str(folder),
-            "pictures": described.pictures,
-            "version": described.version,
-            "added_since": described.added,
-            "removed_since": described.removed,
-            "sequences": described.sequences,
-            "levels": described.levels,
-            "codebook_size": described.codebook_size,
-            "root": str(described.root),
-            "fields": described.fields,
-            "skipped": as_dicts(described.skipped) if list_skipped else len(described.skipped),
-            "model": None if described.model is None else str(described.model),
-            "model_fingerprint": described.model_fingerprint,
+            "pictures": info.pictures,
+            "version": info.version,
+            "added_since": info.added,
+            "removed_since": info.removed,
+            "sequences": info.sequences,
+            "levels": info.levels,
+            "codebook_size": info.codebook_size,
+            "root": str(info.root),
+            "fields": info.fields,
+            "skipped": as_dicts(info.skipped) if list_skipped else len(info.skipped),
+            "model": None if info.model is None else str(info.model),
+            "model_fingerprint": info.model_fingerprint,
             "bytes": parts,
             "bytes_per_picture": {name: round(part / count, 3) for name, part in parts.items()},
         }
@@ -473,22 +486,22 @@ def _print_info_json(folder: Path, described: CollectionInfo, parts: dict[str, i
 def _is_file(query: str) -> bool:
     try:
         return Path(query).is_file()
-    except (OSError, ValueError):  # too long for a path, or with a NUL: then it is words
+    except (OSError, ValueError):  # too long for a path, or holds a NUL
         return False
 
 
-def _print_hits(opened: Collection, hits: Sequence[Hit], preview: bool) -> None:
+def _print_hits(collection: Collection, hits: Sequence[Hit], preview: bool) -> None:
     heading = "" if hits[0].confidence is None else f"  {'confidence':>10}"
     typer.echo(f"{'rank':>4}  {'score':>8}{heading}  path")
     for rank, hit in enumerate(hits, start=1):
         confidence = "" if hit.confidence is None else f"  {100 * hit.confidence:>9.0f}%"
-        typer.echo(f"{rank:>4}  {hit.score:>8.3f}{confidence}  {shown(hit.path)}")
+        typer.echo(f"{rank:>4}  {hit.score:>8.3f}{confidence}  {display_path(hit.path)}")
         if preview:
-            _print_preview(opened.picture(hit.image_id))
+            _print_preview(collection.picture(hit.image_id))
 
 
 def _print_preview(picture: Picture) -> None:
-    """Show the picture as well as the terminal can."""
+    """Show a picture, in the best way that the terminal supports."""
     try:
         from rich.console import Console
         from textual_image.renderable import Image as Preview

@@ -1,9 +1,8 @@
-"""What all commands share: their common options, and how they print to a terminal."""
+"""The options that several commands have, and functions that print to a terminal."""
 
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from voken.config import user_cache
 from voken.errors import ConfigError
+from voken.progress import no_progress
 
 if TYPE_CHECKING:
     from voken.api import Skipped
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 ModelFolder = Annotated[Path, typer.Option("--model", "-m", help="Folder of a trained model.", show_default=False)]
 CacheFolder = Annotated[
     Path | None,
-    typer.Option("--cache", help="Folder that stores the vectors of pictures, so that none is encoded twice."),
+    typer.Option("--cache", help="Folder that stores picture vectors, so that no picture is encoded twice."),
 ]
 ImagesFolder = Annotated[
     Path | None, typer.Option("--images", help="Folder of the pictures, if a Karpathy .json is elsewhere.")
@@ -38,31 +39,28 @@ _SKIPPED_SHOWN = 3
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, str]:
-    """NAME=VALUE settings as a mapping. Raises `ConfigError`."""
+    """Settings in the form NAME=VALUE as a mapping. Raises `ConfigError`."""
     values = {}
     for setting in settings:
         name, equals, value = setting.partition("=")
         if not equals or not name:
-            raise ConfigError(f"--set {setting}: expected NAME=VALUE, e.g. --set tokenizer.levels=6.")
+            raise ConfigError(f"--set {setting}: write NAME=VALUE, e.g. --set tokenizer.levels=6.")
         values[name.strip()] = value.strip()
     return values
 
 
 def cache_folder(folder: Path | None) -> Path:
-    """The folder of the vector cache; by default in the user's cache folder."""
-    if folder is not None:
-        return folder
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "voken" / "vectors"
+    """`folder`, or by default the folder for vectors in the user's cache."""
+    return user_cache("vectors") if folder is None else folder
 
 
 @contextmanager
 def progress_bars() -> Iterator[Progress]:
     """One bar per kind of work on standard error while the block runs, if that is a terminal."""
     if not sys.stderr.isatty():
-        yield lambda what, done, total: None
+        yield no_progress
         return
-    # a search has no bars, and rich takes a tenth of a second to import
+    # not at the top: rich takes a tenth of a second to import, and a search has no bars
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
@@ -70,23 +68,23 @@ def progress_bars() -> Iterator[Progress]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         tasks: dict[str, TaskID] = {}
 
-        def update_bar(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total or None)
-            elif done < bars.tasks[bars.task_ids.index(tasks[what])].completed:
-                bars.reset(tasks[what])
-            bars.update(tasks[what], completed=done, total=total or None)
+        def update_bar(label: str, completed: int, total: int) -> None:
+            if label not in tasks:
+                tasks[label] = bars.add_task(label, total=total or None)
+            elif completed < bars.tasks[bars.task_ids.index(tasks[label])].completed:
+                bars.reset(tasks[label])
+            bars.update(tasks[label], completed=completed, total=total or None)
 
         yield update_bar
 
 
 def as_dicts(skipped: Sequence[Skipped]) -> list[dict[str, str]]:
-    """Skipped pictures, ready for JSON."""
+    """Skipped pictures as JSON objects."""
     return [asdict(picture) for picture in skipped]
 
 
 def print_skipped(skipped: Sequence[Skipped], verbose: bool) -> None:
-    """Print the pictures that were left out to standard error: the first few, or all."""
+    """Print skipped pictures to standard error: all if `verbose`, else the first few."""
     if not skipped:
         return
     warn(f"{len(skipped):,} left out:")
@@ -97,7 +95,7 @@ def print_skipped(skipped: Sequence[Skipped], verbose: bool) -> None:
 
 
 def warn(message: str) -> None:
-    """Print a line in yellow to standard error."""
+    """Print a line to standard error, in yellow."""
     typer.secho(message, fg=typer.colors.YELLOW, err=True)
 
 
@@ -112,17 +110,17 @@ def print_json(value: object) -> None:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people write them."""
+    """Seconds as text, in minutes from two minutes on."""
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
 
 
 def printable(text: str) -> str:
-    """`text` without characters that would move the cursor or cannot be printed: file names may hold any."""
+    """`text` with unprintable characters replaced: file names may hold characters that move the cursor."""
     return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
-def shown(path: Path | str) -> str:
-    """A path as people write it: relative, if it is below the current folder."""
+def display_path(path: Path | str) -> str:
+    """A path to print: relative if it is in the current folder, else absolute."""
     absolute = Path(path).absolute()
     here = Path.cwd()
     return printable(str(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute))

@@ -20,13 +20,13 @@ from voken.cli.console import (
     Verbose,
     as_dicts,
     cache_folder,
+    display_path,
     duration,
     parse_settings,
     print_json,
     print_next,
     print_skipped,
     progress_bars,
-    shown,
 )
 from voken.errors import ConfigError
 
@@ -42,20 +42,23 @@ def data(
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="emoji, icons (tagged, for quality) or icons-all (for scale).")
     ],
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to draw it; made if it does not exist.")],
-    seed: Annotated[int, typer.Option(help="Draws the split into train, validation and test.")] = 0,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to draw it in; created if it does not exist.")],
+    seed: Annotated[int, typer.Option(help="Seed of the split into train, validation and test.")] = 0,
     size: Annotated[int | None, typer.Option(min=8, help="Side in pixels. (default: emoji 128, icons 64)")] = None,
-    demo: Annotated[bool, typer.Option("--demo", help="emoji only: two vendors instead of nine.")] = False,
+    demo: Annotated[bool, typer.Option("--demo", help="Only for emoji: two vendors instead of nine.")] = False,
     every_licence: Annotated[
         bool,
-        typer.Option("--every-licence", help="icons-all only: also what may not be passed on, to measure at home."),
+        typer.Option(
+            "--every-licence",
+            help="Only for icons-all: also icons that may not be redistributed, for local measurements.",
+        ),
     ] = False,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
     """Draw a data set of captioned pictures: emoji, or icons.
 
-    The drawings are fetched once, with npm. The result is a folder with metadata.jsonl, split by concept.
+    The drawings are downloaded once, with npm. The result is a folder with metadata.jsonl, split by concept.
     """
     from voken.api import draw_dataset
 
@@ -77,7 +80,9 @@ def data(
         )
         return
     parts = ", ".join(f"{count:,} {split}" for split, count in splits.items() if count)
-    typer.echo(f"{shown(dataset.root)}: {len(dataset):,} pictures of {len(dataset.concepts):,} concepts ({parts})")
+    typer.echo(
+        f"{display_path(dataset.root)}: {len(dataset):,} pictures of {len(dataset.concepts):,} concepts ({parts})"
+    )
     print_skipped(dataset.skipped, verbose)
     if splits["train"]:
         print_next("fit", dataset.root, "--out", f"{dataset.root.name}.model")
@@ -114,8 +119,8 @@ def fit(
 ) -> None:
     """Train a model on captioned pictures.
 
-    The train split trains and the validation split chooses (a tenth of the concepts is set aside if there is none).
-    Stopped at any time, the same command goes on from where it was.
+    The model is trained on the train split, and settings are chosen on the validation split. If there is no validation
+    split, a tenth of the concepts is set aside for it. If the command is interrupted, run it again to continue.
     """
     from voken.config import preset as named_preset
 
@@ -126,7 +131,7 @@ def fit(
         print_json(config.to_dict())
         return
     if dataset is None:
-        raise ConfigError("DATA is missing: name the folder with metadata.jsonl. `voken fit --help` says more.")
+        raise ConfigError("DATA is missing: name the folder with metadata.jsonl. See `voken fit --help`.")
     if out is None:
         raise ConfigError("--out is missing: name the folder to save the model in.")
     from voken import api
@@ -157,7 +162,7 @@ def fit(
         )
         return
     counts = ", ".join(f"{count:,} {side}" for side, count in validation.get("pictures", {}).items())
-    typer.echo(f"{shown(out)}: trained on {counts} pictures in {duration(seconds)}")
+    typer.echo(f"{display_path(out)}: trained on {counts} pictures in {duration(seconds)}")
     if recall := _best_recall(validation.get("generator", {})):
         typer.echo(f"Mean of R@1, R@5 and R@10 on validation, by log-probability alone: {100 * recall:.1f}%")
     print_skipped([api.Skipped(**picture) for picture in validation.get("skipped", [])], verbose)
@@ -169,16 +174,16 @@ def compile_model(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a trained model.")],
     precision: Annotated[
         str,
-        typer.Option(help="float32: as trained. int8: smaller and faster, a little less exact."),
+        typer.Option(help="float32: the weights as trained. int8: smaller and faster, a little less exact."),
     ] = "float32",
 ) -> None:
-    """Make a model's engine again: what a search on a CPU runs, without torch. Collections stay valid."""
+    """Create a model's engine again, which searches on a CPU without torch. Collections stay valid."""
     from voken import api
 
     api.compile_model(model, precision)
-    described = api.info(model)
-    assert isinstance(described, api.ModelInfo)
-    print_model(model, described, as_json=False)
+    info = api.info(model)
+    assert isinstance(info, api.ModelInfo)
+    print_model(model, info, as_json=False)
 
 
 @tokenizer_app.command(epilog="Example: voken tokenizer report --model emoji.model --data emoji")
@@ -193,10 +198,10 @@ def report(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Say whether the tokenizer is good enough for these pictures.
+    """Show whether the tokenizer is good enough for these pictures.
 
-    How each level's codebook is used, how many pictures share a sequence, what is lost in rebuilding, and, with
-    captions, the recall that a search over the vokens could reach.
+    The report shows how much of each level's codebook is used, how many pictures share a sequence, how much the rebuilt
+    vectors differ, and, if there are captions, the highest recall that a search over the vokens could reach.
     """
     from voken.api import tokenizer_report
 
@@ -231,7 +236,7 @@ def print_model(folder: Path, model: ModelInfo, as_json: bool) -> None:
             }
         )
         return
-    typer.echo(f"{shown(folder)}: a {model.family} model; engine: {model.engine or 'none, searched with torch'}")
+    typer.echo(f"{display_path(folder)}: a {model.family} model; engine: {model.engine or 'none, searched with torch'}")
     for name, size in [*model.bytes.items(), ("total", sum(model.bytes.values()))]:
         typer.echo(f"{name:<16}{size:>15,} bytes")
 
@@ -245,8 +250,8 @@ def _best_recall(history: dict[str, Any]) -> float | None:
 def _print_quality(quality: TokenizerReport) -> None:
     typer.echo(f"{quality.pictures:,} pictures, {quality.sequences:,} distinct sequences of {quality.bits:.0f} bits")
     typer.echo(f"pictures that share a sequence    {100 * quality.collision_rate:.1f}%")
-    typer.echo(f"mean cosine with the rebuilt      {quality.cosine:.3f}")
-    typer.echo(f"mean squared error of the rebuilt {quality.reconstruction_error:.3f}")
+    typer.echo(f"mean cosine with rebuilt vectors  {quality.cosine:.3f}")
+    typer.echo(f"mean squared error of the vectors {quality.reconstruction_error:.3f}")
     typer.echo("\nlevel  entries used  perplexity")
     for level in quality.levels:
         typer.echo(f"{level.level:>5}  {level.used:>5} of {level.entries:<5}{level.perplexity:>9.1f}")

@@ -1,20 +1,19 @@
-"""The pictures of a collection as memory-mapped arrays, as the last compaction wrote them. Immutable.
+"""The pictures of a collection as the last compaction wrote them: memory-mapped arrays, which never change.
 
     base.json            how many pictures there are, and which of the files below exist
-    ids.* · paths.*      one text per picture (see `TextColumn`); ids are absent if they are 0, 1, 2 …, paths are absent
-                         if they equal the ids
+    ids.* · paths.*      one text per picture (see `TextColumn`). There is no ids file if the ids are 0, 1, 2 …, and no
+                         paths file if the paths equal the ids
     lookup.*.npy         the sorted hashes of the ids, and the row of each
     trie/                the voken sequences and the pictures of each (see `voken.decoding.trie`)
     vectors.npy          float16 (pictures, dim), only if searches rerank by stored vectors
     files.npy            size, time and content hash of each file, and when the picture was taken
-    metadata.*           one JSON object per picture, if any picture has one
+    metadata.*           one JSON object per picture, if any picture has metadata
 
-Opening reads nothing but the headers, and imports nothing that reads pictures or runs a model.
+Opening reads only the headers, and imports no code that reads pictures or runs a model.
 """
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,7 +40,7 @@ _TEXTS_PER_BLOCK = 128
 _CACHED_BLOCKS = 64
 """About a megabyte."""
 _END_OF_TEXT = b"\xff"
-# a file name may hold bytes that are not UTF-8; Python shows them as lone surrogates, which must survive the round trip
+# a file name may hold bytes that are not UTF-8; Python represents them as lone surrogates, which must be restored
 _SURROGATES = "surrogatepass"
 
 
@@ -55,7 +54,7 @@ class Base:
     trie: VokenTrie
     vectors: Float16[np.ndarray, "pictures dim"] | None = None
     facts: Shaped[np.ndarray, " pictures"] | None = None
-    """Of type `FACTS`; None if the files were never examined."""
+    """Of type `FACTS`; None if the collection does not record its files."""
     metadata: TextColumn | None = None
     lookup: Lookup | None = None
     """None if the ids are numbers."""
@@ -65,7 +64,7 @@ class Base:
 
     @classmethod
     def empty(cls, levels: int, codebook_size: int, dim: int = 0) -> Self:
-        """A base without pictures; `dim` is the width of the vectors that pictures would have, 0 for none."""
+        """A base without pictures. `dim` is the width of the vectors that it would store; 0 if it stores none."""
         vectors = np.zeros((0, dim), np.float16) if dim else None
         no_texts = TextColumn.of([])
         return cls(no_texts, no_texts, VokenTrie.empty(levels, codebook_size), vectors, np.zeros(0, FACTS))
@@ -80,7 +79,7 @@ class Base:
         return next((row for row, other in enumerate(self.ids) if other == image_id), None)
 
     def save(self, folder: Path) -> None:
-        """Write it as `folder`, complete or not at all. Raises `StorageError` if the disk refuses."""
+        """Write this base to `folder`, complete or not at all. Raises `StorageError` if the disk refuses."""
         write_base(
             folder,
             np.arange(len(self)),
@@ -96,7 +95,7 @@ class Base:
     def open(cls, folder: Path, *, verify: bool = False) -> Self:
         """Map what `save` wrote. `verify` reads every byte and compares checksums; otherwise only sizes are compared.
 
-        Raises `ArtifactError` if there is none, `CorruptArtifactError` if the files differ from what was saved.
+        Raises `ArtifactError` if `folder` holds no base, `CorruptArtifactError` if its files were changed.
         """
         artifact.check(folder, kind=KIND, version=VERSION, checksums=verify)
         header = artifact.read_json(folder / "base.json")
@@ -111,11 +110,11 @@ class Base:
             lookup = None if header["ids_are_numbers"] else Lookup.load(folder)
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptArtifactError(
-                f"{folder / 'base.json'}: is not what was saved there ({error!r}). Make the collection again."
+                f"{folder / 'base.json'}: does not hold what voken saved ({error!r}). Index the pictures again."
             ) from error
         lengths = {trie.images, *(len(part) for part in (vectors, facts) if part is not None)}
         if lengths != {count}:
-            raise CorruptArtifactError(f"{folder}: its files are not of one collection. Make the collection again.")
+            raise CorruptArtifactError(f"{folder}: its files are from different collections. Index the pictures again.")
         return cls(ids, stored_paths, trie, vectors, facts, metadata, lookup)
 
 
@@ -129,7 +128,7 @@ def write_base(
     facts: Shaped[np.ndarray, " pictures"] | None,
     metadata: Sequence[str] | None,
 ) -> None:
-    """Write what `Base.open` reads. The vector of picture i is `vectors[rows[i]]`; never all are in memory at once.
+    """Write what `Base.open` reads. The vector of picture i is `vectors[rows[i]]`; vectors are copied part by part.
 
     Raises `StorageError` if the disk refuses; then nothing is left behind.
     """
@@ -176,15 +175,15 @@ class Lookup:
 
     @classmethod
     def of(cls, ids: Sequence[str]) -> Self:
-        """The lookup of ids that are in the order of their rows."""
+        """A lookup of `ids`, which are in the order of their rows."""
         hashes = np.fromiter(map(_hash, ids), dtype=np.uint64, count=len(ids))
         order = np.argsort(hashes, kind="stable")
         return cls(hashes[order], order.astype(np.uint32))
 
     def rows_of(self, image_id: str) -> list[int]:
-        """Rows whose id has the same hash: nearly always one or none."""
-        wanted = np.uint64(_hash(image_id))
-        low, high = self.hashes.searchsorted(wanted, "left"), self.hashes.searchsorted(wanted, "right")
+        """The rows whose id has the same hash as `image_id`: nearly always one or none."""
+        key = np.uint64(_hash(image_id))
+        low, high = self.hashes.searchsorted(key, "left"), self.hashes.searchsorted(key, "right")
         rows: list[int] = self.rows[low:high].tolist()
         return rows
 
@@ -200,7 +199,7 @@ class Lookup:
 
 
 class _Texts(Sequence[str]):
-    """A sequence of texts whose class says how to read one row."""
+    """A sequence of texts; subclasses read one row."""
 
     def _text(self, row: int) -> str:
         raise NotImplementedError
@@ -219,11 +218,11 @@ class _Texts(Sequence[str]):
 
 
 class TextColumn(_Texts):
-    """A read-only sequence of short texts, compressed in blocks and memory-mapped. Make one with `of` or `load`.
+    """A read-only sequence of short texts, compressed in blocks and memory-mapped. Create one with `of` or `load`.
 
-    Millions of ids open in a millisecond. `NAME.zlib` holds blocks of 128 texts, each text ended by a byte that UTF-8
-    never uses; `NAME.blocks.npy` holds the int64 start of each block, and the end of the last. To read a text costs the
-    unpacking of its block, about 20 µs; the 64 blocks used last are cached.
+    Millions of ids open in a millisecond. `NAME.zlib` holds blocks of 128 texts; each text ends with a byte that UTF-8
+    never uses. `NAME.blocks.npy` holds the start of each block and the end of the last block, as int64. Reading a text
+    unpacks its block, which takes about 20 µs. The 64 blocks used last are cached.
     """
 
     def __init__(
@@ -254,7 +253,7 @@ class TextColumn(_Texts):
 
     @classmethod
     def load(cls, folder: Path, name: str, texts: int) -> Self:
-        """Map the `texts` texts that `save` wrote. Raises `CorruptArtifactError` if the files cannot hold them."""
+        """Map what `save` wrote. Raises `CorruptArtifactError` if the files cannot hold so many `texts`."""
         path = folder / f"{name}.zlib"
         try:
             starts = np.load(folder / f"{name}.blocks.npy", mmap_mode="r", allow_pickle=False)
@@ -262,13 +261,13 @@ class TextColumn(_Texts):
             empty = path.stat().st_size == 0
             content = np.zeros(0, np.uint8) if empty else np.memmap(path, dtype=np.uint8, mode="r")
         except (OSError, ValueError, EOFError) as error:
-            raise CorruptArtifactError(f"{path}: cannot be read ({error}). Make the collection again.") from error
+            raise CorruptArtifactError(f"{path}: cannot be read ({error}). Index the pictures again.") from error
         if (
             starts.dtype != np.int64
             or starts.shape != (-(-texts // _TEXTS_PER_BLOCK) + 1,)
             or starts[-1] != len(content)
         ):
-            raise CorruptArtifactError(f"{path}: does not fit its blocks. Make the collection again.")
+            raise CorruptArtifactError(f"{path}: its size is not that of its blocks. Index the pictures again.")
         return cls(np.asarray(content), np.asarray(starts), texts, str(path))
 
     @property
@@ -288,23 +287,23 @@ class TextColumn(_Texts):
         return self._block(row // _TEXTS_PER_BLOCK)[row % _TEXTS_PER_BLOCK].decode("utf-8", _SURROGATES)
 
     def _unpack(self, block: int) -> list[bytes]:
-        """Raises `CorruptArtifactError` if the block is not what was written."""
+        """The encoded texts of a block. Raises `CorruptArtifactError` if the block is damaged."""
         expected = min(_TEXTS_PER_BLOCK, self._texts - block * _TEXTS_PER_BLOCK)
         try:
             # the zlib format carries a checksum, which is compared here
             plain = zlib.decompress(self._content[self._starts[block] : self._starts[block + 1]].data)
         except zlib.error as error:
-            raise CorruptArtifactError(f"{self._name}: is damaged ({error}). Make the collection again.") from error
+            raise CorruptArtifactError(f"{self._name}: is damaged ({error}). Index the pictures again.") from error
         texts = plain.split(_END_OF_TEXT)[:-1]
         if len(texts) != expected:
             raise CorruptArtifactError(
-                f"{self._name}: block {block} holds {len(texts)} texts, not {expected}. Make the collection again."
+                f"{self._name}: block {block} holds {len(texts)} texts, not {expected}. Index the pictures again."
             )
         return texts
 
 
 class NumberColumn(_Texts):
-    """The numbers below `count`, as texts "0", "1", "2" …: ids that take no bytes."""
+    """The numbers below `count` as texts, "0", "1", "2" …: ids that take no bytes."""
 
     nbytes = 0
 
@@ -322,7 +321,7 @@ class NumberColumn(_Texts):
 
 
 class AppendedTextColumn(_Texts):
-    """A written column, and the texts added since by row number. A hole holds the empty text."""
+    """A base column, and the texts added since, by row number. The rows of removed pictures hold the empty text."""
 
     def __init__(self, base: TextColumn | NumberColumn, added: Mapping[int, str]) -> None:
         self._base, self._added = base, added
@@ -338,12 +337,12 @@ class AppendedTextColumn(_Texts):
 
 @dataclass(frozen=True, eq=False)
 class AppendedRows:
-    """The rows of a written array, and those added since. The added rows start where the written ones end."""
+    """The rows of a base array, and the rows added since, whose numbers begin where the base ends."""
 
     base: Shaped[np.ndarray, base * row]
     added: Shaped[np.ndarray, added * row]
     added_rows: Int64[np.ndarray, " added"]
-    """The row number of each added row, ascending; there may be holes."""
+    """The row number of each added row, ascending; numbers of removed pictures are missing."""
 
     @property
     def nbytes(self) -> int:
@@ -352,12 +351,12 @@ class AppendedRows:
 
     @property
     def dtype(self) -> np.dtype[np.generic]:
-        """The type of a number."""
+        """The dtype of the values."""
         dtype: np.dtype[np.generic] = self.base.dtype
         return dtype
 
     def __getitem__(self, rows: Int64[np.ndarray, " rows"]) -> Shaped[np.ndarray, rows * row]:
-        """The values of rows that exist. The result for a hole is undefined; a row past the end raises IndexError."""
+        """The values of `rows`. A removed picture has no defined value; a row past the end raises IndexError."""
         rows = np.asarray(rows)
         values = np.empty((*rows.shape, *self.base.shape[1:]), self.base.dtype)
         is_base = rows < len(self.base)
@@ -367,14 +366,9 @@ class AppendedRows:
 
 
 def column(texts: Sequence[str]) -> TextColumn | NumberColumn:
-    """A column of `texts` in memory, as small as it can be."""
+    """A column of `texts` in memory: a `NumberColumn` if they are 0, 1, 2 …, else a `TextColumn`."""
     numbers = NumberColumn(len(texts))
     return numbers if all(map(eq, texts, numbers)) else TextColumn.of(texts)
-
-
-def metadata_text(fields: dict[str, object]) -> str:
-    """Metadata as it is stored: a JSON object, or the empty text if there is no field."""
-    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")) if fields else ""
 
 
 def map_array(path: Path) -> np.ndarray:
@@ -383,7 +377,7 @@ def map_array(path: Path) -> np.ndarray:
         array: np.ndarray = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
         return array
     except (OSError, ValueError, EOFError) as error:
-        raise CorruptArtifactError(f"{path}: cannot be read ({error}). Make the collection again.") from error
+        raise CorruptArtifactError(f"{path}: cannot be read ({error}). Index the pictures again.") from error
 
 
 def _hash(image_id: str) -> int:
@@ -392,13 +386,13 @@ def _hash(image_id: str) -> int:
 
 @contextmanager
 def _disk_full_errors(folder: Path) -> Iterator[None]:
-    """numpy reports a full disk by an OSError without a number, which `artifact.storage_errors` cannot recognise."""
+    """Raise `StorageError` if numpy reports a full disk: its OSError has no number for `artifact.storage_errors`."""
     try:
         yield
     except OSError as error:
         if error.errno is None:
             raise StorageError(
-                f"{folder}: the disk took only a part ({error}). Free some space and run the same command again; "
+                f"{folder}: the disk stored only a part ({error}). Free some space and run the same command again; "
                 "what was saved before is untouched."
             ) from error
         raise

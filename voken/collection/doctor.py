@@ -1,4 +1,4 @@
-"""Checks everything about a collection that can be checked, and says what to do about each fault."""
+"""Checks a collection completely, and says what to do about each fault."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ class Finding:
     """The result of one check."""
 
     level: Literal["good", "note", "wrong"]
-    """`note`: works, but somebody may want to know. `wrong`: searches fail or mislead until it is repaired."""
+    """`note`: searches work. `wrong`: searches fail or mislead until it is repaired."""
     what: str
+    """The state that the check found, as a sentence."""
     remedy: str = ""
 
 
 def examine(folder: Path, *, progress: Progress = no_progress) -> list[Finding]:
-    """Check a whole collection, every byte of it. A fault does not end the checks.
+    """Check every byte of a collection. A fault does not end the checks.
 
     Raises `ArtifactError` only if there is no collection.
     """
@@ -61,10 +62,10 @@ def examine(folder: Path, *, progress: Progress = no_progress) -> list[Finding]:
         findings += check(snapshot)
     progress("examine", 4, 5)
     if leftovers := store.leftovers():
-        what = f"{len(leftovers)} leftovers of a compaction that was killed"
+        what = f"{len(leftovers)} leftovers of compactions that were killed"
         findings.append(Finding("note", what, f"run: voken compact {folder}"))
     if store.wants_compaction:
-        what = "there are so many changes that opening takes longer than it need"
+        what = "opening is slow because there are many changes"
         findings.append(Finding("note", what, f"run: voken compact {folder}"))
     if snapshot.skipped:
         what = f"{len(snapshot.skipped):,} files could not be used"
@@ -74,34 +75,35 @@ def examine(folder: Path, *, progress: Progress = no_progress) -> list[Finding]:
 
 
 def _check_rows(snapshot: Snapshot) -> list[Finding]:
-    """Whether ids, sequences and vectors belong together, and the trie is the one that the sequences make."""
+    """Check that the ids are unique, that the trie holds the pictures' sequences, and that vectors are finite."""
     findings: list[Finding] = []
     again = "index the pictures again"
     rows = snapshot.rows
     ids = [snapshot.ids[row] for row in rows.tolist()]
     if len(set(ids)) != len(ids):
         findings.append(Finding("wrong", f"{len(ids) - len(set(ids))} ids occur twice", again))
-    lost = [image_id for row, image_id in zip(rows.tolist(), ids, strict=True) if snapshot.find(image_id) != row]
-    if lost:
-        findings.append(Finding("wrong", f"{len(lost)} ids cannot be looked up, the first is {lost[0]!r}", again))
+    missing = [image_id for row, image_id in zip(rows.tolist(), ids, strict=True) if snapshot.find(image_id) != row]
+    if missing:
+        what = f"{len(missing)} ids cannot be looked up, the first is {missing[0]!r}"
+        findings.append(Finding("wrong", what, again))
     if not len(rows):
-        return [*findings, Finding("note", "there is no picture in it", "run: voken index")]
+        return [*findings, Finding("note", "the collection has no pictures", "run: voken index")]
     trie = snapshot.trie
     numbers, vokens = trie.row_vokens()
-    fresh = VokenTrie.from_vokens(vokens, trie.codebook_size, numbers)
-    leaves = np.arange(fresh.sequences)
-    same = trie.sequences == fresh.sequences and np.array_equal(numbers, rows)
-    if same and all(map(np.array_equal, trie.rows_of(leaves), fresh.rows_of(leaves))):
-        findings.append(Finding("good", f"{fresh.sequences:,} voken sequences, each with its pictures"))
+    rebuilt = VokenTrie.from_vokens(vokens, trie.codebook_size, numbers)
+    leaves = np.arange(rebuilt.sequences)
+    same = trie.sequences == rebuilt.sequences and np.array_equal(numbers, rows)
+    if same and all(map(np.array_equal, trie.rows_of(leaves), rebuilt.rows_of(leaves))):
+        findings.append(Finding("good", f"{rebuilt.sequences:,} voken sequences, each with its pictures"))
     else:
-        findings.append(Finding("wrong", "the trie is not that of the pictures' sequences", again))
+        findings.append(Finding("wrong", "the trie does not match the pictures' sequences", again))
     if snapshot.vectors is not None:
         bad = sum(
             int((~np.isfinite(np.asarray(snapshot.vectors[part]).astype(np.float32)).all(1)).sum())
             for part in np.array_split(rows, max(1, len(rows) // 65_536))
         )
         if bad:
-            findings.append(Finding("wrong", f"{bad:,} vectors hold values that are not numbers", again))
+            findings.append(Finding("wrong", f"{bad:,} vectors hold NaN or infinity", again))
     return findings
 
 
@@ -118,11 +120,11 @@ def _check_model(snapshot: Snapshot) -> list[Finding]:
         return [
             Finding(
                 "wrong",
-                f"{folder}: another model than the collection was made with",
-                "index the pictures again with it, or name the model they were indexed with: --model FOLDER",
+                f"{folder}: this is not the model that the collection was made with",
+                "index the pictures again with this model, or name the right one when you search: --model FOLDER",
             )
         ]
-    findings = [Finding("good", f"its model is in {folder}, complete")]
+    findings = [Finding("good", f"its model in {folder} is complete")]
     if not compiled.is_compiled(folder):
         what = "the model has no engine, so searches need torch"
         findings.append(Finding("note", what, f"run: voken compile {folder}"))
@@ -130,7 +132,7 @@ def _check_model(snapshot: Snapshot) -> list[Finding]:
 
 
 def _check_files(snapshot: Snapshot) -> list[Finding]:
-    """Whether the pictures' files still exist, and are as they were."""
+    """Check that the pictures' files exist and have not changed."""
     gone: list[str] = []
     changed: list[str] = []
     facts = None if snapshot.facts is None else snapshot.facts[snapshot.rows]
@@ -142,17 +144,17 @@ def _check_files(snapshot: Snapshot) -> list[Finding]:
             gone.append(str(path))
             continue
         if facts is not None and bytes(facts["hash"][place]) != bytes(16):
-            known = int(facts["size"][place]), int(facts["modified"][place])
-            if known != (status.st_size, status.st_mtime_ns):
+            recorded = int(facts["size"][place]), int(facts["modified"][place])
+            if recorded != (status.st_size, status.st_mtime_ns):
                 changed.append(str(path))
     remedy = f"run: voken index {snapshot.root} --out {snapshot.folder}"
     findings = []
     if gone:
-        what = f"{len(gone):,} pictures are no longer where they were: {_first(gone)}"
+        what = f"{len(gone):,} files of pictures no longer exist: {_first(gone)}"
         findings.append(Finding("note", what, remedy))
     if changed:
-        findings.append(Finding("note", f"{len(changed):,} files have changed since: {_first(changed)}", remedy))
-    return findings or [Finding("good", "every picture's file is there and as it was")]
+        findings.append(Finding("note", f"{len(changed):,} files of pictures have changed: {_first(changed)}", remedy))
+    return findings or [Finding("good", "every picture's file exists and is unchanged")]
 
 
 def _first(paths: list[str]) -> str:

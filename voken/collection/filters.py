@@ -1,10 +1,11 @@
-"""Which pictures a search may return, by their metadata: `date>=2024-05`, `folder=trips/2024`, `licence=CC0`.
+"""Filters limit a search to some pictures: `date>=2024-05`, `folder=trips/2024`, `licence=CC0`.
 
-A filter is FIELD OP VALUE; several must all hold. `date` is when a picture was taken (or else its file's time); a value
-may be a year, a month or a day, and `=` means within it. `folder` is the picture's folder below that of the collection;
-`=` means in it or deeper. All other fields are those of metadata.jsonl. Numbers compare as numbers, texts as texts, and
-a list matches if one of its members does. The operators are `=`, `!=`, `<`, `<=`, `>`, `>=`, and `~`, which means
-"contains" and ignores case.
+A filter is FIELD OP VALUE; a picture must match all filters of a search. The field `date` is when the picture was
+taken, or the time of its file if that is not recorded; its value is a year, a month or a day, and `=` means within it.
+`folder` is the picture's folder, relative to the folder of the collection's pictures; `=` means in this folder or
+deeper. All other fields are those of metadata.jsonl. Numbers compare as numbers and texts as texts; a list matches if
+one of its members does. The operators are `=`, `!=`, `<`, `<=`, `>`, `>=`, and `~`, which means "contains" and ignores
+case.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ DATE, FOLDER = "date", "folder"
 _SYNTAX = re.compile(r"\s*([^=!<>~]+?)\s*(!=|<=|>=|=|<|>|~)\s*(.*?)\s*", re.DOTALL)
 _DATE = re.compile(r"(\d{4})(?:-(\d{1,2})(?:-(\d{1,2}))?)?")
 _PICTURES_EXAMINED = 2_000
-"""Pictures whose metadata is searched for the names of fields."""
+"""The names of fields are collected from the metadata of this many pictures."""
 
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {"=": eq, "!=": eq, "<": lt, "<=": le, ">": gt, ">=": ge}
 """A picture matches `!=` if it does not match `=`."""
@@ -36,7 +37,7 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {"=": eq, "!=": eq, "<": lt, "
 
 @dataclass(frozen=True)
 class Filter:
-    """One condition. Make one with `parse`."""
+    """One condition. Create one with `parse`."""
 
     field: str
     operator: str
@@ -44,16 +45,16 @@ class Filter:
 
     @classmethod
     def parse(cls, text: str) -> Filter:
-        """A filter from FIELD OP VALUE. Raises `ConfigError` if the text is not one, or its date is not a date."""
+        """Read FIELD OP VALUE. Raises `ConfigError` if `text` is not a filter, or if its date is not a date."""
         parts = _SYNTAX.fullmatch(text)
         if parts is None or not parts[3]:
             raise ConfigError(
-                f"filter {text!r}: give FIELD=VALUE, e.g. folder=trips, date>=2024-05, licence!=CC0, title~dog."
+                f"filter {text!r}: write FIELD=VALUE, e.g. folder=trips, date>=2024-05, licence!=CC0, title~dog."
             )
         parsed = cls(parts[1], parts[2], parts[3])
         if parsed.field == DATE:
             if parsed.operator == "~":
-                raise ConfigError(f"filter {text!r}: a date has no parts to contain. Use =, <, <=, > or >=.")
+                raise ConfigError(f"filter {text!r}: a date cannot contain a text. Use =, <, <=, > or >=.")
             _period(parsed.value)
         if parsed.field == FOLDER and parsed.operator not in ("=", "!=", "~"):
             raise ConfigError(f"filter {text!r}: folders have no order. Use =, != or ~.")
@@ -69,7 +70,7 @@ def matching_rows(snapshot: Snapshot, filters: Iterable[Filter]) -> Int64[np.nda
 
 
 def fields_of(snapshot: Snapshot) -> list[str]:
-    """What filters may name: `date`, `folder`, and the fields of some pictures' metadata."""
+    """The fields that filters can name: `date`, `folder`, and those of the metadata of the first pictures."""
     names: set[str] = set()
     for row in snapshot.rows[:_PICTURES_EXAMINED].tolist():
         names |= _fields(snapshot.metadata(row)).keys()
@@ -91,15 +92,15 @@ def _matches(snapshot: Snapshot, rows: Int64[np.ndarray, " rows"], condition: Fi
     )
 
 
-def _dates_match(taken: Int64[np.ndarray, " rows"], condition: Filter) -> Bool[np.ndarray, " rows"]:
+def _dates_match(dates: Int64[np.ndarray, " rows"], condition: Filter) -> Bool[np.ndarray, " rows"]:
     first, end = _period(condition.value)
     tests: dict[str, Callable[[], Any]] = {
-        "=": lambda: (taken >= first) & (taken < end),
-        "!=": lambda: (taken < first) | (taken >= end),
-        "<": lambda: taken < first,
-        "<=": lambda: taken < end,
-        ">": lambda: taken >= end,
-        ">=": lambda: taken >= first,
+        "=": lambda: (dates >= first) & (dates < end),
+        "!=": lambda: (dates < first) | (dates >= end),
+        "<": lambda: dates < first,
+        "<=": lambda: dates < end,
+        ">": lambda: dates >= end,
+        ">=": lambda: dates >= first,
     }
     matches: np.ndarray = tests[condition.operator]()
     return matches
@@ -125,23 +126,22 @@ def _period(value: str) -> tuple[int, int]:
 
 
 def _folder_test(condition: Filter) -> Callable[[str], bool]:
-    wanted = condition.value.strip("/").removeprefix("./")
+    folder = condition.value.strip("/").removeprefix("./")
 
-    def folder(path: str) -> str:
+    def parent(path: str) -> str:
         return path.removeprefix(UPLOAD_PREFIX).rpartition("/")[0].strip("/")
 
     def within(path: str) -> bool:
-        parent = folder(path)
-        return parent == wanted or parent.startswith(f"{wanted}/") or wanted in ("", ".")
+        return folder in ("", ".") or f"{parent(path)}/".startswith(f"{folder}/")
 
     if condition.operator == "~":
         part = condition.value.casefold()
-        return lambda path: part in folder(path).casefold()
+        return lambda path: part in parent(path).casefold()
     return within if condition.operator == "=" else lambda path: not within(path)
 
 
 def _value_test(condition: Filter) -> Callable[[Any], bool]:
-    wanted_number, wanted_part = _number(condition.value), condition.value.casefold()
+    operand_number, operand_folded = _number(condition.value), condition.value.casefold()
     compare = _COMPARE.get(condition.operator)
 
     def holds(value: Any) -> bool:
@@ -150,10 +150,10 @@ def _value_test(condition: Filter) -> Callable[[Any], bool]:
         if value is None:
             return False
         if compare is None:  # "~"
-            return wanted_part in _text(value).casefold()
+            return operand_folded in _text(value).casefold()
         number = _number(value)
-        if wanted_number is not None and number is not None:
-            return compare(number, wanted_number)
+        if operand_number is not None and number is not None:
+            return compare(number, operand_number)
         return compare(_text(value), condition.value)
 
     return (lambda value: not holds(value)) if condition.operator == "!=" else holds

@@ -1,8 +1,8 @@
-"""Bring a collection up to date with the pictures on the disk.
+"""Bring a collection up to date with the pictures on disk.
 
-A file whose size and time have not changed is not read again. A file whose content is known, because it was moved,
-copied or only touched, is not encoded again. New pictures are committed a few hundred at a time: a run that is stopped
-loses no more than these, and searches see the others while it goes on.
+A file whose size and time have not changed is not read again. A file with the content of a picture in the collection,
+because it was moved, copied or only touched, is not encoded again. New pictures are committed a few hundred at a time:
+an interrupted run loses at most these, and searches see the others while it continues.
 """
 
 from __future__ import annotations
@@ -47,31 +47,31 @@ class PictureModel(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Collections recognise their model by it."""
+        """Hexadecimal; a collection recognises its model by it."""
         ...
 
     @property
     def encoder(self) -> Encoder:
-        """Pictures to vectors."""
+        """Turns pictures into vectors."""
         ...
 
     @property
     def tokenizer(self) -> ImageTokenizer:
-        """Vectors to vokens."""
+        """Turns vectors into vokens."""
         ...
 
 
 @dataclass(frozen=True)
 class SavedModel:
-    """The picture side of a saved model, loaded when the first picture is read: a run without new pictures is quick.
+    """The encoder and the tokenizer of a saved model, loaded on first use: a run without new pictures is fast.
 
-    Using it raises `ArtifactError` if there is no model, `MissingExtraError` if torch is not installed.
+    Its properties raise `ArtifactError` if there is no model, `MissingExtraError` if torch is not installed.
     """
 
     folder: Path
     device: str = "cpu"
     threads: int = 0
-    """Of torch; 0: as many as it takes by default."""
+    """The number of torch's threads; 0 leaves its default."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -111,7 +111,7 @@ def new_store(
     model_folder: Path | None = None,
     replace: bool = False,
 ) -> Store:
-    """Make a collection without pictures, for `model`. Raises as `Store.create`."""
+    """Create a collection without pictures, for `model`. Raises what `Store.create` raises."""
     return Store.create(
         folder,
         root=root,
@@ -133,12 +133,12 @@ def index_pictures(
     compact: bool = False,
     progress: Progress = no_progress,
 ) -> IndexReport:
-    """Make the collection hold the pictures of `dataset`, the uploaded ones, and no others.
+    """Make the collection hold the pictures of `dataset`, the uploaded pictures, and no others.
 
-    `workers` threads read and decode; 0 means as many as there are cores. `compact` writes the collection out
-    afterwards, which otherwise happens only after many changes. Raises `ConfigError` if the collection is of another
-    folder, `ArtifactError` if it was made with another model, `EmptyDataError` if none of the pictures can be used, so
-    that it would be empty.
+    `workers` threads read and decode; 0 means one per core. `compact` compacts the collection at the end, which
+    otherwise happens only after many changes. Raises `ConfigError` if the collection holds the pictures of another
+    folder, `ArtifactError` if it was made with another model, and `EmptyDataError` if the collection would be empty,
+    because none of the pictures can be used.
     """
     start = time.perf_counter()
     workers = workers or os.cpu_count() or 1
@@ -146,25 +146,25 @@ def index_pictures(
     before.check_model(model)
     if dataset.root.absolute() != before.root.absolute():
         raise ConfigError(
-            f"{store.folder}: holds the pictures of {before.root}, not of {dataset.root}. Give that folder, or another "
-            "collection; `voken add` takes single pictures from anywhere."
+            f"{store.folder}: holds the pictures of {before.root}, not of {dataset.root}. Name that folder, or another "
+            "collection. `voken add` adds single pictures from any folder."
         )
     plan = _plan_changes(before, dataset, store.skipped(), workers, progress)
     counts = Counter[str](unchanged=plan.unchanged)
-    for part in _parts(plan.known):
-        _commit_known(store, before, part, counts)
-    moved = {picture.moved_from for picture in plan.known}
+    for part in _parts(plan.encoded):
+        _commit_encoded(store, before, part, counts)
+    moved = {picture.moved_from for picture in plan.encoded}
     removed = [image_id for image_id in plan.removed if image_id not in moved]
     if removed or plan.skipped or plan.forgotten:
         change = store.commit(remove=removed, skipped=plan.skipped, forget=plan.forgotten)
         counts["removed"] += len(change.removed)
-    encoded = 0
+    completed = 0
     for part in _parts(plan.new):
         entries, skipped = _encode(
-            part, model, cache, progress, store.stores_vectors, before=encoded, total=len(plan.new)
+            part, model, cache, progress, store.stores_vectors, before=completed, total=len(plan.new)
         )
         _commit_new(store, part, entries, skipped, counts)
-        encoded += len(part)
+        completed += len(part)
     after = store.snapshot(before)
     if not len(after):
         raise EmptyDataError(_all_skipped(dataset, after.skipped))
@@ -193,15 +193,19 @@ def add_pictures(
     cache: VectorCache | None = None,
     progress: Progress = no_progress,
 ) -> Change:
-    """Add single pictures in one transaction; a picture with a known id replaces the one that has it.
+    """Add single pictures in one transaction. A picture whose id is in the collection already replaces that picture.
 
-    An id is the path relative to the collection's folder of pictures, or the absolute path of a picture elsewhere.
-    Pictures that cannot be used are skipped. Raises as `Store.commit`.
+    `ids` and `metadata` have an entry per path; if a path occurs twice, its first entries count. By default the id is
+    the path, relative to the collection's folder of pictures if the file is in it, else absolute. Pictures that cannot
+    be used are skipped. Raises what `Store.commit` raises.
     """
     before = store.snapshot()
     before.check_model(model)
     pictures, unreadable = [], []
-    for place, path in enumerate(dict.fromkeys(paths)):
+    first_places: dict[Path, int] = {}
+    for place, path in enumerate(paths):
+        first_places.setdefault(path, place)
+    for path, place in first_places.items():
         stored = store.upload_path(path) or stored_path(path, before.root)
         image = CaptionedImage(
             image_id=ids[place] if ids else stored.removeprefix(UPLOAD_PREFIX),
@@ -221,7 +225,7 @@ def add_pictures(
 
 
 def dataset_of(paths: Iterable[Path]) -> Dataset:
-    """Paths as a data set without captions; an id is the path relative to the folder that all have in common."""
+    """A data set of pictures without captions. Ids are paths relative to the deepest folder that holds all pictures."""
     absolute = list(dict.fromkeys(Path(path).absolute() for path in paths))
     if not absolute:
         raise EmptyDataError("There is no picture to index.")
@@ -232,17 +236,17 @@ def dataset_of(paths: Iterable[Path]) -> Dataset:
 
 @dataclass(frozen=True)
 class _PendingPicture:
-    """A picture that is to be written."""
+    """A picture that is about to be written."""
 
     image: CaptionedImage
     stored_path: str
     facts: FileFacts
     kind: str
-    """Which count of `IndexReport` it belongs to."""
+    """The field of `IndexReport` that counts it."""
     row: int = -1
-    """Of a picture with the same content; -1 if it must be encoded."""
+    """The row of a picture in the collection with the same content; -1 if this picture must be encoded."""
     moved_from: str = ""
-    """The id of that picture, if this is the same one under another path."""
+    """The old id of a picture whose file was moved; empty for all others."""
 
     def entry(self, vokens: np.ndarray, vector: np.ndarray | None) -> Entry:
         return Entry(self.image.image_id, self.stored_path, vokens, vector, self.facts, self.image.metadata)
@@ -251,11 +255,12 @@ class _PendingPicture:
 @dataclass(frozen=True)
 class _Plan:
     unchanged: int
-    known: list[_PendingPicture]
-    """Their content is that of pictures in the collection."""
+    encoded: list[_PendingPicture]
+    """Files with the content of a picture in the collection, whose vokens and vector they get."""
     new: list[_PendingPicture]
+    """Files that must be encoded."""
     removed: list[str]
-    """Ids whose files no longer exist, those of moved pictures included."""
+    """Ids whose files no longer exist, including those of moved pictures."""
     skipped: list[SkippedFile]
     forgotten: list[str]
     """Stored paths of files that were skipped earlier and no longer exist."""
@@ -264,7 +269,7 @@ class _Plan:
 def _plan_changes(
     before: Snapshot, dataset: Dataset, skipped: dict[str, SkippedFile], workers: int, progress: Progress
 ) -> _Plan:
-    """What is to be done for each file, by its size and time and, if these have changed, by its content."""
+    """Decide what to do with each file, by its size and time, and by its content if these have changed."""
     rows = before.rows.tolist()
     facts = np.zeros(0, FACTS) if before.facts is None else before.facts[before.rows]
     place_of = {before.ids[row]: place for place, row in enumerate(rows)}
@@ -290,15 +295,15 @@ def _plan_changes(
             continue
         changed.append((image, path, size, modified))
         if count % 1000 == 0:
-            progress("look at files", count, len(dataset))
-    progress("look at files", len(dataset), len(dataset))
+            progress("check files", count, len(dataset))
+    progress("check files", len(dataset), len(dataset))
     removed = [
         image_id
         for image_id, place in place_of.items()
         if image_id not in listed_ids and not before.stored_paths[rows[place]].startswith(UPLOAD_PREFIX)
     ]
     unclaimed = set(removed)
-    known: list[_PendingPicture] = []
+    encoded: list[_PendingPicture] = []
     new: list[_PendingPicture] = []
     place_of_content = {bytes(facts["hash"][place]): place for place in range(len(facts))} if changed else {}
     with ThreadPoolExecutor(workers) as pool:
@@ -321,11 +326,11 @@ def _plan_changes(
             elif source_id in unclaimed and kind == "added":
                 kind = "moved"
                 unclaimed.discard(source_id)  # further files with this content are copies
-            known.append(replace(picture, kind=kind, row=row, moved_from=source_id if kind == "moved" else ""))
-    return _Plan(unchanged, known, new, removed, unusable, [path for path in skipped if path not in listed_paths])
+            encoded.append(replace(picture, kind=kind, row=row, moved_from=source_id if kind == "moved" else ""))
+    return _Plan(unchanged, encoded, new, removed, unusable, [path for path in skipped if path not in listed_paths])
 
 
-def _commit_known(store: Store, before: Snapshot, part: list[_PendingPicture], counts: Counter[str]) -> None:
+def _commit_encoded(store: Store, before: Snapshot, part: list[_PendingPicture], counts: Counter[str]) -> None:
     rows = np.array([picture.row for picture in part], dtype=np.int64)
     sequences = before.vokens[before.rows.searchsorted(rows)]
     vectors = [None] * len(part) if before.vectors is None else before.vectors[rows]
@@ -339,7 +344,7 @@ def _commit_new(
 ) -> None:
     kinds = {picture.image.image_id: picture.kind for picture in part}
     usable = {entry.image_id for entry in entries}
-    # their files were pictures and are none any more
+    # these files were pictures and no longer are
     broken = [image_id for image_id, kind in kinds.items() if kind == "updated" and image_id not in usable]
     change = store.commit(entries, remove=broken, skipped=skipped)
     counts.update(kinds[image_id] for image_id in usable)
@@ -356,7 +361,7 @@ def _encode(
     before: int = 0,
     total: int | None = None,
 ) -> tuple[list[Entry], list[SkippedFile]]:
-    """Entries of the pictures that can be read, and the other files. `before` and `total` are for `progress`."""
+    """Entries of the pictures that can be read, and the files that cannot. `before` and `total` are for `progress`."""
     if not pictures:
         return [], []
     encoded = picture_vectors(
@@ -396,10 +401,10 @@ def _size_and_time(path: Path) -> tuple[int, int]:
 
 
 def _date_and_hash(path: Path, modified: int) -> tuple[int, bytes]:
-    """When a picture was taken, in seconds since 1970, and the hash of its content. Raises `PictureError`."""
+    """When a picture was taken, in seconds since 1970, and the hash of its file. Raises `PictureError`."""
     digest = bytes.fromhex(file_hash(path))
-    taken = date_taken(path)
-    return modified // 1_000_000_000 if taken is None else taken, digest
+    date = date_taken(path)
+    return modified // 1_000_000_000 if date is None else date, digest
 
 
 def _date_and_hash_or_error(path: Path, modified: int) -> tuple[int, bytes] | PictureError:

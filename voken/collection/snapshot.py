@@ -1,7 +1,8 @@
-"""One version of a collection: pictures and their voken sequences, as a search sees them. Immutable.
+"""One version of a collection, as a search sees it: pictures and their voken sequences, which never change.
 
 What the last compaction wrote (`voken.collection.base`) is memory-mapped; what was added since is in memory. A picture
-is a row number, which does not change until the next compaction; the rows of removed pictures are holes.
+is identified by a row number, which is valid until the next compaction. The numbers of removed pictures are not used
+again before that.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from voken.model.model import Model
 
 UPLOAD_PREFIX = "\0"
-"""Begins the stored path of a picture in the collection's own folder. No path of a file can hold it."""
+"""Begins the stored path of an uploaded picture, in the collection's own folder. No file name can hold it."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,9 @@ class CollectionSize:
 
     pictures: int
     trie_levels: int
-    """The voken sequences: the nodes of every level, and where their children start."""
+    """The nodes of every level of the trie, and where their children start."""
     picture_numbers: int
-    """Which pictures each sequence has."""
+    """The numbers of the pictures of each sequence."""
     ids: int
     """0 if the ids are the row numbers."""
     paths: int
@@ -55,7 +56,7 @@ class CollectionSize:
     vectors: int
     """0 if they are not stored."""
     files: int = 0
-    """Size, time and hash of each file, which show whether it has changed."""
+    """Size, time and hash of each file; they show whether it has changed."""
     metadata: int = 0
 
     @property
@@ -70,7 +71,7 @@ class CollectionSize:
 
 
 class Fingerprinted(Protocol):
-    """A model, as far as a collection must recognise it."""
+    """The part of a model by which a collection recognises it."""
 
     @property
     def fingerprint(self) -> str:
@@ -89,7 +90,7 @@ class AddedPictures:
     vectors: Float16[np.ndarray, "added dim"] | None
     facts: Shaped[np.ndarray, " added"]
     metadata: tuple[str, ...]
-    """One JSON object each; the empty text if there is none."""
+    """A JSON object per picture; the empty text if it has no metadata."""
 
     @classmethod
     def empty(cls, levels: int) -> Self:
@@ -110,38 +111,38 @@ class Origin:
     """The folder that stored paths are relative to."""
     model_fingerprint: str
     folder: Path | None = None
-    """Where the collection is saved; None in memory."""
+    """The folder that the collection is saved in; None for a collection in memory."""
     model_folders: tuple[Path, ...] = ()
-    """Where its model may be, the likeliest first."""
+    """The folders that may hold its model, the likeliest first."""
 
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """Make one with `of_vectors` (in memory), or with `voken.collection.store.Store`."""
+    """One version of a collection. Create one in memory with `of_vectors`, or read one with `Store.snapshot`."""
 
     base: Base
     origin: Origin
     version: int = 0
     """Grows with every change."""
     uid: str = ""
-    """Of the collection: one that replaces it has another."""
+    """Identifies the collection: one that replaces it in the same folder has another uid."""
     removed: Int64[np.ndarray, " removed"] = field(default_factory=lambda: np.zeros(0, np.int64))
     """Rows of the base, ascending."""
     removed_places: Int64[np.ndarray, " removed"] = field(default_factory=lambda: np.zeros(0, np.int64))
     """Their places in the base's trie."""
     additions: AddedPictures | None = None
-    """None is the same as none."""
+    """None if there are none."""
     skipped: tuple[Skipped, ...] = field(default=(), repr=False)
     """Pictures that could not be used, and why."""
 
     @cached_property
     def added(self) -> AddedPictures:
-        """What was added since the base was written; may be empty."""
+        """The pictures added since the base was written; may be empty."""
         return self.additions or AddedPictures.empty(self.base.trie.levels)
 
     @property
     def key(self) -> tuple[str, int]:
-        """Equal only for the same version of the same collection."""
+        """The uid and the version: equal only for the same version of the same collection."""
         return self.uid, self.version
 
     def __len__(self) -> int:
@@ -179,7 +180,7 @@ class Snapshot:
 
     @cached_property
     def vectors(self) -> Float16[np.ndarray, "pictures dim"] | AppendedRows | None:
-        """By row, for reranking by stored vectors; None if the collection stores none."""
+        """The stored vector of each picture, by row; None if the collection stores none."""
         base, added = self.base.vectors, self.added
         if base is None or added.vectors is None:
             return base
@@ -187,7 +188,7 @@ class Snapshot:
 
     @cached_property
     def facts(self) -> Shaped[np.ndarray, " pictures"] | AppendedRows | None:
-        """Size, time and hash of each file by row; None if the files were never examined."""
+        """Size, time and hash of each file, by row; None if the collection does not record its files."""
         base, added = self.base.facts, self.added
         return AppendedRows(base, added.facts, added.rows) if base is not None and len(added.rows) else base
 
@@ -198,21 +199,21 @@ class Snapshot:
 
     @property
     def folder(self) -> Path | None:
-        """Where the collection is saved; None in memory."""
+        """The folder that the collection is saved in; None for a collection in memory."""
         return self.origin.folder
 
     @property
     def model_folders(self) -> tuple[Path, ...]:
-        """Where its model may be, the likeliest first."""
+        """The folders that may hold its model, the likeliest first."""
         return self.origin.model_folders
 
     @property
     def model_fingerprint(self) -> str:
-        """Of the model that it was made with."""
+        """The fingerprint of the model that it was made with."""
         return self.origin.model_fingerprint
 
     def path(self, row: int) -> Path:
-        """Where the file of a picture is."""
+        """The path of a picture's file."""
         stored = self.stored_paths[row]
         if stored.startswith(UPLOAD_PREFIX) and self.folder is not None:
             return self.folder / stored[len(UPLOAD_PREFIX) :]
@@ -220,7 +221,7 @@ class Snapshot:
 
     @property
     def paths(self) -> list[Path]:
-        """Where the files of all pictures are, in the order of `rows`."""
+        """The paths of all pictures' files, in the order of `rows`."""
         return [self.path(row) for row in self.rows.tolist()]
 
     def metadata(self, row: int) -> str:
@@ -238,17 +239,17 @@ class Snapshot:
         return None if row in self._removed else row
 
     def ids_of_paths(self, stored_paths: Sequence[str]) -> dict[str, str]:
-        """The id of each picture by its stored path; a path that no picture has is left out."""
+        """The id of each picture, by its stored path. A path that no picture has is left out."""
         ids: dict[str, str] = {}
-        others = set()
+        remaining = set()
         for path in stored_paths:
             row = self.find(path)
             if row is not None and self.stored_paths[row] == path:
                 ids[path] = path
             elif self.base.stored_paths is not self.base.ids or self.added.ids != self.added.stored_paths:
-                others.add(path)
-        for row in self.rows.tolist() if others else ():
-            if self.stored_paths[row] in others:
+                remaining.add(path)
+        for row in self.rows.tolist() if remaining else ():
+            if self.stored_paths[row] in remaining:
                 ids[self.stored_paths[row]] = self.ids[row]
         return ids
 
@@ -260,7 +261,7 @@ class Snapshot:
     def vokens(self) -> Int32[np.ndarray, "pictures M"]:
         """The voken sequences of all pictures in the order of `rows`, unpacked from the trie on first use.
 
-        Takes 4 · M bytes per picture in memory; for a few leaves `trie.leaf_vokens` is cheaper.
+        They take 4 · M bytes of memory per picture; for a few leaves use `trie.leaf_vokens`.
         """
         return self.trie.row_vokens()[1] if self.is_changed else self.trie.image_vokens()
 
@@ -276,7 +277,7 @@ class Snapshot:
 
     @property
     def size(self) -> CollectionSize:
-        """Bytes of each part."""
+        """The bytes of each part."""
         trie = self.trie
         return CollectionSize(
             pictures=len(self),
@@ -298,9 +299,9 @@ class Snapshot:
     def of_vectors(
         cls, pictures: Dataset, vectors: Float32[np.ndarray, "pictures dim"], model: Model, *, keep_vectors: bool = True
     ) -> Self:
-        """A collection in memory, of pictures whose vectors (by the model's encoder) are known.
+        """A collection in memory, of pictures whose vectors the model's encoder has computed.
 
-        Raises `EmptyDataError` without pictures, `DataError` for a repeated id or a wrong number of vectors.
+        Raises `EmptyDataError` if there are no pictures, `DataError` for a repeated id or a wrong number of vectors.
         """
         if not len(pictures):
             raise EmptyDataError("There is no picture to index.")
@@ -320,18 +321,18 @@ class Snapshot:
         return cls(base, Origin(pictures.root.absolute(), model.fingerprint))
 
     def check_model(self, model: Fingerprinted) -> None:
-        """Raise `ArtifactError` if the collection was made with another model than `model`."""
+        """Raise `ArtifactError` if the collection was not made with `model`."""
         if model.fingerprint != self.model_fingerprint:
             place = self.folder or "The collection"
             its_model = f" ({self.model_folders[0]})" if self.model_folders else ""
             raise ArtifactError(
                 f"{place}: was made with another model (fingerprint {self.model_fingerprint[:12]}, this model's is "
                 f"{model.fingerprint[:12]}). Search with that model{its_model}, or index the pictures again with this "
-                "one."
+                "model."
             )
 
     def find_model(self) -> Path:
-        """The folder of the model that it was made with. Raises `ArtifactError` if that folder does not exist."""
+        """The folder of the model that it was made with. Raises `ArtifactError` if the model is not there."""
         for folder in self.model_folders:
             if artifact.is_artifact(folder):
                 return folder
@@ -342,7 +343,7 @@ class Snapshot:
 
 
 def stored_path(path: Path, root: Path) -> str:
-    """A picture's path as it is stored: relative to the folder `root` if it is in it, else absolute."""
+    """A picture's path as a collection stores it: relative to `root` if it is in that folder, else absolute."""
     absolute = path.absolute()
     try:
         return absolute.relative_to(root.absolute()).as_posix()
@@ -351,7 +352,7 @@ def stored_path(path: Path, root: Path) -> str:
 
 
 def refuse_repeats(ids: Sequence[str]) -> None:
-    """Raise `DataError` if an id occurs more than once. Takes eight bytes per id, however long the ids are."""
+    """Raise `DataError` if an id occurs more than once. Uses eight bytes of memory per id, however long the ids are."""
     hashes = np.fromiter(map(hash, ids), dtype=np.int64, count=len(ids))
     hashes.sort()
     suspects = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())

@@ -1,15 +1,15 @@
 """A collection on disk: what the last compaction wrote, and what was added and removed since.
 
-    manifest.json        says that this is a collection, and of which format
+    manifest.json        the kind of folder and the version of its format
     collection.sqlite3   where the pictures and the model are, which base is current, what was added and removed since,
-                         which files were skipped. The only file that changes: every change is a commit in it
-    base-000001/         most pictures, as mapped arrays (see `voken.collection.base`); a compaction writes the next one
-    codebooks.npy        of the tokenizer: with it, pictures like a picture are searched without torch
-    pictures/            pictures that were uploaded, which have no other file
+                         and which files were skipped. Every change is a commit to this file; no other file changes
+    base-000001/         the pictures, as mapped arrays (see `voken.collection.base`); a compaction writes the next base
+    codebooks.npy        the tokenizer's codebooks, so that similar pictures can be searched without torch
+    pictures/            uploaded pictures, which exist nowhere else
 
-Any number of processes may read while one writes: a reader takes one version in one transaction and stays with it.
-Changes are transactions with SQLite's durability: what `commit` has returned survives a kill or a power cut, and a
-killed change leaves nothing. docs/explanation/method.md compares SQLite with Lance and with a log of our own.
+Any number of processes may read while one writes: a reader reads one version in one transaction. Changes are SQLite
+transactions: once `commit` returns, the change survives a kill or a power cut, and a killed change leaves nothing.
+docs/explanation/method.md compares SQLite with Lance and with a log written for this purpose.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _TABLES = """
 """
 _MIN_CHANGES = 4_096
 _CHANGED_SHARE = 16
-"""A compaction is due if there are more changes than the base's pictures divided by this."""
+"""A compaction is due if more than one picture in this many has changed."""
 _ATTEMPTS = 20
 
 
@@ -63,12 +63,12 @@ class Codebooks(Protocol):
 
     @property
     def levels(self) -> int:
-        """M."""
+        """M, the length of a voken sequence."""
         ...
 
     @property
     def codebook_size(self) -> int:
-        """N."""
+        """N, the number of entries per level."""
         ...
 
     @property
@@ -79,14 +79,14 @@ class Codebooks(Protocol):
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What shows whether a file has changed."""
+    """The facts that show whether a file has changed."""
 
     size: int
     """Bytes."""
     modified: int
     """Nanoseconds since 1970."""
     taken: int = 0
-    """Seconds since 1970: when the picture was taken, by its EXIF data; else the file's time."""
+    """When the picture was taken, by its EXIF data, or else the file's time: seconds since 1970."""
     hash: bytes = bytes(16)
     """BLAKE2b of the content, 128 bits."""
 
@@ -106,27 +106,27 @@ class Entry:
 
 @dataclass(frozen=True)
 class Change:
-    """What a change did, by id."""
+    """The ids that a change concerned."""
 
     version: int
-    """Of the collection after it."""
+    """The collection's version after the change."""
     added: tuple[str, ...] = ()
     updated: tuple[str, ...] = ()
-    """Existed and were replaced."""
+    """Pictures that existed and were replaced."""
     removed: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
-    """Should have been removed but did not exist."""
+    """Ids that were to be removed but do not exist."""
     skipped: tuple[Skipped, ...] = ()
-    """Could not be used, and why."""
+    """Files that could not be used, and why."""
 
 
 @dataclass(frozen=True)
 class IndexReport:
-    """What an update did, in pictures, and the collection after it."""
+    """The counts of pictures that an update changed, and the collection after it."""
 
     version: int
     pictures: int
-    """In the collection."""
+    """The pictures in the collection."""
     sequences: int
     """Distinct voken sequences in the collection."""
     bytes_per_picture: float
@@ -146,13 +146,13 @@ class IndexReport:
 
     @property
     def changes(self) -> int:
-        """How many pictures are not as they were."""
+        """How many pictures were changed."""
         return self.added + self.updated + self.moved + self.removed
 
 
 @dataclass(frozen=True)
 class SkippedFile:
-    """A file that could not be used, and what shows whether it has changed since."""
+    """A file that could not be used. Size and time show whether it has changed since."""
 
     path: str
     reason: str
@@ -181,11 +181,11 @@ class _State:
 
 @dataclass(eq=False)
 class Store:
-    """Make one with `create` or `open`. Any number of threads may use it."""
+    """A collection on disk. Create one with `create` or `open`. Any number of threads may use it."""
 
     folder: Path
     _base: tuple[str, Base] | None = field(default=None, repr=False)
-    """The base that was opened last, by name."""
+    """The base that was opened last, and the key that identifies it."""
 
     @classmethod
     def create(
@@ -200,10 +200,10 @@ class Store:
         replace: bool = False,
         base: Base | None = None,
     ) -> Self:
-        """Make a collection of the pictures of `base`, or of none.
+        """Create a collection of the pictures of `base`, or an empty one.
 
-        `vectors` is the width of the vectors it stores, or 0 for none. Raises `ArtifactError` if `folder` is not empty
-        (`replace` allows an older collection), `StorageError` if the disk refuses; then nothing is left behind.
+        `vectors` is the width of the vectors that it stores, or 0 for none. Raises `ArtifactError` if `folder` is not
+        empty (`replace` allows an older collection), `StorageError` if the disk refuses; then nothing is left behind.
         """
         folder = Path(folder)
         if artifact.is_artifact(folder):
@@ -254,28 +254,28 @@ class Store:
                 f"{folder}: collection format {manifest['version']}, made by an older voken. Index the pictures again."
             )
         if not (folder / FILE).is_file():
-            raise CorruptArtifactError(f"{folder / FILE}: missing. Restore the folder from a copy or make it again.")
+            raise CorruptArtifactError(f"{folder / FILE}: missing. Restore the folder from a copy or create it again.")
         return cls(folder)
 
-    def snapshot(self, known: Snapshot | None = None, *, verify: bool = False, wait: float | None = None) -> Snapshot:
-        """The current version; `known` itself if it is that one. `verify` reads every byte and compares checksums.
+    def snapshot(self, latest: Snapshot | None = None, *, verify: bool = False, wait: float | None = None) -> Snapshot:
+        """The current version: `latest` itself if nothing has changed. `verify` compares the checksums of all files.
 
-        `wait` is how many seconds a writer may hold the lock; None means a minute. Raises `StorageError` if it takes
+        `wait` is how many seconds a writer may hold the lock; None means a minute. Raises `StorageError` if it holds it
         longer, `CorruptArtifactError` if the files cannot be read.
         """
         for attempt in range(_ATTEMPTS):
             with self._connection(wait) as connection:
                 connection.execute("BEGIN")
                 state = _read_state(connection, self.folder)
-                if known is not None and not verify and known.key == (state.uid, state.version):
-                    return known
+                if latest is not None and not verify and latest.key == (state.uid, state.version):
+                    return latest
                 added, removed = _read_added(connection, state), _read_removed(connection)
                 skipped = connection.execute("SELECT path, reason FROM skipped ORDER BY path").fetchall()
                 connection.execute("COMMIT")
             try:
                 base = self._open_base(state, verify=verify)
             except ArtifactError:
-                # a compaction may have replaced the base since
+                # a compaction may have replaced the base meanwhile
                 if attempt + 1 < _ATTEMPTS and self._state().base != state.base:
                     continue
                 raise
@@ -290,7 +290,7 @@ class Store:
                 additions=added,
                 skipped=tuple(Skipped(str(origin.root / _decode_text(path)), reason) for path, reason in skipped),
             )
-        raise StorageError(f"{self.folder}: is compacted over and over by another process. Try again in a moment.")
+        raise StorageError(f"{self.folder}: another process compacts it again and again. Try again in a moment.")
 
     def commit(
         self,
@@ -300,9 +300,9 @@ class Store:
         skipped: Sequence[SkippedFile] = (),
         forget: Sequence[str] = (),
     ) -> Change:
-        """Add `entries` and remove ids, all or nothing. An entry replaces the picture that has its id.
+        """Add `entries` and remove ids, in one transaction. An entry replaces the picture that has its id.
 
-        When it returns, the change is on the disk. `skipped` files are remembered until a picture with that path is
+        When it returns, the change is on disk. `skipped` files are remembered until a picture with that path is
         added, or until the path is in `forget`. Raises `DataError` for a repeated id, `ConfigError` for vokens or
         vectors of another model, `StorageError` if the disk refuses; then nothing has changed.
         """
@@ -310,10 +310,10 @@ class Store:
         with self._transaction() as (connection, state):
             base = self._open_base(state)
             _check_entries(entries, state)
-            leaving = list(dict.fromkeys([*(entry.image_id for entry in entries), *remove]))
-            existed = {image_id for image_id in leaving if _delete_added(connection, image_id)}
+            obsolete = list(dict.fromkeys([*(entry.image_id for entry in entries), *remove]))
+            existed = {image_id for image_id in obsolete if _delete_added(connection, image_id)}
             rows = {}
-            for image_id in leaving:
+            for image_id in obsolete:
                 row = base.row_of(image_id)
                 if row is None or connection.execute("SELECT 1 FROM removed WHERE row = ?", (row,)).fetchone():
                     continue
@@ -335,12 +335,12 @@ class Store:
             )
             version = state.version + 1
             _write_settings(connection, version=version, next_row=state.next_row + len(entries))
-        entered = {entry.image_id for entry in entries}
+        written = dict.fromkeys(entry.image_id for entry in entries)
         return Change(
             version,
-            added=tuple(image_id for image_id in entered if image_id not in existed),
-            updated=tuple(image_id for image_id in entered if image_id in existed),
-            removed=tuple(image_id for image_id in remove if image_id in existed and image_id not in entered),
+            added=tuple(image_id for image_id in written if image_id not in existed),
+            updated=tuple(image_id for image_id in written if image_id in existed),
+            removed=tuple(image_id for image_id in remove if image_id in existed and image_id not in written),
             absent=tuple(image_id for image_id in remove if image_id not in existed),
         )
 
@@ -356,7 +356,7 @@ class Store:
         return self._state().dim > 0
 
     def upload_path(self, path: Path) -> str | None:
-        """The stored path of a picture in the collection's own folder; None for a file elsewhere."""
+        """The stored path of an uploaded picture, in the collection's own folder; None for a file elsewhere."""
         try:
             inside = path.absolute().relative_to((self.folder / PICTURES).absolute())
         except ValueError:
@@ -365,7 +365,7 @@ class Store:
 
     @property
     def wants_compaction(self) -> bool:
-        """Whether there are so many changes that opening has become slower."""
+        """Whether there are so many changes that opening is slow."""
         with self._connection() as connection:
             state = _read_state(connection, self.folder)
             changes = connection.execute(
@@ -376,8 +376,8 @@ class Store:
     def compact(self) -> bool:
         """Write all pictures into a new base. Returns False if there were no changes to write.
 
-        Searches go on meanwhile, in this process and in others; other writers wait. If it is killed, nothing has
-        changed, and the next compaction removes what it left. Row numbers change, ids do not.
+        Searches continue meanwhile, in this process and in others; other writers wait. A compaction that is killed
+        changes nothing, and the next one removes its files. Row numbers change, ids do not.
         """
         with self._transaction() as (connection, state):
             removed = _read_removed(connection)
@@ -393,13 +393,13 @@ class Store:
                 return False
             name = f"base-{int(state.base.rpartition('-')[2] or 0) + 1:06d}" if len(snapshot) else ""
             if name:
-                self._remove_other_bases(state.base)  # those that killed compactions left
+                self._remove_other_bases(state.base)  # left by killed compactions
                 _write_snapshot(snapshot, self.folder / name)
             connection.execute("DELETE FROM added")
             connection.execute("DELETE FROM removed")
             _write_settings(connection, base=name, version=state.version + 1, next_row=len(snapshot))
-        # only the process that holds the lock knows which base nobody needs: another may have compacted again since.
-        # If another process is writing now, the next compaction removes the old base
+        # the lock makes sure which base is current: another process may have compacted since. If another process is
+        # writing now, the next compaction removes the old base
         with suppress(StorageError), self._connection(wait=0) as connection:
             connection.execute("BEGIN IMMEDIATE")
             self._remove_other_bases(_read_state(connection, self.folder).base)
@@ -407,23 +407,23 @@ class Store:
         return True
 
     def integrity(self) -> list[str]:
-        """The faults that SQLite finds in its file; empty if there are none."""
+        """The faults that SQLite reports in its file; empty if there are none."""
         with self._connection() as connection:
             messages = [str(row[0]) for row in connection.execute("PRAGMA integrity_check").fetchall()]
         return [] if messages == ["ok"] else messages
 
     def leftovers(self) -> list[Path]:
-        """What killed compactions left in the folder: harmless, and removed by the next compaction."""
+        """The files that killed compactions left. They are harmless, and the next compaction removes them."""
         return self._other_bases(self._state().base)
 
     def codebooks(self) -> Float32[np.ndarray, "M N e"]:
-        """The codebooks of the tokenizer that it was made with."""
+        """The codebooks of the tokenizer that encoded the pictures."""
         return map_array(self.folder / CODEBOOKS)
 
     @contextmanager
     def _connection(self, wait: float | None = None) -> Iterator[sqlite3.Connection]:
         with open_database(self.folder / FILE, damaged=_DAMAGED, wait=wait) as connection:
-            # the removal of the journal is synced too: a commit that was reported survives a power cut
+            # syncs the removal of the journal, too, so that a reported commit survives a power cut
             connection.execute("PRAGMA synchronous = EXTRA")
             yield connection
 
@@ -445,14 +445,15 @@ class Store:
             return _read_state(connection, self.folder)
 
     def _open_base(self, state: _State, *, verify: bool = False) -> Base:
-        key = f"{state.uid} {state.base}"
-        if self._base is None or self._base[0] != key or verify:
-            if state.base:
-                base = Base.open(self.folder / state.base, verify=verify)
-            else:
-                base = Base.empty(state.levels, state.codebook_size, state.dim)
-            self._base = (key, base)
-        return self._base[1]
+        key, cached = f"{state.uid} {state.base}", self._base
+        if cached is not None and cached[0] == key and not verify:
+            return cached[1]
+        if state.base:
+            base = Base.open(self.folder / state.base, verify=verify)
+        else:
+            base = Base.empty(state.levels, state.codebook_size, state.dim)
+        self._base = (key, base)
+        return base
 
     def _origin(self, state: _State) -> Origin:
         absolute, relative = Path(state.root), self.folder / state.root_relative
@@ -468,7 +469,7 @@ class Store:
 
     def _remove_other_bases(self, base: str) -> None:
         """Remove every base but `base`. Only the process that holds the write lock may call it."""
-        # a reader keeps an older base that it has mapped; if it cannot be removed now, the next compaction will do it
+        # a reader may still use an older base that it has mapped; the next compaction removes what is refused now
         for path in self._other_bases(base):
             shutil.rmtree(path, ignore_errors=True)
 
@@ -495,11 +496,13 @@ def _check_entries(entries: Sequence[Entry], state: _State) -> None:
         vokens = np.asarray(entry.vokens)
         if vokens.shape != (state.levels,) or vokens.min() < 0 or vokens.max() >= state.codebook_size:
             raise ConfigError(
-                f"{entry.image_id}: {vokens.tolist()} is no sequence of {state.levels} vokens of "
+                f"{entry.image_id}: {vokens.tolist()} is not a sequence of {state.levels} vokens of "
                 f"{state.codebook_size}. Use the model that the collection was made with."
             )
         if state.dim and (entry.vector is None or entry.vector.shape != (state.dim,)):
-            raise ConfigError(f"{entry.image_id}: the collection stores vectors of {state.dim} numbers. Give one.")
+            raise ConfigError(
+                f"{entry.image_id}: the collection stores vectors of {state.dim} numbers. Give the picture one."
+            )
 
 
 def _as_row(row: int, entry: Entry) -> tuple[Any, ...]:
@@ -548,7 +551,7 @@ def _read_added(connection: sqlite3.Connection, state: _State) -> AddedPictures:
 
 
 def _encode_text(text: str) -> str | bytes:
-    """File names may hold bytes that are not UTF-8; Python shows them as lone surrogates, which SQLite refuses."""
+    """A text for SQLite. File names that are not UTF-8 hold lone surrogates in Python; they are stored as bytes."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -2,9 +2,9 @@
 
     COLLECTION/pictures/3f/3f9a….jpg    named after its content, so that a file that is sent twice is stored once
 
-A file lies there complete, and on the disk, before the collection lists it. A file that the collection does not accept
-is deleted again. A process that is killed in between leaves a file that nobody refers to, and that the same upload
-uses again. One process at a time changes the folder.
+A file is complete and synced to disk before the collection lists it. A file that the collection does not accept is
+deleted. If the process is killed in between, a file stays to which nothing refers; the same upload uses it again. One
+process at a time changes the folder.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _BLOCK = 1 << 20
 _TITLE_CHARACTERS = 200
 
 Accepted = dict[str, tuple[str, BinaryIO]]
-"""Title and open file of each picture that can be stored, by its path below the folder of uploads."""
+"""The title and the open file of each picture to store, by its path in the folder of uploads."""
 
 
 def check(files: Sequence[tuple[str, BinaryIO]], max_pixels: int) -> tuple[Accepted, list[Skipped]]:
-    """The usable pictures of at most `max_pixels` among `files` (sender's name, open file), and the other files."""
+    """The pictures of at most `max_pixels` among `files` (pairs of name and open file), and the other files."""
     accepted: Accepted = {}
     skipped: list[Skipped] = []
     for name, file in files:
@@ -44,8 +44,8 @@ def check(files: Sequence[tuple[str, BinaryIO]], max_pixels: int) -> tuple[Accep
 
 
 def _stored_path(file: BinaryIO, max_pixels: int) -> str:
-    kind = picture_format(file)
-    if kind is None:
+    file_format = picture_format(file)
+    if file_format is None:
         raise PictureError("upload", "not a picture of a known kind" if file.read(1) else "empty file")
     open_image(file, max_pixels=max_pixels)
     file.seek(0)
@@ -53,11 +53,11 @@ def _stored_path(file: BinaryIO, max_pixels: int) -> str:
     while block := file.read(_BLOCK):
         digest.update(block)
     name = digest.hexdigest()
-    return f"{name[:2]}/{name}{kind.suffix}"
+    return f"{name[:2]}/{name}{file_format.suffix}"
 
 
 def display_name(name: str) -> str:
-    """A sender's name for a file, fit to be stored and shown: without folders and invisible characters."""
+    """A file name that a client sent, without folders and invisible characters, cut to a reasonable length."""
     last = name.replace("\\", "/").rpartition("/")[2].encode("utf-8", "replace").decode("utf-8")
     visible = "".join(character if character.isprintable() else " " for character in last)
     return visible.strip()[:_TITLE_CHARACTERS] or "?"
@@ -65,9 +65,9 @@ def display_name(name: str) -> str:
 
 @contextmanager
 def stored(store: Store, accepted: Accepted) -> Iterator[dict[Path, str]]:
-    """Write the files; the body adds them to the collection. Gives their titles by path.
+    """Write the files, and yield their titles by path. The block adds them to the collection.
 
-    At the end, files that were written and that the collection does not list are deleted, also after an error. Raises
+    At the end, also after an error, files are deleted that were written but that the collection does not list. Raises
     `StorageError` if the disk refuses.
     """
     root = store.folder.absolute()
@@ -87,12 +87,12 @@ def stored(store: Store, accepted: Accepted) -> Iterator[dict[Path, str]]:
 
 
 def is_upload(path: Path, collection: Path) -> bool:
-    """Whether a picture's file lies in the collection's own folder."""
+    """Whether a picture's file is in the collection's own folder."""
     return path.resolve().is_relative_to((collection / PICTURES).resolve())
 
 
 def delete(paths: Sequence[Path]) -> None:
-    """Delete files. A file that cannot be deleted is not worth an error, because nobody refers to it."""
+    """Delete files that the collection no longer lists. A file that cannot be deleted is ignored."""
     for path in paths:
         with suppress(OSError):
             path.unlink(missing_ok=True)
@@ -100,7 +100,7 @@ def delete(paths: Sequence[Path]) -> None:
 
 @contextmanager
 def locked(collection: Path) -> Iterator[None]:
-    """Keep other uploads and removals out, in any process. The lock is SQLite's: it ends with a killed holder."""
+    """Keep out uploads and removals by other threads and processes. SQLite releases the lock of a killed process."""
     folder = collection / PICTURES
     with storage_errors(folder):
         folder.mkdir(exist_ok=True)
@@ -112,7 +112,7 @@ def locked(collection: Path) -> Iterator[None]:
 
 
 def _write(path: Path, file: BinaryIO) -> bool:
-    """Write a file complete or not at all. False if it is there already."""
+    """Write a file, complete or not at all. Returns False if it exists already."""
     if path.exists():
         return False
     partial = path.with_name(f".{path.name}.partial")
@@ -133,7 +133,7 @@ def _write(path: Path, file: BinaryIO) -> bool:
 
 
 def _sync_folders(files: Sequence[Path]) -> None:
-    # a file's name is on the disk only when its folder is; Windows cannot sync folders
+    # a file's name is on disk only after its folder was synced; Windows cannot sync folders
     if os.name == "nt":
         return
     for folder in sorted({above for path in files for above in path.parents[:3]}):

@@ -1,18 +1,18 @@
-"""Pictures with captions: what a data set is here, how it is read, and how it is written.
+"""Data sets of pictures with captions: how they are represented, read and written.
 
-Three layouts are read. The files in the folder show which one it is:
+Three layouts are read, and recognised by the files in the folder:
 
 - **imagefolder**: a folder with `metadata.jsonl`, one JSON object per line::
 
       {"file_name": "images/dog.jpg", "captions": ["a dog", "a puppy runs"], "split": "train"}
 
-  `captions` is a list; a single string may be given as `text` or `caption`. Optional: `split`, `concept`, `family`,
-  `licence`, and fields of your own, which a search can filter by. Paths are relative to the folder and may not leave
-  it.
+  `captions` is a list; a single caption may be a string named `text` or `caption`. The fields `split`, `concept`,
+  `family` and `licence` are optional, and so are fields of your own, which a search can filter by. Paths are relative
+  to the folder and may not leave it.
 - **Karpathy**: the `dataset_*.json` of Karpathy's splits for Flickr30K and MS-COCO, beside the folder of pictures.
-- **plain pictures**: a folder without either; every picture is taken, without captions.
+- **plain pictures**: a folder with neither file; the data set is all of its pictures, without captions.
 
-This module knows nothing about pixels: a picture is a path here, and only its existence is checked.
+This module knows nothing about pixels: a picture is a path, and only its existence is checked.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from voken.data.skipped import Skipped
 from voken.errors import DataError, EmptyDataError, StorageError
 
 MAX_CAPTION_CHARACTERS = MAX_TEXT_CHARACTERS
-"""Longer captions are cut when they are read: no text encoder here reads nearly as much."""
+"""Longer captions are cut when they are read. No text encoder in voken uses nearly as much."""
 
 SPLITS = ("train", "validation", "test")
 METADATA = "metadata.jsonl"
@@ -56,9 +56,9 @@ _SPLIT_NAMES = {
 class CaptionedImage:
     """One picture, its captions and its metadata.
 
-    `concept` names what the picture shows: a caption of one picture of a concept is right for all of them. `family`
-    names a group of concepts so similar that a split may not separate them. By default a family is one concept, and a
-    concept is one picture.
+    `concept` names what the picture shows: a caption of one picture of a concept is right for all pictures of it.
+    `family` names a group of concepts so similar that a split may not separate them. By default a family is one
+    concept, and a concept is one picture.
     """
 
     image_id: str
@@ -70,7 +70,7 @@ class CaptionedImage:
     family: str = ""
     vendor: str = ""
     metadata: str = field(default="", compare=False)
-    """The other fields of its line of metadata.jsonl, as a JSON object; "" if there are none. Searches filter by it."""
+    """The fields of its line in metadata.jsonl that searches filter by, as a JSON object; "" if there are none."""
 
     def __post_init__(self) -> None:
         if not self.concept:
@@ -83,7 +83,7 @@ class CaptionedImage:
 class Dataset:
     """An ordered set of captioned images.
 
-    `root` is the folder that their ids are relative to; `skipped` is what was left out when the set was made.
+    `root` is the folder that their ids are relative to; `skipped` lists what was left out when the set was created.
     """
 
     name: str
@@ -100,13 +100,8 @@ class Dataset:
         return tuple(dict.fromkeys(image.concept for image in self.images))
 
     @property
-    def families(self) -> tuple[str, ...]:
-        """The distinct families, in order of first appearance."""
-        return tuple(dict.fromkeys(image.family for image in self.images))
-
-    @property
     def fingerprint(self) -> str:
-        """Hexadecimal; of the pictures' ids, splits, concepts and captions, and the sizes of their files, in order."""
+        """A hexadecimal digest of the pictures' ids, splits, concepts, captions and file sizes, in order."""
         digest = hashlib.sha256()
         for image in self.images:
             digest.update(json.dumps([image.image_id, image.split, image.concept, *image.captions]).encode())
@@ -115,10 +110,7 @@ class Dataset:
         return digest.hexdigest()[:32]
 
     def split(self, name: str) -> Dataset:
-        """The images of one split ("train", "validation" or "test").
-
-        Raises EmptyDataError if there are none.
-        """
+        """The images of one split: "train", "validation" or "test". Raises EmptyDataError if there are none."""
         images = tuple(image for image in self.images if image.split == name)
         if not images:
             splits = sorted({image.split or "(none)" for image in self.images})
@@ -129,8 +121,8 @@ class Dataset:
 def read_dataset(path: Path, images: Path | None = None) -> Dataset:
     """Read a data set in any of the three layouts of this module's docstring.
 
-    `path` is the folder, a `metadata.jsonl` or a Karpathy `.json` file; `images` is the folder of the pictures if
-    they are elsewhere. Raises DataError, which names file, line and fault, and EmptyDataError.
+    `path` is the folder, a `metadata.jsonl` or a Karpathy `.json` file; `images` is the folder of the pictures if they
+    are elsewhere. Raises DataError, which names the file, the line and the fault, and EmptyDataError.
     """
     path = Path(path)
     if not path.exists():
@@ -140,19 +132,19 @@ def read_dataset(path: Path, images: Path | None = None) -> Dataset:
             return _read_imagefolder(images or path.parent, path)
         if path.suffix == ".json":
             return _read_karpathy(path, images or path.parent)
-        raise DataError(f"{path}: expected a folder, a metadata.jsonl or a Karpathy .json file")
+        raise DataError(f"{path}: this is not a folder, a metadata.jsonl or a Karpathy .json file")
     if (path / METADATA).is_file():
         return _read_imagefolder(images or path, path / METADATA)
-    splits = sorted(path.glob("dataset*.json"))
-    if len(splits) > 1:
-        raise DataError(f"{path}: several data set files ({', '.join(file.name for file in splits)}); name one of them")
-    if splits:
-        return _read_karpathy(splits[0], images or path)
+    files = sorted(path.glob("dataset*.json"))
+    if len(files) > 1:
+        raise DataError(f"{path}: several data set files ({', '.join(file.name for file in files)}); name one of them")
+    if files:
+        return _read_karpathy(files[0], images or path)
     root = path.absolute()
-    plain = tuple(CaptionedImage(file.relative_to(root).as_posix(), file) for file in list_images(root))
-    if not plain:
-        raise EmptyDataError(f"{path}: no metadata.jsonl, no dataset_*.json and no picture in it")
-    return Dataset(path.absolute().name, root, plain)
+    pictures = tuple(CaptionedImage(file.relative_to(root).as_posix(), file) for file in list_images(root))
+    if not pictures:
+        raise EmptyDataError(f"{path}: the folder has no metadata.jsonl, no dataset_*.json and no picture")
+    return Dataset(root.name, root, pictures)
 
 
 def write_dataset(destination: Path, name: str, images: Iterable[CaptionedImage]) -> Dataset:
@@ -163,7 +155,7 @@ def write_dataset(destination: Path, name: str, images: Iterable[CaptionedImage]
     root = Path(destination).absolute()
     pictures = tuple(images)
     if not pictures:
-        raise EmptyDataError(f"{destination}: no picture to write a data set of")
+        raise EmptyDataError(f"{destination}: there is no picture to write")
     try:
         root.mkdir(parents=True, exist_ok=True)
         handle, draft = tempfile.mkstemp(dir=root, prefix=".metadata-", suffix=".part")
@@ -188,10 +180,15 @@ def write_dataset(destination: Path, name: str, images: Iterable[CaptionedImage]
         finally:
             Path(draft).unlink(missing_ok=True)
     except OSError as error:
-        raise StorageError(f"{root / METADATA}: could not be written ({error})") from error
+        raise StorageError(f"{root / METADATA}: cannot be written ({error})") from error
     except ValueError as error:
-        raise DataError(f"{root / METADATA}: a picture cannot be named in it ({error})") from error
+        raise DataError(f"{root / METADATA}: a path or a text in it cannot be written ({error})") from error
     return Dataset(name, root, pictures)
+
+
+def metadata_text(fields: dict[str, Any]) -> str:
+    """The fields as `CaptionedImage.metadata` holds them: a JSON object, or the empty text if there are none."""
+    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")) if fields else ""
 
 
 def _read_imagefolder(root: Path, metadata: Path) -> Dataset:
@@ -203,7 +200,7 @@ def _read_imagefolder(root: Path, metadata: Path) -> Dataset:
         place = f"{metadata}, line {number}"
         record = _json(line, place)
         if not isinstance(record, dict):
-            raise DataError(f"{place}: expected a JSON object, found {type(record).__name__}")
+            raise DataError(f"{place}: this must be a JSON object, not {type(record).__name__}")
         name = _inside(_text(record, "file_name", place, required=True), place)
         if name in first_line:
             raise DataError(f"{place}: file_name {name!r} is already on line {first_line[name]}")
@@ -225,7 +222,7 @@ def _read_imagefolder(root: Path, metadata: Path) -> Dataset:
             )
         )
     if not images:
-        raise EmptyDataError(f"{metadata}: holds no picture")
+        raise EmptyDataError(f"{metadata}: it lists no picture")
     return Dataset(root.name, root, tuple(images))
 
 
@@ -236,7 +233,7 @@ def _read_karpathy(source: Path, folder: Path) -> Dataset:
         raise DataError(f"{source}: cannot be read ({error})") from error
     raw = _json(text, str(source))
     if not isinstance(raw, dict) or not isinstance(raw.get("images"), list):
-        raise DataError(f"{source}: expected a JSON object with a list 'images', as in Karpathy's splits")
+        raise DataError(f"{source}: this must be a JSON object with a list 'images', as in Karpathy's splits")
     root = folder.absolute()
     if not root.is_dir():
         raise DataError(f"{root}: no such folder of pictures")
@@ -247,7 +244,7 @@ def _read_karpathy(source: Path, folder: Path) -> Dataset:
     for index, record in enumerate(raw["images"]):
         place = f"{source}, images[{index}]"
         if not isinstance(record, dict):
-            raise DataError(f"{place}: expected a JSON object, found {type(record).__name__}")
+            raise DataError(f"{place}: this must be a JSON object, not {type(record).__name__}")
         name = _inside(_text(record, "filename", place, required=True), place)
         filepath = _text(record, "filepath", place)
         if filepath:
@@ -255,11 +252,11 @@ def _read_karpathy(source: Path, folder: Path) -> Dataset:
         if name in seen:
             raise DataError(f"{place}: filename {name!r} occurs earlier in the file")
         seen.add(name)
-        # copies of the data set differ: the pictures are beside the file, or in one folder more or less
-        candidates = [folder + end for end in dict.fromkeys((name, name.rpartition("/")[2])) for folder in folders]
+        # copies of the data set differ in the folders between the file and its pictures
+        candidates = [above + end for end in dict.fromkeys((name, name.rpartition("/")[2])) for above in folders]
         file = next((candidate for candidate in candidates if listing.holds(candidate)), None)
         if file is None:
-            raise DataError(f"{place}: the picture {name!r} is neither in {root} nor in a folder of it")
+            raise DataError(f"{place}: the picture {name!r} is neither in {root} nor in one of its folders")
         sentences = record.get("sentences", [])
         if not isinstance(sentences, list) or not all(isinstance(s, dict) for s in sentences):
             raise DataError(f"{place}: 'sentences' must be a list of objects with 'raw'")
@@ -273,13 +270,13 @@ def _read_karpathy(source: Path, folder: Path) -> Dataset:
             )
         )
     if not images:
-        raise EmptyDataError(f"{source}: holds no picture")
+        raise EmptyDataError(f"{source}: it lists no picture")
     title = _text(raw, "dataset", str(source))
     return Dataset(title or source.stem.removeprefix("dataset_"), root, tuple(images))
 
 
 class _Listing:
-    """The files below a folder, listed once per folder: to ask the disk for each file would be slow."""
+    """The files below a folder. Each folder is listed once, because a system call per file would be slow."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -299,7 +296,7 @@ class _Listing:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines that are not blank, without byte-order mark and line ends."""
+    """The lines that are not blank, stripped, with their numbers. A byte-order mark is removed."""
     number = 0
     try:
         with path.open("rb") as source:
@@ -318,7 +315,7 @@ def _json(text: str, place: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{place}: bad JSON ({error})") from error
+        raise DataError(f"{place}: this is not JSON ({error})") from error
 
 
 def _text(record: dict[str, Any], key: str, place: str, *, required: bool = False) -> str:
@@ -328,7 +325,7 @@ def _text(record: dict[str, Any], key: str, place: str, *, required: bool = Fals
             raise DataError(f"{place}: {key!r} is missing")
         return ""
     if not isinstance(value, str):
-        raise DataError(f"{place}: {key!r} must be a string, found {type(value).__name__}")
+        raise DataError(f"{place}: {key!r} must be a string, not {type(value).__name__}")
     return value
 
 
@@ -338,17 +335,17 @@ def _captions(record: dict[str, Any], place: str) -> tuple[str, ...]:
         caption = _text(record, "text", place) or _text(record, "caption", place)
         captions = [caption] if caption else []
     if not isinstance(captions, list):
-        raise DataError(f"{place}: 'captions' must be a list of strings, found {type(captions).__name__}")
+        raise DataError(f"{place}: 'captions' must be a list of strings, not {type(captions).__name__}")
     for at, caption in enumerate(captions):
         if not isinstance(caption, str):
-            raise DataError(f"{place}: captions[{at}] must be a string, found {type(caption).__name__}")
+            raise DataError(f"{place}: captions[{at}] must be a string, not {type(caption).__name__}")
     return tuple(caption for caption in map(_clean, captions) if caption)
 
 
 def _metadata(record: dict[str, Any]) -> str:
-    """All fields but the path and the captions, which may not help a search by words to find the picture."""
+    # without the captions: a search by words must not find a picture by them
     fields = {name: value for name, value in record.items() if name not in _NOT_METADATA and value not in ("", None)}
-    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")) if fields else ""
+    return metadata_text(fields)
 
 
 def _clean(caption: str) -> str:
@@ -364,7 +361,7 @@ def _split(value: str, place: str) -> str:
 
 
 def _inside(name: str, place: str) -> str:
-    """The name as a normalised relative path with forward slashes. Raises DataError if it leaves the folder."""
+    """`name` as a normalised relative path with forward slashes. Raises DataError if it leaves the folder."""
     slashed = name.replace("\\", "/")
     if slashed.startswith("/") or slashed[1:2] == ":":
         raise DataError(f"{place}: {name!r} is an absolute path; give it relative to the folder")

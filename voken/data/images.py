@@ -1,8 +1,8 @@
-"""Pictures from files that may be damaged or hostile.
+"""Reads pictures from files that may be damaged or hostile.
 
-`open_image` turns whatever Pillow can read into the same kind of picture: 8-bit RGB, upright, opaque, one frame. A
-file that cannot be used raises a PictureError, which names the file and the reason; a run over many pictures
-(`load_images`) goes on and yields such files as `Skipped`.
+`open_image` turns every format that it reads into the same kind of picture: 8-bit RGB, upright, opaque, one frame. A
+file that cannot be used raises a PictureError, which names the file and the reason. `load_images` reads many pictures;
+it continues after such a file and yields a `Skipped` in its place.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ MAX_PIXELS = 100_000_000
 """A picture that claims more pixels than this is refused before it is decoded."""
 
 MAX_BYTES = 1 << 30
-"""A larger file is not read at all. 100 million pixels of four 16-bit channels take 0.8 of that."""
+"""A larger file is not read. 100 million pixels of four 16-bit channels take 0.8 of this."""
 
 SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-"""The suffixes, in any case, that `list_images` takes for pictures. `open_image` goes by content."""
+"""The suffixes of the files that `list_images` lists, in lower case. `open_image` recognises pictures by content."""
 
 # only formats that Pillow decodes itself: its EPS reader, for example, starts another program
 _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 _PIXELS_AT_ONCE = 1 << 20
 _PIXELS_AHEAD = 1 << 25
-"""Of pictures that are decoded ahead of the consumer: 128 MB, because Pillow uses four bytes per pixel."""
-_KINDS = {
+"""The pixels that are decoded ahead of the consumer: 128 MB, because Pillow uses four bytes per pixel."""
+_FILE_TYPES = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
@@ -56,7 +56,7 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class PictureFormat:
-    """The format of a picture's file, by content and not by name. No format here can hold a script."""
+    """The format of a picture's file. No format here can hold a script, which a browser would run."""
 
     media_type: str
     suffix: str
@@ -74,7 +74,7 @@ _PICTURE_FORMATS = {
     "DIB": PictureFormat("image/bmp", ".dib"),
 }
 _PREFIX_BYTES = 16
-"""Pillow tells formats apart by these."""
+"""Pillow recognises a format by so many bytes at the start of a file."""
 
 
 def picture_format(file: BinaryIO) -> PictureFormat | None:
@@ -83,7 +83,7 @@ def picture_format(file: BinaryIO) -> PictureFormat | None:
     file.seek(0)
     prefix = file.read(_PREFIX_BYTES)
     file.seek(0)
-    return next((form for name, form in _PICTURE_FORMATS.items() if _accepts(name, prefix)), None)
+    return next((file_format for name, file_format in _PICTURE_FORMATS.items() if _accepts(name, prefix)), None)
 
 
 def _accepts(name: str, prefix: bytes) -> bool:
@@ -91,11 +91,11 @@ def _accepts(name: str, prefix: bytes) -> bool:
     try:
         return accept is not None and accept(prefix) is True
     except (SyntaxError, IndexError, TypeError, struct.error):
-        return False  # fewer bytes than the test reads
+        return False  # the prefix is shorter than the test expects
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Every picture below `folder`, by suffix, sorted by path; hidden files and folders are left out.
+    """The files below `folder` with a picture's suffix, sorted by path, without hidden files and folders.
 
     Raises DataError if `folder` is not a folder.
     """
@@ -114,9 +114,9 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def file_hash(path: Path) -> str:
-    """BLAKE2b of the file's content, 128 bits in hexadecimal.
+    """The BLAKE2b hash of a file's content, 128 bits in hexadecimal.
 
-    Raises PictureError if it cannot be read, is not a file, or is larger than `MAX_BYTES`.
+    Raises PictureError if the file cannot be read, is not a regular file, or is larger than `MAX_BYTES`.
     """
     digest = blake2b(digest_size=16)
     try:
@@ -132,27 +132,28 @@ def date_taken(path: Path) -> int | None:
     """When a picture was taken, by its EXIF data: seconds since 1970, local time read as UTC; None if unknown."""
     try:
         with _QUIET, _open_file(path) as source, Image.open(source, formats=_formats()) as image:
-            # for a PNG without EXIF before its pixels, its own getexif decodes all of them
+            # PngImageFile.getexif would decode the whole picture if the EXIF does not precede the pixels
             exif = Image.Image.getexif(image)
             date = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.DateTimeOriginal) or exif.get(
                 ExifTags.Base.DateTime
             )
         return int(datetime.strptime(str(date).strip("\0 "), "%Y:%m:%d %H:%M:%S").replace(tzinfo=UTC).timestamp())
-    # a hostile or damaged file may raise anything; then it has no date
+    # Pillow may raise any exception for a hostile or damaged file, which then has no date
     except Exception:
         return None
 
 
 def open_image(path: Path | BinaryIO, *, size: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The picture in mode RGB: upright by its EXIF, transparency over white, its first frame, 8 bits per channel.
+    """The first frame of a picture in mode RGB, turned upright by its EXIF, with white behind transparent pixels.
 
     16-bit greys are scaled (65535 becomes 255), not clipped. With `size`, the shorter side is resized to `size`
-    (bicubic) and the centre cropped: size × size pixels, nothing squashed, nothing padded; JPEGs are then decoded
-    at a smaller scale if that loses nothing. Without it, the whole picture.
+    (bicubic) and the centre is cropped to size × size pixels, without distortion or padding; JPEGs are then decoded at
+    a smaller scale if that loses nothing. Without `size` the whole picture is returned.
 
-    Raises PictureError: no such file, empty, truncated, not a picture, or claiming more than `max_pixels`, which
-    is known before anything is decoded. The format is known by content, not by the file's name. A path to something
-    that is not a file (a named pipe, a device) or to a file larger than `MAX_BYTES` is refused without being read.
+    Raises PictureError if the file does not exist, is empty, truncated or not a picture, or if its header claims more
+    than `max_pixels`; then nothing is decoded. The format is recognised by content, not by the file's name. A path to
+    something that is not a regular file (a named pipe, a device), or to a file larger than `MAX_BYTES`, is refused
+    without being read.
     """
     name = str(path) if isinstance(path, (str, os.PathLike)) else str(getattr(path, "name", "(stream)"))
     try:
@@ -165,12 +166,12 @@ def open_image(path: Path | BinaryIO, *, size: int | None = None, max_pixels: in
     except UnidentifiedImageError:
         raise PictureError(name, "not a picture of a known kind") from None
     except Image.DecompressionBombError as error:
-        claimed = re.search(r"\d+", str(error))
-        pixels = f"{int(claimed[0]):,} pixels" if claimed else "too many pixels"
+        number = re.search(r"\d+", str(error))
+        pixels = f"{int(number[0]):,} pixels" if number else "too many pixels"
         raise PictureError(name, f"claims {pixels}, over the limit of {max_pixels:,}") from None
     except MemoryError:
-        raise PictureError(name, "too large for the memory there is") from None
-    # on a hostile file Pillow's readers may raise anything
+        raise PictureError(name, "too large for the available memory") from None
+    # Pillow may raise any exception for a hostile file
     except Exception as error:
         raise PictureError(name, f"cannot be decoded ({error or type(error).__name__})") from error
 
@@ -178,10 +179,10 @@ def open_image(path: Path | BinaryIO, *, size: int | None = None, max_pixels: in
 def load_images(
     paths: Sequence[Path], *, size: int | None = None, workers: int = 2, progress: Progress | None = None
 ) -> Iterator[tuple[int, Image.Image | Skipped]]:
-    """Open many pictures with `workers` threads: yields (index into `paths`, picture or `Skipped`) in order.
+    """Open many pictures with `workers` threads. Yields pairs of index into `paths` and picture or `Skipped`, in order.
 
-    Only a few pictures per thread are in memory at once, and fewer large ones, however slow the consumer is. See
-    `open_image` for `size`.
+    Only a few pictures per thread are in memory at once, and fewer if they are large, even if the consumer is slow.
+    `open_image` explains `size`.
     """
     if workers < 1:
         raise ConfigError(f"workers must be at least 1, not {workers}")
@@ -217,7 +218,7 @@ def load_images(
 
 
 class _DecodedAhead:
-    """Bounds the pixels of decoded pictures that the consumer has not taken. The next one to be taken never waits."""
+    """Limits the pixels that are decoded ahead of the consumer. The picture that is needed next never waits."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -226,17 +227,17 @@ class _DecodedAhead:
         self._closed = False
 
     def wait(self, index: int) -> None:
-        """Wait until there is room for the picture at `index`."""
+        """Wait until the picture at `index` may be decoded."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or index == self._next or self._pixels < _PIXELS_AHEAD)
 
     def add(self, image: Image.Image) -> None:
-        """Count a picture that was decoded."""
+        """Count the pixels of a picture that was decoded."""
         with self._changed:
             self._pixels += image.width * image.height
 
     def take(self, result: Image.Image | Skipped) -> None:
-        """The consumer takes the next result, which may be no picture."""
+        """Stop counting the pixels of a picture that the consumer receives."""
         with self._changed:
             self._next += 1
             if isinstance(result, Image.Image):
@@ -244,17 +245,17 @@ class _DecodedAhead:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Release the threads that wait."""
+        """Let the waiting threads continue."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
 
 class _Quiet:
-    """Silences Pillow's warnings while any thread is inside.
+    """Silences Pillow's warnings while any thread is inside the block.
 
-    `warnings.catch_warnings` swaps global state; two threads in it at once would restore it in the wrong order, so
-    the first in swaps and the last out restores.
+    `warnings.catch_warnings` replaces global state, and two threads would restore it in the wrong order. So the first
+    thread that enters replaces it, and the last that leaves restores it.
     """
 
     def __init__(self) -> None:
@@ -290,13 +291,13 @@ def _opened(path: Path | BinaryIO) -> Iterator[BinaryIO]:
 
 
 def _open_file(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open only files of a sensible size: a named pipe may block for ever, a device may never end."""
+    """Open a regular file of at most `MAX_BYTES`. A named pipe could block for ever, and a device might never end."""
     status = os.stat(path)  # noqa: PTH116 -- `path` may be a text
     if not stat.S_ISREG(status.st_mode):
-        raise PictureError(path, f"{_KINDS.get(stat.S_IFMT(status.st_mode), 'something else')}, not a file")
+        raise PictureError(path, f"{_FILE_TYPES.get(stat.S_IFMT(status.st_mode), 'something else')}, not a file")
     if status.st_size > MAX_BYTES:
         raise PictureError(path, f"{status.st_size:,} bytes, over the limit of {MAX_BYTES:,}")
-    # do not block if a pipe has taken its place meanwhile; Windows lacks this flag and needs another
+    # a pipe that has replaced the file meanwhile must not block; Windows lacks this flag and needs another
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     return open(path, "rb", opener=lambda name, _: os.open(name, flags))
 
@@ -320,7 +321,7 @@ def _decode(source: BinaryIO, name: str, size: int | None, max_pixels: int) -> I
             # twice the size, so that the bicubic step still averages several pixels
             image.draft("RGB", (2 * size, 2 * size))
         image.load()
-        # broken EXIF does not harm the pixels, which are decoded already
+        # a picture with broken EXIF is still usable
         with suppress(Exception):
             ImageOps.exif_transpose(image, in_place=True)
         rgb = _rgb(image)
@@ -329,15 +330,15 @@ def _decode(source: BinaryIO, name: str, size: int | None, max_pixels: int) -> I
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
-        top = _top(image)
-        return _in_strips(image, lambda strip: _eight_bits(strip, top))
+        white = _white_level(image)
+        return _in_strips(image, lambda strip: _eight_bits(strip, white))
     if image.has_transparency_data:
         return _in_strips(image, _over_white)
     return image.convert("RGB") if image.mode != "RGB" or image.info.get("transparency") is not None else image.copy()
 
 
 def _in_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """Convert a few rows at a time: the intermediate values take many times the memory of the result."""
+    """Convert a few rows at a time, because intermediate values take many times the memory of the result."""
     whole = Image.new("RGB", image.size)
     for box in _strips(image):
         whole.paste(convert(image.crop(box)), box)
@@ -351,23 +352,23 @@ def _strips(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
 
 
 def _over_white(image: Image.Image) -> Image.Image:
-    pasted = Image.new("RGBA", image.size, "white")
-    pasted.alpha_composite(image.convert("RGBA"))
-    return pasted.convert("RGB")
+    background = Image.new("RGBA", image.size, "white")
+    background.alpha_composite(image.convert("RGBA"))
+    return background.convert("RGB")
 
 
-def _top(image: Image.Image) -> float:
-    """The value that becomes 255. The range of 32-bit greys is not known: it is the narrowest that holds them."""
+def _white_level(image: Image.Image) -> float:
+    """The value that becomes 255. Files do not give the range of 32-bit greys: the narrowest usual range is used."""
     if image.mode.startswith("I;16"):
         return 65535.0
-    top = max((float(_numbers(image.crop(box)).max(initial=0.0)) for box in _strips(image)), default=0.0)
-    if image.mode == "F" and top <= 1.0:
+    maximum = max((float(_numbers(image.crop(box)).max(initial=0.0)) for box in _strips(image)), default=0.0)
+    if image.mode == "F" and maximum <= 1.0:
         return 1.0
-    return next((limit for limit in (255.0, 65535.0) if top <= limit), top)
+    return next((limit for limit in (255.0, 65535.0) if maximum <= limit), maximum)
 
 
-def _eight_bits(image: Image.Image, top: float) -> Image.Image:
-    scaled = np.clip(np.rint(_numbers(image) * (255.0 / top)), 0, 255).astype(np.uint8)
+def _eight_bits(image: Image.Image, white: float) -> Image.Image:
+    scaled = np.clip(np.rint(_numbers(image) * (255.0 / white)), 0, 255).astype(np.uint8)
     return Image.fromarray(scaled, mode="L").convert("RGB")
 
 

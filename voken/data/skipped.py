@@ -1,4 +1,4 @@
-"""A picture that could not be used. In a file of its own, so that a list of them can be read without Pillow."""
+"""Reports of pictures that could not be used. This module is separate so that it can be imported without Pillow."""
 
 from __future__ import annotations
 

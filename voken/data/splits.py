@@ -1,7 +1,7 @@
-"""Splits into train, validation and test that share no concept, and the search for pictures in two of them.
+"""Splits a data set into train, validation and test, and finds pictures that are in two of them.
 
-A split is drawn over *families* (see `CaptionedImage.family`), never over pictures: a concept drawn by many vendors, or
-concepts that differ only by a gender sign, are in the same part.
+Families are split (see `CaptionedImage.family`), not pictures: all drawings of a concept, and concepts that differ only
+by a gender sign, are in the same split.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _BLOCK = 8_000_000
 
 
 def resplit(dataset: Dataset, *, seed: int, test_concepts: int, validation_concepts: int) -> Dataset:
-    """Draw a new split by family: so many concepts in test and in validation, the rest in train.
+    """Draw a new split by family, with this many concepts in test and in validation, and the other concepts in train.
 
-    A family that does not fit into a part any more goes to the next part or to train; if no further family fits, the
-    part has fewer concepts. Raises ConfigError if test and validation would leave no concept to train on.
+    A family with more concepts than test still needs goes to validation, or else to train. If the remaining families
+    are all too large, a split has fewer concepts. Raises ConfigError if no concept would be left to train on.
     """
     if test_concepts < 0 or validation_concepts < 0:
         raise ConfigError("test_concepts and validation_concepts must not be negative")
@@ -42,15 +42,15 @@ def resplit(dataset: Dataset, *, seed: int, test_concepts: int, validation_conce
         )
     families = sorted(concepts)
     order = np.random.default_rng(seed).permutation(len(families))
-    side: dict[str, str] = {}
+    split: dict[str, str] = {}
     room = {"test": test_concepts, "validation": validation_concepts}
     for index in order:
         family = families[index]
         size = len(concepts[family])
-        side[family] = next((name for name, left in room.items() if size <= left), "train")
-        if side[family] != "train":
-            room[side[family]] -= size
-    return _with_sides(dataset, side)
+        split[family] = next((name for name, left in room.items() if size <= left), "train")
+        if split[family] != "train":
+            room[split[family]] -= size
+    return replace(dataset, images=tuple(replace(image, split=split[image.family]) for image in dataset.images))
 
 
 def split_by_concept(
@@ -62,7 +62,7 @@ def split_by_concept(
 ) -> Dataset:
     """Draw a new split by family, with `fractions` of the concepts for train, validation and test.
 
-    `pool` is the number of concepts in test, in place of its fraction. See `resplit`.
+    `pool` is the number of concepts in test; if given, it replaces the fraction. See `resplit`.
     """
     if any(fraction < 0 for fraction in fractions) or abs(sum(fractions) - 1) > 1e-6:
         raise ConfigError(f"fractions must be three shares that sum to 1, not {fractions}")
@@ -81,33 +81,33 @@ def one_per_concept(dataset: Dataset, seed: int) -> Dataset:
     The draw for a concept does not depend on the other concepts.
     """
 
-    def lot(image: CaptionedImage) -> bytes:
+    def draw_key(image: CaptionedImage) -> bytes:
         return blake2b(f"{seed}:{image.image_id}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
     drawn: dict[str, CaptionedImage] = {}
     for image in dataset.images:
         other = drawn.get(image.concept)
-        if other is None or lot(image) < lot(other):
+        if other is None or draw_key(image) < draw_key(other):
             drawn[image.concept] = image
     ids = {image.image_id for image in drawn.values()}
     return replace(dataset, images=tuple(image for image in dataset.images if image.image_id in ids))
 
 
 def check_disjoint(dataset: Dataset, *, file_hashes: Mapping[str, str] | None = None) -> None:
-    """Raise SplitLeakError, with an example, if a concept, a family or a file is in two parts of the split.
+    """Raise SplitLeakError, with an example, if a concept, a family or a file is in two splits.
 
-    `file_hashes` gives the hash of each picture's content by image id; without it files are not compared. Pictures
-    without a split are in no part.
+    `file_hashes` holds the hash of each picture's file by image id; without it files are not compared. Pictures without
+    a split are ignored.
     """
-    sides: dict[tuple[str, str], CaptionedImage] = {}
+    first_images: dict[tuple[str, str], CaptionedImage] = {}
     for image in dataset.images:
         if not image.split:
             continue
-        marks = [("concept", image.concept), ("family", image.family)]
+        properties = [("concept", image.concept), ("family", image.family)]
         if file_hashes is not None and image.image_id in file_hashes:
-            marks.append(("file content", file_hashes[image.image_id]))
-        for kind, value in marks:
-            first = sides.setdefault((kind, value), image)
+            properties.append(("file content", file_hashes[image.image_id]))
+        for kind, value in properties:
+            first = first_images.setdefault((kind, value), image)
             if first.split != image.split:
                 raise SplitLeakError(
                     f"{dataset.name}: the {kind} {value!r} is in {first.split} ({first.image_id}) and in "
@@ -116,9 +116,10 @@ def check_disjoint(dataset: Dataset, *, file_hashes: Mapping[str, str] | None = 
 
 
 def dhash(image: Image.Image) -> int:
-    """Difference hash, 64 bits: the grey picture at 9 × 8 pixels, a bit per pixel brighter than the one to its left.
+    """The difference hash of a picture, 64 bits. The hashes of similar pictures differ in few bits.
 
-    Row by row, the first pair in the highest bit. Similar pictures differ in few bits.
+    The picture is reduced to 9 × 8 grey pixels. A bit is set if a pixel is brighter than the one to its left. The bits
+    are in the order of the pixels, row by row, from the highest bit.
     """
     grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.LANCZOS), dtype=np.int16)
     return int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "big")
@@ -127,9 +128,10 @@ def dhash(image: Image.Image) -> int:
 def resplit_clean(
     dataset: Dataset, *, seed: int, test_concepts: int, validation_concepts: int, distance: int | None
 ) -> tuple[Dataset, list[Skipped]]:
-    """`resplit`, then `drop_near_duplicates` unless `distance` is None, with at most `test_concepts` left in test.
+    """Draw a new split with `resplit`, then call `drop_near_duplicates` unless `distance` is None.
 
-    A tenth more are drawn at first, because some are dropped. Returns the new data set and what was dropped.
+    A tenth more test concepts are drawn at first, because some are dropped; in the end there are at most
+    `test_concepts`. Returns the new data set and the dropped pictures.
     """
     drawn = resplit(
         dataset, seed=seed, test_concepts=test_concepts + test_concepts // 10, validation_concepts=validation_concepts
@@ -146,9 +148,9 @@ def drop_near_duplicates(
 ) -> tuple[Dataset, list[Skipped]]:
     """Drop from validation and test every picture whose `dhash` is within `distance` bits of a train picture's.
 
-    From train only exact repeats (equal file content) of an earlier picture are dropped, and from all parts what cannot
-    be read. Returns the data set that is left, and what was dropped with the reason (for a near-duplicate the train
-    picture that it resembles). Raises EmptyDataError if nothing is left.
+    From train only exact repeats (equal file content) of an earlier picture are dropped, from all splits unreadable
+    pictures. Returns the remaining data set, and the dropped pictures with their reasons (for a near-duplicate
+    the train picture that it resembles). Raises EmptyDataError if nothing is left.
     """
     if not 0 <= distance < 64:
         raise ConfigError(f"distance must be 0 to 63 bits, not {distance}")
@@ -167,12 +169,12 @@ def drop_near_duplicates(
             if earlier != index:
                 dropped[index] = f"exact repeat of {dataset.images[earlier].image_id}"
     train = np.array([i for i, image in enumerate(dataset.images) if image.split == "train" and i not in dropped], int)
-    held = [i for i, image in enumerate(dataset.images) if image.split in SPLITS[1:] and i not in dropped]
-    if train.size and held:
-        nearest, bits = _nearest(hashes[held], hashes[train])
-        for index, neighbour, apart in zip(held, train[nearest].tolist(), bits.tolist(), strict=True):
-            if apart <= distance:
-                dropped[index] = f"{apart} bits from the train picture {dataset.images[neighbour].image_id}"
+    held_out = [i for i, image in enumerate(dataset.images) if image.split in SPLITS[1:] and i not in dropped]
+    if train.size and held_out:
+        nearest, bits = _nearest(hashes[held_out], hashes[train])
+        for index, neighbour, differing in zip(held_out, train[nearest].tolist(), bits.tolist(), strict=True):
+            if differing <= distance:
+                dropped[index] = f"{differing} bits from the train picture {dataset.images[neighbour].image_id}"
     images = tuple(image for index, image in enumerate(dataset.images) if index not in dropped)
     if not images:
         raise EmptyDataError(f"{dataset.name}: every picture is a near-duplicate or unreadable")
@@ -183,7 +185,7 @@ def drop_near_duplicates(
 def _nearest(
     queries: UInt64[np.ndarray, " queries"], keys: UInt64[np.ndarray, " keys"]
 ) -> tuple[Int64[np.ndarray, " queries"], Int64[np.ndarray, " queries"]]:
-    """For every query the first key that differs in the fewest bits, and in how many bits. Works block by block."""
+    """For every query the first key that differs in the fewest bits, and the number of these bits. Works in blocks."""
     nearest = np.empty(len(queries), dtype=np.int64)
     bits = np.empty(len(queries), dtype=np.int64)
     step = max(1, _BLOCK // len(keys))
@@ -192,8 +194,3 @@ def _nearest(
         nearest[start : start + step] = block.argmin(axis=1)
         bits[start : start + step] = block.min(axis=1)
     return nearest, bits
-
-
-def _with_sides(dataset: Dataset, side: Mapping[str, str]) -> Dataset:
-    images = tuple(replace(image, split=side[image.family]) for image in dataset.images)
-    return replace(dataset, images=images)

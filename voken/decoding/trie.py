@@ -33,7 +33,7 @@ from voken.shapes import Bool, Int32, Int64, Integer, UInt, UInt8, UInt32, UInt6
 
 _HEADER = "trie.json"
 _FORMAT = 2
-_REMEDY = "Create the collection again."
+_REMEDY = "Index the pictures again."
 _AT_ONCE = 1 << 20
 """Rows that are packed or unpacked at once, so that temporaries stay small."""
 _LOOKUPS_AT_ONCE = 1 << 16

@@ -127,12 +127,12 @@ class HubEncoder:
             encoder = cls.from_pretrained(str(folder / "checkpoint"), described["family"], device=device)
         except (OSError, ValueError, KeyError, TypeError, ArtifactError, ConfigError) as error:
             raise CorruptArtifactError(
-                f"{folder}: the saved encoder cannot be read ({error}). Restore it from a copy or make it again."
+                f"{folder}: the saved encoder cannot be read ({error}). Restore it from a copy or create it again."
             ) from error
         encoder.name = described["name"]
         if described.get("fingerprint") != encoder.fingerprint:
             raise CorruptArtifactError(
-                f"{folder}: the weights differ from those saved. Restore the folder from a copy or make it again."
+                f"{folder}: the weights differ from those saved. Restore the folder from a copy or create it again."
             )
         return encoder
 

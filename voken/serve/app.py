@@ -1,8 +1,8 @@
 """The HTTP interface of a collection: an ASGI application. It owns neither the collection nor the process.
 
-FastAPI does the routing and writes the OpenAPI document, which plain Starlette would leave to code of our own; it costs
-23 µs per request, while a search takes 14 ms. Bodies are read and checked by `voken.serve.requests`, because FastAPI
-reads a body before it checks the token, and answers 400 if the limits of `BodyLimits` (413, 408) stop it.
+FastAPI routes requests and writes the OpenAPI document, for which Starlette alone would need code here. FastAPI costs
+23 µs per request, while a search takes 14 ms. `voken.serve.requests` reads and checks bodies, because FastAPI would
+read a body before it checks the token, and would answer 400 if `BodyLimits` stops it with 413 or 408.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from voken.serve.settings import ServeSettings
 
 
 def create_app(collection: Collection, settings: ServeSettings | None = None) -> FastAPI:
-    """An application that serves `collection`, which must stay open as long as it runs.
+    """Create an application that serves `collection`, which must stay open as long as the application runs.
 
-    `app.state.service` is its `Service`. Any number of applications may serve one collection, in one process or many.
+    `app.state.service` is its `Service`. Any number of applications and processes may serve one collection.
     """
     service = Service(collection, settings or ServeSettings())
 
@@ -51,7 +51,7 @@ def create_app(collection: Collection, settings: ServeSettings | None = None) ->
     for kind in (RequestError, VokenError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _error_response)
     add_routes(app)
-    # from inside out
+    # the innermost layer first
     app.add_middleware(
         BodyLimits,
         max_bytes=service.settings.max_body,
@@ -79,11 +79,13 @@ async def _error_response(request: Request, error: Exception) -> Response:
 def _framework_error(request: Request, error: HTTPException) -> RequestError:
     headers = dict(error.headers or {})
     if error.status_code == 405:
-        # a route has one method, an address several routes
+        # each route has one method, and several routes may have the same address
         matching = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
         methods = sorted({method for route in matching for method in getattr(route, "methods", None) or ()}) or ["GET"]
         headers["Allow"] = ", ".join(methods)
-        return RequestError(405, f"{request.method} is not possible here. Use {' or '.join(methods)}.", headers)
+        return RequestError(
+            405, f"{request.method} is not possible at this address. Use {' or '.join(methods)}.", headers
+        )
     if error.status_code == 404:
-        return RequestError(404, "There is nothing here. GET /openapi.json lists what there is.", headers)
+        return RequestError(404, "There is no such address. GET /openapi.json lists the addresses.", headers)
     return RequestError(error.status_code, str(error.detail), headers)

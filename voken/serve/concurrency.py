@@ -1,4 +1,4 @@
-"""What limits how much goes on at once: bounded threads, slots, a throughput meter, and compaction beside it all."""
+"""Limits concurrent work: worker threads, slots, a throughput meter, and a background thread for compactions."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ _LONGEST_WAIT = 60
 
 
 class Workers:
-    """`threads` threads, and a queue of at most `waiting` calls."""
+    """A pool of `threads` threads, with a queue of at most `waiting` calls."""
 
     def __init__(self, threads: int, waiting: int, name: str) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._capacity = threads + waiting
         self._lock = threading.Lock()
         self.pending = 0
-        """Calls that wait or run."""
+        """How many calls wait or run."""
 
     async def run(
-        self, function: Callable[Arguments, Result], *args: Arguments.args, **named: Arguments.kwargs
+        self, function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Result:
-        """The function's result. A call that is cancelled while it waits never runs.
+        """Call `function` in a thread and return its result. A call that is cancelled while it waits never runs.
 
         Raises `BusyError` if the queue is full.
         """
@@ -49,7 +49,7 @@ class Workers:
                 raise BusyError(f"{self.pending} requests about pictures are pending. Try again in a moment.")
             self.pending += 1
         try:
-            future = self._pool.submit(function, *args, **named)
+            future = self._pool.submit(function, *args, **kwargs)
         except RuntimeError:
             self._count_down(None)
             raise BusyError("The server is closing. Try again in a moment.") from None
@@ -57,7 +57,7 @@ class Workers:
         return await asyncio.wrap_future(future)
 
     def close(self) -> None:
-        """Accept no more calls, drop those that wait, and finish those that run."""
+        """Accept no more calls, cancel those that wait, and finish those that run."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _count_down(self, future: Future[Any] | None) -> None:
@@ -66,7 +66,7 @@ class Workers:
 
 
 class Slots:
-    """A number of slots, for one event loop."""
+    """A limited number of slots that tasks of one event loop can hold."""
 
     def __init__(self, slots: int) -> None:
         self._slots = slots
@@ -85,46 +85,46 @@ class Slots:
 
 
 class ThroughputMeter:
-    """How many queries are pending and how fast they are answered, for one event loop. `now` is a clock in seconds."""
+    """Counts pending queries and measures how fast they are answered, in one event loop. `now` is a clock."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._answered: deque[tuple[float, int]] = deque()
-        """Time and number of queries."""
+        """When queries were answered, and how many."""
         self.pending = 0
-        """Queries that wait or are being answered."""
+        """How many queries wait or are being answered."""
 
     @contextmanager
     def count(self, queries: int) -> Iterator[None]:
-        """Count `queries` as pending inside, and as answered afterwards unless an error was raised."""
+        """Count `queries` as pending during the block, and then as answered, unless it raised an error."""
         self.pending += queries
         try:
             yield
-            self._forget()
+            self._remove_old()
             self._answered.append((self._now(), queries))
         finally:
             self.pending -= queries
 
     def per_second(self) -> float:
         """Queries answered per second in the last ten seconds."""
-        self._forget()
+        self._remove_old()
         if not self._answered:
             return 0.0
         return sum(queries for _, queries in self._answered) / max(1.0, self._now() - self._answered[0][0])
 
     def retry_after(self) -> int:
-        """Seconds until half of the pending queries are answered, 1 to 60: when a full queue is worth another try."""
+        """The seconds until half of the pending queries are answered, between 1 and 60."""
         rate = self.per_second()
         return min(_LONGEST_WAIT, max(1, math.ceil(self.pending / 2 / rate))) if rate else 1
 
-    def _forget(self) -> None:
+    def _remove_old(self) -> None:
         start = self._now() - _WINDOW_SECONDS
         while self._answered and self._answered[0][0] < start:
             self._answered.popleft()
 
 
 class Compaction:
-    """Compacts a collection in the background, once at a time. Any thread may use it."""
+    """Compacts a collection in a background thread, one at a time. Any thread may use it."""
 
     def __init__(self, collection: Collection) -> None:
         self._collection = collection
@@ -133,17 +133,17 @@ class Compaction:
         self._closed = False
 
     def start_if_needed(self) -> None:
-        """Start if the collection has changed enough and no compaction is running. Returns at once."""
+        """Start a compaction if the collection has changed enough and none is running. Returns at once."""
         with self._lock:
             if self._closed or (self._thread is not None and self._thread.is_alive()):
                 return
             if self._collection.wants_compaction:
-                # a daemon: if the server does not wait for it, it ends with the process and has not happened
+                # a daemon, so that the process can end before it; a compaction that is cut off changes nothing
                 self._thread = threading.Thread(target=self._run, name="voken-compaction", daemon=True)
                 self._thread.start()
 
     def close(self, seconds: float) -> None:
-        """Start no more; wait at most `seconds` for the one that runs, then abandon it."""
+        """Start no more compactions, and wait at most `seconds` for a running one."""
         with self._lock:
             self._closed = True
             thread = self._thread
@@ -160,19 +160,19 @@ class Compaction:
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """The result of `work`, which is cancelled if the client leaves. The request's body must have been read."""
+    """The result of `work`, which is cancelled if the client disconnects. The request's body must have been read."""
     working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_client_leaves(request))
+    disconnected = asyncio.ensure_future(_client_disconnects(request))
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working, disconnected}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
         raise RequestError(CLIENT_GONE, "The client has closed the connection.")
     finally:
         working.cancel()
-        leaving.cancel()
+        disconnected.cancel()
 
 
-async def _client_leaves(request: Request) -> None:
+async def _client_disconnects(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass

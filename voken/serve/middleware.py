@@ -1,4 +1,4 @@
-"""The layers around the application, from outside in: metrics, origin policy, fallback errors, body limits."""
+"""The layers around the application, from the outermost: metrics, origin policy, fallback errors, body limits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PAGE_POLICY = (
     "frame-ancestors 'none'"
 )
 PICTURE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; sandbox; frame-ancestors 'none'"
-"""For users' files that a browser opens by themselves; the styles are those of its own picture viewer."""
+"""For users' files that a browser opens in a page of their own; the inline styles are those of its picture viewer."""
 _LATENCIES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 _METHODS = {"GET", "HEAD", "POST", "DELETE", "OPTIONS"}
@@ -48,12 +48,12 @@ _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 _DRAIN_FACTOR = 4
-"""A body that is too long is read up to this many times the limit."""
+"""A body over the limit is read, without being used, up to this many times the limit."""
 _CLOSE = {"Connection": "close"}
 
 
 class Metrics:
-    """Counters of one application, in the form that Prometheus reads."""
+    """The counters of one application, for Prometheus."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -82,11 +82,11 @@ class Metrics:
             self._rejected.labels(reason)
 
     def add_gauge(self, name: str, description: str, value: Callable[[], float]) -> None:
-        """Add a gauge; `value()` is called whenever the metrics are read."""
+        """Add a gauge. `value()` is called whenever the metrics are read."""
         Gauge(name, description, registry=self.registry).set_function(value)
 
     def count_batch(self, queries: int) -> None:
-        """Count a batch. Any thread may call it."""
+        """Count a batch of queries. Any thread may call it."""
         self._batches.observe(queries)
 
     def count_request(self, method: str, route: str, status: int, seconds: float) -> None:
@@ -97,12 +97,12 @@ class Metrics:
             self._rejected.labels(reason).inc()
 
     def text(self) -> bytes:
-        """The counters, as Prometheus reads them."""
+        """The counters in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
 class MetricsMiddleware:
-    """Counts every request, by its route and not by its address."""
+    """Counts every request by its route, so that there are few counters whatever addresses clients request."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -115,16 +115,16 @@ class MetricsMiddleware:
             return
         start, status = time.perf_counter(), CLIENT_GONE
 
-        async def send_noting_status(message: Message) -> None:
+        async def send_and_record_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self._app(scope, receive, send_noting_status)
+            await self._app(scope, receive, send_and_record_status)
         finally:
-            route = scope.get("route")  # named as in the documentation
+            route = scope.get("route")  # set by FastAPI if a route matches
             name = str(getattr(route, "path_format", None) or getattr(route, "path", None) or "other")
             self._metrics.count_request(scope["method"], name, status, time.perf_counter() - start)
 
@@ -132,10 +132,10 @@ class MetricsMiddleware:
 class OriginPolicy:
     """Refuses requests for other hosts and from other sites' pages, and adds security headers to every response.
 
-    A page of another site that is open in the user's browser can send requests to a server on the same machine, and
-    can even read the responses if it makes a name of its own point here (DNS rebinding). So a server for this machine
-    alone answers only to this machine's names, a server that was started with names only to those, and none lets
-    another site's page do more than read.
+    A page of another site that is open in the user's browser can send requests to a server on the same machine. It can
+    even read the responses, if the other site's name resolves to this machine (DNS rebinding). So a server that only
+    this machine can reach accepts only the names of this machine, and a server that was started with names accepts only
+    those. No server lets another site's page send anything but reading requests.
     """
 
     def __init__(self, app: ASGIApp, settings: ServeSettings) -> None:
@@ -171,13 +171,13 @@ class OriginPolicy:
         if self._names is not None and _host_name(host) not in self._names:
             raise RequestError(
                 421,
-                f"This server does not go by the name {host!r}. Use http://localhost, or start the server with that "
+                f"This server does not have the name {host!r}. Use http://localhost, or start the server with that "
                 "name (--name).",
             )
 
 
 def _check_site(headers: Headers) -> None:
-    """Browsers name the site of the page that sends a request, in one of two headers; other programs send neither."""
+    """Refuse a request from another site's page. Browsers send one of two headers; other programs send neither."""
     site = headers.get("sec-fetch-site")
     origin = headers.get("origin")
     if site is not None:
@@ -200,7 +200,7 @@ def _netloc(origin: str) -> str | None:
 
 
 def _host_name(host: str) -> str:
-    """In lower case, without the port; an IPv6 address without its brackets."""
+    """The name in a Host header, in lower case, without the port and without the brackets of an IPv6 address."""
     host = host.strip().lower()
     if host.startswith("["):
         return host[1:].partition("]")[0]
@@ -208,9 +208,9 @@ def _host_name(host: str) -> str:
 
 
 class FallbackErrorMiddleware:
-    """Answers if nothing else has: after an unexpected error, and when a closing server cancels a request.
+    """Answers after an unexpected error, and when a closing server cancels a request.
 
-    `closing()` says whether the server has been stopped.
+    `closing()` returns whether the server has been stopped.
     """
 
     def __init__(self, app: ASGIApp, closing: Callable[[], bool]) -> None:
@@ -224,7 +224,7 @@ class FallbackErrorMiddleware:
             return
         started = False
 
-        async def send_noting_start(message: Message) -> None:
+        async def send_and_record_start(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
@@ -233,10 +233,10 @@ class FallbackErrorMiddleware:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_noting_start)
+            await self._app(scope, receive, send_and_record_start)
             return
         except ClientDisconnect:
-            return  # it was still sending
+            return  # while it was sending its body
         except asyncio.CancelledError:
             if not self._closing():
                 raise
@@ -244,14 +244,14 @@ class FallbackErrorMiddleware:
         except Exception as error:
             request_error = RequestError.failure(error)
         if not started:
-            await request_error.response()(scope, receive, send_noting_start)
+            await request_error.response()(scope, receive, send_and_record_start)
 
 
 class BodyLimits:
-    """Limits the bytes and the seconds of a request's body, as it arrives: 413 and 408.
+    """Limits the bytes of a request's body (413) and the seconds in which it must arrive (408).
 
-    `lower_limits` has paths with fewer bytes. A body that is too long is read on for a while, only so that its sender
-    sees the response: a client that is still sending when the connection closes may never see it.
+    `lower_limits` holds lower limits in bytes by path. A body over the limit is read a little further, because a client
+    that is still sending when the connection closes may not read the response.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, seconds: float, lower_limits: Mapping[str, int]) -> None:
@@ -271,7 +271,7 @@ class BodyLimits:
         length = headers.get("content-length", "")
         if length.isdecimal() and (len(length) > 18 or int(length) > limit):
             try:
-                # a client that waits for permission to send has sent nothing
+                # a client that sends `Expect` waits for permission and has sent nothing yet
                 await body.refuse(drain="expect" not in headers)
             except RequestError as error:
                 await error.response()(scope, receive, send)
@@ -280,6 +280,8 @@ class BodyLimits:
 
 
 class _Body:
+    """Receives a request's body within the limits."""
+
     def __init__(self, receive: Receive, max_bytes: int, seconds: float) -> None:
         self._receive = receive
         self._max_bytes = max_bytes
@@ -289,25 +291,25 @@ class _Body:
         self._deadline: float | None = None
 
     async def receive(self) -> Message:
-        """The next message. Raises `RequestError`."""
+        """The next message. Raises `RequestError` if the body is over a limit."""
         message = await self._next()
         if self._bytes > self._max_bytes:
             await self.refuse(drain=True)
         return message
 
     async def refuse(self, *, drain: bool) -> None:
-        """Raise `RequestError` for a body that is too long; with `drain`, read some more of it first."""
+        """Raise `RequestError` for a body over the limit; with `drain` some more of it is read before."""
         while drain and not self._complete and self._bytes < _DRAIN_FACTOR * self._max_bytes:
             await self._next()
         raise RequestError(
             413,
-            f"The request's body is over the limit of {self._max_bytes:,} bytes. Send less at once.",
+            f"The request's body is over the limit of {self._max_bytes:,} bytes. Send a smaller request.",
             None if self._complete else _CLOSE,
         )
 
     async def _next(self) -> Message:
         if self._complete:
-            return await self._receive()  # returns when the client leaves
+            return await self._receive()  # returns when the client disconnects
         if self._deadline is None:
             self._deadline = asyncio.get_running_loop().time() + self._seconds
         try:
@@ -315,7 +317,9 @@ class _Body:
                 message = await self._receive()
         except TimeoutError:
             raise RequestError(
-                408, f"The request's body did not arrive within {self._seconds:g} seconds. Send less at once.", _CLOSE
+                408,
+                f"The request's body did not arrive within {self._seconds:g} seconds. Send a smaller request.",
+                _CLOSE,
             ) from None
         if message["type"] == "http.request":
             self._bytes += len(message.get("body", b""))

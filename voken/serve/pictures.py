@@ -1,7 +1,6 @@
-"""Pictures over HTTP: their addresses, their files, and thumbnails in a cache on the disk.
+"""Pictures over HTTP: their addresses, their files, and thumbnails in a cache on disk.
 
-A picture is known by its id alone, and no address is ever read as a path: an id that the collection does not have
-leads nowhere, whatever it looks like.
+An address holds a picture's id and is never used as a path. An id that is not in the collection leads to no file.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ NO_PICTURE = "There is no picture with that id. Search again: it may have been r
 _ROOT = "/pictures/"
 _QUALITY = 80
 _EFFORT = 2
-"""Of WebP's 0 to 6. More would save only a few percent."""
+"""WebP's effort, 0 to 6. More effort would save only a few percent of the bytes."""
 _SWEEP_TARGET = 0.9
 _TOUCH_SECONDS = 3_600.0
-"""A use is recorded, as the file's time, if the last was longer ago."""
+"""A use is recorded, as the file's time, if the recorded time is older than this."""
 
 
 class _AnyText(Convertor[str]):
-    """The rest of an address, whatever it holds; starlette's own "path" ends at a line's end."""
+    """The rest of an address, with line breaks; starlette's convertor "path" stops at one."""
 
     regex = "(?s:.*)"
 
@@ -53,16 +52,16 @@ PICTURE_ROUTE = f"{_ROOT}{{image_id:any_text}}"
 
 
 def url_of(image_id: str) -> str:
-    """The address of a picture. Every id has its own, also if it holds lone surrogates, or dots between slashes."""
-    # browsers would remove such a part, and proxies an empty one
+    """The address of a picture. Every id has an address, also ids with lone surrogates or with dots between slashes."""
+    # browsers remove parts of dots from an address, and proxies remove empty parts; then slashes are quoted, too
     plain = all(part not in ("", ".", "..") for part in image_id.split("/"))
     return f"{_ROOT}{quote(image_id.encode('utf-8', 'surrogatepass'), safe='/' if plain else '')}"
 
 
 def id_in(request: Request) -> str:
-    """The id in an address, exactly. Raises `RequestError` if no id has that address.
+    """The id in a request's address. Raises `RequestError` if no id can have that address.
 
-    Servers decode addresses as UTF-8 and lose the rest; ids may be names of files, which need not be UTF-8.
+    The undecoded address is read, because the server has lost bytes that are not UTF-8, and ids may hold them.
     """
     scope: Any = request.scope
     raw = scope.get("raw_path")
@@ -75,7 +74,7 @@ def id_in(request: Request) -> str:
 
 @dataclass(frozen=True)
 class PictureFile:
-    """A picture whose file was there a moment ago."""
+    """A picture, and the state of its file."""
 
     picture: Picture
     stat: os.stat_result
@@ -83,7 +82,7 @@ class PictureFile:
 
     @classmethod
     def of(cls, picture: Picture) -> Self:
-        """Raises `RequestError`: 410 if the file is gone or cannot be read, 415 if it is no picture any more."""
+        """Examine the file. Raises `RequestError`: 410 if it cannot be read, 415 if it is no longer a picture."""
         try:
             status = picture.path.stat()
             if not stat.S_ISREG(status.st_mode):
@@ -91,7 +90,7 @@ class PictureFile:
             media_type = picture.media_type()
         except (OSError, ValueError):
             raise RequestError(
-                410, "The picture's file is no longer where it was. Bring it back, or index its folder again."
+                410, "The picture's file no longer exists. Restore it, or index its folder again."
             ) from None
         if media_type is None:
             raise RequestError(415, "The picture's file is no longer a picture. Index its folder again.")
@@ -99,19 +98,19 @@ class PictureFile:
 
     @property
     def key(self) -> str:
-        """32 hexadecimal digits, different for every file and every state of it."""
+        """32 hexadecimal digits, which differ for every file and every state of it."""
         state = f"{self.stat.st_size} {self.stat.st_mtime_ns} ".encode() + os.fsencode(self.picture.path.absolute())
         return blake2b(state, digest_size=16).hexdigest()
 
 
 class Thumbnails:
-    """Small pictures, made on demand and cached on the disk, at most `megabytes`; 0 caches none.
+    """Small pictures, drawn on demand and cached on disk, in at most `megabytes`; 0 caches none.
 
         1f/1f0c…-256.webp    at most 256 pixels per side; named by `PictureFile.key`, so that a file that has changed
                              has another thumbnail
 
-    Any number of processes and threads may share the folder. The least recently used go first. A cache that cannot be
-    written costs time and nothing else.
+    Any number of processes and threads may share the folder. The least recently used thumbnails are deleted first. If
+    the cache cannot be written, thumbnails only take longer.
     """
 
     def __init__(self, folder: Path, megabytes: int) -> None:
@@ -119,10 +118,10 @@ class Thumbnails:
         self._max_bytes = megabytes << 20
         self._lock = threading.Lock()
         self._bytes: int | None = None
-        """On the disk, as far as this process knows; None before the first sweep."""
+        """The bytes on disk, without what other processes wrote since the last sweep; None before the first sweep."""
 
     def get(self, file: PictureFile, side: int) -> bytes:
-        """A WebP of at most `side` pixels per side, never enlarged. Raises `PictureError`."""
+        """The picture as WebP, reduced to at most `side` pixels per side. Raises `PictureError`."""
         path = self._folder / file.key[:2] / f"{file.key}-{side}.webp"
         if self._max_bytes and (cached := _read(path)):
             return cached
@@ -153,10 +152,10 @@ class Thumbnails:
                 self._bytes = self._sweep()
 
     def _sweep(self) -> int:
-        """Delete the least recently used if there are too many. Returns how many bytes are left."""
+        """Delete the least recently used thumbnails if they take too many bytes. Returns the remaining bytes."""
         files = []
         for path in self._folder.glob("??/*"):
-            with suppress(OSError):  # another process may sweep, too
+            with suppress(OSError):  # another process may have deleted it
                 status = path.stat()
                 files.append((status.st_mtime, status.st_size, path))
         total = sum(size for _, size, _ in files)
@@ -173,7 +172,7 @@ class Thumbnails:
 def _read(path: Path) -> bytes | None:
     try:
         content = path.read_bytes()
-        # a power cut may leave a name without its content
+        # after a power cut a file may be incomplete
         if content[:4] != b"RIFF" or int.from_bytes(content[4:8], "little") + 8 != len(content):
             return None
         now = time.time()

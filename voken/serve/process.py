@@ -1,7 +1,7 @@
 """A server as a process: opens a collection, listens, and ends cleanly when it is stopped.
 
-Stopped by SIGTERM or Ctrl-C, it accepts nothing more, answers what it has accepted, and returns; after the grace time
-it refuses what is left. A second Ctrl-C ends it at once.
+After SIGTERM or Ctrl-C the server accepts no more requests, answers those that it has accepted, and returns. Requests
+that are not answered within the grace time are refused. A second Ctrl-C ends the server at once.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _HEAD_BYTES = 65_536
 
 
 def serve(
-    collection: Path,
+    folder: Path,
     settings: ServeSettings,
     *,
     model: Path | None = None,
@@ -45,29 +45,31 @@ def serve(
     open_page: bool = False,
     report: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Serve the collection in a folder until stopped. `report` gets a line with the address when the server listens.
+    """Serve the collection in `folder` until the process is stopped.
+
+    When the server listens, `report` is called with a line that names the address.
 
     `open_page` opens the page in a browser. Raises `ConfigError` if the address is not available, and what
     `Collection.open` raises.
     """
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # only the client needs to know of its broken form
-    # the address first, because it is known at once whether that is free
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a broken form is reported to the client
+    # the address first: if it is not free, that shows before the model is loaded
     with (
         _listener(settings) as listener,
         Collection.open(
-            collection, model=model, device=device, threads=threads, max_queue=settings.max_queue
-        ) as opened,
+            folder, model=model, device=device, threads=threads, max_queue=settings.max_queue
+        ) as collection,
     ):
-        if len(opened):
-            opened.search("a picture", 1)  # load what a first search loads before anybody waits for it
+        if len(collection):
+            collection.search("a picture", 1)  # the first search is slow
         address = _address(settings.host, listener)
 
         def listening() -> None:
-            report(f"Serving {len(opened):,} pictures of {collection} at {address} (Ctrl-C stops)")
+            report(f"Serving {len(collection):,} pictures of {folder} at {address} (Ctrl-C stops)")
             if open_page:
                 threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
-        Server(create_app(opened, settings), listening).run(sockets=[listener])
+        Server(create_app(collection, settings), listening).run(sockets=[listener])
 
 
 def _listener(settings: ServeSettings) -> socket.socket:
@@ -83,13 +85,13 @@ def _listener(settings: ServeSettings) -> socket.socket:
 
 
 def _address(host: str, listener: socket.socket) -> str:
-    """What to type into a browser on this machine."""
+    """The URL of the server for a browser on this machine."""
     name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     return f"http://{name}:{listener.getsockname()[1]}/"
 
 
 class Connection(H11Protocol):
-    """Closes if a request's head does not arrive in time. uvicorn itself waits for ever after the first byte."""
+    """A connection that closes if a request's head does not arrive in time; uvicorn's would wait for ever."""
 
     _timer: asyncio.TimerHandle | None = None
 
@@ -104,7 +106,7 @@ class Connection(H11Protocol):
         self._cancel_timer()
 
     def handle_events(self) -> None:
-        """Called when bytes arrive, and after a response if a next request has already arrived."""
+        """Handle arrived bytes, and after a response the next request if it has already arrived."""
         super().handle_events()
         self._set_timer()
 
@@ -126,7 +128,7 @@ class Connection(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """Serves an application of `create_app`, and calls `listening` when it listens."""
+    """A server for an application of `create_app`. It calls `listening` when it listens."""
 
     def __init__(self, app: FastAPI, listening: Callable[[], None]) -> None:
         self._service: Service = app.state.service
@@ -162,7 +164,7 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Like uvicorn's, but a handled signal is not raised again: the caller has things to close."""
+        """Like uvicorn's, but a handled signal is not raised again, because the caller must close the collection."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

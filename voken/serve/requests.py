@@ -1,6 +1,6 @@
-"""What requests may contain: search bodies in JSON, checked against the documented schema, and forms with files.
+"""Parses requests: search bodies in JSON, which are checked against the documented schema, and forms with files.
 
-Texts may hold lone surrogates, because file names (and so ids) may; pydantic's own strings would refuse them.
+Texts may hold lone surrogates, because file names may, and ids are file names. pydantic's strings would refuse them.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from voken.serve.responses import RequestError
 from voken.serve.settings import ServeSettings
 
 _VISIBLE = r"[^\s\x00-\x20\x7f-\xa0\ufeff]"
-"""A visible character. Python, Rust and JavaScript agree on this class, which they do not on \\S."""
+"""A visible character. Unlike \\S, this class means the same in Python, Rust and JavaScript."""
 _FILTER = r"^\s*[^=!<>~]+(!=|<=|>=|=|[<>](?!=)|~)\s*" + _VISIBLE
 _FILTER_CHARACTERS, _ID_CHARACTERS = 1_000, 4_096
 _BYTES_PER_CHARACTER = 12
-"""Of JSON, at most: an escaped character beyond the basic plane."""
+"""The longest character in JSON: an escaped surrogate pair."""
 _MULTIPART = "multipart/form-data"
 _FIELD_BYTES = 65_536
 _PICTURE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif", "image/tiff", "image/avif", "image/bmp")
@@ -41,13 +41,13 @@ _REMEDIES = {
 
 
 def media_type(request: Request) -> str:
-    """The body's type by its header, without parameters."""
+    """The body's media type, as the header names it, without parameters."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 @dataclass(frozen=True)
 class SearchRequest:
-    """One search: by `queries`, or by the id `like`."""
+    """A search by `queries` in words, or by the id `like` of a picture."""
 
     queries: tuple[str, ...]
     like: str | None
@@ -58,22 +58,27 @@ class SearchRequest:
 
 
 class SearchParser:
-    """Reads search requests within the limits of `settings`."""
+    """Parses search requests, and refuses those over the limits of `settings`."""
 
     def __init__(self, settings: ServeSettings) -> None:
         query: Any = _text(settings.max_query_characters, _VISIBLE)
         filter_text: Any = _text(_FILTER_CHARACTERS, _FILTER)
-        k = Annotated[int, Field(ge=1, le=settings.max_k, description="Pictures per query."), BeforeValidator(_whole)]
+        k = Annotated[
+            int, Field(ge=1, le=settings.max_k, description="Pictures per query."), BeforeValidator(_float_to_int)
+        ]
         filters = Annotated[
             list[filter_text],
             Field(
                 max_length=settings.max_filters,
-                description="FIELD OP VALUE; all must hold.",
+                description="FIELD OP VALUE. A picture must match all filters.",
                 examples=[["folder=trips"]],
             ),
         ]
         threshold = Annotated[
-            float | None, Field(ge=0, le=1, allow_inf_nan=False, description="The least confidence; null for any.")
+            float | None,
+            Field(
+                ge=0, le=1, allow_inf_nan=False, description="The lowest confidence of a returned hit; null for any."
+            ),
         ]
         queries = Annotated[list[query], Field(min_length=1, max_length=settings.max_queries)]
         common: dict[str, Any] = {
@@ -91,30 +96,30 @@ class SearchParser:
         self.max_bytes = 65_536 + _BYTES_PER_CHARACTER * (
             settings.max_queries * settings.max_query_characters + settings.max_filters * _FILTER_CHARACTERS
         )
-        """No body within the limits is longer."""
+        """The longest body that the limits allow, in bytes."""
 
     @property
     def schema(self) -> dict[str, Any]:
-        """JSON Schema of a search's body."""
+        """The JSON Schema of a search's body."""
         return {"oneOf": [model.model_json_schema() for model in self._models.values()]}
 
     @property
     def picture_schema(self) -> dict[str, Any]:
-        """JSON Schema of the form fields beside the file in a search by picture."""
+        """The JSON Schema of the form fields, besides the file, in a search by picture."""
         properties: dict[str, Any] = self._picture_model.model_json_schema()["properties"]
         return properties
 
     def parse(self, body: bytes) -> SearchRequest:
-        """Raises `RequestError`: 400 if the body is not JSON, 422 if it is not within the limits."""
+        """Parse a search's body. Raises `RequestError`: 400 if it is not JSON, 422 if it does not fit the schema."""
         try:
             content = json.loads(body)
         except (ValueError, RecursionError) as error:
             raise RequestError(
-                400, f'The body is not JSON ({error}). Send {{"query": "two dogs on a beach"}}.'
+                400, f'The body is not JSON ({error}). Send, for example, {{"query": "two dogs on a beach"}}.'
             ) from None
         kinds = [name for name in self._models if isinstance(content, dict) and name in content]
         if len(kinds) != 1:
-            raise RequestError(422, 'Give one of "query", "queries" and "like", in a JSON object.')
+            raise RequestError(422, 'Send a JSON object with one of "query", "queries" and "like".')
         values = _validated(self._models[kinds[0]], content)
         queries = [values["query"]] if "query" in values else values.get("queries", [])
         return SearchRequest(
@@ -127,7 +132,7 @@ class SearchParser:
         )
 
     def parse_fields(self, fields: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
-        """`k` and `filters` of a search by picture, from texts. Raises `RequestError`."""
+        """`k` and `filters` of a search by picture, from form fields. Raises `RequestError`."""
         values = dict(fields)
         if isinstance(values.get("k"), str) and re.fullmatch(r"-?\d{1,9}", values["k"], re.ASCII):
             values["k"] = int(values["k"])
@@ -162,13 +167,13 @@ def _text_check(limit: int, pattern: str | None) -> Callable[[Any], str]:
     return check
 
 
-def _whole(value: Any) -> Any:
-    # JSON has a single kind of number: 10.0 is 10
+def _float_to_int(value: Any) -> Any:
+    # JSON has only one type of number, in which 10.0 is 10
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _validated(model: type[BaseModel], content: Mapping[str, Any]) -> dict[str, Any]:
-    """Raises `RequestError` with a sentence for the first error of each field, three at most."""
+    """The fields of `model`. Raises `RequestError` with the first error of each field, three fields at most."""
     try:
         return vars(model.model_validate(content))
     except ValidationError as error:
@@ -182,24 +187,24 @@ def _validated(model: type[BaseModel], content: Mapping[str, Any]) -> dict[str, 
             name += f"[{location[1]}]"
         reason = str(detail["ctx"]["error"]) if detail["type"] == "value_error" else detail["msg"]
         if detail["type"] == "extra_forbidden":
-            reason = "there is no such field here"
+            reason = "there is no such field"
         sentences.setdefault(field, f"{name}: {reason[0].lower()}{reason[1:]}. {_REMEDIES.get(field, 'Leave it out.')}")
     raise RequestError(422, " ".join(list(sentences.values())[:3]))
 
 
 @dataclass(frozen=True)
 class UploadForm:
-    """Files and fields, as a browser's form sends them."""
+    """The files and fields that a browser's form sends."""
 
     data: FormData
 
     def file(self, name: str) -> UploadFile:
-        """The only file of that name. Raises as `files`."""
+        """The only file in the field `name`. Raises what `files` raises."""
         (file,) = self.files(name)
         return file
 
     def files(self, name: str) -> list[UploadFile]:
-        """The files of that name. Raises `RequestError` if there are none, or files of other names."""
+        """The files in the field `name`. Raises `RequestError` if there are none, or files in other fields."""
         values = self.data.getlist(name)
         files = [value for value in values if isinstance(value, UploadFile)]
         strays = any(isinstance(value, UploadFile) and key != name for key, value in self.data.multi_items())
@@ -211,7 +216,7 @@ class UploadForm:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """Everything but the files; `filters` as a list. Raises `RequestError` for other fields that are repeated."""
+        """All fields but the files, `filters` as a list. Raises `RequestError` if another field is repeated."""
         fields: dict[str, Any] = {}
         for name, value in self.data.multi_items():
             if not isinstance(value, str):
@@ -219,7 +224,7 @@ class UploadForm:
             if name == "filters":
                 fields.setdefault(name, []).append(value)
             elif name in fields:
-                raise RequestError(422, f"{name}: it is there twice. Give it once.")
+                raise RequestError(422, f"{name}: the field is repeated. Send it once.")
             else:
                 fields[name] = value
         return fields
@@ -227,9 +232,10 @@ class UploadForm:
 
 @asynccontextmanager
 async def upload_form(request: Request, slots: Slots, *, files: int, fields: int) -> AsyncIterator[UploadForm]:
-    """A form with at most so many files and fields. Its temporary files are deleted at the end.
+    """Parse a form with at most this many `files` and `fields`. Its temporary files are deleted at the end.
 
-    Raises `BusyError` if no slot is free, `RequestError`, and starlette's `HTTPException` for a broken form.
+    Raises `BusyError` if no slot is free, `RequestError` if the body is not a form, and starlette's `HTTPException` if
+    the form is broken.
     """
     if media_type(request) != _MULTIPART:
         raise RequestError(415, f"Send the files as {_MULTIPART}, as a form does.")
@@ -239,7 +245,7 @@ async def upload_form(request: Request, slots: Slots, *, files: int, fields: int
 
 
 def upload_schema(name: str, fields: dict[str, Any], *, many: bool) -> dict[str, Any]:
-    """OpenAPI's description of a form with one picture in the field `name`, or with `many` files of any kind."""
+    """The OpenAPI description of a form with a picture in the field `name`, or with `many` files of any type."""
     file: dict[str, Any] = {"type": "string", "format": "binary"}
     content: dict[str, Any] = {
         "schema": {

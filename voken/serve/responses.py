@@ -1,7 +1,7 @@
-"""Responses: JSON for everything, an error as one sentence with a remedy, and the models that document both.
+"""Responses: JSON, errors as a sentence with a remedy, and the models that document both.
 
-The models only document: endpoints build plain dictionaries, because ids may hold lone surrogates (file names need not
-be UTF-8), which pydantic refuses, and metadata may hold numbers that JSON lacks.
+The models are only documentation. Routes return plain dictionaries, because ids may hold lone surrogates (file names
+need not be UTF-8), which pydantic refuses, and metadata may hold numbers that JSON cannot represent.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from voken.errors import BusyError, ConfigError, MissingExtraError, PictureError
 _log = logging.getLogger("voken.serve")
 
 CLIENT_GONE = 499
-"""Nobody reads the response: the client has closed the connection."""
+"""The status of a request whose client has closed the connection."""
 _ID, _URL = "trips/2024/dogs.jpg", "/pictures/trips/2024/dogs.jpg"
 
 
 class JsonResponse(Response):
-    """JSON in which lone surrogates are escaped, and NaN and infinities are null."""
+    """A JSON response in which lone surrogates are escaped, and NaN and infinities are null."""
 
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        """The body."""
+        """See starlette."""
         try:
             return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
         except ValueError:
@@ -49,7 +49,7 @@ def _finite(value: Any) -> Any:
 
 
 class RequestError(Exception):
-    """A request that gets an error response: a status, one sentence that names the remedy, and headers."""
+    """Makes the response an error: a status, a sentence that names the remedy, and headers."""
 
     def __init__(self, status: int, sentence: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(sentence)
@@ -59,7 +59,7 @@ class RequestError(Exception):
 
     @classmethod
     def of(cls, error: VokenError, retry_after: int) -> RequestError:
-        """What a client reads of an error that it or the load has caused. For any other error, see `failure`."""
+        """The response to an error that the client or the load has caused, or else that of `failure`."""
         if isinstance(error, BusyError):
             return cls(503, one_line(error), {"Retry-After": str(retry_after)})
         if isinstance(error, PictureError):
@@ -72,14 +72,14 @@ class RequestError(Exception):
 
     @classmethod
     def failure(cls, error: BaseException) -> RequestError:
-        """500, for the server's own trouble. The log has the error, once, under the number that the client gets."""
+        """A response with status 500. The error is logged, with a number that the client also receives."""
         number = secrets.token_hex(4)
         _log.error("request %s failed", number, exc_info=error)
-        sentence = f"The server failed. Its log says more about request {number}; try again later."
+        sentence = f"The server failed. Try again later; the server's log describes the error as request {number}."
         return cls(500, sentence, {"X-Request-Id": number})
 
     def response(self) -> Response:
-        """The response to send."""
+        """The error as a response."""
         return JsonResponse({"error": self.sentence}, self.status, self.headers)
 
 
@@ -106,7 +106,7 @@ class About(BaseModel):
     calibrated: bool = Field(description="Whether hits have a confidence.")
     can_encode: bool = Field(description="Whether this server can read pictures: search by them, and add them.")
     uploads: bool = Field(description="Whether clients with the token may add and remove pictures.")
-    examples: list[str] = Field(description="Queries to start with.")
+    examples: list[str] = Field(description="Queries to suggest.")
 
 
 class Step(BaseModel):
@@ -114,12 +114,12 @@ class Step(BaseModel):
 
     voken: int
     log_prob: float
-    rank: int = Field(description="1 if the generator found no voken likelier.")
-    pictures: int = Field(description="Pictures whose sequence begins with the vokens up to this one.")
+    rank: int = Field(description="1 if no voken was more likely.")
+    pictures: int = Field(description="How many pictures' sequences begin with the vokens up to this one.")
 
 
 class Why(BaseModel):
-    """How the search came to a picture."""
+    """How the search reached a picture."""
 
     log_prob: float
     beam_rank: int | None
@@ -131,7 +131,7 @@ class Hit(BaseModel):
     """One picture of a search result."""
 
     id: str = Field(examples=[_ID])
-    score: float = Field(description="Comparable within one result only.")
+    score: float = Field(description="Only comparable within one result.")
     confidence: float | None = Field(description="Probability that the hit is right, if the model is calibrated.")
     vokens: list[int]
     url: str = Field(examples=[_URL])
@@ -144,7 +144,7 @@ class Result(BaseModel):
     """The result for one query."""
 
     query: str | None = Field(description="null for a search by picture.")
-    no_match: bool = Field(description="There is no hit, or none that is likely to be right.")
+    no_match: bool = Field(description="Whether there is no hit that is likely to be right.")
     hits: list[Hit] = Field(description="Best first.")
 
 
@@ -168,7 +168,7 @@ class Addition(BaseModel):
 
     version: int
     added: list[str] = Field(description="Ids.")
-    updated: list[str] = Field(description="Ids of pictures that were there and were replaced.")
+    updated: list[str] = Field(description="Ids of pictures that were replaced.")
     skipped: list[Skipped]
 
 
@@ -180,7 +180,7 @@ class Removal(BaseModel):
 
 
 class Health(BaseModel):
-    """The server can answer searches."""
+    """The state of a server that can answer searches."""
 
     status: str = Field(examples=["ok"])
     pictures: int
@@ -190,15 +190,15 @@ class Health(BaseModel):
 _ERRORS = {
     400: "The body cannot be read",
     401: "The token is missing or wrong",
-    403: "Not allowed here",
+    403: "Not allowed",
     404: "There is no such picture",
-    408: "The body came too slowly",
+    408: "The body arrived too slowly",
     409: "The model is not calibrated, so there is no confidence to compare with",
-    410: "The picture's file is no longer there",
-    413: "Too large",
-    415: "Not a picture, or not a content type that is accepted here",
-    421: "The server does not go by that name",
-    422: "Not within the limits",
+    410: "The picture's file no longer exists",
+    413: "The body is too large",
+    415: "Not a picture, or a content type that is not accepted",
+    421: "The server does not have that name",
+    422: "A value is invalid or over a limit",
     500: "The server failed",
     501: "This server cannot read pictures",
     503: "Too many requests at once; Retry-After says when to try again",
@@ -206,5 +206,5 @@ _ERRORS = {
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Documentation of the errors of an endpoint, besides those that any request may get (421 and 500)."""
+    """Documentation of a route's errors, including those of any request (421 and 500)."""
     return {status: {"model": Error, "description": _ERRORS[status]} for status in sorted({*statuses, 421, 500})}

@@ -1,4 +1,4 @@
-"""The routes of the HTTP interface: what each one does, and their list with its documentation."""
+"""The routes of the HTTP interface: the functions that handle requests, and the documented list of routes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ THUMBNAIL = 256
 _STATIC = Path(__file__).parent / "static"
 _WAITING_CHANGES = 16
 _MANY_HITS = 1_000
-"""More are described in a thread: it takes some ten milliseconds, in which the event loop would answer nobody."""
+"""Larger responses are built in a thread: this takes some ten milliseconds, which would block the event loop."""
 _MIN_SIDE, _MAX_SIDE = 16, 1024
 _EXAMPLES = {
     "words": {"value": {"query": "two dogs on a beach", "k": 5}},
@@ -42,7 +42,7 @@ _EXAMPLES = {
 
 
 class Service:
-    """A collection and what the routes of one application share."""
+    """A collection, and the other objects that the routes of one application share."""
 
     def __init__(self, collection: Collection, settings: ServeSettings) -> None:
         self.collection = collection
@@ -53,24 +53,24 @@ class Service:
         self.thumbnails = Thumbnails(settings.thumbnail_folder, settings.thumbnail_megabytes)
         self.compaction = Compaction(collection)
         self.searchers = Workers(1, settings.max_queue, "voken-search")
-        """For searches that bypass the model's queue."""
+        """Runs searches that bypass the model's queue."""
         self.readers = Workers(os.cpu_count() or 1, settings.max_pictures_waiting, "voken-picture")
-        """For files and thumbnails."""
+        """Reads files and draws thumbnails."""
         self.writers = Workers(1, _WAITING_CHANGES, "voken-change")
-        """For changes of the collection, one at a time."""
+        """Changes the collection, one request at a time."""
         self.form_slots = Slots(settings.max_forms)
-        """For requests with files that are being sent."""
+        """Limits the requests that are sending files."""
         self.closing = False
-        """The server has been stopped: it answers what it has accepted, and nothing more."""
-        gauges = self.metrics.add_gauge
-        gauges("voken_queries_in_hand", "Queries that wait or are being answered.", lambda: self.throughput.pending)
-        gauges("voken_queries_per_second", "Answered in the last ten seconds.", self.throughput.per_second)
-        gauges("voken_pictures", "Pictures in the collection.", lambda: len(collection))
-        gauges("voken_collection_version", "Grows with every change.", lambda: collection.version)
+        """Whether the server has been stopped: it answers accepted requests, and no others."""
+        add_gauge = self.metrics.add_gauge
+        add_gauge("voken_queries_in_hand", "Queries that wait or are being answered.", lambda: self.throughput.pending)
+        add_gauge("voken_queries_per_second", "Answered in the last ten seconds.", self.throughput.per_second)
+        add_gauge("voken_pictures", "Pictures in the collection.", lambda: len(collection))
+        add_gauge("voken_collection_version", "Grows with every change.", lambda: collection.version)
         collection.watch_batches(self.metrics.count_batch)
 
     def close(self) -> None:
-        """Finish what is running; wait for a compaction until the grace time ends."""
+        """Finish running calls, and wait for a compaction until the grace time ends."""
         self.closing = True
         for workers in (self.searchers, self.readers, self.writers):
             workers.close()
@@ -88,7 +88,7 @@ async def page() -> Response:
 
 
 async def about(request: Request) -> Response:
-    """What is served."""
+    """What this server serves."""
     service = _service(request)
     return JsonResponse(await service.readers.run(_about, service.collection, bool(service.settings.token)))
 
@@ -111,7 +111,7 @@ async def healthz(request: Request) -> Response:
     """Whether the server answers and the collection on the disk can be read."""
     service = _service(request)
     if service.closing:
-        raise RequestError(503, "The server is closing. Ask another, or try again in a moment.", {"Retry-After": "1"})
+        raise RequestError(503, "The server is closing. Try again in a moment.", {"Retry-After": "1"})
     try:
         version = await asyncio.to_thread(service.collection.stored_version)
     except VokenError as error:
@@ -136,29 +136,28 @@ async def search(request: Request) -> Response:
     start, service = time.perf_counter(), _service(request)
     if media_type(request) != "application/json":
         raise RequestError(415, "Send the search as application/json (header Content-Type).")
-    wanted = service.parser.parse(await request.body())
-    if wanted.threshold is not None and not service.collection.calibrated:
+    search_request = service.parser.parse(await request.body())
+    if search_request.threshold is not None and not service.collection.calibrated:
         raise RequestError(409, "This model is not calibrated, so hits have no confidence. Leave the threshold out.")
-    results = await while_connected(request, _search(service, wanted))
+    results = await while_connected(request, _search(service, search_request))
     if sum(len(result.hits) for result in results) > _MANY_HITS:
         return await service.readers.run(_search_response, service.collection, results, start)
     return _search_response(service.collection, results, start)
 
 
-async def _search(service: Service, wanted: SearchRequest) -> list[_QueryHits]:
-    collection, queries, k, where = service.collection, wanted.queries, wanted.k, wanted.filters
-    if wanted.like is not None:
+async def _search(service: Service, search: SearchRequest) -> list[_QueryHits]:
+    collection, k, where = service.collection, search.k, search.filters
+    if search.like is not None:
         try:
-            return [_QueryHits(None, await service.searchers.run(collection.similar, wanted.like, k, where=where))]
+            return [_QueryHits(None, await service.searchers.run(collection.similar, search.like, k, where=where))]
         except DataError:
             raise RequestError(404, NO_PICTURE) from None
-    with service.throughput.count(len(queries)):
-        hits = await collection.asearch(queries, k, where=where, threshold=wanted.threshold)
-    results = [_QueryHits(query, of_query) for query, of_query in zip(queries, hits, strict=True)]
-    if wanted.why:
-        for at, (query, of_query) in enumerate(zip(queries, hits, strict=True)):
-            whys = await service.searchers.run(collection.explain, query, of_query) if of_query else []
-            results[at] = _QueryHits(query, of_query, whys)
+    with service.throughput.count(len(search.queries)):
+        hits_by_query = await collection.asearch(search.queries, k, where=where, threshold=search.threshold)
+    results = []
+    for query, hits in zip(search.queries, hits_by_query, strict=True):
+        whys = await service.searchers.run(collection.explain, query, hits) if search.why else None
+        results.append(_QueryHits(query, hits, whys))
     return results
 
 
@@ -184,7 +183,7 @@ def _search_picture(collection: Collection, file: BinaryIO, k: int, filters: Seq
 
 
 def _search_response(collection: Collection, results: Sequence[_QueryHits], start: float) -> Response:
-    described = [
+    contents = [
         {
             "query": result.query,
             "no_match": not result.hits
@@ -197,7 +196,7 @@ def _search_response(collection: Collection, results: Sequence[_QueryHits], star
         for result in results
     ]
     seconds = round(time.perf_counter() - start, 6)
-    return JsonResponse({"version": collection.version, "seconds": seconds, "results": described})
+    return JsonResponse({"version": collection.version, "seconds": seconds, "results": contents})
 
 
 def _hit(collection: Collection, hit: Hit, why: Why | None) -> dict[str, Any]:
@@ -238,13 +237,13 @@ async def picture(
         except PictureError as error:
             raise RequestError(415, f"The picture's file is broken: {error.reason}. Index its folder again.") from None
         return Response(content, headers={**headers, "Content-Disposition": "inline"}, media_type=THUMBNAIL_TYPE)
-    # always the whole file: starlette would refuse a wrong Range in words of its own
+    # without the header Range, because starlette's error for a wrong range is not JSON
     request.scope["headers"] = [header for header in request.scope["headers"] if header[0] != b"range"]
     return FileResponse(
         entry.path,
         headers={**headers, "Accept-Ranges": "none"},
         media_type=file.media_type,
-        filename=entry.path.name.encode("utf-8", "replace").decode(),  # a name may hold bytes that are not text
+        filename=entry.path.name.encode("utf-8", "replace").decode(),  # a name may hold bytes that are not UTF-8
         stat_result=file.stat,
         content_disposition_type="inline",
     )
@@ -255,7 +254,7 @@ async def add(request: Request) -> Response:
     service = _service(request)
     async with upload_form(request, service.form_slots, files=service.settings.max_files, fields=1) as form:
         if form.fields:
-            raise RequestError(422, "Send nothing but files, in the field 'files'.")
+            raise RequestError(422, "Send only files, in the field 'files'.")
         files = [(file.filename or "", file.file) for file in form.files("files")]
         try:
             change = await service.writers.run(_add, service, files)
@@ -297,11 +296,11 @@ _bearer = HTTPBearer(auto_error=False, description="The token that the server wa
 async def check_token(
     request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> None:
-    """Refuse clients without the server's token, before their request's body is read."""
+    """Refuse clients that do not send the server's token, before the request's body is read."""
     token = _service(request).settings.token
     if not token:
         raise RequestError(
-            403, "Nobody may change the collection on this server. Start it with a token (--token or VOKEN_TOKEN)."
+            403, "This server does not allow changes of the collection. Start it with a token (--token or VOKEN_TOKEN)."
         )
     if credentials is None or not secrets.compare_digest(credentials.credentials.encode(), token.encode()):
         raise RequestError(
@@ -313,7 +312,7 @@ async def check_token(
 
 
 def add_routes(app: FastAPI) -> None:
-    """Add every route to `app`, whose `state.service` is set."""
+    """Add every route to `app`. `app.state.service` must be set."""
     route, parser, token = app.add_api_route, app.state.service.parser, [Depends(check_token)]
     text = {"description": "Prometheus text", "content": {"text/plain": {"schema": {"type": "string"}}}}
     image = {"description": "The picture", "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}
@@ -321,13 +320,13 @@ def add_routes(app: FastAPI) -> None:
 
     route("/", page, include_in_schema=False)
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
-    route("/about", about, response_model=responses.About, responses=documented(503), summary="What is served")
+    route("/about", about, response_model=responses.About, responses=documented(503), summary="What this server serves")
     route(
         "/healthz",
         healthz,
         response_model=responses.Health,
         responses=documented(503),
-        summary="Whether searches are answered",
+        summary="Whether the server answers searches",
     )
     route(
         "/metrics",
@@ -343,7 +342,7 @@ def add_routes(app: FastAPI) -> None:
         response_model=responses.SearchResults,
         responses=documented(400, 403, 404, 408, 409, 413, 415, 422, 503),
         openapi_extra={"requestBody": {"required": True, "content": search_body}},
-        summary="Find pictures by words, or like one of the collection",
+        summary="Find pictures by words, or pictures similar to one of the collection",
     )
     route(
         "/search/picture",
@@ -352,7 +351,7 @@ def add_routes(app: FastAPI) -> None:
         response_model=responses.SearchResults,
         responses=documented(400, 403, 408, 413, 415, 422, 501, 503),
         openapi_extra={"requestBody": upload_schema("file", parser.picture_schema, many=False)},
-        summary="Find pictures like one that is sent",
+        summary="Find pictures similar to one that is sent",
     )
     route(
         PICTURE_ROUTE,

@@ -1,10 +1,10 @@
-"""Emoji as a data set: each concept drawn by several vendors, with names and keywords that people wrote.
+"""Emoji as a data set: each concept is drawn by several vendors, and has names and keywords that people wrote.
 
-Pictures are the SVGs of redistributable emoji sets (npm, one small package per set); texts are the CLDR label, the
-Unicode name, the short names of several services and the keywords of CLDR (npm `emojibase-data`) and of `emojilib`:
-as lists, and alone if few emoji share them. No text is made from a template. Skin tones are left out; emoji
-that differ only by gender, direction or hour are one *family*, and a split never separates a family. Results on emoji
-say nothing about photographs.
+Pictures are the SVGs of redistributable emoji sets (npm, one small package per set). Captions are the CLDR label, the
+Unicode name, the short names of several services, and the keywords of CLDR (npm `emojibase-data`) and `emojilib`. The
+keywords are captions as lists, and single keywords are captions if few emoji share them. No text is generated from a
+template. Skin tones are left out. Emoji that differ only by gender, direction or hour are one *family*, and a split
+never separates a family. Results on emoji say nothing about photographs.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ VENDORS: Mapping[str, str] = {
     "fxemoji": "1.2.2",
     "fluent-emoji": "1.2.7",
 }
-"""The vendors whose licences allow renders to be passed on (Apache-2.0, MIT, CC-BY-4.0), with the package version."""
+"""The vendors whose licences allow renders to be redistributed (Apache-2.0, MIT, CC-BY-4.0): versions of packages."""
 
 DEMO_VENDORS = ("noto", "fluent-emoji-flat")
-"""Two vendors of a few megabytes together, Apache-2.0 and MIT: the selection for the demo."""
+"""The vendors of the demo: a few megabytes together, under Apache-2.0 and MIT."""
 
 _SHORTCODES = ("cldr", "emojibase", "github", "joypixels", "iamcal")
 _FLAGS, _COMPONENTS = 9, 2
@@ -86,10 +86,11 @@ def build(
 ) -> Dataset:
     """Draw the emoji into `destination/images` and describe them in `destination/metadata.jsonl`.
 
-    `size` is the side in pixels; `folder` stores the npm tarballs (default: the user's cache). Validation and test get
-    so many concepts each (by all vendors), train gets the rest. A run that was stopped goes on where it was.
-    `read_dataset(destination)` reads the result. What the renderer refused, blank pictures and exact repeats are in
-    `skipped` of the returned data set. Raises DataError if npm or a package fails.
+    `size` is the side in pixels; `folder` stores the npm tarballs (default: the user's cache). `test_concepts`
+    and `validation_concepts` are numbers of concepts, with the drawings of all vendors; the others are in train. An
+    interrupted run continues where it was. `read_dataset(destination)` reads the result. Drawings that the renderer
+    refused, blank pictures and exact repeats are in `skipped` of the returned data set. Raises DataError if npm or a
+    package fails.
     """
     unknown = [vendor for vendor in vendors if vendor not in VENDORS]
     if unknown or not vendors:
@@ -119,7 +120,7 @@ def build(
         progress("draw emoji", count, len(drawings))
         file_name = drawn.path.relative_to(root).as_posix()
         reason = drawn.reason or ("near blank" if drawn.blank else "")
-        # if two vendors draw the same pixels for a concept, that is one picture
+        # a picture that another vendor has drawn in the same way is left out
         if not reason and (drawn_emoji.concept, drawn.digest) in seen:
             reason = "exact repeat"
         if reason:
@@ -162,8 +163,8 @@ def family_of(label: str) -> str:
 
 def _read_emoji(folder: Path | None, *, flags: bool) -> tuple[list[_Emoji], dict[str, str]]:
     base = npm.fetch(*EMOJIBASE, folder)
-    wanted = {"en/data.json", "meta/unicode-names.json", *(f"en/shortcodes/{name}.json" for name in _SHORTCODES)}
-    parts = dict(npm.members(base, lambda name: name in wanted))
+    files = {"en/data.json", "meta/unicode-names.json", *(f"en/shortcodes/{name}.json" for name in _SHORTCODES)}
+    parts = dict(npm.members(base, lambda name: name in files))
     lib = npm.fetch(*EMOJILIB, folder)
     try:
         data = json.loads(parts["en/data.json"])
@@ -203,7 +204,7 @@ def _words(keywords: Iterable[str]) -> list[str]:
 def _captions(
     phrases: Iterable[str], lists: tuple[Sequence[str], Sequence[str]], counts: Mapping[str, int]
 ) -> tuple[str, ...]:
-    """The names in words, the keywords that few emoji share, and the two lists of keywords, without repeats."""
+    """The names, the keywords that few emoji share, and the two lists of keywords, without repeats."""
     phrases = [re.sub(r"[_-]+", " ", phrase).strip() for phrase in phrases]
     rare = [word for words in lists for word in words if counts[word] <= _RARE][:_RARE_KEYWORDS]
     joined = [", ".join(words[:_KEYWORDS]) for words in lists]
@@ -220,7 +221,7 @@ def _listed(value: Any) -> list[str]:
 
 
 def _code(hexcode: str) -> str:
-    """The code in lower case, without the variation selector, which half of the sources leave out."""
+    """The code in lower case, without the variation selector, which only half of the sources write."""
     return "-".join(part for part in hexcode.lower().split("-") if part != "fe0f")
 
 
@@ -229,20 +230,20 @@ def _squashed(name: str) -> str:
 
 
 def _name_codes(emoji: Sequence[_Emoji], sets: Iterable[IconSet], unicode_names: Mapping[str, str]) -> dict[str, str]:
-    """Codes by squashed name, for the sets that name their icons and give no code points."""
-    known = {character.code for character in emoji}
+    """The code of each emoji by its squashed name, for sets that list their icons by name and not by code point."""
+    all_codes = {character.code for character in emoji}
     codes: dict[str, str] = {}
     for character in emoji:
         codes.setdefault(_squashed(character.concept), character.code)
     for icon_set in sets:
-        by_name = {name: _code(code) for code, name in icon_set.chars.items() if _code(code) in known}
+        by_name = {name: _code(code) for code, name in icon_set.chars.items() if _code(code) in all_codes}
         for name, code in by_name.items():
             codes.setdefault(_squashed(name), code)
         for alias, parent in icon_set.aliases.items():
             if parent in by_name:
                 codes.setdefault(_squashed(alias), by_name[parent])
     for code, name in unicode_names.items():
-        if code in known:
+        if code in all_codes:
             codes.setdefault(_squashed(name), code)
     return codes
 

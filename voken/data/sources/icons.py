@@ -1,11 +1,11 @@
 """Icons as data sets: tagged icons for quality, all icons for scale.
 
-`build`: concepts with names, other names and tags that people wrote (npm `lucide-static`, `@mdi/svg`, `@tabler/icons`),
-each drawn by several vendors: the icons of those sets and of the other redistributable sets of `@iconify/json` whose
-name in words is the concept. No text is made from a template. A tag that many icons share describes none of them
-and is only in the list of keywords.
+`build` draws tagged icons. People wrote the names, other names and tags of their concepts (npm `lucide-static`,
+`@mdi/svg`, `@tabler/icons`). Each concept is drawn by several vendors: by those sets, and by the other redistributable
+sets of `@iconify/json` that have an icon of that name. No text is generated from a template. A tag that many icons
+share describes none of them, and occurs only in the list of keywords.
 
-`build_all`: every icon of every redistributable set, its name in words its only caption: a data set for scale.
+`build_all` draws every icon of every redistributable set, for measurements at scale. Its only caption is its name.
 
 All icons are black on white. Results on them say nothing about photographs.
 """
@@ -36,7 +36,7 @@ TABLER = ("@tabler/icons", "3.51.0")
 LICENCES = frozenset(
     {"Apache-2.0", "MIT", "ISC", "CC-BY-3.0", "CC-BY-4.0", "CC0-1.0", "Unlicense", "BSD-3-Clause", "0BSD"}
 )
-"""Licences under which a render may be passed on, also commercially."""
+"""Licences that allow renders to be redistributed, also commercially."""
 
 MIN_TEXTS = 3
 """A concept with fewer texts is left out."""
@@ -99,13 +99,10 @@ def build(
     workers: int = 1,
     progress: Progress = no_progress,
 ) -> Dataset:
-    """Draw the tagged icons into `destination/images`, described in `destination/metadata.jsonl`.
+    """Draw the tagged icons into `destination/images` and describe them in `destination/metadata.jsonl`.
 
-    `size` is the side in pixels. There are at most `per_concept` pictures per concept, chosen by `seed`, those of
-    different vendors first, and `max_pictures` in all. `folder` stores the npm tarballs (default: the user's cache).
-    Validation and test get so many concepts each, train gets the rest. A run that was stopped goes on where it was.
-    `read_dataset(destination)` reads the result. What the renderer refused, blank pictures and exact repeats are in
-    `skipped` of the returned data set. Raises DataError if npm or a package fails.
+    There are at most `per_concept` pictures per concept, chosen by `seed`, those of different vendors first, and at
+    most `max_pictures` in all. The other arguments, the result and the errors are those of `emoji.build`.
     """
     concepts = _read_concepts(folder)
     tarball = npm.fetch(*ICONIFY, folder)
@@ -141,12 +138,13 @@ def build_all(
     workers: int = 1,
     progress: Progress = no_progress,
 ) -> Dataset:
-    """Draw every icon of every redistributable set (or `limit` of them, chosen by `seed`): the scale data set.
+    """Draw every icon of every redistributable set, or `limit` of them, chosen by `seed`: the data set for scale.
 
-    The only caption of a picture is its name in words. Pictures with the same name are one concept; all are in split
-    "test", because nothing is trained on them. Draws some 270,000 pictures of 64 pixels in about 20 minutes on one
-    core. Otherwise as `build`. `every_licence` takes all sets, also emoji, logos and those in colour, whatever their
-    licence (some 370,000 pictures): to measure at home, not to pass on.
+    The only caption of a picture is its name in words. Pictures with the same name are one concept. All pictures are in
+    the split "test", because nothing is trained on them. Some 270,000 pictures of 64 pixels are drawn in about 20
+    minutes on one core. With `every_licence` all sets are drawn, also emoji, logos and sets in colour, whatever their
+    licence: some 370,000 pictures for local measurements, which may not be redistributed. The other arguments, the
+    result and the errors are those of `emoji.build`.
     """
     tarball = npm.fetch(*ICONIFY, folder)
     candidates = [
@@ -167,10 +165,10 @@ def build_all(
 
 
 def _sets(tarball: Path, progress: Progress, *, every_licence: bool = False) -> Iterator[IconSet]:
-    """The redistributable one-colour sets of the tarball, one at a time: all together would fill the memory."""
+    """Yield the redistributable sets in one colour, one at a time, because all sets together would fill the memory."""
     for number, (name, content) in enumerate(npm.members(tarball, lambda name: name.startswith("json/"))):
         progress("read icon sets", number + 1, 0)
-        # the few huge sets are pictures in colour, not icons
+        # the few very large sets are pictures in colour, not icons
         if len(content) > 60_000_000:
             continue
         icon_set = parse_icon_set(content, f"{tarball}: {name}")
@@ -183,7 +181,7 @@ def _sets(tarball: Path, progress: Progress, *, every_licence: bool = False) -> 
 
 
 def _drawable(name: str, svg: str) -> bool:
-    """Animations are left out, because their first frame is often empty; the name must be fit for a file."""
+    """Whether an icon is not animated, because the first frame is often empty, and its name is a good file name."""
     return "<animate" not in svg and re.fullmatch(r"[a-z0-9][a-z0-9-]*", name) is not None
 
 
@@ -192,7 +190,7 @@ def _draw_key(seed: int, icon: _Icon) -> bytes:
 
 
 def _by_vendors(group: Iterable[_Icon], seed: int) -> list[_Icon]:
-    """One icon of every set before a second of any; first those of the sets that have tags, else in random order."""
+    """Order icons: one of every set before a second of any, those of tagged sets first, and else at random."""
     counts: Counter[str] = Counter()
     turns: list[tuple[int, bool, bytes, _Icon]] = []
     for icon in sorted(group, key=lambda icon: _draw_key(seed, icon)):
@@ -246,7 +244,7 @@ def _plain_name(name: str) -> str:
 
 
 def _concept_of(name: str, concepts: dict[str, _Concept]) -> str:
-    """The tagged concept that an icon shows: its name in words, without as many styles as necessary; else ""."""
+    """The tagged concept that an icon shows: its name, without styles if necessary. "" if there is no such concept."""
     words = _words(name)
     for start in range(len(words)):
         for end in range(len(words), start, -1):
@@ -260,7 +258,7 @@ def _concept_of(name: str, concepts: dict[str, _Concept]) -> str:
 
 
 def family_of(concept: str) -> str:
-    """The concept without its badges: `account plus` and `account off` are of the family `account`."""
+    """A concept's family: its name without badges. `account plus` and `account off` are of the family `account`."""
     words = concept.split()
     while len(words) > 1 and words[-1] in _BADGES:
         words.pop()
@@ -306,9 +304,9 @@ def _concept_name(name: str) -> str:
 
 
 def _describe(concepts: dict[str, _Concept]) -> None:
-    """Fill in captions and families.
+    """Set the captions and the family of each concept.
 
-    A phrase that names another concept belongs to that concept and is no caption here. The two become one family,
+    If another name of a concept is itself a concept, it is not a caption, and the two concepts become one family,
     because people confuse them.
     """
     for concept in concepts.values():

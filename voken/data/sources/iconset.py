@@ -1,7 +1,8 @@
-"""Icon sets in the Iconify JSON format, and their SVGs drawn as pictures.
+"""Reads icon sets in the Iconify JSON format, and draws their SVGs as pictures.
 
-The format (the `@iconify/types` package): `icons` maps a name to an SVG body with its box, `aliases` maps a name
-to a parent with flips and quarter turns, `chars` maps code points to names, `info` holds title, licence, palette.
+In this format (see the package `@iconify/types`) `icons` maps a name to an SVG body with its box, `aliases` maps a name
+to a parent with flips and quarter turns, `chars` maps code points to names, and `info` holds the licence and whether
+the set has a palette.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _MAX_PARENTS = 8
 
 @dataclass(frozen=True)
 class IconSet:
-    """A set of icons by one vendor (`prefix`) under one licence (its SPDX name, if there is one)."""
+    """A set of icons by one vendor, named `prefix`, under one licence, with its SPDX name if it has one."""
 
     prefix: str
     licence: str
@@ -37,18 +38,18 @@ class IconSet:
 
     @property
     def names(self) -> list[str]:
-        """The names of the icons drawn in the set, aliases and hidden ones left out."""
+        """The names of the icons, without aliases and hidden icons."""
         return [name for name, icon in self.raw["icons"].items() if not icon.get("hidden")]
 
     @property
     def aliases(self) -> dict[str, str]:
-        """Other names, each with the name of its parent."""
+        """The parent of each alias."""
         return {name: alias["parent"] for name, alias in self.raw.get("aliases", {}).items()}
 
     def svg(self, name: str, size: int) -> str | None:
-        """The icon (or alias) as an SVG of `size` × `size` pixels, in black unless it has a colour.
+        """An icon or alias as an SVG of `size` × `size` pixels, in black unless it has a colour.
 
-        The whole box is fitted into the square. None if the set has no such icon.
+        The whole box is fitted into the square. Returns None if the set has no such icon.
         """
         turns, horizontal, vertical = 0, False, False
         icon: dict[str, Any] | None = None
@@ -67,8 +68,8 @@ class IconSet:
         if icon is None:
             return None
         left, top, width, height = (
-            float(icon.get(key, self.raw.get(key, usual)))
-            for key, usual in (("left", 0), ("top", 0), ("width", 16), ("height", 16))
+            float(icon.get(key, self.raw.get(key, default)))
+            for key, default in (("left", 0), ("top", 0), ("width", 16), ("height", 16))
         )
         middle = (left + width / 2, top + height / 2)
         moves = []
@@ -85,7 +86,7 @@ class IconSet:
 
 
 def parse_icon_set(content: bytes, place: str, *, info: bytes | None = None, chars: bytes | None = None) -> IconSet:
-    """An icon set from its JSON; `info` and `chars` are separate files in the small packages.
+    """Read an icon set from JSON. The small packages have `info` and `chars` in separate files.
 
     Raises DataError, which names `place`.
     """
@@ -107,17 +108,17 @@ def parse_icon_set(content: bytes, place: str, *, info: bytes | None = None, cha
 
 
 def read_icon_set(package: str, version: str, folder: Path | None = None) -> IconSet:
-    """The set of a small package `@iconify-json/<prefix>`, fetched if that has not been done yet."""
+    """The icon set of a small package, `@iconify-json/<prefix>`, which is downloaded on first use."""
     tarball = npm.fetch(package, version, folder)
     parts = dict(npm.members(tarball, lambda name: name in {"icons.json", "info.json", "chars.json"}))
     if "icons.json" not in parts:
-        raise DataError(f"{tarball}: holds no icons.json; is it the expected package?")
+        raise DataError(f"{tarball}: holds no icons.json; the package is not the expected one.")
     return parse_icon_set(parts["icons.json"], str(tarball), info=parts.get("info.json"), chars=parts.get("chars.json"))
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A picture to be drawn: an SVG, and the PNG file that it becomes. `grey` means a single channel."""
+    """An SVG, and the PNG file to draw it to. `grey` means a single channel."""
 
     svg: str
     path: Path
@@ -126,9 +127,9 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The outcome of a drawing: `reason` is empty if the file exists; `blank` means that it shows nearly nothing.
+    """The result of a drawing. `reason` says why there is no file; it is empty if there is one.
 
-    `digest` is equal for equal pixels.
+    `blank` means that the picture shows nearly nothing. `digest` is equal for equal pixels.
     """
 
     path: Path
@@ -138,10 +139,10 @@ class Drawn:
 
 
 def draw(drawings: Iterable[Drawing], *, workers: int = 1) -> Iterator[Drawn]:
-    """Render every drawing on white, in order; existing files are not rendered again.
+    """Render every drawing on white, in order. Existing files are not rendered again.
 
-    With `workers` > 1 that many processes share the work (the renderer holds the interpreter's lock); the calling
-    script must then guard its entry with `if __name__ == "__main__"`.
+    More than one of `workers` are processes, because the renderer holds the interpreter's lock. The calling script must
+    then guard its entry with `if __name__ == "__main__"`.
     """
     if workers <= 1:
         yield from map(_draw_one, drawings)
@@ -153,9 +154,9 @@ def draw(drawings: Iterable[Drawing], *, workers: int = 1) -> Iterator[Drawn]:
 def _draw_one(drawing: Drawing) -> Drawn:
     if drawing.path.is_file():
         try:
-            with Image.open(drawing.path) as there:
-                there.load()
-                return _judge(there, drawing.path)
+            with Image.open(drawing.path) as existing:
+                existing.load()
+                return _examine(existing, drawing.path)
         except (OSError, UnidentifiedImageError, SyntaxError):
             drawing.path.unlink(missing_ok=True)
     try:
@@ -171,10 +172,10 @@ def _draw_one(drawing: Drawing) -> Drawn:
     draft = drawing.path.with_name(drawing.path.name + ".part")
     picture.save(draft, format="PNG")
     draft.replace(drawing.path)
-    return _judge(picture, drawing.path)
+    return _examine(picture, drawing.path)
 
 
-def _judge(picture: Image.Image, path: Path) -> Drawn:
+def _examine(picture: Image.Image, path: Path) -> Drawn:
     grey = picture.convert("L").tobytes()
     mean = sum(grey) / len(grey)
     return Drawn(

@@ -33,7 +33,7 @@ export class Add {
   }
 
   /** Choose files that were dropped or pasted on the panel. */
-  take(files) {
+  choose(files) {
     const all = new DataTransfer();
     for (const file of files) all.items.add(file);
     byId("files").files = all.files;
@@ -92,7 +92,7 @@ export class Add {
   }
 }
 
-/** So few files per request that progress shows and no request is too long. */
+/** Batches so small that the progress bar moves and no request is too long. */
 function* batches(files) {
   let [batch, bytes] = [[], 0];
   for (const file of files) {
@@ -106,7 +106,7 @@ function* batches(files) {
   if (batch.length) yield batch;
 }
 
-/** The change that the server reports. A busy server is asked up to five times. */
+/** Send files and return the change that the server reports. A busy server gets up to five requests. */
 async function send(files, token, waiting) {
   for (let tries = 1; ; tries += 1) {
     try {
@@ -116,9 +116,9 @@ async function send(files, token, waiting) {
       if (error.status === 413 && files.length === 1) {
         return { added: [], updated: [], skipped: [{ path: files[0].name, reason: error.message }] };
       }
-      if (error.again === null || tries === 5) throw error;
-      waiting(error.again);
-      await new Promise((resolve) => setTimeout(resolve, 1000 * error.again));
+      if (error.retryAfter === null || tries === 5) throw error;
+      waiting(error.retryAfter);
+      await new Promise((resolve) => setTimeout(resolve, 1000 * error.retryAfter));
     }
   }
 }

@@ -1,4 +1,4 @@
-/* The page: the question, its answer, the address bar, and what connects the parts. */
+/* The page: it asks the server the current question, shows the answer, and keeps the address bar up to date. */
 
 import { Add } from "./add.js";
 import { byId, element } from "./element.js";
@@ -8,25 +8,25 @@ import * as server from "./server.js";
 import { Viewer } from "./viewer.js";
 import { caption, duration, pictures } from "./words.js";
 
-const PAUSE = 150; // ms without a key before a search
-const PATIENCE = 200; // ms before the page shows that a search is running
-const SPOKEN = 600; // ms without changes before a screen reader is told
-const PAGES = [60, 120, 200]; // pictures per answer; the last is the server's limit
-const LONGEST_WAIT = 30; // s between tries of a server that does not answer
+const TYPING_PAUSE = 150; // ms without a key before a search
+const SLOW_SEARCH = 200; // ms before the page shows that a search is running
+const SPEECH_PAUSE = 600; // ms without changes before a screen reader reads the state
+const PAGE_SIZES = [60, 120, 200]; // pictures per answer; the last is the server's limit
+const LONGEST_WAIT = 30; // s between requests to a server that does not answer
 
 /* The question: {kind: "words", text}, {kind: "like", id} or {kind: "picture", file, number}. */
 let question = { kind: "words", text: "" };
-let page = 0; // of PAGES
+let page = 0; // index into PAGE_SIZES
 /* The answer on the screen: {key, request, hits}. */
 let current = null;
-/* GET /about. */
+/* The response to GET /about. */
 let collection = { name: "", pictures: 0, version: null, calibrated: false, can_encode: false, examples: [] };
-let controller = null; // of the request under way
-let failures = 0; // in a row, to reach the server
-let newStep = true; // the next query typed is a new step of the history
-const files = new Map(); // number → picture of a search by picture, for Back
-const examples = new Map(); // id → hit of a "similar" search, for its caption
-const timers = { typing: 0, again: 0, spoken: 0 };
+let controller = null; // aborts the running request
+let failures = 0; // how often in a row the server was unreachable
+let newStep = true; // whether the next typed query is a new entry of the history
+const files = new Map(); // number → file of a search by picture, for the Back button
+const examples = new Map(); // id → hit whose similar pictures were searched, for its caption
+const timers = { typing: 0, retry: 0, speech: 0 };
 
 const query = byId("query");
 const grid = new Grid(byId("grid"), (place) => open(place));
@@ -34,7 +34,7 @@ const filters = new Filters(() => change());
 const add = new Add(() => refresh().then(() => run()));
 const viewer = new Viewer({
   moved: (hit) => history.replaceState({ ...history.state, show: hit.id }, "", href(hit.id)),
-  closed: leave,
+  closed: viewerClosed,
   similar: (hit) => {
     // the address of the open picture stays in the history, so that Back returns to it
     viewer.dialog.dataset.leaving = "true";
@@ -48,7 +48,7 @@ const viewer = new Viewer({
 
 function request() {
   const threshold = collection.calibrated ? filters.threshold : null;
-  const common = { k: PAGES[page], filters: [...filters.list], threshold };
+  const common = { k: PAGE_SIZES[page], filters: [...filters.list], threshold };
   if (question.kind === "words") {
     const text = question.text.trim();
     return text ? { ...common, query: text } : null;
@@ -62,12 +62,12 @@ function keyOf(body) {
   return body && JSON.stringify({ ...body, file: undefined, k: undefined });
 }
 
-/** Ask a new question, as a step of the history. */
+/** Ask a new question. `push`: as a new entry of the history. */
 function ask(next, { push = true } = {}) {
   question = next;
   page = 0;
   drawQuestion();
-  remember(push);
+  updateAddress(push);
   return run();
 }
 
@@ -75,46 +75,46 @@ function ask(next, { push = true } = {}) {
 function change() {
   page = 0;
   newStep = true;
-  remember(true);
+  updateAddress(true);
   run();
 }
 
 async function run({ focus = false, keepScroll = false } = {}) {
-  clearTimeout(timers.again);
-  flush();
+  clearTimeout(timers.retry);
+  finishTyping();
   controller?.abort();
-  const mine = (controller = new AbortController());
+  const thisRun = (controller = new AbortController());
   const body = request();
   working(false);
-  if (!body) return idle();
+  if (!body) return showStart();
   const slow = setTimeout(() => {
-    if (controller !== mine) return;
+    if (controller !== thisRun) return;
     working(true);
     if (!current) grid.wait(24);
-  }, PATIENCE);
+  }, SLOW_SEARCH);
   try {
-    let answer = await answerTo(body, mine.signal);
+    let answer = await answerTo(body, thisRun.signal);
     let unsure = false;
     if (body.threshold !== null && !answer.results[0].hits.length) {
-      answer = await answerTo({ ...body, threshold: null }, mine.signal); // the nearest
+      answer = await answerTo({ ...body, threshold: null }, thisRun.signal); // the nearest pictures
       unsure = true;
     }
-    if (controller !== mine) return; // a newer question was asked meanwhile
+    if (controller !== thisRun) return; // a newer question has been asked meanwhile
     failures = 0;
-    present(body, answer, { keepScroll, unsure });
+    showAnswer(body, answer, { keepScroll, unsure });
     if (focus) grid.focus(0);
   } catch (error) {
-    if (controller !== mine) return;
+    if (controller !== thisRun) return;
     if (isAbout(body.filters, error)) {
-      filters.complain(error.message);
+      filters.showError(error.message);
       notice(null);
       if (!current) grid.clear();
     } else {
-      fail(error, run);
+      showError(error, run);
     }
   } finally {
     clearTimeout(slow);
-    if (controller === mine) working(false);
+    if (controller === thisRun) working(false);
   }
 }
 
@@ -123,19 +123,19 @@ const answerTo = (body, signal) =>
 
 /* ---- answers ---- */
 
-/** `unsure`: the hits have less confidence than the filter demands. */
-function present(body, answer, { keepScroll, unsure }) {
+/** `unsure`: the hits have less confidence than the filter requires. */
+function showAnswer(body, answer, { keepScroll, unsure }) {
   const { hits, no_match: unlikely } = answer.results[0];
   const noMatch = hits.length > 0 && (unlikely || unsure);
   const key = keyOf(body);
-  const fresh = key !== current?.key;
+  const isNew = key !== current?.key;
   current = { key, request: unsure ? { ...body, threshold: null } : body, hits };
   filters.accept();
   grid.show(hits, { dim: () => noMatch });
-  if (fresh && !keepScroll) window.scrollTo({ top: 0 });
+  if (isNew && !keepScroll) window.scrollTo({ top: 0 });
   const counts = `${pictures(hits.length)} · ${duration(answer.seconds)}`;
   summary(hits.length ? counts : "");
-  byId("more").hidden = hits.length < PAGES[page] || page === PAGES.length - 1;
+  byId("more").hidden = hits.length < PAGE_SIZES[page] || page === PAGE_SIZES.length - 1;
   byId("thumb-search").hidden = !hits.length;
   if (!hits.length) {
     const filtered = body.filters.length > 0;
@@ -152,11 +152,11 @@ function present(body, answer, { keepScroll, unsure }) {
   const verdict = noMatch ? "Nothing matches well. Nearest: " : "";
   speak(hits.length ? verdict + counts : byId("notice-title").textContent);
   if (answer.version !== collection.version) refresh().catch(() => {});
-  follow();
+  matchViewer();
 }
 
-/** There is no question. */
-function idle() {
+/** Show the start page: there is no question. */
+function showStart() {
   current = null;
   failures = 0;
   grid.clear();
@@ -165,53 +165,53 @@ function idle() {
   byId("more").hidden = true;
   byId("thumb-search").hidden = true;
   const how = collection.can_encode ? ", or choose a picture to find similar ones." : ".";
-  if (collection.version === null) notice(null); // not known yet
+  if (collection.version === null) notice(null); // GET /about has not been answered
   else notice(`Search ${pictures(collection.pictures)}`, `Describe what the picture shows${how}`);
   byId("examples").hidden = !collection.examples.length;
   speak("");
 }
 
-/** Whether the server refused one of the filters. */
+/** Whether an error is about one of the filters in `list`. */
 function isAbout(list, error) {
   const refused = error instanceof server.Refusal && [400, 422].includes(error.status);
   return list.length > 0 && refused && /filter/i.test(error.message);
 }
 
-/** Shows an error. `again` is called if trying again may help: after a while, or when somebody presses the button. */
-function fail(error, again) {
+/** Show an error. If a retry may help, `retry` is called after a while or when the button is pressed. */
+function showError(error, retry) {
   if (!current) grid.clear();
   summary("");
-  const retry = { label: "Try now", act: () => again() };
+  const action = { label: "Try now", act: () => retry() };
   if (error instanceof server.Unreachable) {
     failures += 1;
     const wait = Math.min(LONGEST_WAIT, 2 ** failures);
-    countdown("The server does not answer", "Is voken serve still running?", wait, retry);
-  } else if (error instanceof server.Refusal && error.again !== null) {
+    countdown("The server does not answer", "Is voken serve still running?", wait, action);
+  } else if (error instanceof server.Refusal && error.retryAfter !== null) {
     const title = error.status === 429 ? "Too many searches at once" : "The server is busy";
-    countdown(title, error.message, error.again, retry);
+    countdown(title, error.message, error.retryAfter, action);
   } else if (error instanceof server.Refusal) {
-    notice("That did not work", error.message, error.status >= 500 ? retry : null);
+    notice("That did not work", error.message, error.status >= 500 ? action : null);
   } else {
     throw error;
   }
   speak(`${byId("notice-title").textContent}. ${error.message}`);
 }
 
-/** A notice that counts down and then tries again. */
+/** Show a notice that counts down, then call `action.act`. */
 function countdown(title, text, seconds, action) {
   let left = seconds;
-  clearTimeout(timers.again);
+  clearTimeout(timers.retry);
   const tick = () => {
     if (left === 0) return action.act();
     notice(title, `${text} Trying again in ${left} s.`, action);
     left -= 1;
-    timers.again = setTimeout(tick, 1000);
+    timers.retry = setTimeout(tick, 1000);
     return null;
   };
   tick();
 }
 
-/** The notice above the pictures; `title` null hides it. */
+/** Show a notice above the pictures, or hide it if `title` is null. */
 function notice(title, text = "", action = null) {
   byId("notice").hidden = title === null;
   byId("notice-title").textContent = title ?? "";
@@ -226,12 +226,12 @@ function summary(text) {
   byId("summary").textContent = text;
 }
 
-/** For screen readers, once typing pauses. */
+/** Let screen readers read `text` once typing pauses. */
 function speak(text) {
-  clearTimeout(timers.spoken);
-  timers.spoken = setTimeout(() => {
+  clearTimeout(timers.speech);
+  timers.speech = setTimeout(() => {
     byId("state").textContent = text;
-  }, SPOKEN);
+  }, SPEECH_PAUSE);
 }
 
 function working(now) {
@@ -244,7 +244,7 @@ function working(now) {
 function open(place, { push = true } = {}) {
   const hit = current.hits[place];
   if (push) {
-    flush();
+    finishTyping();
     newStep = true;
     history.pushState({ ...history.state, show: hit.id, opened: true }, "", href(hit.id));
   }
@@ -255,7 +255,7 @@ function open(place, { push = true } = {}) {
   });
 }
 
-/** Explanations of an answer, requested once, when the first is opened. */
+/** A function that explains a hit of `answer`. The explanations are requested when the first is opened. */
 function explainer(answer) {
   return async (hit) => {
     if (answer.request.query === undefined) return hit.why ?? null;
@@ -263,7 +263,7 @@ function explainer(answer) {
     try {
       const { results } = await answer.withWhys;
       const explained = results[0].hits.find((candidate) => candidate.id === hit.id);
-      if (!explained) throw new Error("The collection has changed since. Search again.");
+      if (!explained) throw new Error("The collection has changed meanwhile. Search again.");
       return explained.why;
     } catch (error) {
       answer.withWhys = undefined;
@@ -272,8 +272,8 @@ function explainer(answer) {
   };
 }
 
-/** The viewer was closed, by a button, a key or the Back button. */
-function leave(place) {
+/** Update the address after the viewer was closed, by a button, a key or the Back button. */
+function viewerClosed(place) {
   grid.focus(place);
   if (viewer.dialog.dataset.leaving) {
     delete viewer.dialog.dataset.leaving;
@@ -284,7 +284,7 @@ function leave(place) {
 }
 
 /** Open or close the viewer to match the address. */
-function follow() {
+function matchViewer() {
   const id = history.state?.show ?? new URLSearchParams(location.search).get("show");
   if (id === null) return viewer.close();
   const place = current?.hits.findIndex((hit) => hit.id === id) ?? -1;
@@ -292,7 +292,7 @@ function follow() {
   return null;
 }
 
-/* ---- the address bar, and the history's state: ids may be file names that no address can hold ---- */
+/* ---- the address bar, and the history's state, because an address cannot hold every id ---- */
 
 function href(viewed = null) {
   const address = new URLSearchParams();
@@ -305,7 +305,7 @@ function href(viewed = null) {
   return text ? `?${text}` : location.pathname;
 }
 
-function remember(push) {
+function updateAddress(push) {
   const state = { picture: question.number, like: question.id };
   const other = new URL(href(), location.href).href !== location.href || question.kind === "picture";
   if (push && other) history.pushState(state, "", href());
@@ -314,7 +314,7 @@ function remember(push) {
 }
 
 /** Ask the question in the address. */
-function recall() {
+function askFromAddress() {
   clearTimeout(timers.typing);
   timers.typing = 0;
   newStep = true;
@@ -328,7 +328,7 @@ function recall() {
   drawQuestion();
   updateTitle();
   const body = request();
-  if (current && keyOf(body) === current.key) return follow();
+  if (current && keyOf(body) === current.key) return matchViewer();
   page = 0;
   return run({ keepScroll: true });
 }
@@ -346,7 +346,7 @@ query.addEventListener("input", () => {
   page = 0;
   drawQuestion();
   clearTimeout(timers.typing);
-  timers.typing = setTimeout(run, PAUSE);
+  timers.typing = setTimeout(run, TYPING_PAUSE);
 });
 query.addEventListener("blur", () => {
   if (timers.typing) run();
@@ -364,7 +364,7 @@ query.addEventListener("keydown", (event) => {
 });
 byId("search").addEventListener("submit", (event) => {
   event.preventDefault();
-  flush();
+  finishTyping();
   newStep = true;
   if (current && keyOf(request()) === current.key) grid.focus(0);
   else run({ focus: true });
@@ -377,12 +377,12 @@ function restart() {
   query.focus();
 }
 
-/** Put what was typed into the history at once, without waiting for a pause. */
-function flush() {
+/** Put the typed query into the history now, without waiting for a pause. */
+function finishTyping() {
   if (!timers.typing) return;
   clearTimeout(timers.typing);
   timers.typing = 0;
-  remember(newStep);
+  updateAddress(newStep);
   newStep = false;
 }
 
@@ -437,11 +437,11 @@ function searchWith(file) {
   ask({ kind: "picture", file, number });
 }
 
-/** Use files that were chosen, dropped or pasted: to add, if that panel is open, or to search. */
-function take(list) {
+/** Use files that were chosen, dropped or pasted: add them if that panel is open, else search by the first. */
+function useFiles(list) {
   const chosen = [...list];
   if (!chosen.length) return false;
-  if (add.isOpen) add.take(chosen);
+  if (add.isOpen) add.choose(chosen);
   else if (collection.can_encode) searchWith(chosen[0]);
   else return false;
   return true;
@@ -449,18 +449,18 @@ function take(list) {
 
 byId("by-picture").addEventListener("click", () => byId("picture-file").click());
 byId("picture-file").addEventListener("change", (event) => {
-  take(event.target.files);
+  useFiles(event.target.files);
   event.target.value = "";
 });
 document.addEventListener("paste", (event) => {
-  if (take(event.clipboardData?.files ?? [])) event.preventDefault();
+  if (useFiles(event.clipboardData?.files ?? [])) event.preventDefault();
 });
 
-let fromHere = false; // a picture dragged from this page also comes with a file
-addEventListener("dragstart", () => (fromHere = true));
-addEventListener("dragend", () => (fromHere = false));
-const hasFiles = (event) => !fromHere && (event.dataTransfer?.types.includes("Files") ?? false);
-let depth = 0; // dragenter and dragleave are sent for every element on the way
+let internalDrag = false; // a picture that is dragged from this page also counts as a file
+addEventListener("dragstart", () => (internalDrag = true));
+addEventListener("dragend", () => (internalDrag = false));
+const hasFiles = (event) => !internalDrag && (event.dataTransfer?.types.includes("Files") ?? false);
+let depth = 0; // dragenter and dragleave are sent for every element that the pointer crosses
 function dragging(by) {
   depth = Math.max(0, depth + by);
   byId("drop").hidden = depth === 0 || add.isOpen || !collection.can_encode;
@@ -472,13 +472,13 @@ addEventListener("dragleave", (event) => {
   if (hasFiles(event)) dragging(-1);
 });
 addEventListener("dragover", (event) => {
-  if (hasFiles(event)) event.preventDefault(); // or the browser would open the file in place of the page
+  if (hasFiles(event)) event.preventDefault(); // otherwise the browser opens the file instead of the page
 });
 addEventListener("drop", (event) => {
   if (!hasFiles(event)) return;
   event.preventDefault();
   dragging(-depth);
-  take(event.dataTransfer.files);
+  useFiles(event.dataTransfer.files);
 });
 
 /* ---- the rest ---- */
@@ -499,7 +499,7 @@ for (const sheet of document.querySelectorAll("dialog.sheet")) {
     if (event.target === sheet) sheet.close();
   });
 }
-addEventListener("popstate", () => recall());
+addEventListener("popstate", () => askFromAddress());
 addEventListener("online", () => {
   if (failures) run();
 });
@@ -532,20 +532,20 @@ async function refresh() {
   updateTitle();
 }
 
-async function begin() {
+async function start() {
   try {
     await refresh();
   } catch (error) {
-    // if there is a question, its own answer reports the same
-    if (!request()) fail(error, begin);
+    // if there is a question, its search reports the same error
+    if (!request()) showError(error, start);
     return;
   }
   failures = 0;
   if (!collection.calibrated) filters.set(filters.list, null);
-  if (!request()) idle();
+  if (!request()) showStart();
   else if (filters.threshold) run();
 }
 
-recall();
-begin();
+askFromAddress();
+start();
 if (matchMedia("(hover: hover)").matches) query.focus();

@@ -1,6 +1,6 @@
-/* Creates elements. Text becomes text nodes, so that nothing from a file or the server is read as markup. */
+/* Creates elements. Text becomes text nodes, so that text from a file or the server is never parsed as markup. */
 
-/** `element("a", {class: "tile", href}, child, "text", …)`; attributes and children that are null are left out. */
+/** For example `element("a", {class: "tile", href}, child, "text")`. Null attributes and children are left out. */
 export function element(tag, attributes, ...children) {
   const created = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes ?? {})) {
@@ -11,7 +11,7 @@ export function element(tag, attributes, ...children) {
   return created;
 }
 
-/** An icon from the head of index.html. */
+/** An icon that index.html defines. */
 export function icon(name) {
   const drawing = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   drawing.setAttribute("class", "icon");

@@ -1,4 +1,4 @@
-/* The active filters, and the forms that add them. A filter is a text as the server reads it ("date>=2024-05"). */
+/* The active filters, and the forms that add them. A filter is a text that the server parses ("date>=2024-05"). */
 
 import { byId, element, icon } from "./element.js";
 import * as words from "./words.js";
@@ -6,10 +6,10 @@ import * as words from "./words.js";
 const FORMS = ["date", "folder", "any"];
 
 export class Filters {
-  /** `changed()` is called when somebody changed `list` or `threshold`. */
+  /** `changed()` is called when the user has changed `list` or `threshold`. */
   constructor(changed) {
     this.list = [];
-    this.threshold = null; // the least probability that a hit is right, or null
+    this.threshold = null; // the lowest confidence of a hit, or null
     this.changed = changed;
     this.from = new Map(); // filter → the form that added it
     byId("filters-open").addEventListener("click", () => this.toggle());
@@ -24,27 +24,27 @@ export class Filters {
       else byId(field ? "value" : "field").focus();
     });
     this.#form("date", () => {});
-    this.#form("sure", () => {});
-    byId("sure").addEventListener("input", () => this.#showThreshold());
-    byId("sure").addEventListener("change", () => {
-      this.threshold = Number(byId("sure").value) / 100 || null;
+    this.#form("confidence", () => {});
+    byId("confidence").addEventListener("input", () => this.#showThreshold());
+    byId("confidence").addEventListener("change", () => {
+      this.threshold = Number(byId("confidence").value) / 100 || null;
       this.#draw();
       this.changed();
     });
   }
 
-  /** Show the forms for what the server can filter by. */
+  /** Show the forms for the fields that the server can filter by. */
   offer({ fields, calibrated }) {
     byId("filter-date").hidden = !fields.includes("date");
     byId("filter-folder").hidden = !fields.includes("folder");
-    byId("filter-sure").hidden = !calibrated;
+    byId("filter-confidence").hidden = !calibrated;
     byId("fields").replaceChildren(...fields.map((field) => element("option", { value: field })));
   }
 
   set(list, threshold) {
     this.list = [...list];
     this.threshold = threshold;
-    byId("sure").value = String(Math.round(100 * (threshold ?? 0)));
+    byId("confidence").value = String(Math.round(100 * (threshold ?? 0)));
     this.#showThreshold();
     for (const [end, sign] of [["from", ">="], ["to", "<="]]) {
       const day = this.list.find((filter) => filter.startsWith(`date${sign}`))?.slice(6) ?? "";
@@ -59,7 +59,7 @@ export class Filters {
   }
 
   /** Show the server's error about a filter, beside its form if that is visible. */
-  complain(message) {
+  showError(message) {
     this.clearErrors();
     const wrong =
       this.list[/filters\[(\d+)\]/.exec(message)?.[1]] ??
@@ -79,7 +79,7 @@ export class Filters {
     }
   }
 
-  /** The server has accepted the filters. */
+  /** Remove the server's error about a filter. */
   clearErrors() {
     for (const place of document.querySelectorAll(".tools .error")) {
       place.hidden = true;
@@ -94,7 +94,7 @@ export class Filters {
     for (const chip of byId("chips").querySelectorAll(".wrong")) chip.classList.remove("wrong");
   }
 
-  /** After a search with the filters: empty the fields of those that have become chips. */
+  /** After a search that accepted the filters: empty the form fields of the filters that have become chips. */
   accept() {
     this.clearErrors();
     for (const [filter, form] of this.from) {
@@ -122,7 +122,7 @@ export class Filters {
   }
 
   #add(filter, form) {
-    // a correction replaces the wrong filter from the same form
+    // a corrected filter replaces the wrong one from the same form
     const wrong = [...byId("chips").querySelectorAll(".wrong")].map((chip) => chip.dataset.filter);
     this.list = this.list.filter((old) => old !== filter && !(wrong.includes(old) && this.from.get(old) === form));
     this.list.push(filter);
@@ -172,7 +172,7 @@ export class Filters {
   }
 
   #showThreshold() {
-    const share = Number(byId("sure").value) / 100;
-    byId("sure-shown").textContent = share ? `≥ ${words.percent(share)}` : "any";
+    const share = Number(byId("confidence").value) / 100;
+    byId("confidence-shown").textContent = share ? `≥ ${words.percent(share)}` : "any";
   }
 }

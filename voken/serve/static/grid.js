@@ -1,4 +1,4 @@
-/* The grid of hits: tiles that one Tab reaches and the arrow keys move through. It knows hits, not searches. */
+/* The grid of hits. One Tab reaches it, and the arrow keys move between its tiles. It does not know searches. */
 
 import { element } from "./element.js";
 import { original, thumbnail } from "./server.js";
@@ -26,7 +26,7 @@ export class Grid {
     list.addEventListener("keydown", (event) => this.#walk(event));
   }
 
-  /** Tiles of pictures that are shown already are used again, so that nothing flickers while somebody types. */
+  /** Show hits. Existing tiles are used again, so that nothing flickers while the user types. */
   show(hits, { dim = () => false } = {}) {
     const focused = this.list.contains(document.activeElement) ? this.#place(document.activeElement) : -1;
     const focusedItem = focused >= 0 ? this.list.children[focused] : null;
@@ -39,7 +39,7 @@ export class Grid {
       return item;
     });
     const present = [...this.list.children];
-    // a tile that is removed and inserted again would load and scroll again
+    // a tile that is removed and inserted again would reload and scroll
     if (present.every((item, at) => item === items[at])) this.list.append(...items.slice(present.length));
     else this.list.replaceChildren(...items);
     this.#rove(Math.max(0, focusedItem ? items.indexOf(focusedItem) : 0));
@@ -91,7 +91,7 @@ export class Grid {
       ArrowLeft: here - 1,
       ArrowRight: here + 1,
       ArrowUp: here - columns,
-      // to the end of a last row that is shorter
+      // the last row may be shorter: then its last tile
       ArrowDown: row(here) < row(last) ? Math.min(here + columns, last) : here,
       Home: 0,
       End: last,

@@ -1,20 +1,20 @@
-/* The server's HTTP interface. It knows paths, bodies and errors, and nothing of the page. */
+/* The server's HTTP interface: paths, bodies and errors. This module does not know the page. */
 
-/** The server refused a request. `message` is its sentence; `again` is seconds to wait before trying again, or null. */
+/** The server refused a request. `message` is its sentence; `retryAfter` is the seconds to wait, or null. */
 export class Refusal extends Error {
-  constructor(status, message, again) {
+  constructor(status, message, retryAfter) {
     super(message);
     this.status = status;
-    this.again = again;
+    this.retryAfter = retryAfter;
   }
 }
 
-/** There was no answer. */
+/** The server did not answer. */
 export class Unreachable extends Error {}
 
 export const about = (signal) => ask("about", { signal });
 
-/** `body` as in POST /search; the answer's `results` has one entry. */
+/** Search with the body of POST /search; the answer's `results` has one entry. */
 export const search = (body, signal) =>
   ask("search", {
     method: "POST",
@@ -37,10 +37,10 @@ export function addPictures(files, token) {
   return ask("pictures", { method: "POST", headers: { Authorization: `Bearer ${token}` }, body: form });
 }
 
-/** The address of a picture of which only the id is known. */
+/** The address of the picture with this id. */
 export function address(id) {
   const parts = id.split("/");
-  // browsers remove parts of dots, as if they were folders
+  // browsers remove parts of dots from an address; then slashes are quoted, too
   const plain = parts.every((part) => !["", ".", ".."].includes(part));
   const path = plain ? parts.map((part) => encodeURIComponent(part)).join("/") : encodeURIComponent(id);
   return new URL(`pictures/${path}`, document.baseURI).href;
@@ -79,16 +79,16 @@ async function ask(path, options) {
     content = await response.json();
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    // the page of a proxy, or a connection that broke
+    // a proxy's page, or a broken connection
     if (response.ok) throw new Unreachable("The server’s answer was cut short.");
   }
   if (response.ok) return content;
   const message = typeof content?.error === "string" ? content.error : `The server answered ${response.status}.`;
-  throw new Refusal(response.status, message, retryAfter(response));
+  throw new Refusal(response.status, message, secondsToWait(response));
 }
 
-/** Seconds to wait, or null if the server does not ask to wait. */
-function retryAfter(response) {
+/** The seconds until the request may be sent again, or null if the server does not say. */
+function secondsToWait(response) {
   if (response.status !== 503 && response.status !== 429) return null;
   const header = response.headers.get("Retry-After") ?? "";
   const seconds = /^\d+$/.test(header) ? Number(header) : (Date.parse(header) - Date.now()) / 1000;

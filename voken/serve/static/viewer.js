@@ -1,4 +1,4 @@
-/* One picture, large, with its facts. It knows a list of hits and a place in it, and nothing about searches. */
+/* One picture, large, with its facts. It knows a list of hits and a place in it, but not the search. */
 
 import { byId, element } from "./element.js";
 import { original, thumbnail } from "./server.js";
@@ -9,7 +9,7 @@ const LARGE = 1024;
 const SWIPE = 48; // pixels
 
 export class Viewer {
-  /** `moved(hit)` and `closed(place)` are called afterwards, `similar(hit)` to search for similar pictures. */
+  /** `moved(hit)` and `closed(place)` are called after a move and a close, `similar(hit)` to search by a hit. */
   constructor({ moved, closed, similar }) {
     this.dialog = byId("viewer");
     this.hits = [];
@@ -42,8 +42,8 @@ export class Viewer {
   }
 
   /**
-   * `context`: the query's text, the number of pictures in the collection, and `explain(hit)`, which promises the
-   * hit's `why`, or null if there is none.
+   * `context` holds the query's text, the number of pictures in the collection, and `explain(hit)`, a promise of the
+   * hit's `why`, or of null if there is none.
    */
   open(hits, place, context) {
     this.hits = hits;
@@ -84,7 +84,7 @@ export class Viewer {
     this.#why();
   }
 
-  /** Show the thumbnail, which is loaded already, until the large one is. */
+  /** Show the thumbnail, which is in the cache, until the large picture is loaded. */
   #picture(hit) {
     const [small, large] = [thumbnail(hit, 256), thumbnail(hit, LARGE)];
     const image = byId("large");
@@ -98,7 +98,7 @@ export class Viewer {
     const loading = new Image();
     loading.addEventListener("load", () => {
       if (this.hits[this.place] !== hit) return;
-      // a small picture is shown up to three times its size, so that an icon is visible on a large screen
+      // a small picture is enlarged up to three times, so that an icon is visible on a large screen
       image.style.inlineSize = `${Math.max(loading.naturalWidth, Math.min(3 * loading.naturalWidth, 420))}px`;
       image.src = large;
       const after = this.hits[this.place + 1];

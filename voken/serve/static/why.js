@@ -1,11 +1,11 @@
-/* "Why this?": the vokens of one hit, and how the beam came to them, as the server explains it. */
+/* "Why this?": the vokens of one hit, and how the beam search reached them, from the server's explanation. */
 
 import { element } from "./element.js";
 import { count, decimals, ordinal, percent, pictures } from "./words.js";
 
-const EMPTY_BAR = 7; // minus the log-probability of an empty bar: about ln 1024, a guess among a codebook's entries
+const EMPTY_BAR = 7; // an empty bar means a log-probability of −7, about that of a guess among 1,024 entries
 
-/** `why` as in the answer of POST /search; `total` pictures in the collection; `place` of the hit, from 0. */
+/** `why` is from POST /search, `total` the number of pictures in the collection, `place` the hit's place from 0. */
 export function explanation(hit, why, { query, total, place }) {
   return [
     element("p", null, first(hit, why, query, total)),
@@ -102,5 +102,5 @@ function bar(share) {
   return element("span", { class: "meter", "aria-hidden": "true" }, filled);
 }
 
-/** A number that is rounded for reading; `value` has it exactly. */
+/** A rounded number; the attribute `value` has the exact one. */
 const number = (exact, shown) => element("data", { value: exact }, shown);

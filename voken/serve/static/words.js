@@ -1,4 +1,4 @@
-/* Numbers, filters and pictures in words. */
+/* Turns numbers, filters and pictures into words. */
 
 const whole = new Intl.NumberFormat("en");
 const CAPTIONS = ["caption", "captions", "title", "description", "alt", "concept", "name"];
@@ -8,7 +8,7 @@ export const count = (number) => whole.format(number);
 export const pictures = (number) => `${count(number)} ${number === 1 ? "picture" : "pictures"}`;
 export const decimals = (number, places) => number.toFixed(places).replace("-", "−");
 
-/** A probability as a percentage; only 0 and 1 themselves become 0% and 100%. */
+/** A probability as a percentage. Only 0 and 1 become 0% and 100%. */
 export function percent(share) {
   const value = 100 * share;
   if (value > 0 && value < 0.1) return "<0.1%";
@@ -46,7 +46,7 @@ export function value(data) {
 
 const FILTER = /^\s*([^=!<>~]+?)\s*(!=|<=|>=|=|<|>|~)\s*(.*?)\s*$/s;
 
-/** "date>=2024-05" as "date ≥ 2024-05". */
+/** A filter for reading: "date>=2024-05" becomes "date ≥ 2024-05". */
 export function filter(text) {
   const [, field, operator, operand] = FILTER.exec(text) ?? [];
   return field ? `${field} ${SIGNS[operator]} ${operand}` : text;
