@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -24,9 +25,9 @@ Family = Literal["clip", "siglip"]
 
 
 class HubEncoder:
-    """A CLIP or SigLIP checkpoint as an `Encoder`: full precision on a CPU, autocast on a GPU.
+    """A CLIP or SigLIP checkpoint as an `Encoder`. It runs in full precision on a CPU, with autocast on a GPU.
 
-    Texts are cut to the length that the model reads. SigLIP's texts are padded to that length, as in its training.
+    Texts are cut to the longest length that the model reads. SigLIP's texts are padded to it, as in its training.
     """
 
     def __init__(self, name: str, family: Family, model: Any, images: Any, texts: Any, *, batch_size: int = 32) -> None:
@@ -44,8 +45,8 @@ class HubEncoder:
     ) -> Self:
         """Load a checkpoint by hub name or from a folder. `device` None is the CPU.
 
-        Raises `ArtifactError` if the folder does not hold it, or if the hub cannot be reached and no copy is cached
-        here; `ConfigError` if the checkpoint is of another family.
+        Raises `ArtifactError` if the folder does not hold all of it, or if neither the hub nor the local cache provides
+        it; `ConfigError` if the checkpoint is of another family.
         """
         from transformers import AutoConfig, AutoTokenizer
 
@@ -101,7 +102,7 @@ class HubEncoder:
 
     @torch.no_grad()  # not inference mode: its tensors cannot be used in a loss
     def read_texts(self, texts: Sequence[str], *, max_tokens: int) -> TextStates:
-        """Token states of the text tower's last layer, and unit vectors, from one pass."""
+        """Token states of the text tower's last layer, and unit vectors, from the same pass."""
         tokens = self._tokens(list(texts), min(max_tokens, self._max_tokens))
         with self._precision():
             outputs = self._model.get_text_features(**self._model_inputs(tokens))
@@ -119,18 +120,16 @@ class HubEncoder:
     @classmethod
     def load(cls, folder: Path, *, device: str | torch.device | None = None) -> Self:
         """Read what `save` wrote. Raises `CorruptArtifactError` if a file is missing or differs from what was saved."""
-        import json
-
         folder = Path(folder)
         try:
-            described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            encoder = cls.from_pretrained(str(folder / "checkpoint"), described["family"], device=device)
+            description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            encoder = cls.from_pretrained(str(folder / "checkpoint"), description["family"], device=device)
         except (OSError, ValueError, KeyError, TypeError, ArtifactError, ConfigError) as error:
             raise CorruptArtifactError(
                 f"{folder}: the saved encoder cannot be read ({error}). Restore it from a copy or create it again."
             ) from error
-        encoder.name = described["name"]
-        if described.get("fingerprint") != encoder.fingerprint:
+        encoder.name = description["name"]
+        if description.get("fingerprint") != encoder.fingerprint:
             raise CorruptArtifactError(
                 f"{folder}: the weights differ from those saved. Restore the folder from a copy or create it again."
             )
@@ -159,7 +158,7 @@ class HubEncoder:
         ).to(self._model.device)
 
     def _model_inputs(self, tokens: Any) -> dict[str, Tensor]:
-        # SigLIP was trained to attend to its padding.
+        # SigLIP was trained to attend to padding.
         names = ("input_ids",) if self.family == "siglip" else ("input_ids", "attention_mask")
         return {name: tokens[name] for name in names}
 
@@ -176,7 +175,7 @@ class HubEncoder:
 
 
 def _classes(family: Family) -> tuple[Any, Any]:
-    # The image processors of these names need no torchvision.
+    # these image processors need no torchvision
     if family == "clip":
         from transformers import CLIPModel
         from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil

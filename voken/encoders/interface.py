@@ -1,4 +1,4 @@
-"""What voken needs of an encoder. How pictures and texts become vectors is not stated here."""
+"""The interface of encoders, which turn pictures and texts into vectors."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from voken.shapes import Float
 class Encoder(Protocol):
     """Turns pictures and texts into vectors of one space, which are compared by inner product.
 
-    Every row returned is float32 with L2 norm 1, on the CPU, and does not depend on what else was in the call.
+    Every row returned is float32 with L2 norm 1, on the CPU, and does not depend on the other rows of the call.
     """
 
     @property
     def name(self) -> str:
-        """A short name to show, e.g. in a table's row."""
+        """A short name to show, such as in a table."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """Hexadecimal; equal for two encoders if and only if they give the same vectors. The key of caches."""
+        """Hexadecimal, the key of caches. Two encoders share it if and only if they give the same vectors."""
         ...
 
     @property

@@ -1,4 +1,4 @@
-"""What training and saving need from a generator, beyond what the beam search needs."""
+"""The interface of generators: a step model that can also be trained and saved."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from voken.shapes import Float, Int
 class Generator(StepModel, Protocol):
     """A step model that can be trained and saved. Implementations are `torch.nn.Module`s.
 
-    One state serves every purpose: what `encode` returns is also a state that `step` continues from. So a
-    trainer reads the queries once, searches from the state (`beam_search_from_state`) and computes a loss
-    from it (`teacher_forced`). `prefill(texts)` is `encode(texts)` without gradients.
+    `step` can also continue from the state that `encode` returns. So a trainer reads the queries once, searches from
+    the state (`beam_search_from_state`) and computes a loss from it (`teacher_forced`). `prefill(texts)` is
+    `encode(texts)` without gradients.
 
     Each class also has a `load`, the inverse of `save`. `voken.model.model.FAMILIES` lists the classes.
     """
 
     @property
     def family(self) -> str:
-        """The kind of generator: "lite", "t5" or "llama" for those that `voken fit` trains."""
+        """The family's name: "lite", "t5" or "llama" for generators that `voken fit` trains."""
         ...
 
     @property
     def has_query_point(self) -> bool:
-        """Whether a state has a `query_point` (queries, e): where in the code space each query's picture is sought."""
+        """Whether states have a `query_point` (queries, e), a point in the code space near each query's picture."""
         ...
 
     def encode(self, texts: Sequence[str]) -> Any:
-        """Read the queries, with gradients if they are enabled. The result does not depend on vokens."""
+        """Read the queries and return the first state, with gradients if they are enabled."""
         ...
 
     def teacher_forced(
@@ -47,12 +47,12 @@ class Generator(StepModel, Protocol):
         ...
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The trained parameters, as groups for a torch optimizer: "params", "name", and "weight_decay": 0.0 for those
-        that must not decay (norms, biases, embeddings). The trainer sets the learning rates."""
+        """The trained parameters in groups for a torch optimizer, with "params", "name", and "weight_decay": 0.0 if they
+        must not decay (norms, biases, embeddings). The trainer sets the learning rates."""
         ...
 
     def save(self, folder: Path) -> None:
-        """Write into `folder` everything that is needed to load the generator again without a network."""
+        """Write into `folder` everything that loading the generator needs, so that no network is needed."""
         ...
 
     def to(self, device: Any) -> Any:
@@ -72,7 +72,7 @@ class Generator(StepModel, Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """As `torch.nn.Module.state_dict`: a run that is interrupted continues from it."""
+        """As `torch.nn.Module.state_dict`: an interrupted run continues from it."""
         ...
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> Any:

@@ -1,19 +1,19 @@
-"""ONNX graphs written operation by operation, with the fused operators of ONNX Runtime.
+"""Builds ONNX graphs operation by operation, with the fused operators of ONNX Runtime.
 
-An exporter that traces a model cannot know that beams share cross-attention keys, that a query's padding need not be
-computed, or which product may run in int8. So the graphs are written out, with the few methods of `Graph`.
+An exporter that traces a model cannot know that beams share cross-attention keys, that padding need not be computed, or
+which products may run in int8. So the graphs are built by hand, with the methods of `Graph`.
 
-**Int8** (precision "int8"). A weight matrix is rounded per output column to 7 bits: on processors without VNNI two
-products are added in 16 bits, which 8-bit weights could overflow. Its input is rounded *per row*, with a scale per
-row, so that the result of a row does not depend on what else is in the batch. The products are then exact integers.
+**Int8** (precision "int8"). A weight matrix is rounded per output column to 7 bits: processors without VNNI add two
+products in 16 bits, which 8-bit weights could overflow. The other factor is rounded *per row*, with a scale per row, so
+that the result of a row does not depend on the rest of the batch. The products are then exact integers.
 
 **Packed texts.** No product is computed for padding: `tokens` holds the tokens of all texts one after another, and
 `place` (queries, length) holds the index in `tokens` of each text's tokens. Only attention sees the padded form.
 
-**Beams form a tree.** The keys of every node that a query has visited stay where they were written. A beam sees the
-keys of its ancestors only, through `distance` (queries, beams, nodes): how many levels above the beam a node lies, or a
-number past all levels if it is no ancestor. So no cache is ever reordered, or copied per beam (as in the tree attention
-of Miao et al. 2023, "SpecInfer").
+**Beams form a tree.** The keys of every node that a query has visited stay in place. A beam attends only to the keys of
+its ancestors, by `distance` (queries, beams, nodes): how many levels a node is above the beam, or a number beyond all
+levels if it is no ancestor. So caches are never reordered or copied per beam. This is the tree attention of Miao et
+al. 2023, "SpecInfer".
 """
 
 from __future__ import annotations
@@ -38,12 +38,13 @@ _IR_VERSION = 10
 _WEIGHT_STEPS, _INPUT_STEPS, _SHIFT = 63, 127, 128
 _SMALLEST_SCALE = 1e-20
 UNSEEN = -1e30
-"""Added to the attention score of what must not be seen; finite, so that no softmax is over infinities alone."""
+"""Added to the attention scores of positions that must not be seen. It is finite, so that no softmax is over infinities
+alone."""
 _TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "int32": TensorProto.INT32}
 
 
 class Graph:
-    """A graph under construction. Strings name values. The rows of a matrix are positions of texts, or beams."""
+    """A graph under construction, in which strings name values. Rows of a matrix are positions in texts, or beams."""
 
     def __init__(self, precision: Precision = "float32") -> None:
         self.precision = precision
@@ -82,7 +83,7 @@ class Graph:
         return names
 
     def set_row_count(self, matrix: str) -> None:
-        """From here on, the inputs of `linear` have as many rows as `matrix`."""
+        """Say that from now on the inputs of `linear` have as many rows as `matrix`."""
         if self.precision == "int8":
             self._shift = self.op("Expand", self.constant(np.array(_SHIFT, dtype=np.uint8)), self.size(matrix, 0))
 
@@ -95,9 +96,9 @@ class Graph:
         positive: bool = False,
         exact: bool = False,
     ) -> str:
-        """rows · weight + bias for a matrix `rows`, in the graph's precision unless `exact`.
+        """rows · weight + bias, in the graph's precision, or in float32 if `exact`.
 
-        With `positive`, no entry of `rows` is below 0 (as after a ReLU), so that int8 needs no sign.
+        `positive` says that no entry of `rows` is below 0 (as after a ReLU), so that int8 needs no sign.
         """
         if self.precision == "float32" or exact:
             product = self.op("MatMul", rows, self.constant(weight.astype(np.float32)))
@@ -109,7 +110,7 @@ class Graph:
         column = np.maximum(np.abs(weight).max(axis=0) / _WEIGHT_STEPS, _SMALLEST_SCALE).astype(np.float32)
         rounded = np.round(weight / column).astype(np.int8)
         largest = self.op("ReduceMax", rows if positive else self.op("Abs", rows), self.ints(1), keepdims=0)
-        # a row of zeros has the scale 0, and so its result is 0, whatever its integers are
+        # a row of zeros has scale 0, so its result is 0 whatever its integers are
         scale = self.op("Mul", largest, self.scalar(1 / (255 if positive else _INPUT_STEPS)))
         # signed inputs are shifted to unsigned ones: without VNNI, products of two signed bytes are far slower
         integers = self.op("QuantizeLinear", rows, scale, *([] if positive else [self._shift]), axis=0)
@@ -137,7 +138,7 @@ class Graph:
         return self.constant(np.array(value, dtype=np.float32))
 
     def reshape(self, value: str, *shape: int | str) -> str:
-        """Another shape: -1 stands for the size that is left, 0 keeps an axis, a string names a one-element vector."""
+        """`value` in another shape: -1 is the remaining size, 0 keeps an axis, a string names a one-element vector."""
         if all(isinstance(size, int) for size in shape):
             return self.op("Reshape", value, self.ints(*(int(size) for size in shape)))
         parts = [size if isinstance(size, str) else self.ints(size) for size in shape]
@@ -148,7 +149,7 @@ class Graph:
         return self.op("Shape", value, start=axis, end=axis + 1)
 
     def split(self, value: str, *sizes: int, axis: int = -1) -> list[str]:
-        """Cut along an axis."""
+        """Split `value` along an axis."""
         return self.ops("Split", len(sizes), value, self.ints(*sizes), axis=axis)
 
     def heads(self, value: str, heads: int, head_dim: int) -> str:
@@ -161,8 +162,8 @@ class Graph:
         """softmax(scale · QKᵀ + bias) V per head.
 
         `query` (batch, positions, heads · dim); `keys`, `values` (batch, heads, seen, dim), or both as `query`; `bias`
-        (batch or 1, heads or 1, positions, seen), added to the scores; `mask` int32 (batch, seen), 0 for what must not
-        be seen. Result (batch, positions, heads · dim).
+        (batch or 1, heads or 1, positions, seen); `mask` int32 (batch, seen), 0 for positions that must not be seen.
+        The result is (batch, positions, heads · dim).
         """
         return self.op(
             "MultiHeadAttention", query, keys, values, "", mask, bias, contrib=True, num_heads=heads, scale=scale
@@ -175,7 +176,7 @@ class Graph:
     def add_rms_norm(
         self, change: str, hidden: str, scale: Float[np.ndarray, " width"], epsilon: float
     ) -> tuple[str, str]:
-        """`rms_norm` of change + hidden, and that sum."""
+        """`rms_norm` of change + hidden, and this sum."""
         parts = (change, hidden, self.constant(scale))
         results = self.ops("SkipSimplifiedLayerNormalization", 4, *parts, contrib=True, epsilon=epsilon)
         return results[0], results[3]
@@ -189,7 +190,7 @@ class Graph:
         epsilon: float,
         bias: Float[np.ndarray, " width"] | None = None,
     ) -> tuple[str, str]:
-        """The layer norm of change + bias + hidden, and that sum."""
+        """The layer norm of change + bias + hidden, and this sum."""
         parts = [change, hidden, self.constant(scale), self.constant(shift)]
         if bias is not None:
             parts.append(self.constant(bias))
@@ -197,7 +198,7 @@ class Graph:
         return results[0], results[3]
 
     def save(self, path: Path, weights: Path) -> None:
-        """Write the graph. Large constants are written to `weights`, a file of this graph alone, in the same folder."""
+        """Write the graph to `path`, and its large constants to the file `weights` in the same folder."""
         for node in self._nodes:
             for names in (node.input, node.output):
                 names[:] = [self._names.get(name, name) for name in names]
@@ -209,7 +210,7 @@ class Graph:
         weights.unlink(missing_ok=True)
         onnx.save_model(model, str(path), save_as_external_data=True, location=weights.name, size_threshold=4096)
         if weights.exists():  # small constants stay in the graph
-            weights.chmod(path.stat().st_mode)  # onnx makes the file readable by its owner alone
+            weights.chmod(path.stat().st_mode)  # onnx makes the file readable by its owner only
 
 
 @dataclass(frozen=True)
@@ -218,11 +219,11 @@ class PackedTexts:
 
     graph: Graph
     tokens: str
-    """(tokens) token numbers of all texts."""
+    """(tokens) the tokens of all texts."""
     place: str
     """(queries, length) the index in `tokens` of each token; any index for padding."""
     unplace: str
-    """(tokens) the index of each token in the flattened (queries · length)."""
+    """(tokens) the index of each token in the flattened (queries, length)."""
     mask: str
     """(queries, length) 1 for a token, 0 for padding."""
 
@@ -242,7 +243,7 @@ class PackedTexts:
         return self.graph.op("Gather", rows, self.place)
 
     def packed(self, padded: str, width: int) -> str:
-        """(queries, length, …) → (tokens, width); `width` may cover several adjacent entries per token."""
+        """(queries, length, …) → (tokens, width); a token may have several adjacent rows, all counted in `width`."""
         return self.graph.op("Gather", self.graph.reshape(padded, -1, width), self.unplace)
 
     def range(self, repeat: int = 1) -> str:
@@ -254,13 +255,13 @@ class PackedTexts:
 
 @dataclass(frozen=True)
 class BeamTree:
-    """The inputs of a step: the last voken of each beam, and the nodes that it sees."""
+    """The inputs of a step: the last voken of each beam, and which nodes the beam sees."""
 
     graph: Graph
     vokens: str
-    """(queries, beams)"""
+    """(queries, beams) the last voken of each beam."""
     distance: str
-    """(queries, beams, nodes): levels between a beam and a node of its path (0: itself), or more than there are."""
+    """(queries, beams, nodes) levels from a beam up to a node of its path (0: itself); a larger number for others."""
     queries: str
     """The number of queries, as a one-element vector."""
 
@@ -272,7 +273,7 @@ class BeamTree:
         return cls(graph, vokens, distance, graph.size(vokens, 0))
 
     def bias(self, by_distance: Float[np.ndarray, "distances heads"]) -> str:
-        """(queries, heads, beams, nodes) to add to attention scores; nodes at distances past the table are not seen."""
+        """A bias (queries, heads, beams, nodes) of attention. Nodes at distances beyond the table are not seen."""
         unseen = np.full((1, by_distance.shape[1]), UNSEEN)
         table = self.graph.constant(np.concatenate([by_distance, unseen]).astype(np.float32))
         last = self.graph.integer(len(by_distance))
@@ -289,13 +290,13 @@ class BeamTree:
 
 
 def array(tensor: Tensor) -> Float[np.ndarray, "*shape"]:
-    """A copy in float32."""
+    """A copy of a tensor in float32."""
     copied: np.ndarray = tensor.detach().float().cpu().numpy()
     return copied
 
 
 def matrix(module: Any) -> Float[np.ndarray, "width out"]:
-    """The matrix that a linear layer multiplies rows by. LoRA adapters (through peft) are added to it."""
+    """The matrix by which a linear layer multiplies rows, including LoRA adapters of peft."""
     base = getattr(module, "base_layer", module)
     weight = base.weight.detach().float()
     if hasattr(module, "get_delta_weight"):

@@ -1,6 +1,6 @@
-"""A `LiteGenerator` over the built-in encoder as graphs: reading with level 1 in one, then one graph per level.
+"""Exports a `LiteGenerator` over the built-in encoder: a graph for the text and level 1, and one per deeper level.
 
-Every level has rows of its own, and so a graph of its own: ONNX Runtime lays out a graph's matrices only once.
+Each level has its own voken rows, and therefore its own graph: ONNX Runtime prepares the matrices of a graph only once.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from voken.inference.graph import BeamTree, Graph, PackedTexts, Precision, array
 
 _EPSILON, _SENTENCE_EPSILON = 1e-5, 1e-12
 RECALLED = 2048
-"""Training captions that a rounded search of the memory passes on to the exact one."""
+"""Training captions that the rounded search of the memory passes to the exact one."""
 
 
 def prefill_graph(generator: LiteGenerator, encoder: TwoTowerEncoder, precision: Precision) -> Graph:
-    """Texts to what the steps need of them.
+    """Turns texts into the inputs of the steps.
 
     Outputs: `shared_k0`, `shared_v0`, … (queries, heads, tokens, head_dim), cross-attention keys and values; the
     query point (queries, e); `first` (queries, 1, N), the log-probabilities of level 1; `k0`, `v0`, …, keys and values
-    of the start.
+    of the start position.
     """
     graph = Graph(precision)
     reader = SentenceReader.inputs(graph)
@@ -65,7 +65,7 @@ def prefill_graph(generator: LiteGenerator, encoder: TwoTowerEncoder, precision:
         for name, part in (("k", keys), ("v", values)):
             placed = graph.heads(part, layers.heads, layers.head_dim)
             graph.output(f"{name}{number}", placed, ["queries", layers.heads, 1, layers.head_dim])
-        # the start attends to itself alone, so that attention gives its values
+        # the start attends only to itself, so the result of attention is its values
         hidden = layers.after_attention(hidden, values, shared[number], mask, number, queries)
     summed = graph.constant(np.zeros((1, 1, generator.entries.shape[2]), dtype=np.float32))
     graph.output(
@@ -75,7 +75,7 @@ def prefill_graph(generator: LiteGenerator, encoder: TwoTowerEncoder, precision:
 
 
 def step_graph(generator: LiteGenerator, precision: Precision, level: int) -> Graph:
-    """One level but the first for all beams.
+    """Predicts a level after the first for all beams.
 
     Outputs: `log_probs` (queries, beams, N), and keys and values of all nodes. The input `prefix` (queries, beams,
     level) holds all vokens of each beam; the last of them are `vokens`.
@@ -114,7 +114,7 @@ def step_graph(generator: LiteGenerator, precision: Precision, level: int) -> Gr
 
 
 def _with_vector(graph: Graph, mask: str) -> str:
-    """The mask of what is attended to: the query's vector, which is never padding, then its tokens."""
+    """The mask of the query's vector, which is never padding, and of its tokens."""
     first = graph.op("Slice", mask, graph.ints(0), graph.ints(1), graph.ints(1))
     return graph.op("Concat", first, mask, axis=1)
 
@@ -135,7 +135,7 @@ class _Layers:
         return graph.split(graph.reshape(joint, queries, -1, 3 * self.width), *[self.width] * 3)
 
     def after_attention(self, hidden: str, mixed: str, shared: list[str], mask: str, number: int, queries: str) -> str:
-        """From the output of self-attention (queries, beams, width) to that of the layer (rows, width)."""
+        """The layer's output (rows, width), from the output of self-attention `mixed` (queries, beams, width)."""
         graph, layer = self._graph, self._layer(number)
         out = graph.linear(graph.reshape(mixed, -1, self.width), matrix(layer.self_out))
         normed, hidden = self._add_and_norm(out, hidden, layer.self_out.bias, layer.norms[1])
@@ -150,7 +150,7 @@ class _Layers:
         return graph.op("Add", hidden, out)
 
     def log_probs(self, hidden: str, level: int, query_point: str, summed: str, queries: str) -> str:
-        """(queries, beams, N). The inner products with the codebook matter most and are exact in any precision."""
+        """(queries, beams, N). The inner products with the codebook matter most, so they are always float32."""
         graph, generator = self._graph, self._generator
         normed = self._norm(hidden, generator.norm.weight, generator.norm.bias)
         logits = graph.linear(normed, array(generator.voken_out[level]).T, array(generator.bias[level]))
@@ -190,7 +190,7 @@ def _query_point(graph: Graph, generator: LiteGenerator, vector: str) -> str:
 def _recalled(graph: Graph, generator: LiteGenerator, vector: str) -> str:
     """The mean of the memory's pictures, weighted by a softmax over the similarity of their captions, (queries, e).
 
-    In int8 a rounded product picks the nearest captions and an exact one weighs them; the others have no weight.
+    In int8, a rounded product finds the nearest captions and an exact one weights them. The others get no weight.
     """
     vectors, pictures = array(generator.memory_vectors), array(generator.memory_pictures)
     temperature = graph.scalar(generator.config.memory_temperature)
@@ -210,7 +210,7 @@ def _recalled(graph: Graph, generator: LiteGenerator, vector: str) -> str:
 
 @dataclass(frozen=True)
 class SentenceReader:
-    """MiniLM over packed texts. `read` may be called for several encoders: one tuned, one as published."""
+    """MiniLM over packed texts. `read` may be called for several encoders, such as a tuned and the published one."""
 
     texts: PackedTexts
     offset: str
@@ -222,7 +222,7 @@ class SentenceReader:
         return cls(PackedTexts.inputs(graph), graph.input("offset", "int64", ["tokens"]))
 
     def read(self, encoder: SentenceEncoder) -> str:
-        """The last layer's state of every token, (tokens, 384)."""
+        """The state of every token in the last layer, (tokens, 384)."""
         graph, texts = self.texts.graph, self.texts
         words = graph.op("Gather", graph.constant(array(encoder.words.weight)), texts.tokens)
         graph.set_row_count(words)
@@ -257,7 +257,7 @@ class SentenceReader:
 
 
 def text_vectors(graph: Graph, pooled: str, tower: Tower) -> str:
-    """As `TwoTowerHead.project_texts`: (queries, dim) at unit length. Small, and so exact in any precision."""
+    """Unit vectors (queries, dim), as `TwoTowerHead.project_texts`. They are cheap, so they are always float32."""
     inputs = graph.op("Sub", pooled, graph.constant(array(tower.mean)))
     inputs = graph.op("Div", inputs, graph.constant(array(tower.std)))
     skipped = graph.linear(inputs, matrix(tower.skip), array(tower.skip.bias), exact=True)
@@ -269,7 +269,7 @@ def text_vectors(graph: Graph, pooled: str, tower: Tower) -> str:
 
 
 def text_vector_graph(encoder: TwoTowerEncoder, precision: Precision) -> Graph:
-    """Texts to `vector` (queries, dim) of the built-in encoder, for generators that do not read with it."""
+    """Turns texts into `vector` (queries, dim) of the built-in encoder, for generators that do not read with it."""
     graph = Graph(precision)
     reader = SentenceReader.inputs(graph)
     pooled = reader.pooled(reader.read(encoder.sentences))

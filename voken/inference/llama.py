@@ -1,7 +1,7 @@
-"""A `LlamaGenerator` as two graphs: the prompt with the keys of every layer, and one step.
+"""Exports a `LlamaGenerator` as a graph that reads the prompt and a graph for a step.
 
-Query heads that share a key head become further positions of that head. The weights are reordered for it, so it costs
-nothing, and the prompt's keys are never repeated per query head.
+Query heads that share a key head become further positions of that head. The weights are reordered for this, so that it
+costs nothing at run time, and the prompt's keys are never repeated per query head.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from voken.shapes import Float
 
 
 def prefill_graph(generator: LlamaGenerator, precision: Precision) -> Graph:
-    """Prompts to `k0`, `v0`, … (queries, key heads, length, head_dim), and `first`: log-probabilities of level 1."""
+    """Turns prompts into `k0`, `v0`, … (queries, key heads, length, head_dim) and `first`, the scores of level 1."""
     graph = Graph(precision)
     model, layers = generator.transformer, _Layers(generator)
     texts = PackedTexts.inputs(graph)
@@ -48,7 +48,7 @@ def prefill_graph(generator: LlamaGenerator, precision: Precision) -> Graph:
 
 
 def step_graph(generator: LlamaGenerator, precision: Precision, level: int) -> Graph:
-    """One level but the first for all beams: `log_probs` (queries, beams, N), and keys and values of all nodes.
+    """Predicts a level after the first for all beams: `log_probs` (queries, beams, N), and all keys and values.
 
     If the codebook is shared, one graph serves all levels.
     """
@@ -88,7 +88,7 @@ class _Layers:
         self._model = generator.transformer
         config, attention = generator.config, generator.transformer.layers[0].self_attn
         if config.hidden_act != "silu" or config.attention_bias or config.mlp_bias:
-            raise ConfigError("Only the published Llama layer (SiLU, no biases) has a graph. Search with torch.")
+            raise ConfigError("Only the published Llama layer (SiLU, no biases) can be exported. Search with torch.")
         self.key_heads = int(config.num_key_value_heads)
         self.group = int(config.num_attention_heads) // self.key_heads
         self.head_dim, self.scale = int(attention.head_dim), float(attention.scaling)
@@ -107,7 +107,7 @@ class _Layers:
         return self._regrouped(matrix(layer.self_attn.o_proj))
 
     def feed_forward(self, graph: Graph, out: str, hidden: str, layer: Any, number: int) -> tuple[str, str]:
-        """Add the output of attention, then feed forward. Returns the next layer's input, normalised and as it is."""
+        """Add the output of attention, then feed forward. Returns the next layer's input, normalised and not."""
         normed, hidden = graph.add_rms_norm(out, hidden, *norm_of(layer.post_attention_layernorm))
         joint = graph.linear(normed, np.concatenate([matrix(layer.mlp.gate_proj), matrix(layer.mlp.up_proj)], 1))
         gate, inside = graph.ops("Split", 2, joint, axis=-1, num_outputs=2)
@@ -117,7 +117,7 @@ class _Layers:
         return graph.add_rms_norm(graph.linear(gated, matrix(layer.mlp.down_proj)), hidden, *norm_of(next_norm))
 
     def rotary(self, graph: Graph, positions: int) -> Any:
-        """A function that rotates (batch, length, width) by positions (batch, length)."""
+        """A function of (values, positions) that rotates values (batch, length, width) by positions (batch, length)."""
         numbers = torch.arange(positions)[None]
         with torch.no_grad():
             cosine, sine = self._model.rotary_emb(torch.zeros(1, 1), position_ids=numbers)
@@ -131,7 +131,7 @@ class _Layers:
 
 
 def _causal_bias(texts: PackedTexts, group: int) -> str:
-    """(1, 1, length · group, length): the heads of a position see that position and the ones before it."""
+    """(1, 1, length · group, length): the heads of a position see this position and earlier ones."""
     graph = texts.graph
     row = graph.op("Unsqueeze", graph.op("Div", texts.range(group), graph.integer(group)), graph.ints(1))
     is_seen = graph.op("LessOrEqual", texts.range(), row)

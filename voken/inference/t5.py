@@ -1,4 +1,4 @@
-"""A `T5Generator` as two graphs: the encoder with the cross-attention keys of every layer, and one decoder step."""
+"""Exports a `T5Generator` as a graph of the encoder with all cross-attention keys, and a graph of a decoder step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ACTIVATIONS = {"relu": ("Relu", False), "gelu_new": ("FastGelu", True), "gelu":
 
 
 def prefill_graph(generator: T5Generator, precision: Precision) -> Graph:
-    """Texts to `shared_k0`, `shared_v0`, … (queries, heads, length, head_dim): keys and values of every layer."""
+    """Turns texts into `shared_k0`, `shared_v0`, … (queries, heads, length, head_dim): each layer's keys and values."""
     graph = Graph(precision)
     config = generator.config
     heads, head_dim = config.num_heads, config.d_kv
@@ -48,7 +48,7 @@ def prefill_graph(generator: T5Generator, precision: Precision) -> Graph:
 
 
 def step_graph(generator: T5Generator, precision: Precision, level: int) -> Graph:
-    """One level for all beams: `log_probs` (queries, beams, N), and keys and values of all nodes.
+    """Predicts a level for all beams: `log_probs` (queries, beams, N), and keys and values of all nodes.
 
     Voken N stands for the start of a sequence. If the codebook is shared, one graph serves all levels.
     """
@@ -107,7 +107,7 @@ def _feed_forward(graph: Graph, normed: str, dense: Any, config: Any) -> str:
 
 
 def _encoder_bias(generator: T5Generator, texts: PackedTexts) -> str:
-    """(1, heads, length, length): T5's bias depends on how far apart two positions are."""
+    """(1, heads, length, length): T5's bias depends on the distance between two positions."""
     graph, longest = texts.graph, generator.reader.max_tokens
     with torch.no_grad():
         first = generator.encoder.block[0].layer[0].SelfAttention
