@@ -1,4 +1,4 @@
-"""What generators that start from a Hugging Face checkpoint share: opening it, reading queries, saving and loading.
+"""The base of generators that start from a Hugging Face checkpoint: opening it, reading queries, saving, loading.
 
 A saved generator is a folder:
 
@@ -32,12 +32,12 @@ from voken.shapes import Bool, Float, Int
 WEIGHTS = "model.safetensors"
 _HEADER, _FORMAT = "generator.json", 1
 _IMPOSSIBLE = -1e4
-"""Bias of words that are not vokens in a plain transformers model: probability 0 in float32, without infinities."""
+"""Bias, in a plain transformers model, of words that are not vokens: their probability is 0 in float32."""
 
 
 @contextmanager
 def checkpoint_errors(checkpoint: str | Path) -> Iterator[None]:
-    """Turn whatever transformers raises for a checkpoint it cannot open into a `ConfigError` that names the remedy."""
+    """Turn any error of transformers when it opens a checkpoint into a `ConfigError` that names the remedy."""
     try:
         yield
     except Exception as error:  # tokenizers raises the bare class for a damaged file
@@ -51,7 +51,7 @@ def checkpoint_errors(checkpoint: str | Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class TokenizedQueries:
-    """Token numbers of queries, and which of them are real. Padding is on the right."""
+    """Tokens of queries, padded on the right. `mask` is True for tokens and False for padding."""
 
     tokens: Int[Tensor, "queries length"]
     mask: Bool[Tensor, "queries length"]
@@ -61,7 +61,7 @@ class QueryReader:
     """A Hugging Face tokenizer with a length limit and a separator that follows every query.
 
     The limit includes special tokens and the separator, which are never cut off. Padding is added here, so the
-    tokenizer needs no padding token and its padding side does not matter.
+    tokenizer's padding token and side do not matter.
     """
 
     def __init__(self, tokenizer: Any, *, max_tokens: int, separator: str = "") -> None:
@@ -74,13 +74,13 @@ class QueryReader:
         self.max_text_tokens = max_tokens - len(self.separator_tokens)
         if self.max_text_tokens < tokenizer.num_special_tokens_to_add() + 1:
             raise ConfigError(
-                f"max_query_tokens {max_tokens}: leaves no room for the text beside "
-                f"{len(self.separator_tokens)} tokens of separator and the tokenizer's special tokens. Raise it."
+                f"max_query_tokens {max_tokens}: leaves no room for text after the "
+                f"{len(self.separator_tokens)} tokens of the separator and the tokenizer's special tokens. Raise it."
             )
 
     @classmethod
     def from_pretrained(cls, checkpoint: str | Path, *, max_tokens: int, separator: str = "", **options: Any) -> Self:
-        """Read the tokenizer of a hub name or folder. Raises `ConfigError` if there is none."""
+        """Load the tokenizer of a hub name or folder. Raises `ConfigError` if there is none."""
         from transformers import AutoTokenizer
 
         with checkpoint_errors(checkpoint):
@@ -112,7 +112,7 @@ class QueryReader:
 
 @dataclass(frozen=True)
 class SavedParts:
-    """What all families have in a saved folder."""
+    """The parts of a saved folder that all families have."""
 
     header: dict[str, Any]
     """The content of generator.json."""
@@ -124,7 +124,7 @@ class SavedParts:
 
 
 class CheckpointGenerator(nn.Module):
-    """The part of a `Generator` that does not depend on the checkpoint's architecture. Abstract."""
+    """Abstract: the part of a `Generator` that does not depend on the checkpoint's architecture."""
 
     family: ClassVar[str]
     log_probs = False
@@ -132,7 +132,7 @@ class CheckpointGenerator(nn.Module):
     has_query_point = False
 
     vocabulary: VokenVocabulary
-    """Subclasses register it, after the checkpoint's modules: the order of parameters is part of a run."""
+    """Subclasses set it after the checkpoint's modules, because results depend on the order of parameters."""
 
     def __init__(self, *, config: Any, reader: QueryReader) -> None:
         super().__init__()
@@ -141,22 +141,22 @@ class CheckpointGenerator(nn.Module):
 
     @abstractmethod
     def encode(self, texts: Sequence[str]) -> Any:
-        """As `Generator.encode`."""
+        """See `Generator.encode`."""
 
     @abstractmethod
     def teacher_forced(
         self, state: Any, vokens: Int[Tensor, "queries sequences levels"]
     ) -> Float[Tensor, "queries sequences levels N"]:
-        """As `Generator.teacher_forced`."""
+        """See `Generator.teacher_forced`."""
 
     @abstractmethod
     def _header(self) -> dict[str, Any]:
-        """What generator.json says beside the sizes that all families have."""
+        """The entries of generator.json besides the sizes that all families have."""
 
     @classmethod
     @abstractmethod
     def _from_saved(cls, folder: Path, saved: SavedParts, **options: Any) -> Self:
-        """Build the generator from what `load` has read of a saved folder."""
+        """Build the generator from the parts that `load` has read."""
 
     def _weight_files(self) -> dict[str, dict[str, Tensor]]:
         """The weights to save, by file name."""
@@ -217,7 +217,7 @@ class CheckpointGenerator(nn.Module):
         header = _read_header(folder / _HEADER, cls.family)
         try:
             config = AutoConfig.from_pretrained(str(folder))
-            # On "meta", parameters take no memory and are not initialised: all are assigned from the saved files.
+            # on "meta", parameters take no memory and no initialisation; the saved weights are assigned later
             with torch.device("meta"):
                 vocabulary = VokenVocabulary(
                     levels=header["levels"],
@@ -237,9 +237,9 @@ class CheckpointGenerator(nn.Module):
             raise CorruptArtifactError(f"{folder}: cannot be read ({error}). Restore it from a copy.") from error
 
     def _extended_vocabulary(self, words: Float[Tensor, "words width"]) -> tuple[nn.Embedding, nn.Linear]:
-        """A word table that vokens follow, and a head over both in which words have probability 0.
+        """A table of the words and then the vokens, and a head over both in which words have probability 0.
 
-        Raises `ConfigError` if each level has a codebook of its own: one table cannot hold them.
+        Raises `ConfigError` if there is a codebook per level: a single table cannot hold them.
         """
         if not self.vocabulary.shared:
             raise ConfigError("A model with one codebook per level has no equivalent with a single vocabulary.")
@@ -254,7 +254,7 @@ class CheckpointGenerator(nn.Module):
 def starting_vocabulary(
     checkpoint_model: Any, codebooks: Float[np.ndarray, "levels N code_dim"], *, shared: bool, copy: bool, seed: int
 ) -> VokenVocabulary:
-    """Voken rows at the scale of a checkpoint's word table and head (see `VokenVocabulary.from_codebooks`)."""
+    """The voken rows to start from, at the scale of the checkpoint's rows (see `VokenVocabulary.from_codebooks`)."""
     words, head = checkpoint_model.get_input_embeddings().weight, checkpoint_model.lm_head.weight
     vocabulary = VokenVocabulary.from_codebooks(
         codebooks,
@@ -269,7 +269,7 @@ def starting_vocabulary(
 
 
 def follow_parents(state: Any, parents: Int[Tensor, "queries beams"]) -> Any:
-    """The state with every beam holding the past of the beam that it extends. Before the first voken there is none."""
+    """The state in which every beam has the cache of the beam that it extends. Without a cache it is unchanged."""
     if state.keys is None:
         return state
     query = torch.arange(len(parents), device=parents.device).unsqueeze(1)

@@ -47,8 +47,8 @@ class Generator(StepModel, Protocol):
         ...
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The trained parameters in groups for a torch optimizer, with "params", "name", and "weight_decay": 0.0 if they
-        must not decay (norms, biases, embeddings). The trainer sets the learning rates."""
+        """The trained parameters in groups for a torch optimizer: "params", "name", and "weight_decay": 0.0 for those
+        that must not decay (norms, biases, embeddings). The trainer sets the learning rates."""
         ...
 
     def save(self, folder: Path) -> None:

@@ -1,19 +1,18 @@
 """The `lite` family: a pretrained text encoder reads the query, a shallow decoder writes the vokens.
 
-Deep encoder, shallow decoder: a CPU trains it in minutes and answers with it in milliseconds. The decoder is a
-pre-norm transformer with cross-attention to the query's token states. Three settings of `GeneratorConfig` add
-to the plain form:
+With a shallow decoder, a CPU can train it in minutes and search with it in milliseconds. The decoder is a pre-norm
+transformer with cross-attention to the query's token states. Three settings of `GeneratorConfig` extend it:
 
-- `copy_voken_embeddings` starts the voken rows, in and out, from the codebook (end of section 3.2's first
-  paragraph), through a fixed orthonormal map if the widths differ;
-- `query_vector` gives the decoder the query's vector t: as a token to attend to, and through the inner
-  products of t, and of the sum of the vokens so far, with the entries of the level. With entries that sum
-  to the picture's vector, the inner products alone rank sequences by <t, ẑ>: the decoder starts from
-  quantized exact search and learns what to add;
-- `memory_weight` adds to t the pictures of the training captions nearest to the query: a mean, weighted by a softmax
-  over the similarity of the captions, of the vectors rebuilt from the vokens of their pictures (the cache of Zhang et
-  al. 2022, "Tip-Adapter", turned from classes to sequences). In training, captions of the query's own concept are
-  left out, so that the decoder sees what it will see for queries that nobody has captioned.
+- `copy_voken_embeddings` initialises the voken rows, for input and output, from the codebook (end of the first
+  paragraph of section 3.2), through a fixed orthonormal map if the widths differ.
+- `query_vector` gives the decoder the query's vector t: as a token to attend to, and through the inner products of t,
+  and of the sum of the entries so far, with the entries of the level. If entries sum to the picture's vector ẑ, the
+  inner products alone rank sequences by <t, ẑ>. So the decoder starts as an exact search of quantized vectors, and
+  learns corrections.
+- `memory_weight` adds to t the pictures of the training captions nearest to the query: the mean of the vectors rebuilt
+  from the pictures' vokens, weighted by a softmax over the captions' similarities (the cache of Zhang et al. 2022,
+  "Tip-Adapter", with sequences in place of classes). In training, captions of the query's concept are left out, so
+  that the decoder sees what it will see for a query without such captions.
 """
 
 from __future__ import annotations
@@ -40,18 +39,18 @@ from voken.shapes import Bool, Float, Int
 _ROW_RMS = 0.05
 """Root mean square of the entries of a voken row before training."""
 _SIMILARITY = 10.0
-"""The factor of the inner products with the query's vector before training."""
+"""Factor of the inner products with the query's vector before training."""
 
 
 @dataclass(frozen=True)
 class LiteState:
-    """What was read of the queries, and the decoder's cache of the levels already written."""
+    """The queries as the decoder sees them, and its cache of the levels so far."""
 
     cross: tuple[tuple[Float[Tensor, "queries heads tokens width"], Float[Tensor, "queries heads tokens width"]], ...]
-    """Keys and values of the query's tokens, one pair per layer: computed once, shared by all beams."""
+    """Keys and values of the query's tokens, one pair per layer. They are computed once and shared by all beams."""
     mask: Bool[Tensor, "queries 1 1 tokens"]
     query_point: Float[Tensor, "queries e"]
-    """The point of the code space near which the picture is sought; zero without `query_vector`."""
+    """A point in the code space, near which the picture should lie; zero without `query_vector`."""
     summed: Float[Tensor, "queries beams e"] | None = None
     """Sum of the codebook entries of each beam's vokens so far."""
     past: tuple[tuple[Tensor, Tensor], ...] = ()
@@ -66,7 +65,7 @@ class CaptionMemory:
     texts: Sequence[str]
     vectors: Float[np.ndarray, "captions dim"]
     pictures: Float[np.ndarray, "captions e"]
-    """Mean of the codes ẑ of the caption's pictures, L2-normalised."""
+    """The mean of the rebuilt vectors ẑ of each caption's pictures, L2-normalised."""
     related_rows: Mapping[str, Int[np.ndarray, " rows"]]
     """For each training text, the rows of this memory that share a concept with it."""
 
@@ -74,12 +73,12 @@ class CaptionMemory:
 def packed_positions(
     start: Float[Tensor, "queries 1 width"], written: Float[Tensor, "queries sequences written width"]
 ) -> Float[Tensor, "queries positions width"]:
-    """Several sequences of one query in a single run of 1 + sequences * written positions that share the first one.
+    """The sequences of each query in a single run of 1 + sequences * written positions, which share the first position.
 
         sequences  a b c, a d e, f g h       positions  start  a a f  b d g
 
-    No voken has been written at the first position, so it is the same for all sequences and is computed once. Then
-    come the first vokens of all sequences, then the second ones. The last voken of a sequence is never read.
+    The first position precedes every voken, so it is the same for all sequences and is computed once. Then come the
+    first vokens of all sequences, then the second vokens. The last voken of a sequence is not needed.
     """
     return torch.cat([start, written.transpose(1, 2).flatten(1, 2)], 1)
 
@@ -87,7 +86,7 @@ def packed_positions(
 def levels_and_attention_mask(
     sequences: int, written: int, device: torch.device
 ) -> tuple[Int[Tensor, " positions"], Bool[Tensor, "positions positions"]]:
-    """How many vokens stand before each position, and which positions (columns) each position (row) attends to.
+    """The level (0 … M - 1) that each position predicts, and which positions (columns) each position (row) attends to.
 
     A position attends to the start, to itself and to the earlier positions of its sequence.
     """
@@ -101,14 +100,14 @@ def levels_and_attention_mask(
 def by_level(
     packed: Float[Tensor, "queries positions width"], sequences: int
 ) -> tuple[Float[Tensor, "queries _ width"], ...]:
-    """The positions of each level: one of the first level, `sequences` of each level after it."""
+    """The positions that predict each level: one for the first level, `sequences` for each deeper level."""
     written = (packed.shape[1] - 1) // sequences
     parts: tuple[Tensor, ...] = packed.split([1] + [sequences] * written, dim=1)
     return parts
 
 
 def decay_groups(decoder: nn.Module) -> list[dict[str, Any]]:
-    """Parameter groups of a decoder of `DecoderLayer`s; norms, biases, embeddings and scales do not decay."""
+    """Parameter groups of a decoder of `DecoderLayer`s: matrices decay; norms, biases, embeddings and scales do not."""
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, weight in decoder.named_parameters():
@@ -121,7 +120,7 @@ def decay_groups(decoder: nn.Module) -> list[dict[str, Any]]:
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention over the vokens so far, cross-attention to the query, feed-forward; a norm before each.
+    """Self-attention over the vokens so far, cross-attention to the query, and feed-forward, each after a norm.
 
     `width` must be a multiple of `heads`.
     """
@@ -151,9 +150,9 @@ class DecoderLayer(nn.Module):
         cross: tuple[Tensor, Tensor],
         mask: Tensor | None,
     ) -> tuple[Float[Tensor, "queries beams width"], tuple[Tensor, Tensor]]:
-        """One level of all beams; `past` is what the level before returned, with the beams reordered.
+        """One level of all beams; `past` is the keys and values of the previous call, with the beams reordered.
 
-        `mask` (queries, 1, 1, tokens) is True on the query's tokens and False on padding; None: there is no padding.
+        `mask` (queries, 1, 1, tokens) is True for the query's tokens and False for padding; None means no padding.
         """
         queries, beams, width = hidden.shape
         joint = self.self_in(self._norm(hidden, 0)).view(queries, beams, 3, self.heads, 1, width // self.heads)
@@ -171,7 +170,7 @@ class DecoderLayer(nn.Module):
         cross: tuple[Tensor, Tensor],
         mask: Tensor | None,
     ) -> Float[Tensor, "queries positions width"]:
-        """All positions at once; a position (a row of `attends`) attends to those that are True in its row."""
+        """All positions at once. A position attends to those that are True in its row of `attends`."""
         queries, positions, _ = hidden.shape
         joint = self.self_in(self._norm(hidden, 0)).view(queries, positions, 3, self.heads, -1)
         query, keys, values = joint.transpose(1, 3).unbind(2)
@@ -197,8 +196,8 @@ class DecoderLayer(nn.Module):
 class LiteGenerator(nn.Module):
     """A `Generator` (see `voken.generator.interface`) over a `TextReader`.
 
-    The reader is not saved with it: `load` takes the reader that the generator was trained with. With `tune_encoder`,
-    the trained copy of its sentence encoder is saved.
+    `save` does not write the reader: `load` takes the reader that the generator was trained with. With `tune_encoder`,
+    `save` writes the trained copy of the sentence encoder.
     """
 
     family = "lite"
@@ -224,7 +223,8 @@ class LiteGenerator(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(DecoderLayer(width, config.heads, config.dropout) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
-        rows = _copied_rows(self.entries, width) if config.copy_voken_embeddings else _random_rows(self.entries, width)
+        copies = config.copy_voken_embeddings
+        rows = _copied_rows(self.entries, width) if copies else torch.randn(levels, entries, width) * _ROW_RMS
         self.voken_in = nn.Parameter(rows.clone())
         self.voken_out = nn.Parameter(rows * 0.1 if config.query_vector else rows.clone())
         self.bias = nn.Parameter(torch.zeros(levels, entries))
@@ -257,21 +257,21 @@ class LiteGenerator(nn.Module):
 
     @property
     def has_query_point(self) -> bool:
-        """Whether the state of a query holds a point of the code space."""
+        """Whether states have a `query_point` other than zero."""
         return self.config.query_vector
 
     def memorize(self, memory: CaptionMemory) -> None:
-        """Store the training captions. Until `end_training`, a text does not see its `memory.related_rows`."""
+        """Store the training captions. Until `end_training`, the rows related to a text are hidden from it."""
         self.memory_vectors = torch.from_numpy(memory.vectors).to(self.device)
         self.memory_pictures = torch.from_numpy(memory.pictures).to(self.device)
         self._related_rows = memory.related_rows
 
     def begin_training(self, reader: TextReader | None) -> None:
-        """Until `end_training`, read queries with `reader`, which has already read the training captions."""
+        """Until `end_training`, read queries with `reader`, which caches the training captions."""
         self._training_reader = reader
 
     def end_training(self) -> None:
-        """From now on read every query with the encoder, and let it see the whole memory."""
+        """From now on, read all queries with the encoder and search the whole memory for them."""
         self._training_reader = None
         self._related_rows = {}
 
@@ -304,7 +304,7 @@ class LiteGenerator(nn.Module):
         vokens: Int[Tensor, "queries beams"] | None,
         parents: Int[Tensor, "queries beams"] | None,
     ) -> tuple[Float[Tensor, "queries beams N"], LiteState]:
-        """As `voken.decoding.interface.StepModel`: one level for all beams of all queries."""
+        """One level for all beams of all queries; see `voken.decoding.interface.StepModel`."""
         queries, level = len(state.query_point), state.level
         summed, past = state.summed, state.past
         if vokens is None or parents is None or summed is None:
@@ -326,7 +326,7 @@ class LiteGenerator(nn.Module):
     def teacher_forced(
         self, state: LiteState, vokens: Int[Tensor, "queries sequences levels"]
     ) -> Float[Tensor, "queries sequences levels N"]:
-        """As `voken.generator.interface.Generator`."""
+        """Logits at every level given the vokens before it; see `voken.generator.interface.Generator`."""
         queries, sequences, levels = vokens.shape
         level = torch.arange(levels, device=self.device)
         written = vokens[:, :, :-1]
@@ -344,7 +344,7 @@ class LiteGenerator(nn.Module):
         return torch.stack([part.expand(-1, sequences, -1) for part in logits], 2)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Matrices decay; norms, biases, embeddings and scales do not."""
+        """See `decay_groups`."""
         return decay_groups(self)
 
     def save(self, folder: Path) -> None:
@@ -355,7 +355,7 @@ class LiteGenerator(nn.Module):
 
     @classmethod
     def load(cls, folder: Path, reader: TextReader) -> Self:
-        """Read what `save` wrote. `reader` is the one that the generator was trained with."""
+        """Read what `save` wrote. Pass the `reader` that the generator was trained with."""
         values = read_json(folder / "config.json")
         shape = values.pop("codebooks")
         generator = cls(reader, np.zeros(shape, np.float32), from_dict(GeneratorConfig, values))
@@ -383,7 +383,7 @@ class LiteGenerator(nn.Module):
             related = self._related_rows.get(text)
             if related is not None:
                 similarity[row, torch.from_numpy(related).to(self.device)] = -torch.inf
-        # a text whose concept fills the whole memory recalls nothing
+        # if a text's concept fills the whole memory, nothing is recalled
         weights = similarity.softmax(-1).nan_to_num(0.0)
         recalled: Tensor = normalize(weights @ self.memory_pictures.to(vectors.dtype), dim=-1)
         return point + self.config.memory_weight * recalled
@@ -418,7 +418,3 @@ def _copied_rows(entries: Float[Tensor, "M N e"], width: int) -> Float[Tensor, "
         square = torch.linalg.qr(torch.randn(max(code_dim, width), max(code_dim, width), generator=random)).Q
         rows = entries @ square[:code_dim, :width]
     return rows * _ROW_RMS / rows.pow(2).mean((1, 2), keepdim=True).sqrt().clamp_min(1e-12)
-
-
-def _random_rows(entries: Float[Tensor, "M N e"], width: int) -> Float[Tensor, "M N width"]:
-    return torch.randn(*entries.shape[:2], width) * _ROW_RMS

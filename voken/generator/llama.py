@@ -1,11 +1,11 @@
-"""Decoder-only models of the Llama architecture as generators, tuned through LoRA.
+"""Decoder-only models of the Llama architecture as generators, trained through LoRA.
 
-A query is a prompt: its text, then an optional separator. The checkpoint's own forward pass reads the prompt
-once. Its keys and values stay (queries, length), and every beam attends to them and to its own past, so nothing
-of the prompt is copied per beam. Prompts are padded on the right, where a causal model cannot see, and vokens
-take the rotary positions that follow the length of each prompt.
+A query is a prompt: its text, then an optional separator. The forward pass of transformers reads the prompt once.
+Every beam attends to the prompt's keys and values (queries, length) and to its own past, so nothing of the prompt is
+copied per beam. Prompts are padded on the right, where a causal model cannot see, and the rotary positions of vokens
+continue from the length of each prompt.
 
-The checkpoint is frozen but for LoRA adapters (Hu et al. 2021, through peft) and the voken rows.
+Only LoRA adapters (Hu et al. 2021, through peft) and the voken rows are trained; the checkpoint is frozen.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _ADAPTED_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj
 
 @dataclass(frozen=True)
 class Lora:
-    """Low-rank adapters of every linear layer: W + (alpha / rank)·B·A, with B zero at first."""
+    """Settings of the low-rank adapters of every linear layer: W + (alpha / rank)·B·A, where B starts at zero."""
 
     rank: int = 8
     alpha: int = 16
@@ -51,24 +51,24 @@ class LlamaState:
     """The prompts' keys and values, and the past of every beam."""
 
     prompt_keys: tuple[Float[Tensor, "queries kv_heads length head_dim"], ...]
-    """One per layer, shared by the beams of a query."""
+    """One tensor per layer, shared by the beams of a query."""
     prompt_values: tuple[Float[Tensor, "queries kv_heads length head_dim"], ...]
     mask: Bool[Tensor, "queries length"]
     last: Float[Tensor, "queries width"]
-    """The output at the prompt's last token, from which level 1 is predicted."""
+    """The output at the prompt's last token, which predicts level 1."""
     keys: Float[Tensor, "layers queries beams kv_heads past head_dim"] | None = None
     values: Float[Tensor, "layers queries beams kv_heads past head_dim"] | None = None
 
     @property
     def past(self) -> int:
-        """The number of vokens that have been read."""
+        """The number of vokens that have been processed."""
         return 0 if self.keys is None else self.keys.shape[4]
 
 
 class LlamaGenerator(CheckpointGenerator):
     """A Llama checkpoint that writes voken sequences. Implements `Generator`.
 
-    `load` merges the adapters into the weights; `load(folder, merge=False)` keeps them apart, so that they can be
+    `load` merges the adapters into the weights. `load(folder, merge=False)` leaves them separate, so that they can be
     trained further.
     """
 
@@ -163,7 +163,7 @@ class LlamaGenerator(CheckpointGenerator):
         return self.vocabulary.sequence_logits(hidden)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The adapters, and the vokens (no decay)."""
+        """The adapters, and the vokens (without decay)."""
         adapters = [parameter for parameter in self.transformer.parameters() if parameter.requires_grad]
         groups: list[dict[str, Any]] = [{"name": "adapters", "params": adapters}] if adapters else []
         return [*groups, {"name": "vokens", "params": list(self.vocabulary.parameters()), "weight_decay": 0.0}]
@@ -171,8 +171,8 @@ class LlamaGenerator(CheckpointGenerator):
     def to_transformers(self) -> Any:
         """A plain transformers model with the same weights, to run or compare with `generate`.
 
-        As `T5Generator.to_transformers`: voken v is word V + v, and other words have probability 0. The result shares
-        the layers (and the adapters in them) with this generator.
+        See `T5Generator.to_transformers`: voken v is word V + v, and other words have probability 0. The result shares
+        its layers, including adapters, with this generator.
         """
         from transformers import LlamaForCausalLM
 
@@ -199,14 +199,14 @@ class LlamaGenerator(CheckpointGenerator):
 
     @classmethod
     def _from_saved(cls, folder: Path, saved: SavedParts, *, merge: bool = True, **options: Any) -> Self:
-        """With `merge`, steps are faster and peft is not needed, but only the voken rows can be trained further."""
+        """See `load`. With `merge`, steps are faster and need no peft, but only the voken rows can be trained."""
         from transformers.models.llama.modeling_llama import LlamaModel, LlamaRotaryEmbedding
 
         lora = Lora(**saved.header["lora"]) if saved.header["lora"] else None
         adapter = load_file(folder / _ADAPTER) if lora is not None else {}
         with torch.device("meta"):
             transformer = LlamaModel(saved.config)
-        # Its frequencies are computed, not saved.
+        # its frequencies are computed, not saved
         transformer.rotary_emb = LlamaRotaryEmbedding(saved.config)
         generator = cls(transformer=transformer, reader=saved.reader, vocabulary=saved.vocabulary, lora=None)
         weights = saved.weights if lora is None or not merge else _merged(saved.weights, adapter, lora)
@@ -256,10 +256,10 @@ class LlamaGenerator(CheckpointGenerator):
         future: Bool[Tensor, "new seen"],
         scaling: float,
     ) -> Float[Tensor, "queries sequences new inner"]:
-        """Attention over the keys of the prompt, which all sequences share, and of the sequence, in one softmax."""
+        """Attention with one softmax over the keys of the prompt, which all sequences share, and of the sequence."""
         prompt_key, prompt_value = state.prompt_keys[number], state.prompt_values[number]
         length = prompt_key.shape[2]
-        # Heads that share a key head are adjacent: (queries, sequences, kv heads, group, new, head_dim).
+        # heads that share a key head are adjacent: (queries, sequences, kv heads, group, new, head_dim)
         query = query.unflatten(2, (key.shape[2], -1)) * scaling
         to_prompt = torch.einsum("qshgnd,qhld->qshgnl", query, prompt_key)
         to_prompt = to_prompt.masked_fill(~state.mask[:, None, None, None, None, :], -torch.inf)
@@ -278,7 +278,7 @@ def _rotated(
     cosine: Float[Tensor, "queries 1 1 new head_dim"],
     sine: Float[Tensor, "queries 1 1 new head_dim"],
 ) -> Float[Tensor, "queries sequences heads new head_dim"]:
-    """Rotary positions (Su et al. 2021) with the halves paired, as Llama's weights expect."""
+    """Apply rotary positions (Su et al. 2021), pairing the two halves of a head as Llama's weights expect."""
     left, right = heads.chunk(2, dim=-1)
     return heads * cosine + torch.cat([-right, left], dim=-1) * sine
 

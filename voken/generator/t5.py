@@ -1,8 +1,8 @@
-"""T5, Flan-T5 and mT5 as generators: a transformers encoder, its decoder's weights, and a decoder loop of our own.
+"""T5, Flan-T5 and mT5 as generators: the encoder of transformers, and its decoder's weights in a loop written here.
 
 The decoder runs over (queries, sequences, positions). Cross-attention treats the beams of a query as further
 positions, so its keys and values are computed once per query and never copied per beam. Self-attention is
-per sequence, with a cache that follows the beams' parents.
+per sequence, with a cache that is reordered by the beams' parents.
 
 The decoder starts from the checkpoint's start token and reads vokens through `VokenVocabulary`. There is no end
 token: a sequence always has M vokens. T5 does not scale attention; a tied v1.0 head scales its input by
@@ -37,15 +37,15 @@ from voken.generator.vocabulary import VokenVocabulary
 from voken.shapes import Bool, Float, Int
 
 _QUERIES_PER_PASS = 16
-"""With fewer queries, less is padded, but the matrix products become too small to be fast."""
+"""Fewer queries per pass would need less padding, but the matrix products would become too small to be fast."""
 
 
 @dataclass(frozen=True)
 class T5State:
-    """Queries as the decoder sees them, and the cache of its self-attention."""
+    """What the decoder attends to: the queries, and the cache of its self-attention."""
 
     cross_keys: tuple[Float[Tensor, "queries heads length head_dim"], ...]
-    """One per layer, shared by the beams of a query."""
+    """One tensor per layer, shared by the beams of a query."""
     cross_values: tuple[Float[Tensor, "queries heads length head_dim"], ...]
     mask: Bool[Tensor, "queries 1 1 length"]
     keys: Float[Tensor, "layers queries beams heads past head_dim"] | None = None
@@ -53,7 +53,7 @@ class T5State:
 
     @property
     def past(self) -> int:
-        """The number of positions that the decoder has run."""
+        """The number of positions that the decoder has processed."""
         return 0 if self.keys is None else self.keys.shape[4]
 
 
@@ -68,7 +68,7 @@ class T5Generator(CheckpointGenerator):
         super().__init__(config=config, reader=reader)
         self.encoder = encoder
         self.decoder = decoder
-        # The encoder holds the word table for both, so that no tensor is in the state dict twice.
+        # the encoder holds the word table of both, so that no tensor is in the state dict twice
         self.decoder.embed_tokens = None
         self.vocabulary = vocabulary
         self.scale = scale
@@ -88,8 +88,8 @@ class T5Generator(CheckpointGenerator):
     ) -> Self:
         """Start from a T5-like checkpoint (a hub name or a folder) and an image tokenizer's codebooks.
 
-        `shared`: one set of voken rows for all levels, else one per level. With `copy_embeddings` the rows start from
-        the codebooks, else at random (`seed` in either case). `dropout` replaces the checkpoint's.
+        With `shared` there is one set of voken rows for all levels, otherwise one per level. With `copy_embeddings` the
+        rows start from the codebooks, otherwise at random; both use `seed`. `dropout` replaces the checkpoint's.
         Raises `ConfigError` if the checkpoint cannot be opened or has another architecture.
         """
         from transformers import AutoConfig, AutoModelForSeq2SeqLM
@@ -154,7 +154,7 @@ class T5Generator(CheckpointGenerator):
         return torch.stack([part.expand(-1, sequences, -1) for part in logits], 2)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Matrices of the checkpoint; its word table and norms (no decay); the vokens (no decay)."""
+        """The checkpoint's matrices, its word table and norms (without decay), and the vokens (without decay)."""
         matrices: list[nn.Parameter] = []
         others: list[nn.Parameter] = []
         for name, parameter in [*self.encoder.named_parameters(), *self.decoder.named_parameters()]:
@@ -170,9 +170,9 @@ class T5Generator(CheckpointGenerator):
         """A plain transformers model with the same weights, to run or compare with `generate`.
 
         Voken v is word V + v, where V is the size of the checkpoint's word table. Words that are not vokens have
-        probability 0, so the softmax is over vokens, as here. Raises `ConfigError` if each level has a codebook of
-        its own, because the softmax then differs by level. The model cannot be saved: its head has a bias, which
-        transformers does not write.
+        probability 0, so the softmax is over vokens, as here. Raises `ConfigError` if there is a codebook per
+        level, because the softmax then differs by level. The model cannot be saved: transformers does not write the
+        bias of its head.
         """
         words = self.encoder.embed_tokens.weight
         table, head = self._extended_vocabulary(words)
@@ -204,7 +204,7 @@ class T5Generator(CheckpointGenerator):
         return generator
 
     def _read(self, queries: TokenizedQueries) -> Float[Tensor, "queries length width"]:
-        """The encoder's output. On a CPU, queries of similar length are read together: that saves most padding."""
+        """The encoder's output. On a CPU, queries of similar length are read together, which saves most padding."""
         lengths = queries.mask.sum(dim=1)
         order = lengths.argsort()
         parts = []
@@ -216,7 +216,7 @@ class T5Generator(CheckpointGenerator):
         return torch.cat(parts)[order.argsort()]
 
     def _position_attention(self) -> Any:
-        """The self-attention that holds the position bias, which all decoder layers use."""
+        """The self-attention whose position bias all decoder layers use."""
         return self.decoder.block[0].layer[0].SelfAttention
 
     def _start(self, queries: int, sequences: int) -> Float[Tensor, "queries sequences 1 width"]:
@@ -232,7 +232,7 @@ class T5Generator(CheckpointGenerator):
     ) -> tuple[Float[Tensor, "queries sequences new width"], T5State]:
         """Run `new` more positions of every sequence through the decoder.
 
-        `bias` is that of the self-attention; by default each position attends to itself and the ones before it.
+        `bias` is added in self-attention; by default each position attends to itself and to earlier ones.
         """
         queries, sequences, new, _ = embedded.shape
         past = state.past

@@ -1,8 +1,8 @@
-"""The vokens as words of a language model: one row to read each voken by, one row to predict it by.
+"""Vokens as words of a language model: each voken has an embedding, and an output row that predicts it.
 
-The rows are kept beside a checkpoint's vocabulary, not in it. Appending them with transformers'
-`resize_token_embeddings` would tie an untied head again (T5 v1.1, Flan-T5 and mT5 in transformers 5.23). And with a
-table of their own, the softmax is over voken rows only, and only they receive its gradient.
+The rows are separate from the checkpoint's vocabulary. Appending them with `resize_token_embeddings` of transformers
+would tie an untied head again (T5 v1.1, Flan-T5 and mT5 in transformers 5.23). Besides, with a separate table the
+softmax is over voken rows only, and only they receive its gradient.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from voken.shapes import Float, Int
 
 
 class VokenVocabulary(nn.Module):
-    """Embeddings and output rows of N vokens, one set for all levels or one per level.
+    """Embeddings and output rows of N vokens: one set for all levels, or one set per level.
 
     With `tied`, the embedding of a voken is also its output row, as in a checkpoint with a tied head.
     """
@@ -47,13 +47,13 @@ class VokenVocabulary(nn.Module):
 
         A codebook row becomes an embedding through a fixed orthonormal map to `width` (the identity if the
         widths agree), scaled so that each table has the root mean square of the checkpoint's rows:
-        `embedding_rms`, and `head_rms` for the output rows (None: tied). With `shared`, only the first codebook is
-        used. Without `copy`, rows are drawn from a normal distribution with that root mean square.
+        `embedding_rms`, and `head_rms` for the output rows (None if they are tied). With `shared`, only the first
+        codebook is used. Without `copy`, rows are drawn from a normal distribution with this root mean square.
         Raises `ConfigError` if the codebooks have another shape, are all zeros or hold numbers that are not finite.
         """
         codebooks = np.asarray(codebooks, dtype=np.float32)
         if codebooks.ndim != 3 or 0 in codebooks.shape:
-            raise ConfigError(f"codebooks must have the shape (levels, N, width); this is {codebooks.shape}.")
+            raise ConfigError(f"codebooks must have the shape (levels, N, width); these have {codebooks.shape}.")
         levels, size, _ = codebooks.shape
         vocabulary = cls(levels=levels, codebook_size=size, width=width, shared=shared, tied=head_rms is None)
         random = torch.Generator().manual_seed(seed)
@@ -73,13 +73,13 @@ class VokenVocabulary(nn.Module):
         return vocabulary
 
     def embed(self, vokens: Int[Tensor, "*shape"], level: int) -> Float[Tensor, "*shape width"]:
-        """The input rows of vokens at `level` (0 … M - 1)."""
+        """Embeddings of vokens at `level` (0 … M - 1)."""
         return nn.functional.embedding(vokens, self.embeddings[0 if self.shared else level])
 
     def embed_prefixes(
         self, vokens: Int[Tensor, "queries sequences prefix"]
     ) -> Float[Tensor, "queries sequences prefix width"]:
-        """The input rows of the first vokens of sequences, as `embed` gives them level by level."""
+        """Embeddings of the first vokens of sequences, equal to those of `embed` at each level."""
         if self.shared:
             return nn.functional.embedding(vokens, self.embeddings[0])
         levels = torch.arange(vokens.shape[2], device=vokens.device)
@@ -93,14 +93,14 @@ class VokenVocabulary(nn.Module):
     def sequence_logits(
         self, hidden: Float[Tensor, "queries sequences levels width"]
     ) -> Float[Tensor, "queries sequences levels N"]:
-        """`logits` at every level of sequences at once."""
+        """`logits` for all levels of sequences at once."""
         if self.shared:
             return nn.functional.linear(hidden, self.output_rows[0])
         return torch.einsum("qkld,lnd->qkln", hidden, self.output_rows)
 
     @property
     def output_rows(self) -> Float[Tensor, "tables N width"]:
-        """The rows that vokens are predicted by: one table if the codebook is shared, else one per level."""
+        """The rows that predict vokens: one table if the codebook is shared, otherwise one per level."""
         return self.embeddings if self.head is None else self.head
 
 
