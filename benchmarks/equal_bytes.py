@@ -43,9 +43,10 @@ from voken.search.searcher import Searcher
 from voken.shapes import Float32
 from voken.training.fit import fit
 from voken_lab.evaluation.benchmark import CEILING, TWO_TOWER
-from voken_lab.evaluation.protocol import Conditions, SearchSystem, evaluate, pool_of
+from voken_lab.evaluation.protocol import Conditions, evaluate, pool_of
 from voken_lab.evaluation.tables import results_table
 from voken_lab.systems.faiss_tower import FaissTower
+from voken_lab.systems.pictures import SearchSystem
 from voken_lab.systems.two_tower import TwoTower
 
 KINDS = {"PQ": FaissTower.pq, "OPQ": FaissTower.opq, "RQ": FaissTower.rq}

@@ -279,7 +279,7 @@ def test_what_does_not_fit_together_is_refused(run):
     data = toy(3)
     with pytest.raises(ConfigError, match="24 features"):
         CrossEncoderScorer(run.model, Reader(), data.images, data.images)
-    with pytest.raises(ConfigError, match="6 wide, the pictures' 24"):
+    with pytest.raises(ConfigError, match="width 6, the pictures' 24"):
         CrossEncoderScorer(run.model, Reader(), data.features, data.features)
     with pytest.raises(DataError, match="must be one per picture"):
         CrossEncoderScorer(run.model, Reader(), data.features, data.images[1:])

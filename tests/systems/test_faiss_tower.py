@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from voken.errors import ConfigError, DataError, EmptyDataError, MissingExtraError
-from voken_lab.evaluation.protocol import SearchSystem
 from voken_lab.systems.faiss_tower import FaissTower
+from voken_lab.systems.pictures import SearchSystem
 from voken_lab.systems.two_tower import TwoTower
 
 pytestmark = pytest.mark.slow

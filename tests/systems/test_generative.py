@@ -11,9 +11,9 @@ from builders.prefix_models import PrefixModel
 from voken.config import MAX_TEXT_CHARACTERS
 from voken.decoding.trie import VokenTrie
 from voken.errors import ConfigError, DataError
-from voken_lab.evaluation.protocol import SearchSystem
 from voken_lab.systems import generative
 from voken_lab.systems.generative import GenerativeSystem
+from voken_lab.systems.pictures import SearchSystem
 
 SIZE, LEVELS, PICTURES = 4, 3, 40
 TEXTS = ["a red cat", "dog", "two birds"]
@@ -107,7 +107,7 @@ def test_what_cannot_be_asked_is_refused():
         make_system().search(["dog"], 0)
     with pytest.raises(ConfigError, match="empty"):
         make_system().search(["dog", " \t"], 5)
-    with pytest.raises(ConfigError, match="beams: 0"):
+    with pytest.raises(ConfigError, match="beams must be at least 1, not 0"):
         make_system(beams=0)
 
 

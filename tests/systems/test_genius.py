@@ -20,9 +20,9 @@ from voken.image_tokenizer.train import PairedVectors, train_tokenizer
 from voken.training.sides import Side, validation_queries
 from voken_lab.systems.generative import GenerativeSystem
 from voken_lab.systems.genius import (
+    CachedQueryEncoder,
     GeniusConfig,
     GeniusGenerator,
-    RememberedVectors,
     genius_tokenizer,
     interpolated,
     pair_text,
@@ -149,7 +149,7 @@ def test_search_at_full_width_equals_brute_force(name):
 
 def test_nothing_of_a_query_is_read_but_its_vector():
     model = make_model()
-    model._encoder = RememberedVectors(model._encoder, ["other words"], model._encoder.encode_texts(["dog"]))
+    model._encoder = CachedQueryEncoder(model._encoder, ["other words"], model._encoder.encode_texts(["dog"]))
     sequences = every_sequence()
     np.testing.assert_array_equal(
         sequence_scores(model, ["other words"], sequences), sequence_scores(model, ["dog"], sequences)
@@ -226,7 +226,7 @@ def test_nothing_is_mixed_but_in_training():
     model.train()
     assert not np.allclose(model.query_vectors(pairs).numpy(), as_they_are)
     np.testing.assert_array_equal(model.query_vectors(TEXTS).numpy(), FixedEncoder().encode_texts(TEXTS))
-    with pytest.raises(ConfigError, match="Make two calls"):
+    with pytest.raises(ConfigError, match="Call once for each kind"):
         model.query_vectors([*pairs, "dog"])
     model.end_training()
     read = model.query_vectors([pair_text(0)]).numpy()
@@ -241,7 +241,7 @@ def test_without_alpha_nothing_is_mixed():
 
 def test_remembered_vectors_are_looked_up():
     encoder = FixedEncoder()
-    remembered = RememberedVectors(encoder, ["x", "y"], np.eye(2, DIM, dtype=np.float32))
+    remembered = CachedQueryEncoder(encoder, ["x", "y"], np.eye(2, DIM, dtype=np.float32))
     np.testing.assert_array_equal(remembered.encode_texts(["y", "x", "y"]), np.eye(2, DIM)[[1, 0, 1]])
     assert encoder.read == 0
     np.testing.assert_array_equal(remembered.encode_texts(["x", "new"]), encoder.encode_texts(["x", "new"]))

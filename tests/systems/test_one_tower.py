@@ -7,8 +7,9 @@ import pytest
 
 from voken.errors import ConfigError, DataError, EmptyDataError
 from voken.search.hit import Hit
-from voken_lab.evaluation.protocol import Conditions, Pool, Query, SearchSystem, evaluate
+from voken_lab.evaluation.protocol import Conditions, Pool, Query, evaluate
 from voken_lab.systems.one_tower import OneTower, Reranked
+from voken_lab.systems.pictures import SearchSystem
 
 
 class Table:

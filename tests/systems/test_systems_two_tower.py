@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from voken.errors import ConfigError, DataError, EmptyDataError
-from voken_lab.evaluation.protocol import Conditions, Pool, Query, SearchSystem, evaluate
+from voken_lab.evaluation.protocol import Conditions, Pool, Query, evaluate
 from voken_lab.systems import two_tower
+from voken_lab.systems.pictures import SearchSystem
 from voken_lab.systems.two_tower import TwoTower
 
 
@@ -39,7 +40,7 @@ def unit(generator, rows, dim):
 
 @pytest.mark.parametrize("block", [1, 700, 2**23])
 def test_search_is_a_sort_of_all_inner_products(monkeypatch, block):
-    monkeypatch.setattr(two_tower, "_BLOCK", block)
+    monkeypatch.setattr(two_tower, "_SCORES_PER_BLOCK", block)
     generator = np.random.default_rng(0)
     pictures, queries = unit(generator, 300, 16), unit(generator, 7, 16)
     names = [f"p{i}" for i in range(300)]

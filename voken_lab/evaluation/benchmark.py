@@ -24,11 +24,11 @@ from voken_lab.evaluation.protocol import (
     Evaluation,
     Pool,
     Query,
-    SearchSystem,
     evaluate,
     pool_of,
     queries_of,
 )
+from voken_lab.systems.pictures import SearchSystem
 from voken_lab.systems.two_tower import TwoTower
 
 TWO_TOWER = "two-tower, exact"

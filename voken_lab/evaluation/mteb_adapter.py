@@ -31,8 +31,8 @@ from voken.progress import Progress, no_progress
 from voken.search.hit import Hit
 from voken.search.searcher import Searcher
 from voken.shapes import Float, Float32
-from voken_lab.evaluation.protocol import SearchSystem
 from voken_lab.evaluation.trec import falling_scores
+from voken_lab.systems.pictures import SearchSystem
 from voken_lab.systems.two_tower import TwoTower
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,15 +29,7 @@ from voken.progress import Progress, no_progress
 from voken.search.hit import Hit
 from voken.shapes import Float, Int
 from voken_lab.evaluation.machine import Machine
-
-
-@runtime_checkable
-class SearchSystem(Protocol):
-    """Anything that answers texts with ranked pictures."""
-
-    def search(self, texts: list[str], k: int) -> list[list[Hit]]:
-        """For each text at most `k` hits, by falling score, no picture twice; equal scores are ties."""
-        ...
+from voken_lab.systems.pictures import SearchSystem
 
 
 @dataclass(frozen=True)

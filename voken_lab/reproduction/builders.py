@@ -29,13 +29,13 @@ from voken.search.searcher import Searcher, load_model
 from voken.shapes import Float, Int
 from voken.training.fit import fit_stages
 from voken.training.sides import Side
-from voken_lab.evaluation.protocol import SearchSystem
 from voken_lab.reproduction.experiment import Experiment
 from voken_lab.systems.cross_encoder import CrossEncoderConfig, CrossEncoderScorer, MatchingPairs, train_cross_encoder
 from voken_lab.systems.generative import GenerativeSystem
 from voken_lab.systems.genius import GeniusConfig, genius_tokenizer, train_genius
 from voken_lab.systems.grace import SCHEMES, Scheme, grace_settings, train_grace
 from voken_lab.systems.one_tower import OneTower, Reranked
+from voken_lab.systems.pictures import SearchSystem
 from voken_lab.systems.two_tower import TwoTower, sequence_bytes
 
 BEAM_SWEEP = (1, 5, 10, 20, 30, 40, 50)

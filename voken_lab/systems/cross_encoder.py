@@ -2,10 +2,10 @@
 
 A text's token states and a few tokens computed from a picture's features attend to each other in one or two layers, as
 in the co-attention of ViLBERT (Lu et al. 2019, section 3.1). The result is one number per pair, which is added to the
-pair's cosine in the two-tower. Training teaches it to rank a text's picture above those that the two-tower confuses
-with it.
+pair's cosine in the two-tower. Training teaches the model to rank a text's picture above those that the two-tower
+confuses with it.
 
-What depends on one side alone is computed once: the pool's tokens when the scorer is created, a text's once per query.
+The pool's tokens are computed once, when the scorer is created, and a text's tokens once per query.
 """
 
 from __future__ import annotations
@@ -36,31 +36,32 @@ from voken.shapes import Bool, Float, Int
 _KIND = "cross-encoder"
 _VERSION = 1
 _BASE_WEIGHTS = (0.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0)
-_MINED_AT_ONCE = 1 << 23
-_SORTED_TOGETHER = 16
-"""Batches whose rows are sorted by length together."""
+_SCORES_PER_BLOCK = 1 << 23
+_BATCHES_SORTED_TOGETHER = 16
+"""The rows of so many batches are sorted by length together."""
 
 
 @dataclass(frozen=True)
 class CrossEncoderConfig:
-    """Settings of the model and its training. Sized to train in minutes on one core."""
+    """Settings of the model and its training. With the defaults, training takes minutes on one core."""
 
     width: int = 192
     heads: int = 4
     layers: int = 1
     picture_tokens: int = 6
-    """How many tokens a picture's features become."""
+    """Number of tokens that are computed from a picture's features."""
     max_tokens: int = 32
-    """Tokens read of a text."""
+    """Number of tokens of a text that are read."""
     dropout: float = 0.1
     feature_dropout: float = 0.3
     """Share of a picture's features dropped in training, as in the two-tower head."""
     base_in_training: float = 0.0
-    """Weight of the two-tower's cosine in the trained logit. It is more confident about pairs it was
-    trained on than about new ones; with the same training pairs, 0 makes the cross-encoder learn without it."""
+    """Weight of the two-tower's cosine in the trained logit. The two-tower is more confident about pairs that it was
+    trained on than about new ones. If both are trained on the same pairs, use 0: the cosine then has no part in it."""
     hard_negatives: int = 6
-    """Wrong pictures per pair, drawn from the `nearest` to its text by the two-tower."""
+    """Wrong pictures per pair, drawn from the `nearest` pictures to its text in the two-tower."""
     random_negatives: int = 2
+    """Wrong pictures per pair, drawn from all pictures."""
     nearest: int = 64
     epochs: int = 5
     batch_size: int = 64
@@ -71,20 +72,20 @@ class CrossEncoderConfig:
     patience: int = 2
     """Epochs without a better validation recall before training stops."""
     validation_texts: int = 500
-    """Texts of the validation side that are asked after each epoch, drawn by the seed."""
+    """Validation texts that are searched for after each epoch, drawn by the seed."""
     validation_depth: int = 50
-    """How many of the two-tower's first hits are reranked in validation."""
+    """Number of the two-tower's first hits that are reranked in validation."""
 
 
 @dataclass(frozen=True)
 class MatchingPairs:
-    """Pictures and texts, which pairs belong together, and their vectors in the two-tower.
+    """Pictures and texts, their vectors in the two-tower, and which of them belong together.
 
     Raises `EmptyDataError` without pairs, `ConfigError` if numbers of rows differ.
     """
 
     features: Float[np.ndarray, "images features"]
-    """The cross-encoder's input for a picture, e.g. `TwoTowerEncoder.features_of_images`, or `images` again."""
+    """The cross-encoder's inputs: from `TwoTowerEncoder.features_of_images`, for example, or the same as `images`."""
     images: Float[np.ndarray, "images dim"]
     """Unit vectors of the pictures."""
     texts: Float[np.ndarray, "texts dim"]
@@ -110,16 +111,16 @@ class MatchingPairs:
 
 @dataclass(frozen=True)
 class MatchingEpoch:
-    """How one epoch went. The recalls are shares of 1, or not a number without validation pairs."""
+    """Loss and validation recalls of one epoch. Recalls are between 0 and 1, or NaN without validation pairs."""
 
     epoch: int
-    """From 1; 0 is the two-tower alone, before training."""
+    """Counts from 1; 0 stands for the two-tower alone, before training."""
     loss: float
     recall_1: float
     recall_5: float
     recall_10: float
     base_weight: float
-    """The weight of the two-tower's cosine that gave these recalls: the best of a few."""
+    """The weight of the two-tower's cosine that gave these recalls, the best of those tried."""
 
     @property
     def recall(self) -> float:
@@ -129,7 +130,7 @@ class MatchingEpoch:
 
 @dataclass(frozen=True)
 class CrossEncoderRun:
-    """A trained model (that of the best epoch, in evaluation mode) and how it came to be."""
+    """A trained model, with the weights of the best epoch and in evaluation mode, and the history of its training."""
 
     model: CrossEncoder
     history: tuple[MatchingEpoch, ...]
@@ -137,9 +138,9 @@ class CrossEncoderRun:
 
 
 class CrossEncoder(nn.Module):
-    """Logits of pairs. Knows neither pools nor readers: it takes features and token states.
+    """Computes logits of pairs from pictures' features and texts' token states.
 
-    Before training its part of a logit is 0 for every pair, so that it ranks as the two-tower does.
+    Before training its part of a logit is 0 for every pair, so pairs are ranked as the two-tower ranks them.
     """
 
     mean: Tensor
@@ -148,7 +149,7 @@ class CrossEncoder(nn.Module):
 
     def __init__(self, config: CrossEncoderConfig, *, features: int, text_width: int) -> None:
         super().__init__()
-        _check(config)
+        _check_config(config)
         self.config = config
         width = config.width
         self.register_buffer("mean", torch.zeros(features))
@@ -173,7 +174,7 @@ class CrossEncoder(nn.Module):
         return self.summary.device
 
     def picture_tokens(self, features: Float[Tensor, "images features"]) -> Float[Tensor, "images tokens width"]:
-        """A picture's side of any pair."""
+        """The tokens of pictures."""
         inputs = self.feature_drop((features - self.mean) / self.std)
         spread: Tensor = self.picture_out(functional.gelu(self.picture_in(inputs)))
         return spread.view(len(features), self.config.picture_tokens, self.config.width)
@@ -181,7 +182,7 @@ class CrossEncoder(nn.Module):
     def text_tokens(
         self, states: Float[Tensor, "texts tokens text_width"], mask: Bool[Tensor, "texts tokens"]
     ) -> tuple[Float[Tensor, "texts more width"], Bool[Tensor, "texts more"]]:
-        """A text's side of any pair, with a summary token in front, and the mask of all its tokens."""
+        """The tokens of texts, with a summary token in front, and their mask."""
         tokens = torch.cat([self.summary.expand(len(states), 1, -1), self.text_in(states)], dim=1)
         return tokens, functional.pad(mask, (1, 0), value=True)
 
@@ -192,20 +193,21 @@ class CrossEncoder(nn.Module):
         pictures: Float[Tensor, "texts pictures tokens width"],
     ) -> Float[Tensor, "texts pictures"]:
         """The cross-encoder's part of the logits: each text with its row of pictures."""
-        rows, each = pictures.shape[:2]
-        text_states, picture_states, visible = texts, pictures.flatten(0, 1), _repeated(mask, each)
+        rows, pictures_per_text = pictures.shape[:2]
+        text_states, picture_states = texts, pictures.flatten(0, 1)
+        visible = _repeat_rows(mask, pictures_per_text)
         for layer in self.layers:
             text_states, picture_states = layer(text_states, picture_states, visible)
         weights = visible.unsqueeze(-1).to(text_states.dtype)
         text = (self.text_norm(text_states) * weights).sum(1) / weights.sum(1)
         picture = self.picture_norm(picture_states).mean(1)
         matched = functional.gelu(self.up(torch.cat([text, picture, text * picture], dim=-1)))
-        logits: Tensor = self.down(matched).view(rows, each)
+        logits: Tensor = self.down(matched).view(rows, pictures_per_text)
         return logits
 
     def save(self, folder: Path, *, replace: bool = False) -> None:
-        """Write the folder that `load` reads. Raises `ArtifactError` if something else is there."""
-        described = {
+        """Write the folder that `load` reads. Raises `ArtifactError` if `folder` exists and may not be replaced."""
+        description = {
             "config": dataclasses.asdict(self.config),
             "features": len(self.mean),
             "text_width": self.text_in.in_features,
@@ -213,17 +215,17 @@ class CrossEncoder(nn.Module):
         weights = {name: value.cpu().contiguous() for name, value in self.state_dict().items()}
         with artifact.writing(Path(folder), kind=_KIND, version=_VERSION, replace=replace) as partial:
             save_file(weights, partial / "model.safetensors")
-            artifact.write_json(partial / "config.json", described)
+            artifact.write_json(partial / "config.json", description)
 
     @classmethod
     def load(cls, folder: Path, *, device: str | torch.device | None = None) -> Self:
         """Read what `save` wrote. Raises `ArtifactError` as `voken.artifact.check` does."""
         folder = Path(folder)
         artifact.check(folder, kind=_KIND, version=_VERSION)
-        described = artifact.read_json(folder / "config.json")
+        description = artifact.read_json(folder / "config.json")
         try:
-            config = from_dict(CrossEncoderConfig, described["config"])
-            model = cls(config, features=described["features"], text_width=described["text_width"])
+            config = from_dict(CrossEncoderConfig, description["config"])
+            model = cls(config, features=description["features"], text_width=description["text_width"])
             model.load_state_dict(load_file(folder / "model.safetensors"))
         except (OSError, KeyError, TypeError, RuntimeError, SafetensorError, ConfigError) as error:
             raise CorruptArtifactError(
@@ -235,9 +237,9 @@ class CrossEncoder(nn.Module):
 class CrossEncoderScorer:
     """A trained model bound to a pool: a `PairScorer` (see `voken_lab.systems.one_tower`).
 
-    A score is the logit: the model's part plus the weighted cosine of the two-tower's vectors. `reader` is the one it
-    was trained with, `features` and `vectors` are the pool's, as in `MatchingPairs`. The pool's tokens are
-    computed here, once, and stay on the model's device.
+    A score is the logit: the model's part plus the weighted cosine of the two-tower's vectors. `reader` is the reader
+    that the model was trained with. `features` and `vectors` are those of the pool, like `features` and `images` of
+    `MatchingPairs`. The pool's tokens are computed once, here, and stay on the model's device.
 
     Raises `ConfigError` if widths differ from training, `DataError` if numbers of pictures differ.
     """
@@ -257,17 +259,17 @@ class CrossEncoderScorer:
             )
         if features.ndim != 2 or features.shape[1] != len(model.mean) or reader.text_width != model.text_in.in_features:
             raise ConfigError(
-                f"The cross-encoder was trained on {len(model.mean)} features of a picture and token states "
-                f"{model.text_in.in_features} wide, not {features.shape[1:]} and {reader.text_width}. "
-                "Use the encoder it was trained with."
+                f"The cross-encoder was trained on {len(model.mean)} features per picture and token states of width "
+                f"{model.text_in.in_features}, not {features.shape[1:]} and {reader.text_width}. "
+                "Use the encoder that it was trained with."
             )
         if vectors.shape[1] != reader.dim:
-            raise ConfigError(f"The reader's vectors are {reader.dim} wide, the pictures' {vectors.shape[1]}.")
+            raise ConfigError(f"The reader's vectors have the width {reader.dim}, the pictures' {vectors.shape[1]}.")
         self._model = model.eval()
         self._reader = reader
         self._batch_size = batch_size
         self._vectors = torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32)).to(model.device)
-        self._tokens = _projected(model, features)
+        self._tokens = _picture_tokens(model, features)
         self.bytes_per_picture = 4.0 * (features.shape[1] + vectors.shape[1])
 
     @torch.inference_mode()
@@ -294,16 +296,18 @@ def train_cross_encoder(
     device: str | torch.device | None = None,
     progress: Progress = no_progress,
 ) -> CrossEncoderRun:
-    """Train a model; the same seed gives the same model on the same machine.
+    """Train a model. The same seed gives the same model on the same machine.
 
-    Each epoch sees every captioned picture once, with one of its captions and new random negatives: the loss is the
-    cross-entropy of the right picture among them. AdamW, linear warm-up, then a cosine to zero. With `validation`,
-    its texts are asked over all its pictures after every epoch, reranking the two-tower's first hits at each of a
-    few weights of the cosine; the result is the best epoch with its best weight, and training stops after
-    `config.patience` epochs without a better one. Without it, the result is the last epoch, and the cosine has the
-    weight `base_in_training`, or 1.
+    Each epoch uses every captioned picture once, with one of its captions and new random negatives. The loss is the
+    cross-entropy of the right picture among them. The optimizer is AdamW; its learning rate rises linearly and then
+    falls to zero along a cosine.
 
-    `reader` reads each caption when it is drawn: pass `CachedTextReader` if memory allows.
+    With `validation`, its texts are searched for in all its pictures after every epoch, and the two-tower's first hits
+    are reranked with each of a few weights of the cosine. The result is the best epoch with its best weight, and
+    training stops after `config.patience` epochs without a better one. Without `validation`, the result is the last
+    epoch, and the cosine has the weight `base_in_training`, but at least 1.
+
+    `reader` reads each caption whenever it is drawn: pass a `CachedTextReader` if memory allows.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -330,13 +334,13 @@ class _CoAttention(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def forward(self, texts: Tensor, pictures: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
-        each = len(pictures) // max(1, len(texts))
-        text_queries, text_keys, text_values = self._split(_repeated(self.text_in(self.text_norm(texts)), each))
+        times = len(pictures) // max(1, len(texts))
+        text_queries, text_keys, text_values = self._split(_repeat_rows(self.text_in(self.text_norm(texts)), times))
         picture_queries, picture_keys, picture_values = self._split(self.picture_in(self.picture_norm(pictures)))
         attend, mask = functional.scaled_dot_product_attention, visible[:, None, None, :]
         for_texts = attend(text_queries, picture_keys, picture_values)
         for_pictures = attend(picture_queries, text_keys, text_values, attn_mask=mask)
-        texts = _repeated(texts, each) + self.drop(self.text_out(for_texts.transpose(1, 2).flatten(2)))
+        texts = _repeat_rows(texts, times) + self.drop(self.text_out(for_texts.transpose(1, 2).flatten(2)))
         pictures = pictures + self.drop(self.picture_out(for_pictures.transpose(1, 2).flatten(2)))
         return texts + self.text_feed(texts), pictures + self.picture_feed(pictures)
 
@@ -398,21 +402,21 @@ class _Training:
             patience=config.patience,
             gradient_clip=config.gradient_clip,
         )
-        history = [self._validated(loop, 0, math.nan)]
+        history = [self._validate(loop, 0, math.nan)]
         for epoch in loop.epochs():
             losses = []
             for rows in self._batches(batches):
                 losses.append(loop.step(self._loss(rows)))
                 self.progress("cross-encoder: batches", loop.steps_taken, loop.steps)
-            history.append(self._validated(loop, epoch + 1, float(np.mean(losses))))
+            history.append(self._validate(loop, epoch + 1, float(np.mean(losses))))
         loop.restore_best()
         return CrossEncoderRun(model, tuple(history), history[loop.best_epoch + 1])
 
     def _batches(self, count: int) -> list[Int[np.ndarray, "rows 2"]]:
-        """An epoch's rows in batches of captions of like length, so that little is spent on padding."""
+        """An epoch's rows in batches of captions of similar length, so that there is little padding."""
         batches: list[np.ndarray] = []
         for rows in np.array_split(
-            one_caption_per_image(self.train.pairs, self.random), math.ceil(count / _SORTED_TOGETHER)
+            one_caption_per_image(self.train.pairs, self.random), math.ceil(count / _BATCHES_SORTED_TOGETHER)
         ):
             ordered = rows[np.argsort(self.lengths[rows[:, 1]], kind="stable")]
             batches += np.array_split(ordered, math.ceil(len(rows) / self.config.batch_size))
@@ -435,7 +439,7 @@ class _Training:
         targets = torch.zeros(len(rows), dtype=torch.int64, device=self.device)
         return functional.cross_entropy(logits.masked_fill(absent, -torch.inf), targets)
 
-    def _validated(self, loop: TrainingLoop, epoch: int, loss: float) -> MatchingEpoch:
+    def _validate(self, loop: TrainingLoop, epoch: int, loss: float) -> MatchingEpoch:
         if self.validation is None:
             loop.record_score(None)
             return MatchingEpoch(epoch, loss, math.nan, math.nan, math.nan, float(self.model.base_weight))
@@ -455,17 +459,17 @@ class _Negatives:
         self._pictures = len(data.images)
         self._nearest = np.full((len(data.texts), min(config.nearest, self._pictures)), -1, dtype=np.int32)
         used = np.unique(data.pairs[:, 1])
-        step = max(1, _MINED_AT_ONCE // self._pictures)
+        step = max(1, _SCORES_PER_BLOCK // self._pictures)
         for start in range(0, len(used), step):
             rows = used[start : start + step]
             scores = data.texts[rows] @ data.images.T
             scores[self._answers.right(rows)] = -np.inf
-            keep = self._nearest.shape[1]
-            best = np.argpartition(-scores, keep - 1, axis=1)[:, :keep]
+            count = self._nearest.shape[1]
+            best = np.argpartition(-scores, count - 1, axis=1)[:, :count]
             self._nearest[rows] = np.where(np.isfinite(np.take_along_axis(scores, best, 1)), best, -1)
 
     def draw(self, texts: Int[np.ndarray, " rows"], random: np.random.Generator) -> Int[np.ndarray, "rows negatives"]:
-        """Rows of pictures per text; −1 if a draw hit nothing or a right answer."""
+        """Rows of pictures per text. −1 stands for a draw of a right answer, or of an unused place in `_nearest`."""
         config = self._config
         places = random.integers(0, self._nearest.shape[1], (len(texts), config.hard_negatives))
         hard = np.take_along_axis(self._nearest[texts], places, axis=1).astype(np.int64)
@@ -511,13 +515,13 @@ class _Validation:
     def best(self, model: CrossEncoder) -> tuple[tuple[float, float, float], float]:
         """R@1, R@5 and R@10 at the weight of the cosine that gives the largest mean of them, and that weight."""
         logits = self._logits(model.eval())
-        # of weights with equal recall the largest is chosen, which is nearest to the two-tower
-        tried = [(self._recalls(logits + weight * self._cosines), weight) for weight in reversed(_BASE_WEIGHTS)]
-        return max(tried, key=lambda result: sum(result[0]))
+        # Of weights with equal recall, `max` takes the first: the largest, which ranks most like the two-tower.
+        results = [(self._recalls(logits + weight * self._cosines), weight) for weight in reversed(_BASE_WEIGHTS)]
+        return max(results, key=lambda result: sum(result[0]))
 
     @torch.inference_mode()
     def _logits(self, model: CrossEncoder) -> Float[np.ndarray, "texts depth"]:
-        pictures = _projected(model, self._features)
+        pictures = _picture_tokens(model, self._features)
         parts = []
         for start in range(0, len(self._captions), 8):
             states = self._reader.read_texts(self._captions[start : start + 8], max_tokens=model.config.max_tokens)
@@ -533,21 +537,21 @@ class _Validation:
 
 
 @torch.inference_mode()
-def _projected(model: CrossEncoder, features: Float[np.ndarray, "images features"]) -> Tensor:
+def _picture_tokens(model: CrossEncoder, features: Float[np.ndarray, "images features"]) -> Tensor:
     parts = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32)).split(1024)
     return torch.cat([model.picture_tokens(part.to(model.device)) for part in parts])
 
 
-def _repeated(rows: Tensor, times: int) -> Tensor:
+def _repeat_rows(rows: Tensor, times: int) -> Tensor:
     return rows.unsqueeze(1).expand(-1, times, *rows.shape[1:]).flatten(0, 1)
 
 
-def _check(config: CrossEncoderConfig) -> None:
+def _check_config(config: CrossEncoderConfig) -> None:
     if min(config.width, config.heads, config.layers, config.picture_tokens, config.epochs, config.batch_size) < 1:
-        raise ConfigError("cross-encoder: width, heads, layers, picture_tokens, epochs, batch_size are 1 or more.")
+        raise ConfigError("cross-encoder: width, heads, layers, picture_tokens, epochs, batch_size must be 1 or more.")
     if config.width % config.heads:
-        raise ConfigError(f"cross-encoder: width {config.width} does not divide into {config.heads} heads.")
+        raise ConfigError(f"cross-encoder: width {config.width} is not a multiple of heads, {config.heads}.")
     if config.hard_negatives + config.random_negatives < 1 or config.nearest < 1:
-        raise ConfigError("cross-encoder: there must be negatives, hard or random, and nearest 1 or more.")
+        raise ConfigError("cross-encoder: hard_negatives and random_negatives are both 0, or nearest is under 1.")
     if config.base_in_training < 0:
-        raise ConfigError(f"cross-encoder: base_in_training is {config.base_in_training}; it is a weight, 0 or more.")
+        raise ConfigError(f"cross-encoder: base_in_training is {config.base_in_training}; it must be 0 or more.")

@@ -1,9 +1,10 @@
-"""The two-tower with an index of faiss in place of exact search: approximate, or over compressed vectors.
+"""The two-tower with a faiss index instead of exact search: an approximate search, or one over compressed vectors.
 
-It shows what a two-tower costs and reaches at scale, at equal bytes or equal speed as voken. Every index compares by
-inner product, as `TwoTower` does; codes are compared with the query's vector, not with its code (asymmetric).
+It shows the cost and the recall of a two-tower at scale, with as many bytes per picture as voken or at the same speed.
+Every index compares by inner product, as `TwoTower` does. Codes are compared with the query's vector, not with the
+query's code (asymmetric distances).
 
-Needs the extra `bench`. faiss manages its own threads: `faiss.omp_set_num_threads`.
+This module needs the extra `bench`. faiss manages its own threads: `faiss.omp_set_num_threads`.
 """
 
 from __future__ import annotations
@@ -20,23 +21,23 @@ from voken_lab.systems.pictures import PoolPictures, check_k, checked_vectors
 from voken_lab.systems.two_tower import TextEncoder, read_queries
 
 _ENTRIES = 256
-"""Centroids that a byte of a code chooses from; each needs a training vector."""
-_LIST_ID = 8
-"""Bytes of a picture's number in an inverted list."""
-_HNSW_NODE = 12
-"""Bytes for where a picture's links start and its highest layer."""
+"""A byte of a code chooses one of so many centroids. Each centroid needs a training vector."""
+_LIST_ID_BYTES = 8
+"""Size of a picture's number in an inverted list."""
+_HNSW_NODE_BYTES = 12
+"""Size of the place where a picture's links start, and of its highest layer."""
 
 
 class FaissTower:
-    """Search by inner product in an index of faiss. Create it with `flat`, `hnsw`, `ivf_pq`, `pq`, `opq` or `rq`.
+    """Search by inner product in a faiss index. Create it with `flat`, `hnsw`, `ivf_pq`, `pq`, `opq` or `rq`.
 
-    Hits come by falling score, those of equal score in the order of the pictures. Equal codes have equal scores; scores
-    of equal float vectors may differ in the last bit (`TwoTower` prevents that). There are fewer than `k` hits if the
-    index returns fewer, as `ivf_pq` does if the lists that it visits hold fewer.
+    Hits are sorted by falling score, and hits of equal score by the order of the pictures. Equal codes have equal
+    scores; scores of equal float vectors may differ in the last bit (`TwoTower` prevents that). There are fewer than
+    `k` hits if the index returns fewer, as `ivf_pq` does if the lists that it visits hold fewer pictures.
 
-    `bytes_per_picture` is what the index stores per picture: the vector or code; for `hnsw` also the slots of its links
-    (4 bytes each, used or not, on every layer) and 12 bytes for their place; for `ivf_pq` also its number in its list
-    (8 bytes). Shared data is not counted: codebooks, the rotation, the lists' centres. Nor are ids.
+    `bytes_per_picture` is what the index stores per picture: the vector or the code; for `hnsw` also the slots of its
+    links (4 bytes each, used or not, on every layer) and 12 bytes for their place; for `ivf_pq` also its number in its
+    list (8 bytes). Ids and shared data (codebooks, the rotation, the centres of the lists) are not counted.
 
     The constructors take the pictures' vectors and, if codes are learned, `training`: vectors of *other* pictures, such
     as the train split's. They raise the errors of `TwoTower` for the pictures, `ConfigError` for impossible sizes,
@@ -52,7 +53,7 @@ class FaissTower:
         bytes_per_picture: float,
         paths: Sequence[str] | None = None,
     ) -> None:
-        """`index` is any index of faiss by inner product that holds the pictures, in the order of their ids."""
+        """`index` is any faiss index by inner product that holds the pictures, in the order of their ids."""
         self.index = index
         self.bytes_per_picture = bytes_per_picture
         self._encoder = encoder
@@ -88,8 +89,8 @@ class FaissTower:
     ) -> Self:
         """A graph of neighbours over whole vectors (Malkov and Yashunin 2020).
 
-        Each picture has `m` links on each layer, 2·`m` on the lowest; `ef_construction` and `ef_search` are how many
-        candidates are followed while building and searching, the latter at least k.
+        Each picture has `m` links on each layer, and 2·`m` on the lowest. `ef_construction` and `ef_search` are the
+        numbers of candidates that are followed while building and while searching. faiss follows at least k.
         """
         faiss = _faiss()
         vectors = checked_vectors(PoolPictures(image_ids, paths), vectors)
@@ -101,7 +102,7 @@ class FaissTower:
         index.hnsw.efSearch = ef_search
         index.add(vectors)
         links = 4 * index.hnsw.neighbors.size() / len(vectors)
-        size = 4.0 * vectors.shape[1] + links + _HNSW_NODE
+        size = 4.0 * vectors.shape[1] + links + _HNSW_NODE_BYTES
         return cls(encoder, image_ids, index, bytes_per_picture=size, paths=paths)
 
     @classmethod
@@ -117,20 +118,21 @@ class FaissTower:
         nprobe: int,
         paths: Sequence[str] | None = None,
     ) -> Self:
-        """Pictures in `lists` lists by their nearest centre, as product codes of the residual, `bytes` long.
+        """Inverted lists: each picture is in the list of its nearest centre, as a product code of its residual.
 
-        A query visits the `nprobe` lists of largest inner product (Jégou, Douze and Schmid 2011).
+        There are `lists` lists, and a code has `bytes` bytes. A query visits the `nprobe` lists whose centres have the
+        largest inner product with it (Jégou, Douze and Schmid 2011).
         """
         faiss = _faiss()
         vectors = checked_vectors(PoolPictures(image_ids, paths), vectors)
         if not 1 <= nprobe <= lists:
             raise ConfigError(f"nprobe: {nprobe} of {lists} lists; it must be between 1 and the number of lists.")
-        training = _training(training, vectors, bytes, at_least=max(lists, _ENTRIES))
-        _divides(bytes, vectors)
+        training = _checked_training(training, vectors, bytes, at_least=max(lists, _ENTRIES))
+        _check_divides(bytes, vectors)
         dim, product = vectors.shape[1], faiss.METRIC_INNER_PRODUCT
         index = faiss.IndexIVFPQ(faiss.IndexFlatIP(dim), dim, lists, bytes, 8, product)
         index.nprobe = nprobe
-        return cls._filled(encoder, image_ids, index, training, vectors, float(bytes + _LIST_ID), paths)
+        return cls._train_and_fill(encoder, image_ids, index, training, vectors, float(bytes + _LIST_ID_BYTES), paths)
 
     @classmethod
     def pq(
@@ -143,7 +145,7 @@ class FaissTower:
         bytes: int,
         paths: Sequence[str] | None = None,
     ) -> Self:
-        """Product codes: the vector cut into `bytes` parts, a byte for each (Jégou, Douze and Schmid 2011)."""
+        """Product codes: the vector is cut into `bytes` parts of one byte each (Jégou, Douze and Schmid 2011)."""
         return cls._product_codes(encoder, image_ids, vectors, training, bytes, paths, rotated=False)
 
     @classmethod
@@ -172,18 +174,18 @@ class FaissTower:
         beams: int = 16,
         paths: Sequence[str] | None = None,
     ) -> Self:
-        """Residual codes: `bytes` levels, each a byte for the residual of the levels before (Chen, Guan and Wang 2010).
+        """Residual codes: each of `bytes` levels codes the residual of the levels before (Chen, Guan and Wang 2010).
 
-        `beams` encodings of a picture are followed at once (5 in faiss); the best is stored.
+        `beams` encodings of a picture are followed at once (faiss' default is 5), and the best is stored.
         """
         faiss = _faiss()
         vectors = checked_vectors(PoolPictures(image_ids, paths), vectors)
         if beams < 1:
             raise ConfigError(f"beams: {beams} is too small; give 1 or more.")
-        training = _training(training, vectors, bytes)
+        training = _checked_training(training, vectors, bytes)
         index = faiss.IndexResidualQuantizer(vectors.shape[1], bytes, 8, faiss.METRIC_INNER_PRODUCT)
         index.rq.max_beam_size = beams
-        return cls._filled(encoder, image_ids, index, training, vectors, float(bytes), paths)
+        return cls._train_and_fill(encoder, image_ids, index, training, vectors, float(bytes), paths)
 
     @classmethod
     def _product_codes(
@@ -199,15 +201,15 @@ class FaissTower:
     ) -> Self:
         faiss = _faiss()
         vectors = checked_vectors(PoolPictures(image_ids, paths), vectors)
-        training = _training(training, vectors, bytes)
-        _divides(bytes, vectors)
+        training = _checked_training(training, vectors, bytes)
+        _check_divides(bytes, vectors)
         index = faiss.IndexPQ(vectors.shape[1], bytes, 8, faiss.METRIC_INNER_PRODUCT)
         if rotated:
             index = faiss.IndexPreTransform(faiss.OPQMatrix(vectors.shape[1], bytes), index)
-        return cls._filled(encoder, image_ids, index, training, vectors, float(bytes), paths)
+        return cls._train_and_fill(encoder, image_ids, index, training, vectors, float(bytes), paths)
 
     @classmethod
-    def _filled(
+    def _train_and_fill(
         cls,
         encoder: TextEncoder,
         image_ids: Sequence[str],
@@ -257,15 +259,15 @@ def _faiss() -> Any:
     return faiss
 
 
-def _training(
+def _checked_training(
     training: Float[np.ndarray, "training dim"],
     vectors: Float32[np.ndarray, "pictures dim"],
-    code: int,
+    code_bytes: int,
     *,
     at_least: int = _ENTRIES,
 ) -> Float32[np.ndarray, "training dim"]:
-    if code < 1:
-        raise ConfigError(f"bytes: {code} bytes per picture; give 1 or more.")
+    if code_bytes < 1:
+        raise ConfigError(f"bytes: {code_bytes} bytes per picture; give 1 or more.")
     if training.ndim != 2 or training.shape[1] != vectors.shape[1]:
         raise DataError(
             f"Training vectors of shape {training.shape} for pictures' vectors of width {vectors.shape[1]}. "
@@ -283,10 +285,10 @@ def _training(
     return training
 
 
-def _divides(code: int, vectors: Float32[np.ndarray, "pictures dim"]) -> None:
+def _check_divides(code_bytes: int, vectors: Float32[np.ndarray, "pictures dim"]) -> None:
     dim = vectors.shape[1]
-    if dim % code:
+    if dim % code_bytes:
         possible = ", ".join(str(size) for size in range(1, dim + 1) if dim % size == 0)
         raise ConfigError(
-            f"bytes: {code} parts do not divide vectors of width {dim}. Possible: {possible}. Or take rq."
+            f"bytes: {code_bytes} parts do not divide vectors of width {dim}. Possible: {possible}. Or use rq."
         )

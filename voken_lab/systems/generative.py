@@ -1,6 +1,6 @@
-"""Search with any generator over any sequences: what GRACE, IRGen and the like have in common with voken's search.
+"""Search with any generator over any sequences, for GRACE, IRGen and similar systems.
 
-It does not know where the sequences come from.
+This module does not know where the sequences come from.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class GenerativeSystem:
     ) -> None:
         self._pictures = PoolPictures(image_ids, paths, rows=trie.images)
         if beams < 1:
-            raise ConfigError(f"beams: {beams}; at least 1 is needed.")
+            raise ConfigError(f"beams must be at least 1, not {beams}.")
         self._generator = generator
         self._trie = trie
         self._beams = min(beams, trie.sequences)

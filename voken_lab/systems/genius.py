@@ -1,7 +1,7 @@
-"""GENIUS (Kim et al., CVPR 2025), text to image only: the query's vector alone, as a few prefix tokens.
+"""GENIUS (Kim et al., CVPR 2025), for text-to-image search: its generator reads only the query's vector.
 
-The published method that is closest to voken's. Encoder, trie, beam search and decoder layers are ours, so that only
-what defines GENIUS differs:
+It is the published method that is closest to voken's. Encoder, trie, beam search and decoder layers are voken's, so
+that only what defines GENIUS differs:
 
     query      the text's vector goes through an MLP into prefix tokens, which the decoder attends to; no token states
     training   that vector is interpolated with the vector of the right picture, by a share drawn from Beta(α, α)
@@ -9,7 +9,7 @@ what defines GENIUS differs:
     tokenizer  residual quantization with a contrastive loss between pictures and texts: `genius_tokenizer`
 
 Two parts are left out: the first level, which names the modality, because the pool holds only pictures; and the joint
-training of the encoder. The contrastive loss compares the quantized picture with the text, while GENIUS quantizes both.
+training of the encoder. The contrastive loss here compares the quantized picture with the text; GENIUS quantizes both.
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ from voken.image_tokenizer.train import PairedVectors
 from voken.progress import Progress, no_progress
 from voken.shapes import Float, Int
 from voken.training.sides import Side, validation_queries
+from voken_lab.systems.two_tower import TextEncoder
 
 _PAIR = "\0pair "
-"""What a text begins with that stands for a training pair; no caption does."""
+"""A text with this prefix stands for a training pair. No caption begins with it."""
 _ROW_RMS = 0.05
 
 
-class TextVectors(Protocol):
-    """The part of an `Encoder` that a query needs."""
+class QueryEncoder(TextEncoder, Protocol):
+    """The part of an `Encoder` that a query needs. Its vectors have length 1."""
 
     @property
     def dim(self) -> int:
         """Width of a vector."""
         ...
 
-    def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
-        """One unit vector per text, in the space of the pictures' vectors."""
-        ...
-
 
 @dataclass(frozen=True)
 class GeniusConfig:
-    """The generator and its training. The defaults are the best of fifteen, within noise (docs/explanation/log.md)."""
+    """Settings of the generator and its training.
+
+    The defaults are the best of fifteen settings, within noise (docs/explanation/log.md).
+    """
 
     prefix_tokens: int = 4
     width: int = 128
@@ -65,9 +65,9 @@ class GeniusConfig:
     heads: int = 4
     dropout: float = 0.2
     mix_alpha: float = 2.0
-    """α of the share of the text's vector in a training query, drawn from Beta(α, α); 0: no picture is mixed in."""
+    """The share of the text's vector in a training query is drawn from Beta(α, α). With 0, no picture is mixed in."""
     copy_voken_embeddings: bool = True
-    """Start the voken rows from the codebook, or at random."""
+    """Whether the voken rows start from the codebook or at random."""
     epochs: int = 16
     batch_size: int = 256
     learning_rate: float = 1e-3
@@ -77,7 +77,7 @@ class GeniusConfig:
     """Epochs without a better validation recall before training stops."""
 
     def training(self) -> GeneratorConfig:
-        """Settings for `train_generator`: L_gen on the sequences themselves, and nothing else."""
+        """Settings for `train_generator`, with L_gen on one-hot targets as the only loss."""
         return GeneratorConfig(
             family="lite",
             targets="one-hot",
@@ -93,9 +93,9 @@ class GeniusConfig:
 
 
 def genius_tokenizer(**changes: Any) -> TokenizerConfig:
-    """Settings of its image tokenizer, with `changes` by name.
+    """Settings of GENIUS's image tokenizer, with `changes` by name.
 
-    Of nine settings, these had the best validation score of the tokenizer itself (docs/explanation/log.md).
+    Of nine settings, these had the best `validation_score` (docs/explanation/log.md).
     """
     settings = TokenizerConfig(
         codebook_size=1024,
@@ -114,10 +114,10 @@ def genius_tokenizer(**changes: Any) -> TokenizerConfig:
 
 @dataclass(frozen=True)
 class GeniusState:
-    """The query as the decoder attends to it, and the cache of the levels already written."""
+    """The query as the decoder attends to it, and a cache of the levels already written."""
 
     cross: tuple[tuple[Float[Tensor, "queries heads prefix _"], Float[Tensor, "queries heads prefix _"]], ...]
-    """Keys and values of the prefix tokens, one pair per layer: computed once, shared by all beams."""
+    """Keys and values of the prefix tokens, one pair per layer. They are computed once and shared by all beams."""
     past: tuple[tuple[Tensor, Tensor], ...] = ()
     """Keys and values (queries, beams, heads, levels so far, width of a head), one pair per layer."""
     level: int = 0
@@ -126,8 +126,8 @@ class GeniusState:
 class GeniusGenerator(nn.Module):
     """A `Generator` (see `voken.generator.interface`) whose only input is the query's vector.
 
-    The encoder is not saved with it: pass the same one to `load`. `shared`: all levels have one codebook and one
-    vocabulary. Raises `ConfigError` for impossible settings.
+    The encoder is not saved with it: pass the same encoder to `load`. `shared` says that all levels have one codebook
+    and one vocabulary. Raises `ConfigError` for impossible settings.
     """
 
     family = "genius"
@@ -137,7 +137,7 @@ class GeniusGenerator(nn.Module):
 
     def __init__(
         self,
-        encoder: TextVectors,
+        encoder: QueryEncoder,
         codebooks: Float[np.ndarray, "M N e"],
         config: GeniusConfig,
         *,
@@ -145,10 +145,10 @@ class GeniusGenerator(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        _check(config)
+        _check_config(config)
         self.config = config
         self._encoder = encoder
-        self._training_reader: TextVectors | None = None
+        self._training_reader: QueryEncoder | None = None
         self._pairs: PairedVectors | None = None
         levels, entries, _ = codebooks.shape
         width = config.width
@@ -190,27 +190,27 @@ class GeniusGenerator(nn.Module):
         """Where the weights are."""
         return self.start.device
 
-    def begin_training(self, pairs: PairedVectors, reader: TextVectors | None = None) -> None:
-        """Until `end_training`, `pair_text(p)` is a query: the text of pair p, in training mixed with its picture.
+    def begin_training(self, pairs: PairedVectors, reader: QueryEncoder | None = None) -> None:
+        """Until `end_training`, `pair_text(p)` stands for the text of pair p, mixed with its picture in training mode.
 
-        All other texts are read with `reader`, if there is one: it may have the validation texts already.
+        All other texts are read with `reader`, if there is one. It may hold the vectors of the validation texts.
         """
         self._pairs, self._training_reader = pairs, reader
 
     def end_training(self) -> None:
-        """After this, every query is a text for the encoder."""
+        """Undo `begin_training`: from now on every query is a text for the encoder."""
         self._pairs, self._training_reader = None, None
 
     def query_vectors(self, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:
-        """Unit vectors of queries: the encoder's, and in training the vectors of pairs, mixed with their pictures'.
+        """Unit vectors of queries. In training mode, those of training pairs are mixed with their pictures' vectors.
 
-        The share of the text comes from torch's random numbers, drawn for each query of each call.
+        The share of the text is drawn with torch's random numbers, for each query of each call.
         """
         if self._pairs is None or not any(text.startswith(_PAIR) for text in texts):
-            read = (self._training_reader or self._encoder).encode_texts(texts)
-            return torch.from_numpy(read).to(self.device, self.start.dtype)
+            encoded = (self._training_reader or self._encoder).encode_texts(texts)
+            return torch.from_numpy(encoded).to(self.device, self.start.dtype)
         if not all(text.startswith(_PAIR) for text in texts):
-            raise ConfigError("One call has training pairs and other texts. Make two calls.")
+            raise ConfigError("The call has both training pairs and other texts. Call once for each kind.")
         rows = self._pairs.pairs[[int(text.removeprefix(_PAIR)) for text in texts]]
         vectors = torch.from_numpy(self._pairs.texts[rows[:, 1]]).to(self.device, self.start.dtype)
         alpha = self.config.mix_alpha
@@ -226,7 +226,7 @@ class GeniusGenerator(nn.Module):
             return self.encode(texts)
 
     def encode(self, texts: Sequence[str]) -> GeniusState:
-        """Read the queries. Only the encoder's part is without gradients."""
+        """Read the queries, with gradients for everything but the encoder."""
         prefix = self.prefix(self.query_vectors(texts)).view(len(texts), self.config.prefix_tokens, self.config.width)
         memory = self.dropout(self.prefix_norm(prefix))
         return GeniusState(tuple(layer.cross_keys(memory) for layer in self._layers()))
@@ -237,7 +237,7 @@ class GeniusGenerator(nn.Module):
         vokens: Int[Tensor, "queries beams"] | None,
         parents: Int[Tensor, "queries beams"] | None,
     ) -> tuple[Float[Tensor, "queries beams N"], GeniusState]:
-        """As `voken.decoding.interface.StepModel`: one level for all beams of all queries."""
+        """The logits of one level for all beams of all queries, as in `voken.decoding.interface.StepModel`."""
         level, past = state.level, state.past
         queries = len(state.cross[0][0])
         if vokens is None or parents is None:
@@ -255,7 +255,7 @@ class GeniusGenerator(nn.Module):
     def teacher_forced(
         self, state: GeniusState, vokens: Int[Tensor, "queries sequences levels"]
     ) -> Float[Tensor, "queries sequences levels N"]:
-        """As `voken.generator.interface.Generator`."""
+        """The logits of every level of known sequences, as in `voken.generator.interface.Generator`."""
         queries, sequences, levels = vokens.shape
         written = self.vocabulary.embed_prefixes(vokens[:, :, :-1])
         hidden = packed_positions(self.start.expand(queries, 1, -1), written)
@@ -273,17 +273,17 @@ class GeniusGenerator(nn.Module):
     def save(self, folder: Path) -> None:
         """Write `config.json` and `model.safetensors` into an existing folder."""
         shape = [self.levels, self.codebook_size, 1]
-        described = asdict(self.config) | {"codebooks": shape, "shared": self.vocabulary.shared}
-        write_json(folder / "config.json", described)
+        description = asdict(self.config) | {"codebooks": shape, "shared": self.vocabulary.shared}
+        write_json(folder / "config.json", description)
         weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         save_file(weights, folder / "model.safetensors")
 
     @classmethod
-    def load(cls, folder: Path, encoder: TextVectors) -> Self:
+    def load(cls, folder: Path, encoder: QueryEncoder) -> Self:
         """Read what `save` wrote. `encoder` reads the queries."""
         values = read_json(folder / "config.json")
         shape, shared = values.pop("codebooks"), values.pop("shared")
-        # the saved rows replace these
+        # The saved rows replace these ones.
         generator = cls(encoder, np.ones(shape, np.float32), from_dict(GeniusConfig, values), shared=shared)
         generator.load_state_dict(load_file(folder / "model.safetensors"))
         return generator.eval()
@@ -297,10 +297,10 @@ class GeniusGenerator(nn.Module):
         return self.vocabulary.logits(self.norm(hidden), level) + self.bias[level]
 
 
-class RememberedVectors:
-    """An encoder of texts that looks up texts whose vectors are known."""
+class CachedQueryEncoder:
+    """A `QueryEncoder` that looks up the vectors of a set of texts."""
 
-    def __init__(self, encoder: TextVectors, texts: Sequence[str], vectors: Float[np.ndarray, "texts dim"]) -> None:
+    def __init__(self, encoder: QueryEncoder, texts: Sequence[str], vectors: Float[np.ndarray, "texts dim"]) -> None:
         self._encoder, self._vectors = encoder, vectors
         self._row = {text: row for row, text in enumerate(texts)}
 
@@ -310,7 +310,7 @@ class RememberedVectors:
         return self._encoder.dim
 
     def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
-        """Look the texts up; if one is unknown, encode them all."""
+        """Look the texts up. If any of them is new, encode them all."""
         rows = [self._row.get(text, -1) for text in texts]
         return self._encoder.encode_texts(texts) if -1 in rows else self._vectors[rows]
 
@@ -318,7 +318,7 @@ class RememberedVectors:
 def interpolated(
     texts: Float[Tensor, "rows dim"], images: Float[Tensor, "rows dim"], share: Float[Tensor, "rows 1"]
 ) -> Float[Tensor, "rows dim"]:
-    """share · text + (1 - share) · picture, at unit length."""
+    """share · text + (1 - share) · picture, scaled to length 1."""
     return normalize(share * texts + (1 - share) * images, dim=-1)
 
 
@@ -328,7 +328,7 @@ def pair_text(pair: int) -> str:
 
 
 def train_genius(
-    encoder: TextVectors,
+    encoder: QueryEncoder,
     train: Side,
     validation: Side,
     tokenizer: ImageTokenizer,
@@ -338,7 +338,7 @@ def train_genius(
     checkpoints: Path | None = None,
     progress: Progress = no_progress,
 ) -> tuple[GeniusGenerator, GeneratorHistory]:
-    """A generator of `tokenizer`'s vokens, with the weights of the best epoch, and its training history.
+    """A generator of `tokenizer`'s vokens with the weights of the best epoch, and its training history.
 
     The best epoch is the one with the best recall of the validation captions over the validation pictures, at ten
     beams and without any picture mixed in. Each epoch draws one pair per picture. `checkpoints` is a folder for this
@@ -349,10 +349,10 @@ def train_genius(
         encoder, tokenizer.codebooks, config, shared=tokenizer.config.shared_codebook, seed=seed
     ).to(tokenizer.books.device)
     texts = [pair_text(pair) for pair in range(len(train.pairs))]
-    numbered = np.stack([train.pairs[:, 0], np.arange(len(texts))], 1)
-    pairs = VokenPairs(texts, tokenizer.encode(train.images), train.concepts, numbered)
+    text_pairs = np.stack([train.pairs[:, 0], np.arange(len(texts))], 1)
+    pairs = VokenPairs(texts, tokenizer.encode(train.images), train.concepts, text_pairs)
     queries = validation_queries(validation, tokenizer.encode(validation.images), seed)
-    generator.begin_training(train.paired_vectors(), RememberedVectors(encoder, validation.captions, validation.texts))
+    generator.begin_training(train.paired_vectors(), CachedQueryEncoder(encoder, validation.captions, validation.texts))
     history = train_generator(
         generator, pairs, queries, config.training(), seed=seed, checkpoints=checkpoints, progress=progress
     )
@@ -360,9 +360,9 @@ def train_genius(
     return generator.eval(), history
 
 
-def _check(config: GeniusConfig) -> None:
+def _check_config(config: GeniusConfig) -> None:
     if min(config.prefix_tokens, config.width, config.layers, config.heads) < 1:
-        raise ConfigError("genius: prefix_tokens, width, layers and heads are 1 or more.")
+        raise ConfigError("genius: prefix_tokens, width, layers and heads must be 1 or more.")
     if config.width % config.heads:
         raise ConfigError(f"genius.width {config.width} is not a multiple of genius.heads {config.heads}.")
     if config.mix_alpha < 0:

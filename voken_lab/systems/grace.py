@@ -1,20 +1,21 @@
-"""GRACE (Li et al. 2024): every picture has an identifier that is fixed before training; a generator memorizes them.
+"""GRACE (Li et al. 2024): every picture has an identifier that is fixed before training, and a generator memorizes it.
 
-The paper's Table 1 compares with it. Here the generator, the trie and the beam search are ours, so that only the
-identifier differs. Schemes, and what a test picture's identifier can tell a model that never read a text about it:
+The paper's Table 1 compares with GRACE. Here the generator, the trie and the beam search are voken's, so that only the
+identifiers differ. There are five schemes:
 
-    numeric     a running number, one decimal digit a level                       nothing
-    string      distinct letters drawn at random, one a level                     nothing
-    atomic      one token of its own for each picture                             nothing
-    semantic    path in a tree of k-means clusters, ten children a node (the docids of Tay et al. 2022, "DSI")
+    numeric     a number drawn at random, one decimal digit per level
+    string      distinct strings of letters drawn at random, one letter per level
+    atomic      a separate token for each picture
+    semantic    the path in a tree of k-means clusters, ten children per node (the docids of Tay et al. 2022, "DSI")
     structured  the same with up to 256 children per node, and separate vokens for each level
 
-The last two end with a number within the cluster, which tells nothing. All pictures are clustered, the pool's
-included: the protocol allows the model to see their pixels, but no text about them.
+The first three say nothing about a picture. In the last two, only the last number, which counts the pictures of a
+cluster, says nothing. All pictures are clustered, including the pool's: the protocol allows the model to see their
+pixels, but no text about them.
 
-GRACE learns two tasks at once: to write a picture's identifier from the picture ("memorize", for the pool too) and to
-write a training picture's identifier from its captions ("retrieve"). In a space that pictures and texts share, the
-first task teaches about the pool what the second cannot; the generator reads a picture through its vector.
+GRACE learns two tasks at once: to write a picture's identifier from the picture ("memorize", for the pool too), and to
+write a training picture's identifier from its captions ("retrieve"). Only the first task teaches the model about the
+pool. The generator reads a picture as its vector, in the space that pictures and texts share.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 
 _LETTERS = 26
 _PICTURE = "\0picture "
-"""Begins a text that stands for a picture; no caption begins with it."""
+"""A text with this prefix stands for a picture. No caption begins with it."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,12 @@ class Identifiers:
 
 
 def identifiers(scheme: Scheme, vectors: Float[np.ndarray, "pictures dim"], *, seed: int) -> Identifiers:
-    """Identifiers of a scheme (see the module) for pictures with these vectors; `seed` decides every random draw.
+    """Identifiers of a scheme (see the module) for pictures with these vectors. `seed` decides every random draw.
 
     Raises `ConfigError` for an unknown scheme, `EmptyDataError` without pictures.
     """
     if not len(vectors):
-        raise EmptyDataError("There is no picture to give an identifier to.")
+        raise EmptyDataError("There are no pictures to assign identifiers to.")
     random = np.random.default_rng(seed)
     pictures = len(vectors)
     if scheme == "atomic":
@@ -70,7 +71,7 @@ def identifiers(scheme: Scheme, vectors: Float[np.ndarray, "pictures dim"], *, s
     if scheme == "numeric":
         return Identifiers(_digits(random.permutation(pictures), 10), 10)
     if scheme == "string":
-        # one in a thousand of all strings is used: they look as arbitrary as file names
+        # One in a thousand of all strings is used, so they look as arbitrary as file names.
         length = max(1, math.ceil(math.log(1000 * pictures, _LETTERS)))
         drawn = random.choice(_LETTERS**length, pictures, replace=False, shuffle=True)
         return Identifiers(_digits(drawn, _LETTERS, length), _LETTERS)
@@ -78,17 +79,17 @@ def identifiers(scheme: Scheme, vectors: Float[np.ndarray, "pictures dim"], *, s
         return cluster_paths(vectors, children=10, seed=seed)
     if scheme == "structured":
         return cluster_paths(vectors, children=min(256, max(2, math.ceil(pictures**0.5))), seed=seed)
-    raise ConfigError(f"{scheme!r}: no such identifier. There are: {', '.join(SCHEMES)}.")
+    raise ConfigError(f"{scheme!r}: no such scheme of identifiers. Choose one of: {', '.join(SCHEMES)}.")
 
 
 def cluster_paths(vectors: Float[np.ndarray, "pictures dim"], *, children: int, seed: int) -> Identifiers:
-    """Paths in a tree of k-means clusters, which are split until none holds more than `children` pictures.
+    """Paths in a tree of k-means clusters, which are split until no cluster holds more than `children` pictures.
 
     The last value is the picture's number in its cluster. Shorter paths are padded with a value that no cluster has,
-    so that all have the same length: N is `children` + 1.
+    so N is `children` + 1.
     """
     random = torch.Generator().manual_seed(seed)
-    everything = torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32))
+    rows_of_vectors = torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32))
     paths: list[list[int]] = [[] for _ in range(len(vectors))]
     waiting = [np.arange(len(vectors))]
     while waiting:
@@ -97,12 +98,12 @@ def cluster_paths(vectors: Float[np.ndarray, "pictures dim"], *, children: int, 
             for number, row in enumerate(rows.tolist()):
                 paths[row].append(number)
             continue
-        cluster = _clusters(everything[torch.from_numpy(rows)], children, random)
+        cluster = _clusters(rows_of_vectors[torch.from_numpy(rows)], children, random)
         for number in np.unique(cluster).tolist():
-            inside = rows[cluster == number]
-            for row in inside.tolist():
+            members = rows[cluster == number]
+            for row in members.tolist():
                 paths[row].append(number)
-            waiting.append(inside)
+            waiting.append(members)
     length = max(map(len, paths))
     sequences = np.full((len(vectors), length), children, dtype=np.int32)
     for row, path in enumerate(paths):
@@ -112,7 +113,7 @@ def cluster_paths(vectors: Float[np.ndarray, "pictures dim"], *, children: int, 
 
 def _clusters(vectors: torch.Tensor, children: int, random: torch.Generator) -> Int[np.ndarray, " pictures"]:
     clusters = nearest(vectors, kmeans(vectors, children, generator=random)).numpy()
-    # k-means cannot split equal vectors: they are distributed by their position
+    # k-means cannot split equal vectors, so they are distributed by their position.
     return clusters if len(np.unique(clusters)) > 1 else np.arange(len(vectors)) % children
 
 
@@ -142,7 +143,7 @@ def grace_settings(**changes: int | float) -> GeneratorConfig:
 
 
 class PictureReader:
-    """A `TextReader` that also reads pictures: for a text from `picture_text` it returns the vector, and no tokens."""
+    """A `TextReader` that also reads pictures: for a text from `picture_text` it returns the picture's vector alone."""
 
     def __init__(self, reader: TextReader, vectors: Float[np.ndarray, "pictures dim"]) -> None:
         self._reader = reader
@@ -159,7 +160,7 @@ class PictureReader:
         return self._reader.dim
 
     def read_texts(self, texts: Sequence[str], *, max_tokens: int) -> TextStates:
-        """As `TextReader`."""
+        """As in `TextReader`; a picture has no tokens."""
         pictures = [int(text.removeprefix(_PICTURE)) if text.startswith(_PICTURE) else -1 for text in texts]
         rows = torch.tensor(pictures)
         captions = [text for text, row in zip(texts, pictures, strict=True) if row < 0]
@@ -195,32 +196,32 @@ def train_grace(
     checkpoints: Path | None = None,
     progress: Progress = no_progress,
 ) -> tuple[LiteGenerator, Identifiers, GeneratorHistory]:
-    """A generator that has memorized the pool's pictures, their identifiers, and the training history.
+    """A generator that has memorized the pool's pictures, the pool's identifiers, and the training history.
 
-    Pictures of the pool and of validation are memorized `repeats` times per epoch; the best epoch is the one with
-    the best recall of the validation captions over the validation pictures. `in_train`: the last pictures of the
+    Each epoch shows every picture of the pool and of validation `repeats` times. The best epoch is the one with the
+    best recall of the validation captions over the validation pictures. `in_train` says that the last pictures of the
     train side are the pool's, with generated captions, as in the transductive protocol.
     """
     train, validation = inputs.train, inputs.validation
     first_of_pool = len(train.images) - (len(pool) if in_train else 0)
-    world = np.concatenate([train.images, validation.images, *([] if in_train else [pool])])
-    everyone = identifiers(scheme, world, seed=seed)
-    pool_rows = np.arange(len(pool)) + (first_of_pool if in_train else len(world) - len(pool))
-    memorized = np.union1d(np.arange(len(train.images), len(world)), pool_rows)
-    rows = np.concatenate([np.arange(len(train.images)), np.tile(memorized, repeats)])
-    texts = [*train.captions, *map(picture_text, range(len(world)))]
-    itself = np.stack([np.arange(len(rows)), len(train.captions) + rows], 1)
-    pairs = VokenPairs(texts, everyone.sequences[rows], rows, np.concatenate([train.pairs, itself]))
-    books = np.zeros((everyone.sequences.shape[1], everyone.codebook_size, pool.shape[1]), np.float32)
+    all_vectors = np.concatenate([train.images, validation.images, *([] if in_train else [pool])])
+    all_identifiers = identifiers(scheme, all_vectors, seed=seed)
+    pool_rows = np.arange(len(pool)) + (first_of_pool if in_train else len(all_vectors) - len(pool))
+    repeated = np.union1d(np.arange(len(train.images), len(all_vectors)), pool_rows)
+    rows = np.concatenate([np.arange(len(train.images)), np.tile(repeated, repeats)])
+    texts = [*train.captions, *map(picture_text, range(len(all_vectors)))]
+    memory_pairs = np.stack([np.arange(len(rows)), len(train.captions) + rows], 1)
+    pairs = VokenPairs(texts, all_identifiers.sequences[rows], rows, np.concatenate([train.pairs, memory_pairs]))
+    books = np.zeros((all_identifiers.sequences.shape[1], all_identifiers.codebook_size, pool.shape[1]), np.float32)
     torch.manual_seed(seed)
     generator = LiteGenerator(text_reader(inputs.encoder), books, settings)
     reader = inputs.caption_reader(settings.max_query_tokens) or text_reader(inputs.encoder)
-    generator.begin_training(PictureReader(reader, world))
-    held_out = everyone.sequences[len(train.images) : len(train.images) + len(validation.images)]
-    queries = validation_queries(validation, held_out, seed)
+    generator.begin_training(PictureReader(reader, all_vectors))
+    validation_vokens = all_identifiers.sequences[len(train.images) : len(train.images) + len(validation.images)]
+    queries = validation_queries(validation, validation_vokens, seed)
     history = train_generator(
         generator.to(inputs.device), pairs, queries, settings, seed=seed, checkpoints=checkpoints, progress=progress
     )
     generator.end_training()
-    of_pool = Identifiers(everyone.sequences[pool_rows], everyone.codebook_size)
-    return generator.eval(), of_pool, history
+    pool_identifiers = Identifiers(all_identifiers.sequences[pool_rows], all_identifiers.codebook_size)
+    return generator.eval(), pool_identifiers, history

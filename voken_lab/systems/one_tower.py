@@ -1,10 +1,10 @@
-"""The one-tower system: a text and a picture read together, pair by pair. BLIP's row in the tables.
+"""One-tower systems, which read a text and a picture together, pair by pair. BLIP is one of them in the tables.
 
-A network that reads both at once can compare more than two vectors can, but it is expensive: nothing about a pair can
-be computed before the query is known, so every pair costs a forward pass. `OneTower` scores the whole pool, `Reranked`
-only the first hits of another system.
+A network that reads both at once can compare them in more detail than two vectors allow, but it is expensive: a pair
+cannot be scored before the query is known, so every pair costs a forward pass. `OneTower` scores the whole pool,
+`Reranked` only the first hits of another system.
 
-Neither knows how a pair is scored: a `PairScorer` does that.
+A `PairScorer` scores the pairs for both.
 """
 
 from __future__ import annotations
@@ -17,30 +17,22 @@ import numpy as np
 from voken.errors import ConfigError, DataError
 from voken.search.hit import Hit
 from voken.shapes import Float, Int
-from voken_lab.systems.pictures import PoolPictures, check_k
+from voken_lab.systems.pictures import PoolPictures, SearchSystem, check_k
 
 
 class PairScorer(Protocol):
-    """Match scores of a text with pictures of the pool that the scorer is bound to."""
+    """Scores how well a text fits pictures of the pool that the scorer is bound to."""
 
     def score(self, text: str, rows: Int[np.ndarray, " pictures"]) -> Float[np.ndarray, " pictures"]:
         """How well `text` fits the pictures at `rows` of the pool; larger is better."""
         ...
 
 
-class SearchSystem(Protocol):
-    """Anything that answers texts with ranked pictures (see `voken_lab.evaluation.protocol`)."""
-
-    def search(self, texts: list[str], k: int) -> list[list[Hit]]:
-        """For each text at most `k` hits, by falling score, no picture twice."""
-        ...
-
-
 class OneTower:
     """Scores every picture of the pool for every text. Hits of equal score come in the order of the pictures.
 
-    `bytes_per_picture` is what must be stored for a picture besides its id; None takes the scorer's number, if it has
-    one.
+    `bytes_per_picture` is what must be stored for a picture besides its id. If None, it is the scorer's number, or None
+    if the scorer has none.
 
     Raises `EmptyDataError` without pictures, `DataError` if lengths differ or an id is there twice.
     """
@@ -72,21 +64,21 @@ class OneTower:
 
 
 class Reranked:
-    """Another system's first `depth` hits in a scorer's order; the hits after them keep their order.
+    """Sorts another system's first `depth` hits by a scorer's scores. The hits after them keep their order.
 
-    Scores must fall along the whole answer, and scores of the two systems cannot be compared. The reranked hits have
-    the scorer's scores; the hits after them have their system's scores, all shifted by one number, so that the first of
-    them is 1 below the last reranked hit. Ties after `depth` stay ties.
+    Scores must fall along the whole answer, but the scores of the two systems cannot be compared. Reranked hits
+    therefore have the scorer's scores, and the hits after them have their system's scores, all shifted by the same
+    number: the first of them is 1 below the last reranked hit. Ties after `depth` stay ties.
 
-    `image_ids` are the pool's, in the order of the scorer's rows. `bytes_per_picture` is the sum of the system's and
-    the scorer's number, None if one of them has none.
+    `image_ids` are the pool's ids, in the order of the scorer's rows. `bytes_per_picture` is the sum of the system's
+    and the scorer's number, or None if either has none.
 
     Raises `ConfigError` for `depth` under 1, `EmptyDataError` without pictures, `DataError` if an id is there twice.
     """
 
     def __init__(self, system: SearchSystem, scorer: PairScorer, image_ids: Sequence[str], *, depth: int) -> None:
         if depth < 1:
-            raise ConfigError(f"depth: {depth} hits to rerank; rerank 1 or more.")
+            raise ConfigError(f"depth: {depth} hits to rerank; it must be 1 or more.")
         self._system = system
         self._scorer = scorer
         self._row = {image_id: row for row, image_id in enumerate(PoolPictures(image_ids).image_ids)}
@@ -114,8 +106,8 @@ class Reranked:
         best = np.argsort(-scores, kind="stable")
         ranked = [_with_score(head[row], float(scores[row])) for row in best]
         if tail:
-            drop = tail[0].score - (ranked[-1].score - 1.0)
-            ranked += [_with_score(hit, hit.score - drop) for hit in tail]
+            shift = tail[0].score - (ranked[-1].score - 1.0)
+            ranked += [_with_score(hit, hit.score - shift) for hit in tail]
         return ranked
 
 
@@ -135,9 +127,8 @@ def _scores(scorer: PairScorer, text: str, rows: Int[np.ndarray, " pictures"]) -
     return scores
 
 
-def _bytes_of(holder: object) -> float | None:
-    """`bytes_per_picture` of a scorer or system that has it."""
-    value = getattr(holder, "bytes_per_picture", None)
+def _bytes_of(scorer_or_system: object) -> float | None:
+    value = getattr(scorer_or_system, "bytes_per_picture", None)
     return None if value is None else float(value)
 
 

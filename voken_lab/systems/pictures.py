@@ -1,14 +1,24 @@
-"""The pictures that a system searches: ids, paths and vectors, checked once."""
+"""What every search system has: the `SearchSystem` protocol, and checks of the pictures that it searches."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from voken.errors import ConfigError, DataError, EmptyDataError
 from voken.search.hit import Hit
 from voken.shapes import Float, Float32
+
+
+@runtime_checkable
+class SearchSystem(Protocol):
+    """Anything that answers texts with ranked pictures."""
+
+    def search(self, texts: list[str], k: int) -> list[list[Hit]]:
+        """For each text at most `k` hits, by falling score, no picture twice; equal scores are ties."""
+        ...
 
 
 class PoolPictures:

@@ -1,9 +1,9 @@
-"""The two-tower system: queries and pictures as vectors of one space, every picture compared. CLIP's row in the tables.
+"""The two-tower system: queries and pictures are vectors of one space, and a query is compared with every picture.
 
-Over quantized vectors it is the *quantized ceiling*: what a search could reach that knows only each picture's vokens
-and compares every sequence, instead of writing the likely ones.
+CLIP is one of these systems in the tables. Over vectors rebuilt from vokens, the system is the *quantized ceiling*: the
+recall of a search that knows only each picture's vokens but compares all sequences, instead of writing likely ones.
 
-The search is exact. It does not know how texts become vectors.
+The search is exact. This module does not know how texts become vectors.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from voken.search.hit import Hit
 from voken.shapes import Float, Float32, Int
 from voken_lab.systems.pictures import PoolPictures, check_k, checked_vectors
 
-_BLOCK = 2**23
-"""Scores in memory at once: 32 MiB of float32."""
+_SCORES_PER_BLOCK = 2**23
+"""32 MiB of float32."""
 
 
 class TextEncoder(Protocol):
-    """The half of an `Encoder` that a query needs."""
+    """The part of an `Encoder` that queries need."""
 
     def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
         """One vector per text, in the space of the pictures' vectors."""
@@ -32,7 +32,7 @@ class TextEncoder(Protocol):
 
 
 class Quantizer(Protocol):
-    """The half of an `ImageTokenizer` that the quantized ceiling needs."""
+    """The part of an `ImageTokenizer` that the quantized ceiling needs."""
 
     @property
     def codebooks(self) -> Float[np.ndarray, "M N e"]:
@@ -51,9 +51,9 @@ class Quantizer(Protocol):
 class TwoTower:
     """Exact search by inner product, in float32.
 
-    Equal vectors are scored once and tie exactly: a matrix product may round equal rows differently, and the order of
-    pictures with equal vectors would then depend on their place in memory. Hits of equal score come in the order of
-    the pictures.
+    Equal vectors are scored once, so they tie exactly. Otherwise a matrix product could round equal rows differently,
+    and the order of pictures with equal vectors would depend on their place in memory. Hits of equal score come in the
+    order of the pictures.
 
     `bytes_per_picture` is what must be stored for a picture besides its id.
 
@@ -93,15 +93,15 @@ class TwoTower:
         Pictures that share a sequence share a vector, and so tie. `bytes_per_picture` counts M vokens of log2 N bits.
         """
         vokens = np.asarray(tokenizer.encode(np.asarray(vectors, dtype=np.float32)))
-        # Each sequence is rebuilt once: a network may round one input differently at different places of a batch.
-        sequences, which = np.unique(vokens, axis=0, return_inverse=True)
+        # Each sequence is rebuilt once, because a network may round equal inputs differently within a batch.
+        sequences, sequence_of = np.unique(vokens, axis=0, return_inverse=True)
         rebuilt = np.asarray(tokenizer.decode(sequences.astype(np.int32)), dtype=np.float32)
         rebuilt = rebuilt / np.maximum(np.linalg.norm(rebuilt, axis=1, keepdims=True), 1e-12)
         levels, entries = tokenizer.codebooks.shape[:2]
         return cls(
             encoder,
             image_ids,
-            rebuilt[which.reshape(-1)],
+            rebuilt[sequence_of.reshape(-1)],
             paths=paths,
             vokens=vokens,
             bytes_per_picture=sequence_bytes(levels, entries),
@@ -116,7 +116,7 @@ class TwoTower:
         if not texts:
             return []
         queries = read_queries(self._encoder, texts, self._rows.shape[1])
-        step = max(1, _BLOCK // len(self._rows))
+        step = max(1, _SCORES_PER_BLOCK // len(self._rows))
         hits: list[list[Hit]] = []
         for start in range(0, len(queries), step):
             scores = queries[start : start + step] @ self._rows.T
@@ -124,8 +124,8 @@ class TwoTower:
         return hits
 
     def _best(self, scores: Float[np.ndarray, " distinct"], k: int) -> list[Hit]:
-        wanted = min(k, len(scores))
-        cut = np.partition(scores, len(scores) - wanted)[len(scores) - wanted]
+        place = len(scores) - min(k, len(scores))
+        cut = np.partition(scores, place)[place]
         candidates = np.flatnonzero(scores >= cut)
         counts = self._starts[candidates + 1] - self._starts[candidates]
         starts = np.repeat(self._starts[candidates], counts)
@@ -140,7 +140,7 @@ class TwoTower:
 
 
 def sequence_bytes(levels: int, entries: int) -> float:
-    """M values of log2 N bits, rounded up; docs/reference/speed.md says what else a collection stores."""
+    """Bytes of M values of log2 N bits, rounded up. docs/reference/speed.md says what else a collection stores."""
     return levels * math.ceil(math.log2(max(entries, 2))) / 8
 
 
@@ -149,12 +149,12 @@ def read_queries(encoder: TextEncoder, texts: Sequence[str], dim: int) -> Float3
     queries = np.ascontiguousarray(encoder.encode_texts(texts), dtype=np.float32)
     if queries.shape != (len(texts), dim):
         raise DataError(
-            f"The encoder returned vectors of shape {queries.shape} for {len(texts)} texts; the pictures' are "
+            f"The encoder returned vectors of shape {queries.shape} for {len(texts)} texts; the pictures' vectors are "
             f"{dim} wide. Use the encoder that the pictures were encoded with."
         )
     if not np.isfinite(queries).all():
-        bad = int(np.flatnonzero(~np.isfinite(queries).all(axis=1))[0])
-        raise DataError(f"The encoder returned a vector that is not finite for the text {texts[bad]!r}.")
+        row = int(np.flatnonzero(~np.isfinite(queries).all(axis=1))[0])
+        raise DataError(f"The encoder returned a vector that is not finite for the text {texts[row]!r}.")
     return queries
 
 
@@ -162,10 +162,11 @@ def _distinct_rows(
     vectors: Float[np.ndarray, "pictures dim"],
 ) -> tuple[Float[np.ndarray, "distinct dim"], Int[np.ndarray, " pictures"], Int[np.ndarray, " offsets"]]:
     """The distinct rows; the pictures listed row by row; where each row's pictures start in that list."""
-    # + 0.0 turns −0.0 into 0.0, so that equal numbers are equal bytes; bytes sort far faster than rows of floats.
+    # Rows are compared as bytes, which sort far faster than floats. + 0.0 turns −0.0 into 0.0, so equal rows have equal
+    # bytes.
     keys = (vectors + np.float32(0.0)).view(np.dtype((np.void, vectors.itemsize * vectors.shape[1]))).reshape(-1)
-    _, first, which = np.unique(keys, return_index=True, return_inverse=True)
-    which = which.reshape(-1)
-    order = np.argsort(which, kind="stable")
-    starts = np.concatenate([[0], np.cumsum(np.bincount(which, minlength=len(first)))])
+    _, first, row_of = np.unique(keys, return_index=True, return_inverse=True)
+    row_of = row_of.reshape(-1)
+    order = np.argsort(row_of, kind="stable")
+    starts = np.concatenate([[0], np.cumsum(np.bincount(row_of, minlength=len(first)))])
     return vectors[first], order, starts
