@@ -531,7 +531,7 @@ class Collection:
         accepted, skipped = uploads.check(files, max_pixels)
         if not accepted:
             return Change(self.version, skipped=tuple(skipped))
-        with uploads.stored(self._store, accepted) as titles:
+        with uploads.storing(self._store, accepted) as titles:
             change = self.add(list(titles), metadata=[{"title": title} for title in titles.values()])
         skipped += [Skipped(titles[Path(file.path)], file.reason) for file in change.skipped]
         return replace(change, skipped=tuple(skipped))
@@ -542,7 +542,7 @@ class Collection:
 
         path, folder = self.picture(image_id).path, self.folder
         uploaded = uploads.is_upload(path, folder)
-        with uploads.locked(folder) if uploaded else nullcontext():
+        with uploads.lock(folder) if uploaded else nullcontext():
             change = self.remove([image_id])
             if uploaded and change.removed:
                 uploads.delete([path])

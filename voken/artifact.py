@@ -160,6 +160,17 @@ def contents_digest(folder: Path, *, without: str) -> str:
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:32]
 
 
+def sync_folder(folder: Path) -> None:
+    """Sync a folder, so that a new name in it survives a power cut. Does nothing on Windows, which cannot do this."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
@@ -233,15 +244,6 @@ def _swap(partial: Path, destination: Path) -> None:
         if retired.exists():
             retired.replace(destination)
         raise
-    _sync_folder(destination.parent)
-    shutil.rmtree(retired, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Sync a folder, so that a rename in it survives a power cut. Some systems cannot."""
     with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync_folder(destination.parent)
+    shutil.rmtree(retired, ignore_errors=True)

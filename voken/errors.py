@@ -1,7 +1,7 @@
 """Every error that voken raises on purpose, in one tree.
 
     VokenError
-     ├─ DataError              the data to read is not what it should be
+     ├─ DataError              the data is malformed or cannot be used
      │   ├─ PictureError       one picture cannot be used: the file and the reason
      │   ├─ EmptyDataError     nothing is left to train on, index or search
      │   └─ SplitLeakError     the same concept or picture is on both sides of a split
@@ -26,7 +26,7 @@ class VokenError(Exception):
 
 
 class DataError(VokenError):
-    """The data to read is not what it should be."""
+    """The data is malformed or cannot be used."""
 
 
 class PictureError(DataError):

@@ -16,7 +16,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import BinaryIO
 
-from voken.artifact import open_database, storage_errors
+from voken.artifact import open_database, storage_errors, sync_folder
 from voken.collection.store import PICTURES, Store
 from voken.data.images import open_image, picture_format
 from voken.data.skipped import Skipped
@@ -26,13 +26,13 @@ _LOCK = ".lock.sqlite3"
 _BLOCK = 1 << 20
 _TITLE_CHARACTERS = 200
 
-Accepted = dict[str, tuple[str, BinaryIO]]
+Uploads = dict[str, tuple[str, BinaryIO]]
 """The title and the open file of each picture to store, by its path in the folder of uploads."""
 
 
-def check(files: Sequence[tuple[str, BinaryIO]], max_pixels: int) -> tuple[Accepted, list[Skipped]]:
+def check(files: Sequence[tuple[str, BinaryIO]], max_pixels: int) -> tuple[Uploads, list[Skipped]]:
     """The pictures of at most `max_pixels` among `files` (pairs of name and open file), and the other files."""
-    accepted: Accepted = {}
+    accepted: Uploads = {}
     skipped: list[Skipped] = []
     for name, file in files:
         title = display_name(name)
@@ -64,7 +64,7 @@ def display_name(name: str) -> str:
 
 
 @contextmanager
-def stored(store: Store, accepted: Accepted) -> Iterator[dict[Path, str]]:
+def storing(store: Store, files: Uploads) -> Iterator[dict[Path, str]]:
     """Write the files, and yield their titles by path. The block adds them to the collection.
 
     At the end, also after an error, files are deleted that were written but that the collection does not list. Raises
@@ -73,13 +73,13 @@ def stored(store: Store, accepted: Accepted) -> Iterator[dict[Path, str]]:
     root = store.folder.absolute()
     folder = root / PICTURES
     written: list[Path] = []
-    with locked(store.folder):
+    with lock(store.folder):
         try:
-            for path, (_, file) in accepted.items():
+            for path, (_, file) in files.items():
                 if _write(folder / path, file):
                     written.append(folder / path)
             _sync_folders(written)
-            yield {folder / path: title for path, (title, _) in accepted.items()}
+            yield {folder / path: title for path, (title, _) in files.items()}
         finally:
             with suppress(VokenError):
                 snapshot = store.snapshot()
@@ -99,7 +99,7 @@ def delete(paths: Sequence[Path]) -> None:
 
 
 @contextmanager
-def locked(collection: Path) -> Iterator[None]:
+def lock(collection: Path) -> Iterator[None]:
     """Keep out uploads and removals by other threads and processes. SQLite releases the lock of a killed process."""
     folder = collection / PICTURES
     with storage_errors(folder):
@@ -133,13 +133,6 @@ def _write(path: Path, file: BinaryIO) -> bool:
 
 
 def _sync_folders(files: Sequence[Path]) -> None:
-    # a file's name is on disk only after its folder was synced; Windows cannot sync folders
-    if os.name == "nt":
-        return
     for folder in sorted({above for path in files for above in path.parents[:3]}):
         with storage_errors(folder):
-            descriptor = os.open(folder, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            sync_folder(folder)
