@@ -167,6 +167,8 @@ def test_ids_of_single_pictures(store, model, tmp_path):
     snapshot = store.snapshot()
     assert (snapshot.path(snapshot.find("a")), snapshot.path(snapshot.find("b"))) == (first, second)
     assert snapshot.metadata(snapshot.find("b")) == '{"x":1}'
+    with pytest.raises(ConfigError, match="each of the 2 pictures"):
+        add_pictures(store, [first, second], model, ids=["a"])
 
 
 def test_single_pictures_from_anywhere(store, folder, model, tmp_path):

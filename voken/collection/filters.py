@@ -32,7 +32,7 @@ _PICTURES_EXAMINED = 2_000
 """The names of fields are collected from the metadata of this many pictures."""
 
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {"=": eq, "!=": eq, "<": lt, "<=": le, ">": gt, ">=": ge}
-"""A picture matches `!=` if it does not match `=`."""
+"""`!=` is tested as `=`, and the result is negated."""
 
 
 @dataclass(frozen=True)

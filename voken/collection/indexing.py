@@ -197,8 +197,10 @@ def add_pictures(
 
     `ids` and `metadata` have an entry per path; if a path occurs twice, its first entries count. By default the id is
     the path, relative to the collection's folder of pictures if the file is in it, else absolute. Pictures that cannot
-    be used are skipped. Raises what `Store.commit` raises.
+    be used are skipped. Raises `ConfigError` for a wrong number of `ids` or `metadata`, and what `Store.commit` raises.
     """
+    if any(values is not None and len(values) != len(paths) for values in (ids, metadata)):
+        raise ConfigError(f"Give an id and metadata for each of the {len(paths)} pictures, or for none.")
     before = store.snapshot()
     before.check_model(model)
     pictures, unreadable = [], []
