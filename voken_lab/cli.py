@@ -31,21 +31,21 @@ app = typer.Typer()
 @app.command(name="eval", epilog="Example: voken eval --model emoji.model --data emoji --json emoji.json")
 def evaluate(
     model: ModelFolder,
-    dataset: Annotated[Path, typer.Option("--data", "-d", help="A data set with captions.", show_default=False)],
+    data: Annotated[Path, typer.Option("--data", "-d", help="A data set with captions.", show_default=False)],
     json_out: Annotated[
         Path | None, typer.Option("--json", metavar="OUT", help="Write every figure as JSON into this file.")
     ] = None,
     split: SplitName = "test",
     all_pictures: Annotated[
-        bool, typer.Option("--all-pictures", help="All pictures are the pool, not one of each concept.")
+        bool, typer.Option("--all-pictures", help="Search all pictures, not one picture of each concept.")
     ] = False,
     every_caption: Annotated[
         bool,
-        typer.Option("--every-caption", help="Each caption of each picture is a query, as published tables count."),
+        typer.Option("--every-caption", help="Make each caption of each picture a query, as in published tables."),
     ] = False,
     beams: Annotated[int | None, typer.Option(min=1, help="Beams of the search. (default: the model's)")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Ask this many queries at most. (default: all)")] = None,
-    seed: Annotated[int, typer.Option(help="Draws the one picture of each concept, and the queries of --limit.")] = 0,
+    limit: Annotated[int | None, typer.Option(min=1, help="The largest number of queries. (default: all)")] = None,
+    seed: Annotated[int, typer.Option(help="Draws the picture of each concept and the queries of --limit.")] = 0,
     per_query: Annotated[bool, typer.Option("--per-query", help="Put every query's result into the JSON too.")] = False,
     trec: Annotated[Path | None, typer.Option("--trec", metavar="DIR", help="Write TREC run and qrels files.")] = None,
     images: ImagesFolder = None,
@@ -54,10 +54,10 @@ def evaluate(
     device: Device = "cpu",
     verbose: Verbose = False,
 ) -> None:
-    """Measure recall, as docs/explanation/protocol.md says.
+    """Measure recall; docs/explanation/protocol.md explains how.
 
-    Rows: exact search with the encoder's vectors, the same with vectors rebuilt from vokens (the ceiling), exact search
-    from the generator's query point (if it has one), and the model's three read-outs.
+    The rows are exact search with the encoder's vectors, the same with vectors rebuilt from vokens (the ceiling),
+    exact search from the generator's query point (if it has one), and the model's three read-outs.
     """
     from voken.api import use_threads
     from voken.artifact import write_json
@@ -68,12 +68,12 @@ def evaluate(
     from voken_lab.evaluation.tables import results_table
     from voken_lab.evaluation.trec import write_qrels, write_run
 
-    given = read_dataset(dataset, images)
+    dataset = read_dataset(data, images)
     use_threads(threads)
     with progress_bars() as progress:
         measured = benchmark(
             Model.load(model, device=device),
-            given,
+            dataset,
             split=split,
             one_per_concept=not all_pictures,
             distinct=not every_caption,
@@ -95,7 +95,7 @@ def evaluate(
             json_out,
             {
                 "model": str(model),
-                "data": str(dataset),
+                "data": str(data),
                 "split": split,
                 "pool_seed": seed,
                 "rows": rows,
@@ -109,7 +109,7 @@ def evaluate(
 @app.command(epilog="Example: voken compare emoji.json other.json --row vector")
 def compare(
     first: Annotated[Path, typer.Argument(metavar="A", help="What `voken eval --json A --per-query` wrote.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="Another, of the same queries and pool; or A again.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="A file with the same queries and pool, or A again.")],
     row: Annotated[
         str | None,
         typer.Option(
@@ -119,7 +119,7 @@ def compare(
     row_b: Annotated[str | None, typer.Option("--row-b", help="The row of B, if it differs from --row.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Resamples of the bootstrap.")] = 10_000,
     confidence: Annotated[float, typer.Option(help="Share of resamples within the interval.")] = 0.95,
-    seed: Annotated[int, typer.Option(help="Draws the resamples.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed that draws the resamples.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Test whether A is better than B, or only lucky: paired bootstrap and t-test over the queries.
@@ -128,7 +128,7 @@ def compare(
     """
     from voken_lab.evaluation.comparison import compare_rows, comparison_table, pair_rows, read_rows
 
-    pairs, alone = pair_rows(read_rows(first), read_rows(second), row=row, row_b=row_b)
+    pairs, unpaired = pair_rows(read_rows(first), read_rows(second), row=row, row_b=row_b)
     comparisons = [compare_rows(*pair, samples=samples, confidence=confidence, seed=seed) for pair in pairs]
     if as_json:
         print_json(
@@ -136,13 +136,13 @@ def compare(
                 "a": str(first),
                 "b": str(second),
                 "rows": [comparison.to_dict() for comparison in comparisons],
-                "left_out": alone,
+                "left_out": unpaired,
             }
         )
         return
     typer.echo(comparison_table(comparisons))
-    if alone:
-        typer.echo(f"Rows of one file only, not compared: {'; '.join(alone)}.", err=True)
+    if unpaired:
+        typer.echo(f"Not compared, because only one file has them: {'; '.join(unpaired)}.", err=True)
 
 
 @app.command(epilog="Example: voken reproduce table1 --track emoji --data emoji --out runs")
@@ -152,13 +152,13 @@ def reproduce(
         str,
         typer.Option("--track", help="emoji, icons, flickr30k or coco5k: protocol and settings.", show_default=False),
     ],
-    dataset: Annotated[Path, typer.Option("--data", "-d", help="The data set.", show_default=False)],
+    data: Annotated[Path, typer.Option("--data", "-d", help="The data set.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of tables, runs and intermediate results.")] = Path(
         "runs"
     ),
-    seeds: Annotated[list[int] | None, typer.Option("--seed", help="May be given again. (default: 0, 1, 2)")] = None,
+    seeds: Annotated[list[int] | None, typer.Option("--seed", help="Can be repeated. (default: 0, 1, 2)")] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="One seed, a sixth of the concepts, small settings: to see it work.")
+        bool, typer.Option("--quick", help="Use one seed, a sixth of the concepts and small settings, to see it work.")
     ] = False,
     transductive: Annotated[
         bool,
@@ -180,7 +180,7 @@ def reproduce(
     threads: Threads = 0,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes that share the work.")] = 1,
 ) -> None:
-    """Measure the paper's tables on a data set: the paper's figures, and beside them those of this machine.
+    """Measure the paper's tables on a data set, and show the figures beside the paper's.
 
     Finished work is saved: the same command continues after a stop, and another table reuses what it shares.
     """
@@ -191,7 +191,7 @@ def reproduce(
     request = Request(
         what=tuple(what),
         track=track,
-        data=dataset,
+        data=data,
         out=out,
         images=images,
         seeds=tuple(seeds) if seeds else (0,) if quick else (0, 1, 2),

@@ -77,13 +77,13 @@ def test_trie_equals_a_trie_of_dictionaries(collection):
         below = []
         for node, prefix in enumerate(level_prefixes):
             row = children[0, node].tolist()
-            found = [child for child in row if child >= 0]
-            assert found == list(range(len(below), len(below) + len(found)))
-            taken = device.voken_of(level + 1, torch.tensor(found, dtype=torch.long)).tolist()
-            assert taken == sorted(follow[prefix])
+            nodes_below = [child for child in row if child >= 0]
+            assert nodes_below == list(range(len(below), len(below) + len(nodes_below)))
+            vokens = device.voken_of(level + 1, torch.tensor(nodes_below, dtype=torch.long)).tolist()
+            assert vokens == sorted(follow[prefix])
             if is_table:
-                assert [voken for voken, child in enumerate(row) if child >= 0] == taken
-            below += [(*prefix, voken) for voken in taken]
+                assert [voken for voken, child in enumerate(row) if child >= 0] == vokens
+            below += [(*prefix, voken) for voken in vokens]
         assert len(below) == trie.nodes(level + 1)
         level_prefixes = below
     assert level_prefixes == ordered

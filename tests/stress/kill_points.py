@@ -217,9 +217,9 @@ class Row:
 
     step: str
     kills: int = 0
-    made: int = 0
+    completed: int = 0
     """The step in flight was there, complete."""
-    not_made: int = 0
+    not_completed: int = 0
     journals: int = 0
     """Left to be rolled back."""
     lost: int = 0
@@ -318,8 +318,8 @@ def judged(folder: Path, row: Row, base: int, finished: int, begun: int, where: 
     if groups not in (before, after):
         row.lost += 1
         faults.append(f"{where}: there are {sorted(groups ^ before)} more or less than reported")
-    row.made += begun > finished and groups == after != before
-    row.not_made += begun > finished and groups == before != after
+    row.completed += begun > finished and groups == after != before
+    row.not_completed += begun > finished and groups == before != after
     row.half += half
     row.wrong += wrong + len(doctor) + (not is_found)
     if half or wrong or doctor or not is_found:

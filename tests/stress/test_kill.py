@@ -70,7 +70,7 @@ def test_kill_points_sees_what_is_lost_and_what_is_half(tmp_path):
         return kill_points.judged(tmp_path / "copy", row, base, finished, begun, "here"), row
 
     assert judged(1, 1)[0] == []
-    assert judged(0, 1)[1].made == 1
+    assert judged(0, 1)[1].completed == 1
     faults, row = judged(2, 2)  # the removal was reported, and it did not happen
     assert row.lost == 1
     assert "['base-0', 'g1']" in faults[0]

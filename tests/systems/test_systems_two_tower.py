@@ -59,14 +59,14 @@ def test_search_is_a_sort_of_all_inner_products(monkeypatch, block):
 
 
 @pytest.mark.parametrize("pictures", [7, 33, 97, 997])
-@pytest.mark.parametrize("asked", [1, 2, 7])
-def test_equal_vectors_tie_exactly_and_come_in_order(pictures, asked):
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_equal_vectors_tie_exactly_and_come_in_order(pictures, count):
     # A plain matrix product fails this at several of these sizes: it rounds equal rows differently by their place.
     generator = np.random.default_rng(pictures)
     few = unit(generator, 5, 384)
     which = np.arange(pictures) % 5
     names = [str(i) for i in range(pictures)]
-    for hits in TwoTower(Lookup(unit(generator, 7, 384)), names, few[which]).search(names[:asked], pictures):
+    for hits in TwoTower(Lookup(unit(generator, 7, 384)), names, few[which]).search(names[:count], pictures):
         by_score: dict[float, list[int]] = {}
         for hit in hits:
             by_score.setdefault(hit.score, []).append(int(hit.image_id))

@@ -19,7 +19,7 @@ class QueryCard:
 
 @dataclass(frozen=True)
 class RecallRow:
-    """A row of the table of recalls; recalls are shares between 0 and 1, by cutoff."""
+    """A row of the recall table. `recall` holds shares between 0 and 1 by cutoff."""
 
     name: str
     recall: dict[int, float]
@@ -31,7 +31,7 @@ class RecallRow:
 
 @dataclass(frozen=True)
 class EpochRow:
-    """A row of the training log; recall is a share between 0 and 1."""
+    """A row of the training log. `recall` is a share between 0 and 1."""
 
     stage: str
     epoch: int

@@ -23,12 +23,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairGroups:
-    """The pairs to look at. A group is empty if there is no such pair."""
+    """Pairs of pictures, grouped by what their sequences share. A group is empty if there is no such pair."""
 
     nothing: tuple[Pair, ...]
-    """No equal voken at any level; the farthest by their vectors."""
+    """No voken is equal at any level; the pairs with the most distant vectors."""
     first_only: tuple[Pair, ...]
-    """The first voken is equal, the second is not; the nearest by their vectors."""
+    """The first voken is equal, the second is not; the pairs with the nearest vectors."""
     all_but_last: tuple[Pair, ...]
     """The longest start that two different sequences share: all but the last voken if there is such a pair."""
     same: tuple[Pair, ...]

@@ -1,6 +1,6 @@
-"""The demo's queries: a few general phrases, and captions that people gave to the unseen pictures.
+"""The demo's queries: a few general phrases, and captions of the unseen pictures.
 
-A phrase is a query if the pool holds at least two of the concepts that it fits. The model's hits do not influence the
+A phrase is used if the pool holds at least two of its concepts. The model's hits do not influence the
 choice.
 """
 

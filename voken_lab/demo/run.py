@@ -40,7 +40,7 @@ _VENDORS = {"noto": "Noto Emoji", "fluent-emoji-flat": "Fluent Emoji Flat"}
 
 @dataclass(frozen=True)
 class Demo:
-    """The result: the page, and commands to try next."""
+    """The result of the demo: the page, and commands to try next."""
 
     page: Path
     commands: tuple[str, ...]
@@ -59,8 +59,9 @@ def run(
 ) -> Demo:
     """Fill `out` with data/, model/, collection/ and index.html. A second call does only what is missing.
 
-    `print_line` receives a line when a step ends. `config` (default: the preset "demo") is what to train, `make_data`
-    (default: emoji of two vendors) makes the data set. Raises `ConfigError` if `out` holds a model of other settings.
+    `print_line` receives a line when a step ends. `config` holds the settings of the training (default: the preset
+    "demo"); `make_data` creates the data set (default: emoji of two vendors). Raises `ConfigError` if `out` holds a
+    model with other settings.
     """
     out = Path(out)
     config = replace(preset("demo") if config is None else config, seed=seed)
@@ -106,7 +107,7 @@ def _model(dataset: Dataset, folder: Path, config: RunConfig, cache: VectorCache
     model = Model.load(folder)
     if model.config != config:
         raise ConfigError(
-            f"{folder} holds a model of other settings (seed {model.config.seed}). Remove the folder, or choose "
+            f"{folder} holds a model with other settings (seed {model.config.seed}). Remove the folder, or choose "
             "another --out."
         )
     return model
@@ -180,7 +181,7 @@ def _page(
 
 
 def _training_note(model: Model) -> str:
-    """What training changed, in words; for most presets it is less than one expects."""
+    """What training changed, in words; with most presets it changes less than a reader expects."""
     encoder, tokenizer, generator = model.config.encoder, model.config.tokenizer, model.config.generator
     history = model.validation["generator"]
     epochs = len(history["epochs"])

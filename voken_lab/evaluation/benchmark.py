@@ -23,7 +23,7 @@ from voken_lab.evaluation.protocol import (
     Conditions,
     Evaluation,
     Pool,
-    Query,
+    draw_queries,
     evaluate,
     pool_of,
     queries_of,
@@ -78,7 +78,7 @@ def benchmark(
     pool = pool_of(side, one_per_concept=one_per_concept, seed=seed)
     collection, vectors, skipped = _index(model, side, pool, cache, progress)
     pool = Pool(tuple(collection.ids), np.asarray(collection.vokens))
-    queries = _draw_queries(queries_of(side, pool, distinct=distinct), limit, seed)
+    queries = draw_queries(queries_of(side, pool, distinct=distinct), limit, seed)
     search = model.search if beams is None else dataclasses.replace(model.search, beams=beams)
     names, paths = list(collection.ids), [str(path) for path in collection.paths]
     conditions = Conditions(
@@ -136,13 +136,6 @@ class _QueryPoints:
 
     def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
         return self._model.query_vectors(texts)
-
-
-def _draw_queries(queries: tuple[Query, ...], limit: int | None, seed: int) -> tuple[Query, ...]:
-    if limit is None or len(queries) <= limit:
-        return queries
-    rows = np.random.default_rng(seed).choice(len(queries), limit, replace=False)
-    return tuple(queries[row] for row in np.sort(rows))
 
 
 def _pool_in_words(one_per_concept: bool, distinct: bool) -> str:

@@ -126,6 +126,14 @@ def queries_of(images: Dataset, pool: Pool, *, distinct: bool = True) -> tuple[Q
     return queries
 
 
+def draw_queries(queries: tuple[Query, ...], limit: int | None, seed: int) -> tuple[Query, ...]:
+    """All queries in order, or `limit` of them, drawn by `seed`, if there are more."""
+    if limit is None or len(queries) <= limit:
+        return queries
+    rows = np.random.default_rng(seed).choice(len(queries), limit, replace=False)
+    return tuple(queries[row] for row in np.sort(rows))
+
+
 @dataclass(frozen=True)
 class Conditions:
     """What must be reported beside every number: which system, over which pool, under which protocol.

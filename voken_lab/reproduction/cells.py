@@ -35,14 +35,14 @@ from voken_lab.reproduction.builders import BUILDERS, BuildSpec, baseline_settin
 from voken_lab.reproduction.experiment import Experiment, short_digest
 
 FORMAT = 2
-"""Raised whenever a builder changes what it measures, so that cells of older code are not used."""
+"""Increase it whenever a builder changes what it measures, so that cells of older code are not used."""
 _CASES = 40
 _ROWS = "evaluations.json"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """`builder` is a key of `BUILDERS`, `settings` are dotted settings that replace the track's."""
+    """What to measure: `builder` is a key of `BUILDERS`, `settings` are dotted settings that replace the track's."""
 
     builder: str
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -69,16 +69,16 @@ class Cell:
 
 
 def canonical_cell(cell: Cell, experiment: Experiment) -> Cell:
-    """The cell under its first name: a variant that changes none of the track's settings is our system."""
+    """The cell, or the cell of our system if it is a variant that changes none of the track's settings."""
     if cell.builder == "variant" and experiment.config.override(dict(cell.settings)) == experiment.config:
         return dataclasses.replace(cell, builder="ours", settings={})
     return cell
 
 
 def run_cell(cell: Cell, experiment: Experiment) -> list[dict[str, Any]]:
-    """Return the cell's rows, as `Evaluation.to_dict(per_query=True)`: read from disk, or else measured now.
+    """Return the cell's rows, as `Evaluation.to_dict(per_query=True)`. They are measured now if they are not on disk.
 
-    After an interruption, training continues where it stopped. Its working files are removed at the end.
+    After an interruption, training continues where it stopped. The working files are removed at the end.
     """
     cell = canonical_cell(cell, experiment)
     key = cell.key(experiment)
@@ -131,7 +131,7 @@ def run_cell(cell: Cell, experiment: Experiment) -> list[dict[str, Any]]:
 
 
 def try_cell(cell: Cell, experiment: Experiment) -> str:
-    """Run the cell. Return "", or what is missing on this machine (weights, an extra); then no folder is left."""
+    """Run the cell and return "". If weights or an extra are missing on this machine, say which and leave no folder."""
     try:
         run_cell(cell, experiment)
     except (ConfigError, MissingExtraError) as error:
@@ -141,12 +141,12 @@ def try_cell(cell: Cell, experiment: Experiment) -> str:
 
 
 def is_measured(cell: Cell, experiment: Experiment) -> bool:
-    """Whether `run_cell` only has to read the rows."""
+    """Whether the cell's rows are on disk, so that `run_cell` only reads them."""
     return (folder_of(cell, experiment) / _ROWS).exists()
 
 
 def cost_of(cell: Cell, experiment: Experiment) -> dict[str, Any]:
-    """Time and memory that a measured cell took."""
+    """The time and the memory that a measured cell needed, as in its evaluations.json."""
     cost: dict[str, Any] = artifact.read_json(folder_of(cell, experiment) / _ROWS)["cost"]
     return cost
 

@@ -1,6 +1,7 @@
-"""One data set and one seed: everything that the compared systems share, so that only the systems differ.
+"""One data set with one seed, and everything that the compared systems share.
 
-That is the split, the pool, the queries, the encoder (trained once on the train side) and every vector.
+They share the split, the pool, the queries, the encoder (trained once on the train side) and every vector, so that
+only the systems differ.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from voken.progress import Progress, no_progress
 from voken.shapes import Float
 from voken.training.fit import prepare
 from voken.training.sides import TrainingInputs, with_pool
-from voken_lab.evaluation.protocol import Pool, Query, pool_of, queries_of
+from voken_lab.evaluation.protocol import Pool, Query, draw_queries, pool_of, queries_of
 from voken_lab.reproduction.tracks import Track
 
 
@@ -33,7 +34,10 @@ def short_digest(text: str) -> str:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Computes everything on first use. The encoder is saved in `folder`, vectors in `cache`."""
+    """What the systems on one data set share with one seed; every part is computed when it is first used.
+
+    The encoder is saved in `folder`, vectors in `cache`.
+    """
 
     track: Track
     dataset: Dataset
@@ -61,7 +65,7 @@ class Experiment:
 
     @cached_property
     def inputs(self) -> TrainingInputs:
-        """The inductive training data, which holds nothing of the pool."""
+        """The training data of the inductive protocol: it holds nothing of the pool."""
         config = dataclasses.replace(self.config, protocol="inductive")
         inputs = json.dumps([dataclasses.asdict(config.encoder), self.fingerprint])
         work = self.folder / f"encoder-{short_digest(inputs)}.work"
@@ -124,8 +128,4 @@ class Experiment:
     def queries(self) -> tuple[Query, ...]:
         """The queries, drawn by the seed if there are more than the track's limit."""
         queries = queries_of(self.dataset.split("test"), self.pool, distinct=self.track.distinct)
-        limit = self.track.queries
-        if limit is None or len(queries) <= limit:
-            return queries
-        rows = np.random.default_rng(self.seed).choice(len(queries), limit, replace=False)
-        return tuple(queries[row] for row in np.sort(rows))
+        return draw_queries(queries, self.track.queries, self.seed)

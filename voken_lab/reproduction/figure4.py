@@ -5,7 +5,7 @@ encoder and the generator's shapes are the track's. The texts are the track's qu
 the systems take turns.
 
 GRACE has no line: with our generator (see `voken_lab.systems.grace`) its identifiers are as fast as our vokens of the
-same length. In the paper it is slower because its language model is larger.
+same length. In the paper, GRACE is slower because its language model is larger.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ def key(experiment: Experiment) -> str:
 
 
 def measure(experiment: Experiment, work: Path, *, rounds: int = 5) -> dict[str, Any]:
-    """Queries per second of our system and of the exact two-tower by pool size, as medians over `rounds`."""
+    """The figure as JSON: queries per second of our system and the exact two-tower by pool size (medians)."""
     texts = [query.text for query in experiment.queries[:_TEXTS]]
     searches = {size: _searches(experiment, work, size) for size in _sizes(experiment)}
     seconds: dict[str, dict[int, list[float]]] = {}
-    for number in range(-1, rounds):  # the first round loads what is loaded lazily and is not counted
+    for number in range(-1, rounds):  # the first round is not counted: some parts are only loaded then
         for size, systems in searches.items():
             for name, search in systems.items():
                 begin = time.perf_counter()
@@ -85,7 +85,7 @@ def measure(experiment: Experiment, work: Path, *, rounds: int = 5) -> dict[str,
 
 
 def as_markdown(figure: dict[str, Any]) -> str:
-    """One row per system, one column per size."""
+    """The figure as a Markdown table: one row per system, one column per size."""
     heads = ["", *(f"{size:,}" for size in figure["sizes"]), "largest / smallest"]
     rows = []
     for name, by_size in figure["queries_per_second"].items():
@@ -118,7 +118,7 @@ def _searches(experiment: Experiment, work: Path, size: int) -> dict[str, Search
 
 
 def _text_encoder(experiment: Experiment, work: Path) -> TextEncoder:
-    """The two-tower's text encoder, in the same runtime as ours if it can be exported."""
+    """The two-tower's text encoder, in the runtime that our system uses if the encoder can be exported."""
     encoder = experiment.inputs.encoder
     if not isinstance(encoder, TwoTowerEncoder):
         return encoder

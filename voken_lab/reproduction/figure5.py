@@ -24,20 +24,20 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True)
 class PairGroup:
-    """All pairs that share the same number of vokens, and the few that are shown."""
+    """The pairs that share the same number of vokens: how many there are, and the few that are shown."""
 
     shared: int
-    """Number of vokens at the start of both sequences that are equal."""
+    """Number of equal vokens that both sequences begin with."""
     total: int
     shown: tuple[tuple[int, int], ...]
     """Pairs of rows, in the order of the hashes of the pictures' ids; no picture twice."""
     overlap: float | None
-    """Words in the captions of both pictures, as a share of the words in either's; the mean over all pairs of the
-    group, or over a sample of 2,000. None without pairs."""
+    """The words that the captions of both pictures have, as a share of the words that either's have. It is the mean
+    over all pairs of the group, or over a sample of 2,000; None without pairs."""
 
 
 def measure(pictures: Sequence[Mapping[str, Any]], track: str) -> dict[str, Any]:
-    """The groups as JSON; a pair is the ids, captions and vokens of two of `pictures`, a cell's sequences.json."""
+    """The figure as JSON. `pictures` is a cell's sequences.json; a pair holds what is shown of two of them."""
     groups = pair_groups_of(pictures)
     shown = [
         [[{name: pictures[row][name] for name in ("id", "captions", "vokens")} for row in pair] for pair in group.shown]
@@ -52,7 +52,7 @@ def measure(pictures: Sequence[Mapping[str, Any]], track: str) -> dict[str, Any]
 
 
 def as_markdown(figure: dict[str, Any]) -> str:
-    """One row per group: what the sequences share, and how similar the captions are."""
+    """The figure as a Markdown table, one row per group: what the sequences share, and how similar the captions are."""
     heads = ["equal vokens at the start", "pairs", "overlap of the captions' words", "first pair"]
     rows = []
     for group in figure["groups"]:
@@ -73,11 +73,13 @@ def pair_groups_of(pictures: Sequence[Mapping[str, Any]]) -> tuple[PairGroup, ..
 def pair_groups(
     ids: Sequence[str], captions: Sequence[Sequence[str]], vokens: Int[np.ndarray, "pictures M"], *, count: int = 4
 ) -> tuple[PairGroup, ...]:
-    """Pairs with no equal voken at any level; with only the first equal; with the longest common start that two
-    different sequences have (all but the last voken, if there is such a pair); with equal sequences.
+    """Four groups of pairs, by what the two sequences share.
 
-    Equal groups appear once. In a large pool only the first 2,000 pictures by the hash of their ids are compared.
-    The pairs that are shown depend on ids and vokens only, not on pictures or captions.
+    They have no equal voken at any level; only the first voken in common; the longest common start of two different
+    sequences (all but the last voken, if there is such a pair); or they are equal. Equal groups appear once.
+
+    In a large pool only the first 2,000 pictures by the hash of their ids are compared. The pairs that are shown depend
+    on ids and vokens only, not on pictures or captions.
     """
     order = sorted(range(len(ids)), key=lambda row: hashlib.sha256(ids[row].encode()).hexdigest())[:_MAX_PICTURES]
     equal_levels, shared = shared_vokens(vokens[order])
@@ -85,7 +87,7 @@ def pair_groups(
     words = [frozenset(_WORD.findall(" ".join(captions[row]).casefold())) for row in order]
 
     def group(length: int, members: Bool[np.ndarray, "pictures pictures"]) -> PairGroup:
-        # Column before row: the pair whose later picture comes first by the hash.
+        # Pairs come in the order of their later picture by the hash.
         later, earlier = np.nonzero(np.tril(members, -1))
         used: set[int] = set()
         shown: list[tuple[int, int]] = []

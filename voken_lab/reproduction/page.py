@@ -1,7 +1,7 @@
 """The results of a reproduction as one HTML page.
 
-It reads the files that `voken_lab.reproduction.run` wrote and measures nothing. The paper's figures and measured ones
-never share a column or an axis.
+This module reads the files that `voken_lab.reproduction.run` wrote and measures nothing. The paper's figures and
+measured ones never share a column or an axis.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _CUTOFFS = (1, 5, 10)
 def write_report(folder: Path) -> Path:
     """Write `folder`/index.html from the tables, figures, run.json and cells in `folder`; return the page's path.
 
-    `folder` is OUT/TRACK of a reproduction. What is not there has no section. Raises `DataError` if nothing was
+    `folder` is OUT/TRACK of a reproduction. A missing file has no section. Raises `DataError` if nothing was
     measured, `CorruptArtifactError` if a file cannot be read, `StorageError` if the disk refuses.
     """
     path = Path(folder) / "index.html"
@@ -89,7 +89,7 @@ class _SavedRun:
 
     @cached_property
     def figure4(self) -> dict[str, Any] | None:
-        """The paper's Figure 4. Figure 5 is drawn from our cell, which has the pictures."""
+        """The measured Figure 4. Figure 5 is drawn from our cell, which has the pictures."""
         return self._read("figure4.json")
 
     @property
@@ -102,7 +102,7 @@ class _SavedRun:
 
     @cached_property
     def current(self) -> dict[str, dict[str, Any]]:
-        """The tables of the last run. Others may be of other settings and are not drawn together with these."""
+        """The tables of the last run. Other tables may have other settings, so the charts leave them out."""
         written = self.run.get("written", list(self.tables))
         return {name: table for name, table in self.tables.items() if name in written}
 

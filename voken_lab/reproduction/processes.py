@@ -19,22 +19,22 @@ _experiments: dict[int, Experiment] = {}
 
 
 def measure_in_processes(
-    experiments: Mapping[int, Experiment], wanted: Sequence[tuple[int, Cell]], *, jobs: int, threads: int
+    experiments: Mapping[int, Experiment], seeds_and_cells: Sequence[tuple[int, Cell]], *, jobs: int, threads: int
 ) -> Iterator[tuple[int, Cell, str]]:
     """Run `try_cell` for each pair (seed, cell) in `jobs` processes of `threads` threads; yield each as it ends.
 
-    The calling script guards its entry with `if __name__ == "__main__"`. If the caller stops early or dies, the
-    processes end too; cells that were complete stay on disk.
+    The calling script must guard its entry with `if __name__ == "__main__"`. If the caller stops early or dies, the
+    processes end too. Complete cells stay on disk.
     """
     silent = {seed: dataclasses.replace(experiment, progress=no_progress) for seed, experiment in experiments.items()}
     with ProcessPoolExecutor(
         jobs, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(silent, threads)
     ) as pool:
         try:
-            # The encoders come first, one seed per process: every cell of a seed waits for the same encoder.
-            for _ in pool.map(_encode_pool, sorted({seed for seed, _ in wanted})):
+            # The encoders are trained first, one seed per process, because every cell of a seed needs the same encoder.
+            for _ in pool.map(_encode_pool, sorted({seed for seed, _ in seeds_and_cells})):
                 pass
-            jobs_by_future = {pool.submit(_measure, seed, cell): (seed, cell) for seed, cell in wanted}
+            jobs_by_future = {pool.submit(_measure, seed, cell): (seed, cell) for seed, cell in seeds_and_cells}
             for future in as_completed(jobs_by_future):
                 yield (*jobs_by_future[future], future.result())
         except BaseException:
@@ -53,7 +53,7 @@ def _start_worker(experiments: dict[int, Experiment], threads: int) -> None:
 
 
 def _exit_with_parent() -> None:
-    """End this process when the parent dies: a killed parent cannot tell its children."""
+    """End this process when the parent dies: a killed parent cannot notify its children."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

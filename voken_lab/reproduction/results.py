@@ -1,4 +1,4 @@
-"""A measured table: its rows from the cells' records, its JSON, and the columns that Markdown and page both show."""
+"""A measured table: its rows from the cells' records, its JSON, and the columns that Markdown and the page show."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class MeasuredLine:
 
 
 def cell_key(cell: Cell) -> str:
-    """Equal for equal cells."""
+    """A text that is equal for equal cells."""
     return f"{cell.builder} {sorted(cell.settings.items())} {cell.protocol}"
 
 
 def measured_lines(table: Table, results: Mapping[str, Mapping[int, list[Record]]]) -> list[MeasuredLine]:
-    """The lines that have a record. `results` holds the rows of each cell (by `cell_key`) and seed."""
+    """The lines that have a record. `results` holds the rows of each cell, by `cell_key` and then by seed."""
 
     def records(line: Line, cell: Cell) -> tuple[Record, ...]:
         by_seed = sorted(results.get(cell_key(cell), {}).items())
@@ -44,7 +44,7 @@ def measured_lines(table: Table, results: Mapping[str, Mapping[int, list[Record]
 
 
 def table_json(table: Table, measured: Sequence[MeasuredLine], track: str) -> dict[str, Any]:
-    """Every figure of a table, without the results of single queries."""
+    """Every figure of a table as JSON, without the results of single queries."""
     return {
         "table": table.name,
         "title": table.title,
@@ -140,7 +140,8 @@ def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[
 def recall_of(records: Sequence[Record], k: int) -> tuple[float, float | None] | None:
     """Mean and standard deviation over seeds of R@`k`, between 0 and 1.
 
-    None if nothing was measured, or if there are fewer beams than `k`, so that rank `k` has no hit (section 4.6.4).
+    None if nothing was measured, or if there are fewer beams than `k`, so that rank `k` has no hit (section 4.6.4 of
+    the paper).
     """
     if not records or (records[0]["beams"] is not None and records[0]["beams"] < k):
         return None
@@ -159,7 +160,7 @@ def value_range(values: set[int]) -> str:
 
 
 def _reference(row: MeasuredLine, measured: Sequence[MeasuredLine]) -> MeasuredLine | None:
-    """The row that the line names, or else our system with the read-out "generate"."""
+    """The row that the line names, or our system with the read-out "generate" if it names none."""
     if row.line.compared_with:
         return next((other for other in measured if other.line.label == row.line.compared_with), None)
     ours = [other for other in measured if other.line.cell == OURS and other.line.readout == "generate"]
@@ -185,7 +186,7 @@ def _difference(line: Mapping[str, Any]) -> str:
         return NO_VALUE
     last = line["comparison"]["cutoffs"][-1]
     p_value = last["bootstrap"]["p_value"]
-    p_text = "< 0.001" if p_value < 0.001 else f"{p_value:.2g}"  # ten thousand resamples resolve no smaller value
+    p_text = "< 0.001" if p_value < 0.001 else f"{p_value:.2g}"  # ten thousand resamples cannot show a smaller value
     reference = f", to the {line['compared with']}" if line["compared with"] else ""
     return f"{100 * (last['first'] - last['second']):+.1f} ({p_text}){reference}"
 

@@ -41,7 +41,7 @@ class Request:
     images: Path | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
     quick: bool = False
-    """A sixth of the concepts and small settings; "all" is then three tables and both figures. For a look, or CI."""
+    """Use a sixth of the concepts and small settings, to see it work; "all" is then three tables and both figures."""
     transductive: bool = False
     """Also measure the transductive protocol, in a column of its own."""
     settings: tuple[tuple[str, str], ...] = ()
@@ -54,7 +54,7 @@ class Request:
     jobs: int = 1
     """Number of processes that measure cells, each with `threads` threads; see `measure_in_processes`."""
     threads: int = 0
-    """0: the processor's cores, shared among the processes."""
+    """0: the processes share the processor's cores."""
 
     def names(self) -> tuple[str, ...]:
         """The tables and figures, each once. Raises `ConfigError` for an unknown name."""
@@ -62,12 +62,12 @@ class Request:
             return (*(QUICK_TABLES if self.quick else TABLES), *FIGURES)
         for name in self.what:
             if name not in TABLES and name not in FIGURES:
-                known = ", ".join([*TABLES, *FIGURES])
-                raise ConfigError(f"{name!r}: there is no such table or figure. Choose from: {known}, all.")
+                choices = ", ".join([*TABLES, *FIGURES, "all"])
+                raise ConfigError(f"{name!r}: there is no such table or figure. Choose from: {choices}.")
         return tuple(dict.fromkeys(self.what))
 
     def experiment(self, seed: int, progress: Progress) -> Experiment:
-        """One seed of it. Raises `ConfigError` for an unknown track, `DataError` if `data` is not a data set."""
+        """The experiment of a seed. Raises `ConfigError` for an unknown track, `DataError` if `data` is no data set."""
         chosen = track(self.track)
         return Experiment(
             chosen,
@@ -105,7 +105,7 @@ def reproduce(
             name = _cell_name(canonical_cell(cell, experiment))
             origin = {"cell": name, "seed": experiment.seed, "protocol": cell.protocol, "folder": cell_folder}
             costs[cell_folder] = origin | cost_of(cell, experiment)
-        if is_new:  # a run of hours can be watched
+        if is_new:  # so that a run of hours can be watched
             _write_tables(names, results, folder)
     written = _write_tables(names, results, folder)
     for name in FIGURES:
@@ -150,7 +150,7 @@ class _CellRunner:
         }
         every_seed = [line.cell for line in lines if not line.first_seed_only]
         first_only = [line.cell for line in lines if line.first_seed_only and line.cell not in every_seed]
-        self._wanted = [
+        self._seeds_and_cells = [
             (seed, cell)
             for seed in request.seeds
             for cell in cells
@@ -162,19 +162,22 @@ class _CellRunner:
         return self._in_turn() if self._request.jobs == 1 else self._in_parallel()
 
     def _in_turn(self) -> Iterator[tuple[Experiment, Cell, bool]]:
-        for number, (seed, cell) in enumerate(self._wanted, start=1):
+        for number, (seed, cell) in enumerate(self._seeds_and_cells, start=1):
             if _cell_name(cell) in self.left_out:
                 continue
             experiment = self._experiment_of(seed)
-            self._print_line(f"{number} of {len(self._wanted)}: {self._describe(seed, cell)}")
+            self._print_line(f"{number} of {len(self._seeds_and_cells)}: {self._describe(seed, cell)}")
             is_new = not is_measured(cell, experiment)
-            if self._is_built(cell, try_cell(cell, experiment) if is_new else ""):
+            missing = try_cell(cell, experiment) if is_new else ""
+            if missing:
+                self._leave_out(cell, missing)
+            else:
                 yield experiment, cell, is_new
 
     def _in_parallel(self) -> Iterator[tuple[Experiment, Cell, bool]]:
-        experiments = {seed: self._experiment_of(seed) for seed, _ in self._wanted}
+        experiments = {seed: self._experiment_of(seed) for seed, _ in self._seeds_and_cells}
         unmeasured: dict[Path, list[tuple[int, Cell]]] = {}  # by folder: two names can mean the same cell
-        for seed, cell in self._wanted:
+        for seed, cell in self._seeds_and_cells:
             if is_measured(cell, experiments[seed]):
                 yield experiments[seed], cell, False
             else:
@@ -187,16 +190,17 @@ class _CellRunner:
         finished = measure_in_processes(experiments, firsts, jobs=jobs, threads=threads)
         for number, (seed, cell, missing) in enumerate(finished, start=1):
             self._print_line(f"{number} of {len(unmeasured)} done: {self._describe(seed, cell)}")
-            if self._is_built(cell, missing):
-                for _, same in unmeasured[folder_of(cell, experiments[seed])]:
-                    yield experiments[seed], same, True
+            if missing:
+                self._leave_out(cell, missing)
+                continue
+            for _, same in unmeasured[folder_of(cell, experiments[seed])]:
+                yield experiments[seed], same, True
 
-    def _is_built(self, cell: Cell, missing: str) -> bool:
+    def _leave_out(self, cell: Cell, reason: str) -> None:
         name = _cell_name(cell)
-        if missing and name not in self.left_out:
-            self._print_line(f"left out: {name}: {missing}")
-            self.left_out[name] = missing
-        return not missing
+        if name not in self.left_out:
+            self._print_line(f"left out: {name}: {reason}")
+            self.left_out[name] = reason
 
     def _describe(self, seed: int, cell: Cell) -> str:
         return f"seed {seed}, {self._labels[cell_key(cell)]}, {cell.protocol}"
@@ -207,7 +211,7 @@ def _cell_name(cell: Cell) -> str:
 
 
 def _figure4(experiment: Experiment, print_line: PrintLine) -> dict[str, Any]:
-    """Measured once and then read from disk, as a cell is."""
+    """Figure 4, measured once and then read from disk as a cell is."""
     path = experiment.folder / f"figure4-{figure4.key(experiment)}.json"
     if not path.exists():
         print_line("queries per second against the size of the pool")
@@ -225,7 +229,7 @@ def _figure5(experiment: Experiment) -> dict[str, Any]:
 
 
 def _write_tables(names: Sequence[str], results: dict[str, dict[int, list[Record]]], folder: Path) -> dict[str, str]:
-    """Write every table that has a measured row; return the Markdown by table. The tests of all rows take seconds."""
+    """Write every table that has a measured row; return the Markdown by table. Testing every row takes seconds."""
     written = {}
     for name in names:
         measured = measured_lines(TABLES[name], results) if name in TABLES else []

@@ -1,7 +1,7 @@
-"""The paper's tables: which cell measures which row, and the paper's own figures.
+"""The paper's tables: which cell measures which row, and the figures that the paper prints.
 
 The paper's figures are R@1, R@5, R@10 in percent on Flickr30K and MS-COCO 5K, with 40 beams in Table 1 and 10 in
-Tables 3 to 6 (docs/explanation/protocol.md). They have columns of their own.
+Tables 3 to 6 (docs/explanation/protocol.md). They never share a column with measured figures.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Line:
     beams: int | None = None
     paper: dict[str, Figures] = field(default_factory=dict)
     both_protocols: bool = False
-    """Whether it is measured under the transductive protocol too."""
+    """Whether the line is measured under the transductive protocol too."""
     first_seed_only: bool = False
-    """Whether it is measured with one seed: a cell that takes most of an hour."""
+    """Whether the line is measured with one seed only, because its cell takes most of an hour."""
     compared_with: str = ""
     """Label of the row to compare with; "": our system with the read-out "generate"."""
 

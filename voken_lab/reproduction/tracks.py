@@ -24,11 +24,11 @@ class Track:
     test_concepts: int | None = None
     validation_concepts: int = 200
     distance: int | None = 2
-    """Test pictures whose dHash is within this many bits of a train picture's are dropped; None: none is dropped."""
+    """Test pictures whose dHash is within this many bits of a train picture's are dropped; None: all are used."""
     queries: int | None = 1000
     """The largest number of queries; the seed draws them if there are more. None: all."""
     distinct: bool = True
-    """Whether equal captions are one query. False: every caption of every picture is one, as published tables count."""
+    """Whether equal captions are one query. False: every caption of every picture is one, as in published tables."""
     quick_settings: dict[str, str] = field(default_factory=dict)
     """Dotted settings of `--quick`."""
 
@@ -76,7 +76,7 @@ TRACKS: dict[str, Track] = {
 
 
 def track(name: str) -> Track:
-    """The track of that name. Raises `ConfigError` for an unknown one."""
+    """The track of that name. Raises `ConfigError` for an unknown name."""
     if name not in TRACKS:
         raise ConfigError(f"{name!r}: there is no such track. Choose from: {', '.join(TRACKS)}.")
     return TRACKS[name]
