@@ -1,19 +1,20 @@
 """How long does one search take from the shell, everything included, beside another image-search command line?
 
-Every run is a process of its own, timed from its start to its end. Rows are interleaved; the table shows medians over
-rounds. The first round is discarded, so that files are in the page cache: the process is cold, the disk is not. CPU
-time (user + system) and peak memory come from the kernel (wait4); on a shared machine trust the CPU time. The floor is
+Every run is a new process, timed from its start to its end. Rows are interleaved; the table shows medians over rounds.
+The first round is discarded, so that files are in the page cache: the process is cold, the disk is not. CPU time (user
++ system) and peak memory come from the kernel (wait4). On a shared machine the CPU time is more reliable. The floor is
 the time that Python takes to start and to import what every search without torch needs.
 
     python benchmarks/cold_start.py COLLECTION --peer rclip='COMMAND' --json out.json
 
 Each round has another query, which replaces {query} in a peer's command: some peers cache their answers.
 
-A peer of equal size. rclip (4.0.8 needs Python 3.12) reads its model from the folder RCLIP_DATADIR, so that it runs
-without its hub. `--write-peer FOLDER` writes 1,000 pictures of noise into FOLDER/pictures, and into FOLDER/data a
-random CLIP text tower with the layers of voken's own sentence encoder (6, 384 wide; with CLIP's vocabulary 29.8 M
-parameters; the time does not depend on what the numbers are), and an image tower that only serves to index. CLIP's
-word list comes with the package open_clip_torch. Both command lines search the same pictures:
+A peer of equal size can be prepared as follows. rclip (4.0.8 needs Python 3.12) reads its model from the folder
+RCLIP_DATADIR, so that it runs without a model hub. `--write-peer FOLDER` writes 1,000 pictures of noise into
+FOLDER/pictures and two models into FOLDER/data: a random CLIP text tower with the layers of voken's sentence encoder (6
+layers, width 384; 29.8 M parameters with CLIP's vocabulary; its time does not depend on the weights' values), and an
+image tower that only serves to index. CLIP's word list comes with the package open_clip_torch. Both command lines
+search the same pictures:
 
     python benchmarks/cold_start.py --write-peer peer
     voken index peer/pictures --model MODEL --out peer/collection
@@ -54,10 +55,10 @@ LEGAL_FILES = ("LICENSE", "OPENAI-CLIP-MIT.txt", "README.md", "THIRD_PARTY_NOTIC
 
 @dataclass(frozen=True)
 class Run:
-    """One process: seconds by the clock and of processor time, and the most memory it held at once.
+    """One process: seconds by the clock, seconds of processor time, and peak memory.
 
-    The kernel counts what this process holds when it starts the other as the least a child can have held. That is some
-    20 MB: nothing heavy is imported here before the last run.
+    The kernel counts a child's memory from what this process holds when it starts the child. That is about 20 MB,
+    because nothing large is imported here before the last run.
     """
 
     seconds: float
@@ -66,24 +67,24 @@ class Run:
 
 
 def main() -> None:
-    """Measure, print a table, write JSON; or write what a peer needs."""
+    """Measure, print a table, write JSON; or write the files of a peer."""
     parser = option_parser(__doc__)
     parser.add_argument("collection", type=Path, nargs="?", help="what `voken index` saved")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=COMMAND", help="may be repeated")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--write-peer", type=Path, metavar="FOLDER", help="write pictures and a model, and end")
+    parser.add_argument("--write-peer", type=Path, metavar="FOLDER", help="write a peer's pictures and model, and exit")
     options = parser.parse_args()
     if options.write_peer:
         write_peer(options.write_peer)
         return
     if options.collection is None:
-        parser.error("name a COLLECTION, or --write-peer FOLDER")
+        parser.error("pass a COLLECTION, or --write-peer FOLDER")
     rows = commands(options.collection, options.peer)
     rounds: dict[str, list[Run]] = {name: [] for name in rows}
     for number in range(-1, options.rounds):
         query = QUERIES[number % len(QUERIES)] + (f" {number}" if number >= 0 else "")
         for name, command in rows.items():
-            run = timed([word.replace("{query}", query) for word in command])
+            run = time_command([word.replace("{query}", query) for word in command])
             if number >= 0:
                 rounds[name].append(run)
         print(f"round {number + 1} of {options.rounds}", file=sys.stderr, flush=True)
@@ -92,7 +93,7 @@ def main() -> None:
 
 
 def commands(collection: Path, peers: list[str]) -> dict[str, list[str]]:
-    """What each row runs: ours, the floors, then the peers."""
+    """The command of each row: ours, the floors, then the peers."""
     rows = {VOKEN: [str(Path(sysconfig.get_path("scripts")) / "voken"), "search", str(collection), "{query}"]}
     for code in ("pass", FLOOR, "import torch"):
         rows[code] = [sys.executable, "-c", code]
@@ -104,13 +105,13 @@ def commands(collection: Path, peers: list[str]) -> dict[str, list[str]]:
     return rows
 
 
-def timed(command: list[str]) -> Run:
+def time_command(command: list[str]) -> Run:
     """Run `command` to its end. A command that fails ends the benchmark, with its output."""
     with tempfile.TemporaryFile() as output:
-        began = time.perf_counter()
+        begin = time.perf_counter()
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
         _, status, used = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - begin
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             output.seek(0)
@@ -119,8 +120,8 @@ def timed(command: list[str]) -> Run:
 
 
 def table(rounds: dict[str, list[Run]], peers: list[str]) -> str:
-    """A Markdown table, a line per row: medians, and their ratios to the floor and to the fastest peer."""
-    quickest = min((_median(rounds[name], "seconds") for name in peers), default=0.0)
+    """A Markdown table, one line per row: medians, and their ratios to the floor and to the fastest peer."""
+    fastest_peer = min((_median(rounds[name], "seconds") for name in peers), default=0.0)
     heads = ["", "ms", "least … most", "× floor", "× quickest peer", "CPU ms", "× floor", "peak MB"]
     lines = []
     for name, runs in rounds.items():
@@ -132,7 +133,7 @@ def table(rounds: dict[str, list[Run]], peers: list[str]) -> str:
                 f"{median * 1e3:,.0f}",
                 f"{min(milliseconds):,.0f} … {max(milliseconds):,.0f}",
                 f"{median / _median(rounds[FLOOR], 'seconds'):.2f}",
-                f"{median / quickest:.2f}" if quickest else "",
+                f"{median / fastest_peer:.2f}" if fastest_peer else "",
                 f"{cpu * 1e3:,.0f}",
                 f"{cpu / _median(rounds[FLOOR], 'cpu_seconds'):.2f}",
                 f"{_median(runs, 'peak_megabytes'):,.0f}",
@@ -165,7 +166,7 @@ def _median(runs: list[Run], field: str) -> float:
 
 
 def write_peer(folder: Path) -> None:
-    """Pictures to search, and rclip's data folder but for CLIP's word list; see the module."""
+    """Write pictures to search, and rclip's data folder without CLIP's word list; see the module's docstring."""
     import numpy as np
     from PIL import Image
 
@@ -180,11 +181,11 @@ def write_peer(folder: Path) -> None:
         (data / name).touch()
     write_text_tower(data / MODEL_FOLDER / "textual.onnx")
     write_image_tower(data / MODEL_FOLDER / "visual.onnx")
-    print(f"{pictures}: {PICTURES} pictures; {data}: a model. Next: see `--help`.", file=sys.stderr)
+    print(f"{pictures}: {PICTURES} pictures; {data}: a model. `--help` shows the next steps.", file=sys.stderr)
 
 
 def write_text_tower(path: Path) -> None:
-    """A random CLIP text tower (layer norm first, causal), with plain operators, as exporters write it."""
+    """Write a random CLIP text tower (layer norm first, causal) with the plain operators that exporters write."""
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 
@@ -197,7 +198,7 @@ def write_text_tower(path: Path) -> None:
         weights.append(numpy_helper.from_array(np.asarray(array), name))
         return name
 
-    def drawn(*shape: int) -> str:
+    def random_weight(*shape: int) -> str:
         return weight((random.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32))
 
     def apply(kind: str, *inputs: str, to: str = "", **attributes: Any) -> str:
@@ -206,7 +207,7 @@ def write_text_tower(path: Path) -> None:
         return name
 
     def linear(rows: str, width: int, out: int) -> str:
-        return apply("Add", apply("MatMul", rows, drawn(width, out)), drawn(out))
+        return apply("Add", apply("MatMul", rows, random_weight(width, out)), random_weight(out))
 
     def norm(rows: str) -> str:
         ones, zeros = np.ones(WIDTH, np.float32), np.zeros(WIDTH, np.float32)
@@ -217,7 +218,7 @@ def write_text_tower(path: Path) -> None:
         return apply("Transpose", split, perm=order)
 
     mask = weight(np.triu(np.full((CONTEXT, CONTEXT), -np.inf, dtype=np.float32), 1))
-    rows = apply("Add", apply("Gather", drawn(WORDS, WIDTH), "input"), drawn(CONTEXT, WIDTH))
+    rows = apply("Add", apply("Gather", random_weight(WORDS, WIDTH), "input"), random_weight(CONTEXT, WIDTH))
     for _ in range(LAYERS):
         normed = norm(rows)
         query, key, value = (linear(normed, WIDTH, WIDTH) for _ in range(3))
@@ -231,12 +232,12 @@ def write_text_tower(path: Path) -> None:
         rows = apply("Add", rows, linear(apply("Gelu", linear(norm(rows), WIDTH, 4 * WIDTH)), 4 * WIDTH, WIDTH))
     end = apply("Unsqueeze", apply("ArgMax", "input", axis=1), weight(np.array([-1])))  # the end token is the last word
     last = apply("Squeeze", apply("GatherND", norm(rows), end, batch_dims=1), weight(np.array([1])))
-    apply("MatMul", last, drawn(WIDTH, SHARED_DIM), to="output")
+    apply("MatMul", last, random_weight(WIDTH, SHARED_DIM), to="output")
     _save(path, nodes, weights, ("input", TensorProto.INT64, ["texts", CONTEXT]))
 
 
 def write_image_tower(path: Path) -> None:
-    """A picture's mean colour times a matrix: it is only there to index with."""
+    """Write an image tower that only serves to index: a picture's mean colour times a matrix."""
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 

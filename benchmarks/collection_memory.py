@@ -1,8 +1,8 @@
-"""What does a collection take, on disk and in a process that searches it, and what does a first filter cost?
+"""How much disk and memory does a collection need, and how long does a first search with a filter take?
 
-Random sequences and vectors of the model's own sizes, ids as cameras name files; metadata none. Every size is searched
-in a process of its own: its memory, and of that what is not mapped from files; a search, the first with a filter, and
-another with the same.
+Collections hold random sequences and vectors of the model's sizes, and ids such as cameras give to files; they have no
+metadata. Each is searched in a new process. Measured: the memory of that process, and the part of it that is not mapped
+from files; a search without a filter, the first with a filter, and another with the same filter.
 
     python benchmarks/collection_memory.py MODEL --sizes 10000 100000 1000000 --json out.json
 """
@@ -31,21 +31,21 @@ FILTERS = ("date>=2020", "folder=2015")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Make, search, print, write JSON."""
+    """Create collections, search them, print, write JSON."""
     parser = option_parser(__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    parser.add_argument("--no-vectors", action="store_true", help="a few bytes per picture only")
+    parser.add_argument("--no-vectors", action="store_true", help="store only the sequences, a few bytes per picture")
     parser.add_argument("--search", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.search:
-        print(json.dumps(search(options.model, Path(options.search[0]), options.search[1])))
+        print(json.dumps(measure_search(options.model, Path(options.search[0]), options.search[1])))
         return
     rows = []
     for size in options.sizes:
         with tempfile.TemporaryDirectory(prefix="voken-") as work:
             folder = Path(work) / "c"
-            make(folder, options.model, size, vectors=not options.no_vectors)
+            create_collection(folder, options.model, size, vectors=not options.no_vectors)
             disk = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
             command = [sys.executable, __file__, str(options.model), "--search", str(folder)]
             costs = {
@@ -60,9 +60,9 @@ def main(arguments: list[str] | None = None) -> None:
     write_report(options.json, {"rows": rows})
 
 
-def make(folder: Path, model: Path, count: int, *, vectors: bool) -> None:
-    """A collection for `model`, of pictures that do not exist."""
-    from voken.model.model import Model  # here: a search does without torch
+def create_collection(folder: Path, model: Path, count: int, *, vectors: bool) -> None:
+    """Create a collection for `model` of pictures that do not exist."""
+    from voken.model.model import Model  # imported here, because the process that searches does not need torch
 
     tokenizer = Model.load(model).tokenizer
     random = np.random.default_rng(0)
@@ -91,30 +91,30 @@ def make(folder: Path, model: Path, count: int, *, vectors: bool) -> None:
     )
 
 
-def search(model: Path, folder: Path, filter_: str) -> dict[str, Any]:
-    """What opening and searching take in this process, which did nothing before."""
+def measure_search(model: Path, folder: Path, filter_: str) -> dict[str, Any]:
+    """Time and memory of opening and searching in this process, which has done nothing before."""
     store = Store.open(folder)
     begin = time.perf_counter()
     snapshot = store.snapshot()
-    opened = time.perf_counter() - begin
+    open_seconds = time.perf_counter() - begin
     searcher = Searcher(load_model(model, threads=1), snapshot, store=store)
     where = parse_all([filter_])
     searcher.search(["a red boat"], 10)
-    taken = [milliseconds(searcher, "a blue boat", ()), *(milliseconds(searcher, "a blue boat", where) for _ in "12")]
+    times = [milliseconds(searcher, "a blue boat", ()), *(milliseconds(searcher, "a blue boat", where) for _ in "12")]
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     resident, anonymous = (int(status[name].split()[0]) >> 10 for name in ("VmRSS", "RssAnon"))
     return {
-        "open_ms": round(1000 * opened, 1),
+        "open_ms": round(1000 * open_seconds, 1),
         "resident_mb": resident,
         "own_mb": anonymous,
-        "search_ms": taken[0],
-        "first_filtered_ms": taken[1],
-        "filtered_ms": taken[2],
+        "search_ms": times[0],
+        "first_filtered_ms": times[1],
+        "filtered_ms": times[2],
     }
 
 
 def milliseconds(searcher: Searcher, text: str, where: Any) -> float:
-    """What one search takes."""
+    """Milliseconds of one search."""
     begin = time.perf_counter()
     searcher.search([text], 10, where)
     return round(1000 * (time.perf_counter() - begin), 1)

@@ -1,28 +1,28 @@
-"""Same weights: how fast is ours beside transformers' constrained `generate` and CTranslate2 without a constraint?
+"""With the same weights, how fast is ours beside transformers' constrained `generate` and an unconstrained CTranslate2?
 
-T5 in the shapes of T5-small and T5-base, weights at random as transformers makes them, vokens appended. All rows have
-these weights: ours (the engine, and torch), `generate` with `prefix_allowed_tokens_fn`, and CTranslate2 in int8, which
-has no constraint of this kind and only serves to compare speed. Reading a text is counted in all rows, with the same
-tokenizer. Each row returns 20 sequences of M vokens per query.
+The model is T5 in the shapes of T5-small and T5-base, with random weights as transformers initializes them and vokens
+appended. All rows have these weights: ours (the engine, and torch), `generate` with `prefix_allowed_tokens_fn`, and
+CTranslate2 in int8, which has no such constraint and only serves to compare speed. All rows include the reading of the
+text, with the same tokenizer. Each returns 20 sequences of M vokens per query.
 
-Opponents run at their best. `generate`: cache, SDPA, `inference_mode`, no end token (so M steps, not M + 1), length
-penalty 0, no scores requested while timed (it copies every step's logits to return them). Its callback looks the
-whole prefix up in one dict; of values kept as lists, numpy arrays and tensors, tensors were the fastest to index with
-(batch 1, level 1: 1.1 ms a step against 4.7 ms with lists and 28 ms with arrays), though its documentation says lists.
-CTranslate2: end token forbidden by the least length, all cores in one operation or a worker a core, the library's own
-choice of kernels (CT2_USE_MKL=1 was five to twenty times slower on AMD). Rows named "vokens
-only" go past what either library documents: the decoder's table and head are cut to the vokens, so that no step pays
-for the 32,128 words. "Freed memory kept" is `voken.optimisation.keep_freed_memory`. Ratios are to the fastest row of
-each library, these included.
+Opponents have their fastest settings. `generate`: cache, SDPA, `inference_mode`, no end token (so M steps, not M + 1),
+length penalty 0, no scores requested while timed (it would copy every step's logits to return them). Its callback looks
+up the whole prefix in one dict. The values are tensors, which were faster to index with than lists or numpy arrays
+(batch 1, level 1: 1.1 ms per step against 4.7 ms with lists and 28 ms with arrays), although its documentation says
+lists. CTranslate2: end token forbidden by the minimum length; all cores in one operation, or a worker per core; the
+library's choice of kernels (CT2_USE_MKL=1 was five to twenty times slower on AMD). Rows named "vokens only" change the
+models in ways that neither library documents: the decoder's table and head are cut to the vokens, so that no step
+computes the 32,128 words. "Freed memory kept" is `voken.optimisation.keep_freed_memory`. Ratios are to the fastest row
+of each library, including these.
 
-Every row has a process of its own, which stays loaded; rows run in turn, one at a time, and a row's number is the
-median over rounds, by the wall. On a machine shared with others `--threads 1 --clock cpu` is to be trusted more: with
-two threads each waits for the other in every small operation.
+Every row has a process that stays loaded. Rows run in turn, one at a time, and a row's figure is the median over
+rounds, by wall time. On a shared machine `--threads 1 --clock cpu` is more reliable: with two threads, each waits for
+the other in every small operation.
 
-Useful arithmetic is the same for all rows: every text token read and projected to cross keys once, level 1 for one
-beam, then `beams` beams per level, N logits each. Its rate stands beside that of a large matrix product in the same
+All rows need the same arithmetic: read every text token and project it to cross keys once, decode level 1 for one beam,
+then `beams` beams per level, N logits each. Its rate is shown beside the rate of a large matrix product in the same
 library, at the same precision, on the same cores. Agreement is with transformers: rankings are the same if all scores
-are within 1e-4 and a sequence that one side lacks ties with the last.
+are within 1e-4 and every sequence that only one side has ties with the last.
 
     python benchmarks/decoding.py --json out.json
     python benchmarks/decoding.py --quick
@@ -56,9 +56,9 @@ T5_WORDS = 32_128
 TIE = 1e-4
 """Two float32 programs may differ by this in a sum of M log-probabilities."""
 SINGLES = 8
-"""Queries timed one after another where a batch is smaller than that."""
+"""The least number of queries that are timed; smaller batches are timed one after another."""
 SETTLE_SECONDS = 0.1
-"""Between two rows: threads of the last one may still be spinning."""
+"""Pause between two rows, because threads of the previous row may still be spinning."""
 PRODUCT = 2048
 SHAPES: dict[str, dict[str, Any]] = {
     "small": {"d_model": 512, "d_ff": 2048, "num_layers": 6, "num_heads": 8},
@@ -67,7 +67,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 D_KV = 64
 NEVER = -1e4
-"""Bias of what is no voken, as in `T5Generator.to_transformers`."""
+"""Bias of words that are not vokens, as in `T5Generator.to_transformers`."""
 
 Precision = Literal["float32", "int8"]
 Answer = tuple[Int32[np.ndarray, "beams M"], Float32[np.ndarray, " beams"]]
@@ -78,7 +78,7 @@ CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 @dataclass(frozen=True)
 class Workload:
-    """What every row answers."""
+    """The work that every row does."""
 
     shape: str
     levels: int
@@ -91,13 +91,13 @@ class Workload:
 
     @property
     def queries(self) -> int:
-        """How many different texts there are."""
+        """Number of different texts."""
         return max(SINGLES, *self.batches)
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """One row's answers beside transformers'."""
+    """How far the answers of a row agree with transformers'."""
 
     same_first: float
     """Share of queries with the same best sequence, or one that ties with it."""
@@ -110,7 +110,7 @@ class Agreement:
 
 
 class Row(ABC):
-    """A way to answer. `prepare` writes what it needs, once; `setup` loads it, in the row's own process."""
+    """A way to search. `prepare` writes its files once; `setup` loads them in the row's process."""
 
     constrained = True
 
@@ -119,16 +119,16 @@ class Row(ABC):
         self.keep_freed_memory = keep_freed_memory
 
     def prepare(self, generator: Any, folder: Path) -> None:
-        """Write files of its own into `folder`, which already has generator/ and trie/."""
+        """Write the row's files into `folder`, which already has generator/ and trie/."""
         return
 
     @abstractmethod
     def setup(self, folder: Path, workload: Workload) -> None:
-        """Load, so that `search` is ready."""
+        """Load the files, so that `search` can run."""
 
     @abstractmethod
     def search(self, texts: Sequence[str], *, scores: bool = True) -> list[Answer]:
-        """Answer all texts in one batch; `scores` is False if they would cost time and nobody reads them."""
+        """Search all texts in one batch. `scores` is False if nobody reads them, because they can cost time."""
 
     def matrix_rate(self, clock: Clock) -> float | None:
         """Operations per second of a large matrix product; None if the library offers none."""
@@ -188,7 +188,7 @@ class OurEngine(Ours):
         graph.set_row_count(rows)
         graph.output("product", graph.linear(rows, weight), ["rows", PRODUCT])
         options = onnxruntime.SessionOptions()
-        options.use_per_session_threads = False  # the threads that `Engine.load` made
+        options.use_per_session_threads = False  # use the threads that `Engine.load` started
         with tempfile.TemporaryDirectory() as folder:
             graph.save(Path(folder) / "product.onnx", Path(folder) / "product.weights")
             session = onnxruntime.InferenceSession(
@@ -273,14 +273,14 @@ class Transformers(Row):
 
 
 class CTranslate2(Row):
-    """CTranslate2's beam search over all vokens, nothing forbidden but words and the end."""
+    """CTranslate2's beam search over all vokens; only words and the end token are forbidden."""
 
     constrained = False
 
-    def __init__(self, name: str, compute_type: str, *, worker_a_core: bool = False, vokens_only: bool = False) -> None:
+    def __init__(self, name: str, compute_type: str, *, core_workers: bool = False, vokens_only: bool = False) -> None:
         super().__init__(name)
         self.compute_type = compute_type
-        self.worker_a_core = worker_a_core
+        self.core_workers = core_workers
         self.vokens_only = vokens_only
         self.quantization = "float32" if compute_type == "float32" else "int8"
 
@@ -295,16 +295,16 @@ class CTranslate2(Row):
         words = _word_texts(generator.reader.tokenizer)
         vokens = [_voken_text(voken) for voken in range(generator.codebook_size)]
         start, end, unknown = words[0], words[1], words[2]
-        written = [*words, *vokens]
+        target_words = [*words, *vokens]
         if self.vokens_only:
-            written = [*vokens, start, end, unknown]
+            target_words = [*vokens, start, end, unknown]
             cut_to_vokens(model, generator, marks=3)
         with torch.no_grad():
             spec = T5Loader().get_model_spec(model)
         spec.config.bos_token = spec.config.decoder_start_token = start
         spec.config.eos_token, spec.config.unk_token = end, unknown
         spec.register_source_vocabulary([*words, *vokens])
-        spec.register_target_vocabulary(written)
+        spec.register_target_vocabulary(target_words)
         spec.validate()
         spec.optimize(quantization=self.quantization)
         self._files(folder).mkdir()
@@ -318,7 +318,7 @@ class CTranslate2(Row):
         self.tokenizer = AutoTokenizer.from_pretrained(str(folder / "generator"))
         self.words = _word_texts(self.tokenizer)
         self.voken_of = {_voken_text(voken): voken for voken in range(workload.codebook_size)}
-        self.workers = workload.threads if self.worker_a_core else 1
+        self.workers = workload.threads if self.core_workers else 1
         self.translator = ctranslate2.Translator(
             str(self._files(folder)),
             device="cpu",
@@ -338,15 +338,14 @@ class CTranslate2(Row):
     def search(self, texts: Sequence[str], *, scores: bool = True) -> list[Answer]:
         """See `Row`. Scores cost nothing."""
         source = [[self.words[token] for token in row] for row in self.tokenizer(texts)["input_ids"]]
-        # One batch a worker.
-        share = -(-len(texts) // self.workers)
-        results = self.translator.translate_batch(source, max_batch_size=share, **self.options)
+        batch_per_worker = -(-len(texts) // self.workers)
+        results = self.translator.translate_batch(source, max_batch_size=batch_per_worker, **self.options)
         return [
             (
-                np.array([[self.voken_of[word] for word in sequence] for sequence in one.hypotheses], np.int32),
-                np.array(one.scores, np.float32),
+                np.array([[self.voken_of[word] for word in sequence] for sequence in result.hypotheses], np.int32),
+                np.array(result.scores, np.float32),
             )
-            for one in results
+            for result in results
         ]
 
     def _files(self, folder: Path) -> Path:
@@ -366,15 +365,15 @@ ROWS: dict[str, Row] = {
         Transformers("transformers, the same, vokens only", keep_freed_memory=True, vokens_only=True),
         CTranslate2("CTranslate2 int8", "int8"),
         CTranslate2("CTranslate2 int8_float32", "int8_float32"),
-        CTranslate2("CTranslate2 int8, a worker a core", "int8", worker_a_core=True),
+        CTranslate2("CTranslate2 int8, a worker a core", "int8", core_workers=True),
         CTranslate2("CTranslate2 int8, vokens only", "int8", vokens_only=True),
-        CTranslate2("CTranslate2 int8, the same, a worker a core", "int8", worker_a_core=True, vokens_only=True),
+        CTranslate2("CTranslate2 int8, the same, a worker a core", "int8", core_workers=True, vokens_only=True),
     )
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print a table a shape, write JSON."""
+    """Measure, print a table per shape, write JSON."""
     parser = option_parser(__doc__)
     parser.add_argument("--shapes", nargs="*", default=["small", "base"], choices=list(SHAPES))
     parser.add_argument("--batches", nargs="*", type=int, default=[1, 32])
@@ -390,7 +389,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.worker:
-        work(ROWS[options.rows[0]], options.worker)
+        answer_questions(ROWS[options.rows[0]], options.worker)
         return
     if options.quick:
         options.shapes, options.batches, options.rounds = ["tiny"], [1, 4], 1
@@ -416,7 +415,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure(rows: Sequence[Row], workload: Workload, rounds: int) -> dict[str, Any]:
-    """Ask the rows in turn, `rounds` times, and compare their answers once."""
+    """Time the rows in turn, `rounds` times, and compare their answers once."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         lengths = prepare(rows, workload, folder)
@@ -447,7 +446,7 @@ def measure(rows: Sequence[Row], workload: Workload, rounds: int) -> dict[str, A
         finally:
             for worker in workers.values():
                 worker.close()
-    work_of_a_query = {
+    operations_per_query = {
         batch: statistics.mean(operations(workload, length) for length in lengths[: max(SINGLES, batch)])
         for batch in workload.batches
     }
@@ -456,12 +455,12 @@ def measure(rows: Sequence[Row], workload: Workload, rounds: int) -> dict[str, A
         "workload": dataclasses.asdict(workload),
         "load_before_rounds": loads,
         "tokens_a_query": statistics.mean(lengths),
-        "operations_a_query": work_of_a_query,
+        "operations_a_query": operations_per_query,
         "rows": {
             row.name: {
                 "seconds_a_query": seconds[row.name],
                 "useful_operations_a_second": {
-                    batch: work_of_a_query[batch] / statistics.median(times)
+                    batch: operations_per_query[batch] / statistics.median(times)
                     for batch, times in seconds[row.name].items()
                 },
                 "product_operations_a_second": statistics.median(rates[row.name]) if rates[row.name] else None,
@@ -490,7 +489,7 @@ def prepare(rows: Sequence[Row], workload: Workload, folder: Path) -> list[int]:
 
 
 def make_generator(workload: Workload) -> Any:
-    """A T5 at random with MiniLM's tokenizer and vokens."""
+    """A T5 with random weights, MiniLM's tokenizer and vokens."""
     import torch
     from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
@@ -543,9 +542,9 @@ def children_of_prefixes(sequences: Integer[np.ndarray, "sequences M"], first_wo
 
 
 def cut_to_vokens(model: Any, generator: Any, *, marks: int) -> None:
-    """Leave the decoder of `generator.to_transformers()` its vokens, and behind them `marks` that are never written.
+    """Cut the decoder of `generator.to_transformers()` to its vokens, followed by `marks` words that it never writes.
 
-    All marks are read as the start token is.
+    All these words have the embedding of the start token.
     """
     import torch
 
@@ -575,29 +574,30 @@ def operations(workload: Workload, tokens: int) -> float:
 
 def agreement(answers: Sequence[Answer], reference: Sequence[Answer]) -> Agreement:
     """Compare each query's answer with the reference's."""
-    first, overlap, ranking, differences = [], [], [], [0.0]
+    same_first, overlap, same_ranking, differences = [], [], [], [0.0]
     for (vokens, scores), (expected_vokens, expected_scores) in zip(answers, reference, strict=True):
-        mine = dict(zip(map(tuple, vokens.tolist()), scores.tolist(), strict=True))
-        theirs = dict(zip(map(tuple, expected_vokens.tolist()), expected_scores.tolist(), strict=True))
-        common = mine.keys() & theirs.keys()
-        apart = [abs(mine[sequence] - theirs[sequence]) for sequence in common]
-        last = min(theirs.values())
-        beyond = [abs(score - last) for one, other in ((mine, theirs), (theirs, mine)) for score in _only(one, other)]
+        row_scores = dict(zip(map(tuple, vokens.tolist()), scores.tolist(), strict=True))
+        reference_scores = dict(zip(map(tuple, expected_vokens.tolist()), expected_scores.tolist(), strict=True))
+        common = row_scores.keys() & reference_scores.keys()
+        apart = [abs(row_scores[sequence] - reference_scores[sequence]) for sequence in common]
+        both = ((row_scores, reference_scores), (reference_scores, row_scores))
+        last = min(reference_scores.values())
+        beyond = [abs(score - last) for first, second in both for score in _only(first, second)]
         best = tuple(vokens[0].tolist())
-        first.append(best in theirs and theirs[best] >= max(theirs.values()) - TIE)
-        overlap.append(len(common) / len(theirs))
-        ranking.append(max([*apart, *beyond]) <= TIE)
+        same_first.append(best in reference_scores and reference_scores[best] >= max(reference_scores.values()) - TIE)
+        overlap.append(len(common) / len(reference_scores))
+        same_ranking.append(max([*apart, *beyond]) <= TIE)
         differences += apart
     return Agreement(
-        same_first=statistics.mean(first),
+        same_first=statistics.mean(same_first),
         overlap=statistics.mean(overlap),
-        same_ranking=statistics.mean(ranking),
+        same_ranking=statistics.mean(same_ranking),
         greatest_difference=max(differences),
     )
 
 
-def _only(one: dict[tuple[int, ...], float], other: dict[tuple[int, ...], float]) -> list[float]:
-    return [score for sequence, score in one.items() if sequence not in other]
+def _only(first: dict[tuple[int, ...], float], second: dict[tuple[int, ...], float]) -> list[float]:
+    return [score for sequence, score in first.items() if sequence not in second]
 
 
 def table(report: dict[str, Any], workload: Workload) -> str:
@@ -614,17 +614,17 @@ def table(report: dict[str, Any], workload: Workload) -> str:
         line = [name]
         for batch in workload.batches:
             times = row["seconds_a_query"][batch]
-            middle = statistics.median(times)
-            line += [f"{1000 * middle:.1f}", f"{1000 * min(times):.1f} … {1000 * max(times):.1f}"]
+            median = statistics.median(times)
+            line += [f"{1000 * median:.1f}", f"{1000 * min(times):.1f} … {1000 * max(times):.1f}"]
             for opponent in ("transformers", "CTranslate2"):
                 fastest = _fastest(rows, opponent, batch)
-                line.append(f"{fastest / middle:.2f}" if fastest else "")
+                line.append(f"{fastest / median:.2f}" if fastest else "")
         useful, product = row["useful_operations_a_second"][largest], row["product_operations_a_second"]
         line += [f"{useful / 1e9:.1f}", f"{useful / product:.0%}" if product else ""]
-        same = row["agreement"]
-        if same:
-            line += [f"{same['same_first']:.0%}", f"{same['overlap']:.1%}", f"{same['same_ranking']:.0%}"]
-            line += [f"{same['greatest_difference']:.1e}"]
+        agreed = row["agreement"]
+        if agreed:
+            line += [f"{agreed['same_first']:.0%}", f"{agreed['overlap']:.1%}", f"{agreed['same_ranking']:.0%}"]
+            line += [f"{agreed['greatest_difference']:.1e}"]
         else:
             line += [""] * 4
         lines.append(line)
@@ -632,7 +632,7 @@ def table(report: dict[str, Any], workload: Workload) -> str:
 
 
 def _fastest(rows: dict[str, Any], opponent: str, batch: int) -> float | None:
-    """The least median among an opponent's rows."""
+    """The smallest median among an opponent's rows."""
     medians = [
         statistics.median(row["seconds_a_query"][batch]) for name, row in rows.items() if name.startswith(opponent)
     ]
@@ -640,7 +640,7 @@ def _fastest(rows: dict[str, Any], opponent: str, batch: int) -> float | None:
 
 
 class _Worker:
-    """A row in a process of its own, which answers lines of JSON."""
+    """A row in a new process, which answers questions as lines of JSON."""
 
     def __init__(self, name: str, folder: Path, threads: int) -> None:
         command = [sys.executable, __file__, "--rows", name, "--worker", str(folder)]
@@ -652,10 +652,10 @@ class _Worker:
             text=True,
             env=os.environ | _QUIET | {"OMP_NUM_THREADS": str(threads)},
         )
-        self.ask("answers")  # loaded, and warm
+        self.ask("answers")  # waits until the row is loaded and warm
 
     def ask(self, *question: Any) -> Any:
-        """The answer to a question `work` knows."""
+        """The answer to a question of `answer_questions`."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         with suppress(BrokenPipeError):
@@ -675,7 +675,7 @@ class _Worker:
 _QUIET = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
 
-def work(row: Row, folder: Path) -> None:
+def answer_questions(row: Row, folder: Path) -> None:
     """Load `row` and answer the questions of a `_Worker` until its input ends."""
     workload = read_workload(folder)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: workload.threads])
@@ -687,12 +687,12 @@ def work(row: Row, folder: Path) -> None:
     row.setup(folder, workload)
     for batch in workload.batches:
         row.search(texts[:batch], scores=False)
-    gc.freeze()  # the collector need not walk a dict of prefixes while something is timed
+    gc.freeze()  # so that the collector does not walk the dict of prefixes while a search is timed
     for line in sys.stdin:
         question, *details = json.loads(line)
         reply: Any
         if question == "time":
-            reply = _seconds_a_query(row, texts, details[0], CLOCKS[workload.clock])
+            reply = _seconds_per_query(row, texts, details[0], CLOCKS[workload.clock])
         elif question == "rate":
             reply = row.matrix_rate(CLOCKS[workload.clock])
         else:
@@ -702,12 +702,12 @@ def work(row: Row, folder: Path) -> None:
 
 
 def read_workload(folder: Path) -> Workload:
-    """What `prepare` was given."""
-    written = json.loads((folder / "workload.json").read_text(encoding="utf-8"))
-    return Workload(**written | {"batches": tuple(written["batches"])})
+    """The workload that `prepare` wrote."""
+    values = json.loads((folder / "workload.json").read_text(encoding="utf-8"))
+    return Workload(**values | {"batches": tuple(values["batches"])})
 
 
-def _seconds_a_query(row: Row, texts: Sequence[str], batch: int, clock: Clock) -> float:
+def _seconds_per_query(row: Row, texts: Sequence[str], batch: int, clock: Clock) -> float:
     count = max(SINGLES, batch) // batch * batch
     start = clock()
     for first in range(0, count, batch):
@@ -744,7 +744,7 @@ def _use_torch_threads(threads: int) -> None:
 
 
 def _word_texts(tokenizer: Any) -> list[str]:
-    """One text for each row of T5's table: CTranslate2 reads texts of tokens."""
+    """One text for each row of T5's table, because CTranslate2 reads tokens as texts."""
     return [tokenizer.convert_ids_to_tokens(word) or f"<{word}>" for word in range(T5_WORDS)]
 
 
@@ -757,8 +757,8 @@ def _machine(threads: int) -> dict[str, Any]:
 
     from voken_lab.evaluation.machine import Machine
 
-    described = dataclasses.asdict(Machine.here()) | {"threads": threads}
-    return described | {name: metadata.version(name) for name in ("transformers", "ctranslate2", "onnxruntime")}
+    machine = dataclasses.asdict(Machine.here()) | {"threads": threads}
+    return machine | {name: metadata.version(name) for name in ("transformers", "ctranslate2", "onnxruntime")}
 
 
 if __name__ == "__main__":

@@ -1,23 +1,23 @@
 """Recall at equal bytes per picture: our vokens beside faiss's quantizers, on the same vectors.
 
-At each of --levels M, a tokenizer of M levels with 256 entries each (one byte and one codebook per level, the default
-preset's mixtures, k-means and no gradient) stands beside faiss's product quantizer (PQ), the same behind a learned
-rotation (OPQ) and residual quantizer (RQ), of M bytes too, trained on the same train-split pictures. Codes are
-compared with the query's exact vector (asymmetric search) by inner product; "unit length" compares by cosine, as
-ours does, with the vectors that the codes rebuild.
+At each M of --levels, our tokenizer is compared with three quantizers of faiss that also take M bytes per picture: the
+product quantizer (PQ), PQ behind a learned rotation (OPQ) and the residual quantizer (RQ). Ours has M levels of 256
+entries (one byte and one codebook per level, the default preset's mixtures, k-means without gradient steps). All are
+trained on the same train-split pictures. faiss compares codes with the query's exact vector (asymmetric search) by
+inner product. The rows "unit length" compare the vectors rebuilt from the codes by cosine, as ours does.
 
-Like for like is the row "quantized ceiling": ours, every picture compared, with the encoder's own vector of the
-text. The rows "generate" and "+ voken rerank" are the whole system (100 beams), which also reads the query with a
+The row "quantized ceiling" is ours under the same conditions: every picture is compared, with the encoder's vector of
+the text. The rows "generate" and "+ voken rerank" are the whole system (100 beams), which also reads the query with a
 trained generator and its caption memory. The pool, the queries and the recall are those of quality.py.
 
-Bytes of the codes are M for all. What a collection really takes beside (where each node's children start, picture
-numbers, ids) is in "size"; the codebooks, 256 KB per level for ours and 256 KB in all for PQ (dim 256), belong to no
-picture. With --large the pool is also that data set: its queries are the test captions whose concept stands in it.
+All codes take M bytes. "size" also counts what a collection needs besides (where each node's children start, picture
+numbers, ids). The codebooks belong to no picture: 256 KB per level for ours, 256 KB in all for PQ (dim 256). --large
+names a data set whose pictures are a second pool; its queries are the test captions whose concept is in that pool.
 
     python benchmarks/equal_bytes.py emoji --json equal-bytes-emoji.json
     python benchmarks/equal_bytes.py icons --test-concepts 1000 --validation-concepts 500 --json equal-bytes-icons.json
 
-Models are kept in --work, so that an interrupted run goes on where it was.
+Models are saved in --work, so that a run that is started again continues where it stopped.
 """
 
 from __future__ import annotations
@@ -30,10 +30,9 @@ from typing import Any
 
 import numpy as np
 
-from quality import split
+from quality import split, trained_model
 from report import option_parser, show_progress, write_report
 from scaling import READOUTS, concept_queries
-from voken.artifact import is_artifact
 from voken.collection.snapshot import Snapshot
 from voken.config import SearchConfig, preset
 from voken.data.captions import Dataset, read_dataset
@@ -41,7 +40,6 @@ from voken.encoders.cache import VectorCache, picture_vectors
 from voken.model.model import Model
 from voken.search.searcher import Searcher
 from voken.shapes import Float32
-from voken.training.fit import fit
 from voken_lab.evaluation.benchmark import CEILING, TWO_TOWER
 from voken_lab.evaluation.protocol import Conditions, evaluate, pool_of
 from voken_lab.evaluation.tables import results_table
@@ -65,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--test-concepts", type=int, default=400)
     parser.add_argument("--validation-concepts", type=int, default=200)
     parser.add_argument("--distance", type=int, default=2)
-    parser.add_argument("--queries", type=int, default=None, help="at most so many per pool, drawn by the seed")
+    parser.add_argument("--queries", type=int, default=None, help="the largest number per pool, drawn by the seed")
     parser.add_argument("--threads", type=int, default=0, help="of torch and faiss; 0: as many as there are cores")
     parser.add_argument("--work", type=Path, default=Path("runs/equal-bytes"))
     parser.add_argument("--cache", type=Path, help="vectors of pictures (default: in --work)")
@@ -79,10 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for seed in options.seeds:
         dataset = split(read_dataset(options.dataset), seed, options)
         for levels in options.levels:
-            model = trained(dataset, levels, seed, cache, options)
-            new_rows = compared(model, dataset, test_pool(dataset, seed), cache, seed, options)
+            sizes = {"seed": str(seed), "tokenizer.codebook_size": "256", "tokenizer.levels": str(levels)}
+            config = preset("default").override(sizes | dict(item.split("=", 1) for item in options.settings))
+            model = trained_model(dataset, options.work / f"{dataset.name}-{levels}-{seed}", config, cache)
+            new_rows = compare(model, dataset, test_pool(dataset, seed), cache, seed, options)
             if options.large:
-                new_rows += compared(model, dataset, read_dataset(options.large), cache, seed, options)
+                new_rows += compare(model, dataset, read_dataset(options.large), cache, seed, options)
             rows += new_rows
             print(f"\nseed {seed}, {levels} bytes", results_table(new_rows, base=TWO_TOWER), sep="\n", flush=True)
             write_report(options.json, report(rows, options))
@@ -98,27 +98,19 @@ def use_threads(threads: int) -> None:
         faiss.omp_set_num_threads(threads)
 
 
-def trained(dataset: Dataset, levels: int, seed: int, cache: VectorCache, options: argparse.Namespace) -> Model:
-    """The default preset with M levels of 256 entries, read from --work if an earlier run left it there."""
-    sizes = {"seed": str(seed), "tokenizer.codebook_size": "256", "tokenizer.levels": str(levels)}
-    config = preset("default").override(sizes | dict(item.split("=", 1) for item in options.settings))
-    folder = options.work / f"{dataset.name}-{levels}-{seed}"
-    return (
-        Model.load(folder) if is_artifact(folder) else fit(dataset, folder, config, cache=cache, progress=show_progress)
-    )
-
-
 def test_pool(dataset: Dataset, seed: int) -> Dataset:
     """One picture of each test concept, as quality.py draws it."""
     test = dataset.split("test")
     members = set(pool_of(test, one_per_concept=True, seed=seed).image_ids)
-    return Dataset(f"{dataset.name} test", test.root, tuple(one for one in test.images if one.image_id in members))
+    return Dataset(
+        f"{dataset.name} test", test.root, tuple(image for image in test.images if image.image_id in members)
+    )
 
 
-def compared(
+def compare(
     model: Model, dataset: Dataset, pool: Dataset, cache: VectorCache, seed: int, options: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """Every system over the pictures of `pool`; queries are the test captions of `dataset`."""
+    """The rows of every system over the pictures of `pool`; queries are the test captions of `dataset`."""
     encoded = picture_vectors(model.encoder, [image.path for image in pool.images], cache=cache, progress=show_progress)
     vectors, images = encoded.vectors, tuple(pool.images[row] for row in encoded.rows)
     collection = Snapshot.of_vectors(dataclasses.replace(pool, images=images), vectors, model, keep_vectors=False)
@@ -131,9 +123,9 @@ def compared(
         (CEILING, ""): TwoTower.quantized(model.encoder, ids, vectors, model.tokenizer),
     }
     for kind in options.kinds:
-        coded = KINDS[kind](model.encoder, ids, vectors, train_vectors, bytes=levels)
-        systems[f"faiss {kind}", ""] = coded
-        systems[f"faiss {kind}, unit length", ""] = TwoTower(model.encoder, ids, unit(coded.rebuilt()))
+        quantized = KINDS[kind](model.encoder, ids, vectors, train_vectors, bytes=levels)
+        systems[f"faiss {kind}", ""] = quantized
+        systems[f"faiss {kind}, unit length", ""] = TwoTower(model.encoder, ids, unit(quantized.rebuilt()))
     for readout in READOUTS:
         search = SearchConfig(options.beams, readout)
         systems[f"voken {model.config.name}", readout] = Searcher(model, collection, search, widen=False)

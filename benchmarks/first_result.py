@@ -1,8 +1,9 @@
-"""How long until somebody with a folder of pictures sees a first answer?
+"""How long does a user with a folder of pictures wait for the first hits?
 
-Draws COUNT pictures of photo size (JPEG, each a drawing of the data set somewhere on a noisy background, with a
-camera's date), runs `voken index` with a ready model and `voken search` as a shell would, and says what each took. A
-second `voken index` shows what nothing new costs, a third what ten new pictures do. Without captions: none is written.
+Draws COUNT pictures as large as photos (JPEG, each a drawing of the data set somewhere on a noisy background, with a
+camera's date), runs `voken index` with a trained model and `voken search` as a shell would, and prints the seconds of
+each command. A second `voken index` shows the cost if nothing is new, a third the cost of ten new pictures. The
+pictures have no captions.
 
     python benchmarks/first_result.py --model MODEL --data emoji --count 1000 --json out.json
 """
@@ -39,11 +40,11 @@ def main() -> None:
         photos, out, cache = (Path(folder) / name for name in ("photos", "photos.voken", "cache"))
         draw(options.data, photos, options.count, tuple(options.size), options.seed)
         index = ["index", photos, "--model", options.model, "--out", out, "--cache", cache]
-        steps = {"voken index": timed(index)}
-        steps |= {f'voken search "{query}"': timed(["search", out, query]) for query in QUERIES}
-        steps["voken index, nothing new"] = timed(index)
+        steps = {"voken index": seconds_of(index)}
+        steps |= {f'voken search "{query}"': seconds_of(["search", out, query]) for query in QUERIES}
+        steps["voken index, nothing new"] = seconds_of(index)
         draw(options.data, photos / "new", min(10, options.count), tuple(options.size), options.seed + 1)
-        steps["voken index, ten new"] = timed(index)
+        steps["voken index, ten new"] = seconds_of(index)
     first = steps["voken index"] + steps[f'voken search "{QUERIES[0]}"']
     print(f"{options.count:,} pictures of {options.size[0]} × {options.size[1]} pixels\n")
     rows = {**steps, "to the first answer": first}.items()
@@ -53,7 +54,7 @@ def main() -> None:
 
 
 def draw(data: Path, folder: Path, count: int, size: tuple[int, int], seed: int) -> None:
-    """Photos of sorts: what a camera would make of a drawing on a wall."""
+    """Create JPEGs that resemble photos of a drawing on a wall."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(seed)
     images = read_dataset(data).images
@@ -69,7 +70,7 @@ def draw(data: Path, folder: Path, count: int, size: tuple[int, int], seed: int)
         photo.save(folder / f"IMG_{place:05d}.jpg", quality=88, exif=exif)
 
 
-def timed(arguments: list[object]) -> float:
+def seconds_of(arguments: list[object]) -> float:
     """Seconds of one `voken` command, from its start to its end."""
     command = [str(Path(sysconfig.get_path("scripts")) / "voken"), *map(str, arguments)]
     begin = time.perf_counter()

@@ -1,13 +1,14 @@
-"""What does the index take as the set grows: bytes per picture, seconds to build, milliseconds and memory to open?
+"""How large is the index of a growing collection, how fast is it built, and what do opening it and look-ups cost?
 
-Synthetic sequences: "uniform" draws every voken alike, so that hardly two pictures share anything beyond level 2;
-"Zipf" draws the voken of rank r with probability ∝ 1/r at every level, so that prefixes are crowded and sequences
-shared. Real pictures lie between. Ids of synthetic pictures are their numbers, so they take nothing; paths are the
-ids. No vectors are stored. `--collection` adds a folder that `voken index` made, with its own ids and vectors.
+Sequences are synthetic: "uniform" draws every voken with the same probability, so that few pictures share anything
+beyond level 2; "Zipf" draws the voken of rank r with probability ∝ 1/r at every level, so that prefixes are crowded and
+many sequences are shared. Real pictures lie between the two. The ids of synthetic pictures are their numbers, which
+need no bytes; paths are the ids. No vectors are stored. `--collection` adds a folder that `voken index` saved, with
+its ids and vectors.
 
-Building is counted in this process's CPU time on one thread, from a matrix of int32 in memory, without saving.
-Opening is timed in a new process each round, files in the page cache, imports counted apart; memory is the whole
-process's (VmRSS), with what it took to open the folder and after ten sequences were looked up with their pictures.
+Building is measured in this process's CPU time on one thread, from a matrix of int32 in memory, without saving.
+Opening is timed in a new process each round, with files in the page cache; imports are timed separately. Memory is that
+of the whole process (VmRSS): after the folder was opened, and after ten sequences were looked up with their pictures.
 
     python benchmarks/index_size.py --json out.json
     python benchmarks/index_size.py --sizes 1000 100000 --collection runs/icons.voken
@@ -47,8 +48,8 @@ class Tokenizer:
 
 
 @dataclass(frozen=True)
-class Opened:
-    """One opening in a process of its own."""
+class Opening:
+    """Time and memory of opening a collection in a new process."""
 
     import_seconds: float
     open_seconds: float
@@ -59,7 +60,7 @@ class Opened:
 
 @dataclass(frozen=True)
 class Row:
-    """One collection."""
+    """The measurements of one collection."""
 
     pictures: int
     draw: str
@@ -68,11 +69,11 @@ class Row:
     """CPU seconds of each round."""
     size: dict[str, int]
     """Bytes by part (`CollectionSize`)."""
-    opened: list[Opened]
+    opened: list[Opening]
 
     @property
     def sequences_per_second(self) -> float:
-        """Rows of the voken matrix that the trie takes in per second, the median over rounds."""
+        """Rows of the voken matrix per second of building the trie, the median over rounds."""
         return self.pictures / statistics.median(self.build_seconds)
 
 
@@ -82,7 +83,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--levels", type=int, default=4)
     parser.add_argument("--codebook-size", type=int, default=1024)
-    parser.add_argument("--collection", type=Path, nargs="*", default=[], help="collections to measure as well")
+    parser.add_argument("--collection", type=Path, nargs="*", default=[], help="saved collections to measure as well")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--open", type=Path, default=None, help=argparse.SUPPRESS)
@@ -94,18 +95,18 @@ def main() -> None:
     for pictures in arguments.sizes:
         for draw in DRAWS:
             random = np.random.default_rng([arguments.seed, pictures])
-            vokens = drawn(draw, (pictures, arguments.levels), arguments.codebook_size, random)
-            rows.append(synthetic(draw, vokens, arguments.codebook_size, arguments.rounds))
+            vokens = random_vokens(draw, (pictures, arguments.levels), arguments.codebook_size, random)
+            rows.append(measure_synthetic(draw, vokens, arguments.codebook_size, arguments.rounds))
             print(f"{draw} {pictures:,}: done", file=sys.stderr, flush=True)
-    rows += [saved(folder, arguments.rounds) for folder in arguments.collection]
+    rows += [measure_saved(folder, arguments.rounds) for folder in arguments.collection]
     print(table(rows))
     write_report(arguments.json, report(rows, arguments))
 
 
-def drawn(
+def random_vokens(
     draw: Literal["uniform", "Zipf"], shape: tuple[int, int], codebook_size: int, random: np.random.Generator
 ) -> Int32[np.ndarray, "pictures levels"]:
-    """Voken sequences; see the module."""
+    """Voken sequences; the module's docstring explains "uniform" and "Zipf"."""
     if draw == "uniform":
         return random.integers(0, codebook_size, shape, dtype=np.int32)
     odds = 1 / np.arange(1, codebook_size + 1)
@@ -113,12 +114,12 @@ def drawn(
     return np.stack(columns, axis=1)
 
 
-def synthetic(draw: str, vokens: Int32[np.ndarray, "pictures levels"], codebook_size: int, rounds: int) -> Row:
-    """Build, save in a temporary folder, open."""
+def measure_synthetic(draw: str, vokens: Int32[np.ndarray, "pictures levels"], codebook_size: int, rounds: int) -> Row:
+    """Build a collection of these sequences, save it in a temporary folder and open it."""
     from voken.collection.base import Base, NumberColumn
     from voken.collection.store import Store
 
-    seconds, trie = built(vokens, codebook_size, rounds)
+    seconds, trie = time_builds(vokens, codebook_size, rounds)
     with tempfile.TemporaryDirectory(prefix="voken-") as folder:
         ids = NumberColumn(len(vokens))
         where = Path(folder) / "collection"
@@ -126,22 +127,24 @@ def synthetic(draw: str, vokens: Int32[np.ndarray, "pictures levels"], codebook_
         tokenizer = Tokenizer(trie.levels, codebook_size, codebooks)
         Store.create(where, root=where, fingerprint="none", tokenizer=tokenizer, base=Base(ids, ids, trie))
         size = dataclasses.asdict(Store.open(where).snapshot().size)
-        opened = [open_elsewhere(Path(folder) / "collection") for _ in range(rounds)]
+        opened = [open_in_new_process(where) for _ in range(rounds)]
     return Row(len(vokens), draw, trie.sequences, seconds, size, opened)
 
 
-def saved(folder: Path, rounds: int) -> Row:
-    """The same for a saved collection."""
+def measure_saved(folder: Path, rounds: int) -> Row:
+    """Build the index of a saved collection again, and open the collection."""
     from voken.collection.store import Store
 
     collection = Store.open(folder).snapshot()
-    seconds, trie = built(collection.vokens, collection.trie.codebook_size, rounds)
-    opened = [open_elsewhere(folder) for _ in range(rounds)]
+    seconds, trie = time_builds(collection.vokens, collection.trie.codebook_size, rounds)
+    opened = [open_in_new_process(folder) for _ in range(rounds)]
     return Row(len(collection), folder.name, trie.sequences, seconds, dataclasses.asdict(collection.size), opened)
 
 
-def built(vokens: Int32[np.ndarray, "pictures levels"], codebook_size: int, rounds: int) -> tuple[list[float], Any]:
-    """CPU seconds of each round, and the trie."""
+def time_builds(
+    vokens: Int32[np.ndarray, "pictures levels"], codebook_size: int, rounds: int
+) -> tuple[list[float], Any]:
+    """Build the trie in every round; return the CPU seconds of each round, and the trie."""
     from voken.decoding.trie import VokenTrie
 
     seconds, trie = [], None
@@ -153,17 +156,17 @@ def built(vokens: Int32[np.ndarray, "pictures levels"], codebook_size: int, roun
     return seconds, trie
 
 
-def open_elsewhere(folder: Path) -> Opened:
-    """Open in a new process."""
+def open_in_new_process(folder: Path) -> Opening:
+    """Open the collection in a new process."""
     command = [sys.executable, __file__, "--open", str(folder)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         raise SystemExit(f"opening {folder} failed:\n{result.stderr}")
-    return Opened(**json.loads(result.stdout))
+    return Opening(**json.loads(result.stdout))
 
 
-def open_here(folder: Path) -> Opened:
-    """Open in this process, which has imported nothing of voken so far."""
+def open_here(folder: Path) -> Opening:
+    """Open the collection in this process, which has not imported anything of voken yet."""
     begin = time.perf_counter()
     from voken.collection.store import Store
 
@@ -174,7 +177,7 @@ def open_here(folder: Path) -> Opened:
     collection.trie.leaf_vokens(leaves)
     for row in collection.trie.rows_of(leaves)[0].tolist():
         collection.path(row)
-    return Opened(
+    return Opening(
         import_seconds=imported - begin,
         open_seconds=opened - imported,
         imported_megabytes=imported_megabytes,
@@ -184,20 +187,20 @@ def open_here(folder: Path) -> Opened:
 
 
 def resident_megabytes() -> float:
-    """Memory of this process that is in RAM."""
+    """Resident memory of this process."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
 
 
 def table(rows: list[Row]) -> str:
-    """A Markdown table, a line per collection; bytes are per picture, and their sum leaves out vectors."""
+    """A Markdown table, one line per collection. Bytes are per picture; their sum does not count vectors."""
     heads = ["pictures", "", "sequences", "trie", "picture numbers", "ids", "paths", "sum", "vectors"]
     heads += ["sequences/s", "least … most", "open", "least … most", "memory", "after a look-up"]
     lines = []
     for row in rows:
         parts = [row.size[part] / row.pictures for part in ("trie_levels", "picture_numbers", "ids", "paths")]
         rates = [row.pictures / seconds / 1e6 for seconds in row.build_seconds]
-        times = [1000 * one.open_seconds for one in row.opened]
+        times = [1000 * opening.open_seconds for opening in row.opened]
         lines.append(
             [
                 f"{row.pictures:,}",
@@ -208,8 +211,8 @@ def table(rows: list[Row]) -> str:
                 f"{min(rates):.1f} … {max(rates):.1f}",
                 f"{statistics.median(times):.1f} ms",
                 f"{min(times):.1f} … {max(times):.1f}",
-                f"{statistics.median(one.opened_megabytes for one in row.opened):.0f} MB",
-                f"{statistics.median(one.looked_up_megabytes for one in row.opened):.0f} MB",
+                f"{statistics.median(opening.opened_megabytes for opening in row.opened):.0f} MB",
+                f"{statistics.median(opening.looked_up_megabytes for opening in row.opened):.0f} MB",
             ]
         )
     return markdown_table(heads, lines, text_columns=2)

@@ -1,14 +1,14 @@
 """Which files of the package a command passes through, in the order in which they are first entered.
 
-python benchmarks/journeys.py --model MODEL --pictures FOLDER --captions DATASET
+    python benchmarks/journeys.py --model MODEL --pictures FOLDER --captions DATASET
 
-Three commands run in this process, with a profiler that notes every call of a function of the package, imports aside:
+Three commands run in this process. A profiler records every call of a function of the package, except during imports.
 
 query to hits              voken search
 picture into a collection  voken index
 captions to a model        voken fit
 
-A file is entered twice if the call stack leaves it for another file and comes back to it: A calls B, and B calls A.
+A file is entered twice if the call stack leaves it for another file and returns: A calls B, and B calls A.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ PACKAGE = Path(voken.__file__).parent.parent
 
 
 class Journey:
-    """What a profiler saw of the package's files."""
+    """A profiler that records which of the package's files are entered."""
 
     def __init__(self) -> None:
         self.files: dict[str, None] = {}
         self.entered_twice: dict[str, list[str]] = {}
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
-        """Called by the interpreter for every call and return."""
+        """Record an event; the interpreter calls this for every call and return."""
         if event != "call" or _file(frame) is None:
             return
         stack: list[str] = []
-        walked: FrameType | None = frame
-        while walked is not None:
-            if walked.f_code.co_name == "<module>" and _file(walked) is not None:
+        caller: FrameType | None = frame
+        while caller is not None:
+            if caller.f_code.co_name == "<module>" and _file(caller) is not None:
                 return  # an import
-            name = _file(walked)
+            name = _file(caller)
             if name is not None and (not stack or stack[-1] != name):
                 stack.append(name)
-            walked = walked.f_back
+            caller = caller.f_back
         self.files.setdefault(stack[0])
         if stack[0] in stack[1:] and stack[0] not in self.entered_twice:
             self.entered_twice[stack[0]] = stack[stack.index(stack[0], 1) :: -1]
@@ -62,8 +62,8 @@ def _file(frame: FrameType) -> str | None:
     return name if name.startswith("voken") else None
 
 
-def travel(arguments: list[str]) -> Journey:
-    """Run a command of the package and note its way."""
+def trace(arguments: list[str]) -> Journey:
+    """Run a command of the package and return its journey."""
     from voken.cli import app
 
     journey = Journey()
@@ -94,7 +94,7 @@ def main() -> None:
             "query to hits": ["search", collection, "a dog on a beach"],
             "captions to a model": ["fit", str(options.captions), "--out", f"{folder}/model", "--cache", cache],
         }
-        journeys = {name: travel(arguments) for name, arguments in commands.items()}
+        journeys = {name: trace(arguments) for name, arguments in commands.items()}
     if options.json:
         print(json.dumps({name: vars(journey) | {"files": list(journey.files)} for name, journey in journeys.items()}))
         return

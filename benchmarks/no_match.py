@@ -1,23 +1,23 @@
-"""Does a search know when nothing matches? The confidence of hits on concepts that training never saw.
+"""Does a search know when nothing matches? Measures the confidence of hits on concepts that training never saw.
 
 Every caption of the test split is searched twice: in a pool that holds its pictures, and in the same pool without them
-(a collection built without these pictures). A hit is right if its picture shows the concept of the caption. The prior
-of the model's calibration, half by default, is the weight of the first case. `voken.search.searcher.Searcher` searches,
-with the saved engine if the model has one; the first ten hits count.
+(a collection built without these pictures). A hit is right if its picture shows the caption's concept. The first case
+has the weight of the calibration's prior, half by default. `voken.search.searcher.Searcher` searches, with the saved
+engine if the model has one; the first ten hits count.
 
-  right, confidence   of first hits: how many were right, and how many the confidence promised
-  ECE                 expected calibration error in ten bins of equal width: of first hits, and of all ten
-  AUROC               that a query whose pictures are there has a surer first hit than one whose are not, beside the
-                      same by the top cosine of the exact two-tower and by the top log-probability. Taking the right
-                      picture away changes the first hit only where it came first: with R@1 of 0.12, none of these
-                      can be far above 0.5 + 0.12 / 2
-  thresholds          for stated precisions: where validation put the threshold, and what came of it. Recall is the
-                      share of queries with pictures there that kept a right hit; silence, of the others, the share
-                      that kept no hit at all. "–": no threshold reached it on validation.
+  right, confidence   of first hits: the share that was right, and the share that the confidence promised
+  ECE                 expected calibration error in ten bins of equal width, of first hits and of all ten
+  AUROC               the chance that a query whose pictures are in the pool has a surer first hit than a query whose
+                      pictures are not; beside it the same by the top cosine of the exact two-tower and by the top
+                      log-probability. Taking the right picture away changes the first hit only if it was that
+                      picture: with R@1 of 0.12, no AUROC can be far above 0.5 + 0.12 / 2
+  thresholds          for each stated precision, the threshold from validation and its effect here. Recall is the share
+                      of queries with pictures in the pool that keep a right hit; silence is the share of the other
+                      queries that keep no hit. "–": no threshold reached the precision on validation
 
-Pools of --sizes hold one picture of each of so many test concepts, and show how it drifts with the size; beside the
-validation pool's, that is, which is in the table's footer. With --all-pictures there is a pool of all test pictures:
-larger, but with more right ones.
+Pools of --sizes hold one picture of each of that many test concepts. They show how calibration drifts as the pool grows
+beyond the validation pool, whose size is in the table's footer. --all-pictures adds a pool of all test pictures, which
+is larger but also has more right pictures per query.
 
     voken data emoji emoji && voken fit emoji --out emoji.model
     python benchmarks/no_match.py emoji.model emoji --all-pictures --json no-match-emoji.json
@@ -48,31 +48,31 @@ from voken.search.hit import Hit
 from voken.search.searcher import Searcher, SearchModel, load_model
 from voken.shapes import Bool, Float
 from voken.training.choose import HITS
-from voken_lab.evaluation.protocol import Pool, Query, pool_of, queries_of
+from voken_lab.evaluation.protocol import Pool, Query, draw_queries, pool_of, queries_of
 
 READOUTS: tuple[ReadOutName, ...] = ("generate", "voken", "vector")
 BINS = 10
 
 
 @dataclass(frozen=True, eq=False)
-class Answered:
-    """Hits, one row per query and case; the case with the right pictures comes first."""
+class AnswerArrays:
+    """Hits, one row per query and case; the case with the right pictures in the pool comes first."""
 
     confidence: Float[np.ndarray, "answers hits"]
-    right: Bool[np.ndarray, "answers hits"]
-    found: Bool[np.ndarray, "answers hits"]
+    is_right: Bool[np.ndarray, "answers hits"]
+    is_hit: Bool[np.ndarray, "answers hits"]
     score: Float[np.ndarray, "answers hits"]
-    present: Bool[np.ndarray, " answers"]
+    has_right_pictures: Bool[np.ndarray, " answers"]
 
     @property
-    def first(self) -> Float[np.ndarray, " answers"]:
-        """Confidence of the first hit, 0 where there is none."""
-        confidence: np.ndarray = np.where(self.found[:, 0], self.confidence[:, 0], 0.0)
+    def first_confidence(self) -> Float[np.ndarray, " answers"]:
+        """Confidence of the first hit, 0 without a hit."""
+        confidence: np.ndarray = np.where(self.is_hit[:, 0], self.confidence[:, 0], 0.0)
         return confidence
 
     def weights(self, prior: float) -> Float[np.ndarray, "answers hits"]:
         """The weight of every hit."""
-        weights: np.ndarray = np.where(self.present, prior, 1 - prior)[:, None] * self.found
+        weights: np.ndarray = np.where(self.has_right_pictures, prior, 1 - prior)[:, None] * self.is_hit
         return weights
 
 
@@ -92,11 +92,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--split", default="test")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 400, 1000], help="those there are enough for")
-    parser.add_argument("--all-pictures", action="store_true", help="a pool of all pictures of the split too")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 400, 1000], help="too large ones are left out")
+    parser.add_argument("--all-pictures", action="store_true", help="add a pool of all pictures of the split")
     parser.add_argument("--readouts", nargs="+", choices=READOUTS, default=list(READOUTS))
-    parser.add_argument("--precisions", type=float, nargs="+", default=[0.5, 0.7, 0.8, 0.9], help="stated ones")
-    parser.add_argument("--queries", type=int, default=1000, help="at most so many per pool, drawn by the seed")
+    parser.add_argument("--precisions", type=float, nargs="+", default=[0.5, 0.7, 0.8, 0.9])
+    parser.add_argument("--queries", type=int, default=1000, help="the largest number per pool, drawn by the seed")
     parser.add_argument("--seed", type=int, default=0, help="draws pools and queries")
     parser.add_argument("--threads", type=int, default=0, help="0: as many as there are cores")
     parser.add_argument("--cache", type=Path, default=Path("runs/no-match/vectors"), help="vectors of pictures")
@@ -106,8 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     searched = load_model(options.model, threads=options.threads)
     calibration = searched.calibration
     if calibration is None:
-        reason = model.validation.get("calibration", {}).get("none", "It was trained before there was calibration.")
-        raise ConfigError(f"{options.model}: is not calibrated. {reason}")
+        reason = model.validation.get("calibration", {}).get("none", "Its version of voken did not calibrate models.")
+        raise ConfigError(f"{options.model} is not calibrated. {reason}")
     split = read_dataset(options.dataset).split(options.split)
     encoded = picture_vectors(
         model.encoder, [image.path for image in split.images], cache=VectorCache(options.cache), progress=show_progress
@@ -116,10 +116,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows: list[dict[str, Any]] = []
     for name, members in pools(Dataset(split.name, split.root, images), options):
         pool = Dataset(split.name, split.root, tuple(images[row] for row in members))
-        arena = Arena(model, searched, pool, encoded.vectors[members], queries_for(split, pool, options))
-        answered = arena.answered(tuple(dict.fromkeys(["generate", *options.readouts])))
+        queries = queries_of(split, Pool(tuple(image.image_id for image in pool.images)))
+        queries = draw_queries(queries, options.queries, options.seed)
+        experiment = Experiment(model, searched, pool, encoded.vectors[members], queries)
+        answers = experiment.search(tuple(dict.fromkeys(["generate", *options.readouts])))
         for readout in options.readouts:
-            rows.append({"pool": name} | measured(arena, answered, readout, calibration, options.precisions))
+            rows.append({"pool": name} | figures_of(experiment, answers, readout, calibration, options.precisions))
         report = conditions() | {
             "benchmark": "no_match",
             "workload": {"dataset": split.name, "split": options.split, "model": model.config.name}
@@ -147,17 +149,8 @@ def pools(images: Dataset, options: argparse.Namespace) -> list[tuple[str, np.nd
     return named_pools
 
 
-def queries_for(split: Dataset, pool: Dataset, options: argparse.Namespace) -> tuple[Query, ...]:
-    """The captions of the pool's concepts, at most --queries."""
-    queries = queries_of(split, Pool(tuple(image.image_id for image in pool.images)))
-    if len(queries) <= options.queries:
-        return queries
-    drawn = np.random.default_rng(options.seed).choice(len(queries), options.queries, replace=False)
-    return tuple(queries[row] for row in np.sort(drawn))
-
-
-class Arena:
-    """A pool and its queries."""
+class Experiment:
+    """A pool, and the queries that are searched in it with and without their right pictures."""
 
     def __init__(
         self,
@@ -175,35 +168,35 @@ class Arena:
         ids = [image.image_id for image in images.images]
         self.relevant = np.array([[name in query.relevant for name in ids] for query in queries])
 
-    def answered(self, readouts: Sequence[ReadOutName]) -> dict[ReadOutName, Answered]:
-        """Both cases of every query."""
+    def search(self, readouts: Sequence[ReadOutName]) -> dict[ReadOutName, AnswerArrays]:
+        """The hits of every query in both cases."""
         whole = self._snapshot(np.full(len(self.images), True))
-        everyone = range(len(self.queries))
-        answers = {readout: [*self._ask(whole, readout, everyone), *([] for _ in everyone)] for readout in readouts}
-        # queries with the same right pictures share one pool
-        alike: dict[frozenset[str], list[int]] = {}
+        every = range(len(self.queries))
+        answers = {readout: [*self._search(whole, readout, every), *([] for _ in every)] for readout in readouts}
+        # Queries with the same right pictures share one pool.
+        rows_by_relevant: dict[frozenset[str], list[int]] = {}
         for row, query in enumerate(self.queries):
-            alike.setdefault(query.relevant, []).append(row)
-        for count, rows in enumerate(alike.values(), start=1):
+            rows_by_relevant.setdefault(query.relevant, []).append(row)
+        for count, rows in enumerate(rows_by_relevant.values(), start=1):
             others = ~self.relevant[rows[0]]
-            if others.any():  # a collection of nothing answers nothing
+            if others.any():  # an empty collection has no hits
                 pool = self._snapshot(others)
                 for readout in readouts:
-                    for row, hits in zip(rows, self._ask(pool, readout, rows), strict=True):
+                    for row, hits in zip(rows, self._search(pool, readout, rows), strict=True):
                         answers[readout][len(self.queries) + row] = hits
-            show_progress("without the right pictures", count, len(alike))
+            show_progress("without the right pictures", count, len(rows_by_relevant))
         return {readout: self._arrays(hits) for readout, hits in answers.items()}
 
     def _snapshot(self, members: Bool[np.ndarray, " pictures"]) -> Snapshot:
         images = tuple(itertools.compress(self.images.images, members))
         return Snapshot.of_vectors(dataclasses.replace(self.images, images=images), self._vectors[members], self.model)
 
-    def _ask(self, pool: Snapshot, readout: ReadOutName, rows: Sequence[int]) -> list[list[Hit]]:
+    def _search(self, pool: Snapshot, readout: ReadOutName, rows: Sequence[int]) -> list[list[Hit]]:
         search = dataclasses.replace(self.searched.search, readout=readout)
         searcher = Searcher(self.searched, pool, search, widen=False)
         return searcher.search([self.queries[row].text for row in rows], HITS)
 
-    def _arrays(self, answers: Sequence[Sequence[Hit]]) -> Answered:
+    def _arrays(self, answers: Sequence[Sequence[Hit]]) -> AnswerArrays:
         shape = (len(answers), HITS)
         confidence, score = np.zeros(shape), np.full(shape, -np.inf)
         right, is_hit = np.zeros(shape, bool), np.zeros(shape, bool)
@@ -213,72 +206,71 @@ class Arena:
                 assert hit.confidence is not None
                 confidence[row, place], score[row, place] = hit.confidence, hit.score
                 right[row, place], is_hit[row, place] = hit.image_id in relevant, True
-        return Answered(confidence, right, is_hit, score, np.arange(len(answers)) < len(self.queries))
+        return AnswerArrays(confidence, right, is_hit, score, np.arange(len(answers)) < len(self.queries))
 
     def top_cosines(self) -> Float[np.ndarray, " answers"]:
-        """Greatest cosines of the exact two-tower, with the encoder's own vector of the query."""
+        """Greatest cosines of the exact two-tower, which uses the encoder's vector of the query."""
         texts = self.model.encoder.encode_texts([query.text for query in self.queries])
         cosine = texts @ self._vectors.T
         without = np.where(self.relevant, -np.inf, cosine)
         return np.concatenate([cosine.max(1), without.max(1)])
 
 
-def measured(
-    arena: Arena,
-    answered: dict[ReadOutName, Answered],
+def figures_of(
+    experiment: Experiment,
+    answers_by_readout: dict[ReadOutName, AnswerArrays],
     readout: ReadOutName,
     calibration: Calibration,
     precisions: Sequence[float],
 ) -> dict[str, Any]:
     """Every figure of one read-out."""
-    answers = answered[readout]
+    answers = answers_by_readout[readout]
     weights = answers.weights(calibration.prior)
-    (part,) = (part for part in calibration.readouts if part.readout == readout)
-    alone = slice(0, 1)
-    bins = reliability(answers.confidence, answers.right, weights)
-    first_bins = reliability(answers.confidence[:, alone], answers.right[:, alone], weights[:, alone])
+    (readout_calibration,) = (each for each in calibration.readouts if each.readout == readout)
+    bins = reliability(answers.confidence, answers.is_right, weights)
+    first_bins = reliability(answers.confidence[:, :1], answers.is_right[:, :1], weights[:, :1])
     first = weights[:, 0] / weights[:, 0].sum()
     return {
-        "pictures": len(arena.images),
-        "right_pictures": float(arena.relevant.sum(1).mean()),
+        "pictures": len(experiment.images),
+        "right_pictures": float(experiment.relevant.sum(1).mean()),
         "readout": readout,
-        "queries": len(arena.queries),
-        "recall@1": float(answers.right[answers.present, 0].mean()),
-        "first_right": float(first @ answers.right[:, 0]),
+        "queries": len(experiment.queries),
+        "recall@1": float(answers.is_right[answers.has_right_pictures, 0].mean()),
+        "first_right": float(first @ answers.is_right[:, 0]),
         "first_confidence": float(first @ answers.confidence[:, 0]),
         "first_ece": calibration_error(first_bins),
         "ece": calibration_error(bins),
         "auroc": {
-            "confidence": auroc(answers.first, answers.present),
-            "two-tower cosine": auroc(arena.top_cosines(), answers.present),
-            "log-probability": auroc(answered["generate"].score[:, 0], answers.present),
+            "confidence": auroc(answers.first_confidence, answers.has_right_pictures),
+            "two-tower cosine": auroc(experiment.top_cosines(), answers.has_right_pictures),
+            "log-probability": auroc(answers_by_readout["generate"].score[:, 0], answers.has_right_pictures),
         },
-        "auroc_first_right": auroc(answers.first, answers.right[:, 0]),
-        "bins": [dataclasses.asdict(one) for one in bins],
-        "falls_with_score": bool(np.all(np.diff(answers.confidence, axis=1) <= 1e-12, where=answers.found[:, 1:])),
+        "auroc_first_right": auroc(answers.first_confidence, answers.is_right[:, 0]),
+        "bins": [dataclasses.asdict(group) for group in bins],
+        "falls_with_score": bool(np.all(np.diff(answers.confidence, axis=1) <= 1e-12, where=answers.is_hit[:, 1:])),
         "thresholds": [
-            at_precision(answers, weights, part, stated)
-            for stated in sorted({*precisions, *(threshold.precision for threshold in part.thresholds)})
+            at_precision(answers, weights, readout_calibration, stated)
+            for stated in sorted({*precisions, *(threshold.precision for threshold in readout_calibration.thresholds)})
         ],
     }
 
 
 def at_precision(
-    answers: Answered, weights: Float[np.ndarray, "answers hits"], one: ReadOutCalibration, stated: float
+    answers: AnswerArrays, weights: Float[np.ndarray, "answers hits"], calibration: ReadOutCalibration, stated: float
 ) -> dict[str, Any]:
-    """What is left at the threshold of a stated precision."""
-    threshold = next((at.confidence for at in one.thresholds if at.precision >= stated), None)
+    """The hits above the threshold of a stated precision."""
+    threshold = next((at.confidence for at in calibration.thresholds if at.precision >= stated), None)
     if threshold is None:
         return {"stated": stated, "threshold": None}
-    above: np.ndarray = answers.found & (answers.confidence >= threshold)
+    above: np.ndarray = answers.is_hit & (answers.confidence >= threshold)
     total = (weights * above).sum()
     return {
         "stated": stated,
         "threshold": threshold,
         "hits": int(above.sum()),
-        "precision": float((weights * above * answers.right).sum() / total) if total else None,
-        "recall": float((above & answers.right).any(1)[answers.present].mean()),
-        "silence": float(1 - np.any(above, axis=1)[~answers.present].mean()),
+        "precision": float((weights * above * answers.is_right).sum() / total) if total else None,
+        "recall": float((above & answers.is_right).any(1)[answers.has_right_pictures].mean()),
+        "silence": float(1 - np.any(above, axis=1)[~answers.has_right_pictures].mean()),
     }
 
 
@@ -287,7 +279,7 @@ def reliability(
     right: Bool[np.ndarray, "answers hits"],
     weights: Float[np.ndarray, "answers hits"],
 ) -> list[Bin]:
-    """Ten bins of equal width; empty ones are left out. Hits of no weight do not count."""
+    """Ten bins of equal width, without the empty bins. Hits without weight do not count."""
     place = np.minimum((confidence * BINS).astype(int), BINS - 1)
     bins = []
     for number in range(BINS):
@@ -300,17 +292,17 @@ def reliability(
 
 
 def calibration_error(bins: Sequence[Bin]) -> float:
-    """ECE: the mean distance of what was promised to what came, each bin by its weight."""
-    return sum(one.weight * abs(one.confidence - one.right) for one in bins)
+    """ECE: the mean difference of confidence and share of right hits over the bins, by their weight."""
+    return sum(group.weight * abs(group.confidence - group.right) for group in bins)
 
 
 def auroc(score: Float[np.ndarray, " cases"], positive: Bool[np.ndarray, " cases"]) -> float | None:
-    """The chance that a positive case scores above a negative one, ties half; None where one kind is missing."""
-    yes, no = np.asarray(score)[positive], np.sort(np.asarray(score)[~positive])
-    if not len(yes) or not len(no):
+    """The chance that a positive case scores above a negative one; a tie counts half. None without either kind."""
+    positives, negatives = np.asarray(score)[positive], np.sort(np.asarray(score)[~positive])
+    if not len(positives) or not len(negatives):
         return None
-    below = (np.searchsorted(no, yes, "left") + np.searchsorted(no, yes, "right")) / 2
-    return float(below.mean() / len(no))
+    below = (np.searchsorted(negatives, positives, "left") + np.searchsorted(negatives, positives, "right")) / 2
+    return float(below.mean() / len(negatives))
 
 
 def tables(report: dict[str, Any]) -> str:
@@ -345,10 +337,10 @@ def tables(report: dict[str, Any]) -> str:
 
     lines = []
     for row in report["rows"]:
-        for one in row["bins"]:
-            low = min(int(one["confidence"] * BINS), BINS - 1) / BINS
-            cells = [row["pool"], row["readout"], f"{low:.1f} – {low + 1 / BINS:.1f}", f"{one['hits']:,}"]
-            lines.append([*cells, _figure(one["confidence"]), _figure(one["right"])])
+        for group in row["bins"]:
+            low = min(int(group["confidence"] * BINS), BINS - 1) / BINS
+            cells = [row["pool"], row["readout"], f"{low:.1f} – {low + 1 / BINS:.1f}", f"{group['hits']:,}"]
+            lines.append([*cells, _figure(group["confidence"]), _figure(group["right"])])
     heads = ["pool", "read-out", "confidence", "hits", "mean confidence", "right"]
     bin_table = markdown_table(heads, lines, text_columns=2)
 

@@ -1,4 +1,4 @@
-"""Draws the plots of the benchmarks from their JSON; a caption names the machine.
+"""Plots of the benchmarks, drawn from their JSON. A caption names the machine.
 
     python benchmarks/plots.py scaling.json equal-bytes-emoji.json --out docs/images --format svg
 
@@ -24,7 +24,7 @@ MARKERS = "osD^vPX*"
 LINES = ("-", "--", ":", "-.")
 Report = dict[str, Any]
 Plots = Iterator[tuple[str, Figure]]
-"""A name and a figure each."""
+"""Pairs of a name and a figure."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,9 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for path in options.reports:
         report = json.loads(path.read_text(encoding="utf-8"))
         kind = report.get("benchmark", "quality")
-        if kind not in DRAWN:
-            raise SystemExit(f"{path}: benchmark {kind!r} has no plot. There are: {', '.join(DRAWN)}.")
-        for name, figure in DRAWN[kind](report):
+        if kind not in PLOTS:
+            raise SystemExit(f"{path}: benchmark {kind!r} has no plot. There are: {', '.join(PLOTS)}.")
+        for name, figure in PLOTS[kind](report):
             figure.text(0.01, 0.01, caption(report), fontsize=7, va="bottom")
             target = options.out / f"{path.stem}-{name}.{options.format}"
             metadata = {"Date": None} if options.format == "svg" else None
@@ -58,8 +58,8 @@ def caption(report: Report) -> str:
     return "Measured on " + ", ".join(part for part in parts if part)
 
 
-def plain(x: str, y: str, *, width: float = 7.0, height: float = 4.6) -> tuple[Figure, Axes]:
-    """An empty figure with labelled axes and room for the caption."""
+def labelled_axes(x: str, y: str, *, width: float = 7.0, height: float = 4.6) -> tuple[Figure, Axes]:
+    """An empty figure with label_of axes and room for the caption."""
     figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(rect=(0, 0.04, 1, 0.96)))
     axes = figure.add_subplot()
     axes.set_xlabel(x)
@@ -82,7 +82,7 @@ def scaling(report: Report) -> Plots:
     """Figure 4 of the paper, and recall against speed over the real set."""
     growing: list[Report] = report.get("growing", [])
     for batch in growing[0]["seconds"] if growing else ():
-        figure, axes = plain("pictures", "queries per second", height=5.4)
+        figure, axes = labelled_axes("pictures", "queries per second", height=5.4)
         for place, row in enumerate(growing):
             line = sorted((int(size), 1 / statistics.median(times)) for size, times in row["seconds"][batch].items())
             label = ", ".join(part for part in (row["system"], row["precision"], row["draw"]) if part)
@@ -94,11 +94,11 @@ def scaling(report: Report) -> Plots:
         yield f"growing-{batch}", figure
     real = report.get("real", {"points": []})
     for precision in dict.fromkeys(point["precision"] for point in real["points"]):
-        figure, axes = plain("R@10 (%)", "queries per second")
+        figure, axes = labelled_axes("R@10 (%)", "queries per second")
         points = [point for point in real["points"] if point["precision"] == precision]
         systems = dict.fromkeys(point["system"] for point in points if point["system"] != "nothing")
         for place, system in enumerate(systems):
-            line = [(100 * one["recall"]["10"], one["speed"]) for one in points if one["system"] == system]
+            line = [(100 * point["recall"]["10"], point["speed"]) for point in points if point["system"] == system]
             axes.plot([recall for recall, _ in line], [speed for _, speed in line], label=system, **style(place))
         for point in points:
             if point["system"] == "nothing":
@@ -110,16 +110,16 @@ def scaling(report: Report) -> Plots:
 
 
 def equal_bytes(report: Report) -> Plots:
-    """Recall against bytes, means over seeds."""
+    """Recall against bytes per picture: means over seeds."""
     for pool in dict.fromkeys(row["dataset"] for row in report["rows"]):
-        figure, axes = plain("bytes per picture", "R@10 (%)")
+        figure, axes = labelled_axes("bytes per picture", "R@10 (%)")
         rows = [row for row in report["rows"] if row["dataset"] == pool]
         sizes = sorted({row["levels"] for row in rows})
-        for place, name in enumerate(dict.fromkeys(map(labelled, rows))):
+        for place, name in enumerate(dict.fromkeys(map(label_of, rows))):
             recalls = [
-                [row["recall"]["10"] for row in rows if (labelled(row), row["levels"]) == (name, m)] for m in sizes
+                [row["recall"]["10"] for row in rows if (label_of(row), row["levels"]) == (name, m)] for m in sizes
             ]
-            axes.plot(sizes, [100 * statistics.mean(one) for one in recalls], label=name, **style(place))
+            axes.plot(sizes, [100 * statistics.mean(values) for values in recalls], label=name, **style(place))
         axes.set_xscale("log", base=2)
         axes.set_xticks(sizes, [f"{size}" for size in sizes])
         axes.set_title(f"{pool}, {rows[0]['pool_size']:,} pictures")
@@ -133,31 +133,31 @@ def quality(report: Report) -> Plots:
         rows = [row for row in report["rows"] if row["dataset"] == pool]
         bars = {
             name: {
-                f"R@{cutoff}": 100 * statistics.mean(row["recall"][cutoff] for row in rows if labelled(row) == name)
+                f"R@{cutoff}": 100 * statistics.mean(row["recall"][cutoff] for row in rows if label_of(row) == name)
                 for cutoff in rows[0]["recall"]
             }
-            for name in dict.fromkeys(map(labelled, rows))
+            for name in dict.fromkeys(map(label_of, rows))
         }
         yield pool.replace(" ", "-"), grouped_bars(bars, "recall (%)", f"{pool}, {rows[0]['pool_size']:,} pictures")
 
 
-def labelled(row: Report) -> str:
+def label_of(row: Report) -> str:
     """The label of a row: its system and read-out."""
     return ", ".join(part for part in (row["system"], row["readout"]) if part)
 
 
 def index_size(report: Report) -> Plots:
-    """Bytes by part, and the time to open, by size."""
+    """Bytes per picture by part, and the time to open a collection, against its size."""
     parts = ("trie_levels", "picture_numbers", "ids", "paths")
     bars = {
         f"{row['pictures']:,} {row['draw']}": {part: row["size"][part] / row["pictures"] for part in parts}
         for row in report["rows"]
     }
     yield "bytes", grouped_bars(bars, "bytes per picture", "What a collection takes, without vectors")
-    figure, axes = plain("pictures", "milliseconds to open")
+    figure, axes = labelled_axes("pictures", "milliseconds to open")
     for place, draw in enumerate(dict.fromkeys(row["draw"] for row in report["rows"])):
         rows = [row for row in report["rows"] if row["draw"] == draw]
-        times = [1000 * statistics.median(one["open_seconds"] for one in row["opened"]) for row in rows]
+        times = [1000 * statistics.median(opening["open_seconds"] for opening in row["opened"]) for row in rows]
         axes.plot([row["pictures"] for row in rows], times, label=draw, **style(place))
     axes.set_xscale("log")
     axes.set_ylim(bottom=0)
@@ -179,7 +179,7 @@ def decoding(report: Report) -> Plots:
 
 
 def training_step(report: Report) -> Plots:
-    """How many times as fast as the naive form."""
+    """The speed of each form of the training step relative to the naive form."""
     names = {"times_naive": "by the wall", "cpu_times_naive": "by CPU time"}
     bars = {
         name: {label: row[key] for key, label in names.items()}
@@ -200,23 +200,23 @@ _SECONDS = {"seconds": "by the wall", "cpu_seconds": "CPU time"}
 
 def grouped_bars(bars: dict[str, dict[str, float]], label: str, title: str) -> Figure:
     """A group of horizontal bars for each name, the first on top."""
-    figure, axes = plain(label, "", height=1.6 + 0.4 * len(bars))
+    figure, axes = labelled_axes(label, "", height=1.6 + 0.4 * len(bars))
     kinds = list(dict.fromkeys(kind for group in bars.values() for kind in group))
-    thick = 0.8 / len(kinds)
+    thickness = 0.8 / len(kinds)
     for place, kind in enumerate(kinds):
-        heights = [row + place * thick for row in range(len(bars))]
-        values = [group.get(kind, 0.0) for group in bars.values()]
-        drawn = axes.barh(heights, values, thick, label=kind, color=COLOURS[place])
-        axes.bar_label(drawn, fmt="%.3g", fontsize=6, padding=2)
-    axes.set_yticks([row + 0.4 - thick / 2 for row in range(len(bars))], list(bars), fontsize=7)
+        heights = [row + place * thickness for row in range(len(bars))]
+        values = [figures.get(kind, 0.0) for figures in bars.values()]
+        group = axes.barh(heights, values, thickness, label=kind, color=COLOURS[place])
+        axes.bar_label(group, fmt="%.3g", fontsize=6, padding=2)
+    axes.set_yticks([row + 0.4 - thickness / 2 for row in range(len(bars))], list(bars), fontsize=7)
     axes.invert_yaxis()
     axes.set_title(title)
     axes.legend(fontsize=7)
     return figure
 
 
-DRAWN: dict[str, Callable[[Report], Plots]] = {
-    one.__name__: one for one in (scaling, equal_bytes, quality, index_size, decoding, training_step, cold_start)
+PLOTS: dict[str, Callable[[Report], Plots]] = {
+    plot.__name__: plot for plot in (scaling, equal_bytes, quality, index_size, decoding, training_step, cold_start)
 }
 
 

@@ -4,23 +4,24 @@
     python benchmarks/quality.py emoji --json quality-emoji.json
     python benchmarks/quality.py icons --test-concepts 1000 --validation-concepts 500 --json quality-icons.json
 
-With --engines float32 int8, the read-outs are measured with the saved engines too, beside torch.
+With --engines float32 int8, the read-outs are also measured with the saved engines.
 
 A seed draws the split (by concept family) and everything random in training. Test pictures with a near-duplicate
 in train (dHash within --distance bits) are dropped; the pool is one picture of each test concept. Every model is
-kept in --work, so that an interrupted run goes on where it was.
+saved in --work, so that a run that is started again continues where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from report import option_parser, show_progress, write_report
 from voken.artifact import is_artifact
-from voken.config import preset
+from voken.config import RunConfig, preset
 from voken.data.captions import Dataset, read_dataset
 from voken.data.splits import resplit_clean
 from voken.encoders.cache import VectorCache
@@ -41,7 +42,7 @@ def main() -> None:
     parser.add_argument("--test-concepts", type=int, default=400)
     parser.add_argument("--validation-concepts", type=int, default=200)
     parser.add_argument("--distance", type=int, default=2)
-    parser.add_argument("--queries", type=int, default=None, help="at most so many, drawn by the seed (default: all)")
+    parser.add_argument("--queries", type=int, default=None, help="largest number, drawn by the seed (default: all)")
     parser.add_argument("--engines", nargs="*", default=[], choices=["float32", "int8"])
     parser.add_argument("--work", type=Path, default=Path("runs/quality"))
     arguments = parser.parse_args()
@@ -54,34 +55,24 @@ def main() -> None:
                 {"seed": str(seed)} | dict(item.split("=", 1) for item in arguments.settings)
             )
             folder = arguments.work / f"{dataset.name}-{name}-{seed}"
-            model = (
-                Model.load(folder)
-                if is_artifact(folder)
-                else fit(dataset, folder, config, cache=cache, progress=show_progress)
-            )
-            trained = benchmark(
-                model, dataset, seed=seed, limit=arguments.queries, cache=cache, reference=name == arguments.presets[0]
-            )
-            rows += [row.to_dict() for row in trained.rows]
-            for precision in arguments.engines:
-                rows += [
-                    row.to_dict()
-                    for row in benchmark(
-                        model,
-                        dataset,
-                        seed=seed,
-                        limit=arguments.queries,
-                        cache=cache,
-                        reference=False,
-                        searched=engine(model, folder, precision),
-                    ).rows
-                ]
+            model = trained_model(dataset, folder, config, cache)
+            measure = partial(benchmark, model, dataset, seed=seed, limit=arguments.queries, cache=cache)
+            results = [measure(reference=name == arguments.presets[0])]
+            results += [measure(reference=False, searched=engine(model, folder, each)) for each in arguments.engines]
+            rows += [row.to_dict() for result in results for row in result.rows]
             print(f"\nseed {seed}, {name}", results_table(rows, base=TWO_TOWER), sep="\n", flush=True)
             write_report(arguments.json, {"rows": rows})
 
 
+def trained_model(dataset: Dataset, folder: Path, config: RunConfig, cache: VectorCache) -> Model:
+    """The model that an earlier run saved in `folder`, or a new one."""
+    if is_artifact(folder):
+        return Model.load(folder)
+    return fit(dataset, folder, config, cache=cache, progress=show_progress)
+
+
 def engine(model: Model, folder: Path, precision: Literal["float32", "int8"]) -> CompiledModel:
-    """The model's engine in a precision, beside the model."""
+    """The model's engine in a precision, which is saved beside the model."""
     engine_folder = folder.with_name(f"{folder.name}-{precision}")
     search = dataclasses.replace(model.search, precision=precision)
     dataclasses.replace(model, search=search).save(engine_folder, replace=True)
@@ -89,7 +80,7 @@ def engine(model: Model, folder: Path, precision: Literal["float32", "int8"]) ->
 
 
 def split(dataset: Dataset, seed: int, arguments: argparse.Namespace) -> Dataset:
-    """Draw the split, drop near-duplicates, and say how many."""
+    """Draw the split, drop near-duplicates, and print their number."""
     clean, dropped = resplit_clean(
         dataset,
         seed=seed,

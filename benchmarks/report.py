@@ -1,4 +1,4 @@
-"""What every benchmark repeats: its options, its tables, and a report that names the machine and the command."""
+"""Shared by all benchmarks: options, tables, and a report that names the machine and the command."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def option_parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser whose --help shows the benchmark's docstring as it is written. It knows --json, for `write_report`."""
+    """A parser with --json, for `write_report`. Its --help shows the benchmark's docstring as it is written."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure and the machine")
     return parser
@@ -34,12 +34,12 @@ def write_report(path: Path | None, figures: Mapping[str, Any]) -> None:
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, text_columns: int = 1) -> str:
-    """A Markdown table; the columns behind the first `text_columns` hold numbers and are set to the right."""
+    """A Markdown table; the columns after the first `text_columns` hold numbers and are aligned to the right."""
     rule = ["---"] * text_columns + ["---:"] * (len(heads) - text_columns)
     return "\n".join(f"| {' | '.join(row)} |" for row in (heads, rule, *rows))
 
 
-def show_progress(what: str, done: int, total: int) -> None:
-    """Progress on one line, if a person watches."""
+def show_progress(label: str, count: int, total: int) -> None:
+    """Show progress on one line if stderr is a terminal."""
     if sys.stderr.isatty():
-        print(f"\r{what}: {done}/{total}   ", end="", file=sys.stderr, flush=True)
+        print(f"\r{label}: {count}/{total}   ", end="", file=sys.stderr, flush=True)

@@ -1,26 +1,26 @@
-"""Does the speed of a search depend on the size of the set? Our search beside a two-tower, on growing and real sets.
+"""Does the speed of a search depend on the size of the set? Ours beside a two-tower, on growing sets and a real set.
 
 Every row times whole queries, from a text to the ids of the first ten pictures, through `voken.search.searcher`. The
 opponents are a two-tower with the same text encoder, run by ONNX Runtime in the same precision, and a search over its
-vectors. All rows stay loaded in one process with --threads threads and are called in turn; a row's number is the median
-over rounds, and a ratio between two sizes is the median of the ratios within a round. A first call is not counted.
+vectors. All rows stay loaded in one process with --threads threads and run in turn. The speed of a row is the median
+over rounds; a ratio of two sizes is the median of the ratios within a round. The first call is not counted.
 
 Growing sets (--sizes; figure 4 of the paper). Sequences are drawn as in index_size.py: "uniform" crowds no prefix,
 "Zipf" many. Ours searches them with each of --models, and with a T5 of the small shape whose weights are random.
 The two-tower has random unit vectors, up to --largest-flat of them.
 
-A real set (--collection; --pictures is its data set, which knows the concepts). Queries are the captions of the test
-split of --queries whose concept stands in the collection, --asked of them drawn by the seed; any picture of the concept
-is a right answer. Recall is expected over ties. Opponents search the collection's stored vectors, as float32:
+A real set (--collection; --pictures is its data set, with the concepts). Queries are the captions of the test split of
+--queries whose concept is in the collection, at most --asked of them, drawn by the seed. Every picture of the concept
+is a right answer. Recall is the expected value over ties. Opponents search the collection's stored vectors, as float32:
 
-  flat        exact: faiss on one core, a shard a core, the same over float16 (what the collection stores), and numpy
+  flat        exact: faiss on one core, a shard per core, the same over float16 (as the collection stores), and numpy
   HNSW        faiss (M 32, efConstruction 200), ef 8 … 512
   IVF-PQ      4 √n lists, 64 bytes per picture, nprobe 1 … 128
-  nothing     reading the text alone: no search over this encoder's vectors can be faster
+  nothing     only reads the text: no search over this encoder's vectors can be faster
 
-"At equal recall" compares two fronts (for each recall the fastest setting that reaches it) at the greatest R@10 that
-both reach, with the logarithm of queries/s taken as linear in recall between neighbours on a front; one of the two
-always stands at its own best point there. Below its lowest recall a front keeps its greatest speed.
+"At equal recall" compares two fronts (for each recall, the fastest setting that reaches it) at the greatest R@10 that
+both reach. Between neighbours on a front, the logarithm of queries/s is taken as linear in recall; below its lowest
+recall a front keeps its greatest speed. One of the two fronts is always at its best point there.
 
     python benchmarks/scaling.py --models icons-float32.model icons-int8.model --json out.json
     python benchmarks/scaling.py --models icons-float32.model icons-int8.model --sizes --collection icons.voken \\
@@ -46,7 +46,7 @@ from typing import Any, Literal
 import numpy as np
 
 from decoding import Workload, make_generator, query_texts
-from index_size import DRAWS, drawn
+from index_size import DRAWS, random_vokens
 from report import markdown_table, option_parser, write_report
 from voken.collection.base import Base, NumberColumn
 from voken.collection.snapshot import Origin, Snapshot
@@ -59,7 +59,7 @@ from voken.metrics import first_relevant, ranked_matrices, recall_at
 from voken.model.compiled import CompiledModel
 from voken.search.searcher import Searcher
 from voken.shapes import Float32
-from voken_lab.evaluation.protocol import Pool, Query, queries_of
+from voken_lab.evaluation.protocol import Pool, Query, draw_queries, queries_of
 
 SIZES = [1_000, 10_000, 100_000, 1_000_000, 10_000_000]
 K = 10
@@ -70,7 +70,7 @@ SWEPT_EF = (8, 16, 32, 64, 128, 256, 512)
 SWEPT_PROBES = (1, 2, 4, 8, 16, 32, 64, 128)
 CUTOFFS = (1, 5, 10)
 SETTLE_SECONDS = 0.05
-"""Between two rows: threads of the last one may still be spinning."""
+"""Pause between two rows, because threads of the previous row may still be spinning."""
 EXACT = ("flat", "flat, a shard a core", "flat, float16, a shard a core", "flat, numpy")
 
 Answer = list[tuple[str, float]]
@@ -82,13 +82,13 @@ Find = Callable[[np.ndarray], tuple[Any, Any]]
 
 @dataclass(frozen=True)
 class GrowingRow:
-    """One system over one kind of set."""
+    """The speed of one system over one kind of set."""
 
     system: str
     precision: str
     draw: str
     seconds: dict[int, dict[int, list[float]]]
-    """By batch, then by size: seconds per query in each round."""
+    """Seconds per query in each round, by batch and then by size."""
 
     def speed(self, batch: int, size: int) -> float:
         """Queries per second."""
@@ -97,12 +97,12 @@ class GrowingRow:
     def speed_ratio(self, batch: int) -> float:
         """Queries per second over the largest set divided by those over the smallest: the median over rounds."""
         smallest, largest = (self.seconds[batch][pick(self.seconds[batch])] for pick in (min, max))
-        return statistics.median(few / many for few, many in zip(smallest, largest, strict=True))
+        return statistics.median(small / large for small, large in zip(smallest, largest, strict=True))
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One system over the real set."""
+    """One system over the real set, with one setting."""
 
     system: str
     precision: str
@@ -110,12 +110,12 @@ class Setting:
     """Beams, ef or nprobe."""
     search: Search
     deep: Search
-    """The same, further than K. Ours has ties that reach past the first K pictures, and recall counts them."""
+    """The same with more than K pictures: ours has ties beyond the first K, and recall counts them."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """What one setting reached."""
+    """The recall and the speed of one setting."""
 
     system: str
     precision: str
@@ -133,20 +133,20 @@ class Point:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print the tables, write JSON."""
     parser = option_parser(__doc__)
-    parser.add_argument("--models", type=Path, nargs="+", required=True, help="lite models, one a precision")
-    parser.add_argument("--sizes", type=int, nargs="*", default=SIZES, help="none: leave the growing sets out")
+    parser.add_argument("--models", type=Path, nargs="+", required=True, help="lite models, one per precision")
+    parser.add_argument("--sizes", type=int, nargs="*", default=SIZES, help="pass none to leave out the growing sets")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32], help="of the growing sets")
     parser.add_argument("--largest-flat", type=int, default=1_000_000)
     parser.add_argument("--t5", default="small", help="shape in decoding.py")
-    parser.add_argument("--collection", type=Path, help="what `voken index` made with one of the models")
+    parser.add_argument("--collection", type=Path, help="a collection that `voken index` made with one of the models")
     parser.add_argument("--pictures", type=Path, help="the data set that was indexed")
     parser.add_argument("--queries", type=Path, help="the data set whose test captions are the queries")
-    parser.add_argument("--asked", type=int, default=1000)
-    parser.add_argument("--timed", type=int, default=40, help="queries timed a row and round, at batch 1")
+    parser.add_argument("--asked", type=int, default=1000, help="the largest number of queries")
+    parser.add_argument("--timed", type=int, default=40, help="queries timed per row and round, at batch 1")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, default=Path("runs/scaling"), help="keeps the opponents' indexes")
+    parser.add_argument("--work", type=Path, default=Path("runs/scaling"), help="saves the opponents' indexes")
     parser.add_argument("--quick", action="store_true", help="tiny sets and a tiny T5, one round")
     options = parser.parse_args(arguments)
     if options.quick:
@@ -174,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def text_encoders(
     folders: Sequence[Path], models: Sequence[CompiledModel], place: Path, threads: int
 ) -> dict[str, TextEncoder]:
-    """By precision: the text side of the encoder that the models were trained over, as the opponents' own engine."""
+    """By precision, an engine of the text encoder that the models were trained with, for the opponents."""
     from voken.encoders.two_tower import TwoTowerEncoder
     from voken.inference.export import export_text_encoder
     from voken.model.model import load_encoder
@@ -192,7 +192,7 @@ def text_encoders(
 def growing_sets(
     models: Sequence[CompiledModel], encoders: dict[str, TextEncoder], options: argparse.Namespace
 ) -> list[GrowingRow]:
-    """Every system over every size, sizes one right after another."""
+    """Time every system over every size."""
     levels, entries = models[0].generator.levels, models[0].generator.codebook_size
     searches: dict[tuple[str, str, str], dict[int, Search]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -201,11 +201,11 @@ def growing_sets(
         for draw in DRAWS:
             for size in options.sizes:
                 random = np.random.default_rng([options.seed, size])
-                trie = VokenTrie.from_vokens(drawn(draw, (size, levels), entries, random), entries)
+                trie = VokenTrie.from_vokens(random_vokens(draw, (size, levels), entries, random), entries)
                 for (system, precision), model in ours.items():
                     search = over_sequences(model, trie, size)
                     searches.setdefault((system, precision, draw), {})[size] = search
-                tell(f"{draw} {size:,}")
+                print_progress(f"{draw} {size:,}")
         dim = next(iter(encoders.values())).encode_texts(["a"]).shape[1]
         for size in [size for size in options.sizes if size <= options.largest_flat]:
             vectors = np.random.default_rng([options.seed, size]).standard_normal((size, dim), dtype=np.float32)
@@ -214,14 +214,14 @@ def growing_sets(
                 for precision, encoder in encoders.items():
                     search = partial(two_tower, encoder, find, NumberColumn(size))
                     searches.setdefault((f"two-tower, {name}", precision, ""), {})[size] = search
-            tell(f"vectors {size:,}")
+            print_progress(f"vectors {size:,}")
         return timed_in_turn(searches, options.batches, options.rounds)
 
 
 def random_t5(
     options: argparse.Namespace, levels: int, entries: int, precisions: Sequence[str], folder: Path
 ) -> dict[tuple[str, str], CompiledModel]:
-    """Engines of one T5 with random weights."""
+    """Engines of one T5 with random weights, by row name and precision."""
     from voken.inference.export import export_generator, t5_graphs
 
     workload = Workload(options.t5, levels, entries, 0, BEAMS, options.threads, ())
@@ -236,23 +236,23 @@ def random_t5(
 
 
 def over_sequences(model: CompiledModel, trie: VokenTrie, pictures: int) -> Search:
-    """Ours over synthetic sequences: ids are the pictures' numbers, and the rank is the log-probability's."""
+    """Our search over synthetic sequences: ids are the pictures' numbers, ranks those of the log-probability."""
     ids = NumberColumn(pictures)
     collection = Snapshot(Base(ids, ids, trie), Origin(Path(), model.fingerprint))
     return partial(ours_search, Searcher(model, collection, SearchConfig(beams=BEAMS), widen=False))
 
 
 def ours_search(searcher: Searcher, texts: list[str], k: int = K) -> list[Answer]:
-    """A `Search`: ids and scores of the first pictures of each text."""
+    """Our `Search`."""
     return [[(hit.image_id, hit.score) for hit in hits] for hits in searcher.search(texts, k)]
 
 
 def two_tower(encoder: TextEncoder, find: Find, ids: Sequence[str], texts: list[str]) -> list[Answer]:
-    """A `Search`: ids and scores of the first pictures of each text."""
+    """A two-tower's `Search`."""
     scores, rows = find(encoder.encode_texts(texts))
     return [
-        [(ids[row], score) for row, score in zip(neighbours, value, strict=True) if row >= 0]
-        for neighbours, value in zip(rows.tolist(), scores.tolist(), strict=True)
+        [(ids[row], score) for row, score in zip(neighbours, values, strict=True) if row >= 0]
+        for neighbours, values in zip(rows.tolist(), scores.tolist(), strict=True)
     ]
 
 
@@ -260,7 +260,7 @@ def exact_searches(vectors: Float32[np.ndarray, "pictures dim"], threads: int) -
     """Exact searches over the vectors, by the names in `EXACT`."""
     import faiss
 
-    faiss.omp_set_num_threads(1)  # shards have threads of their own; one query is one thread's work
+    faiss.omp_set_num_threads(1)  # each shard has its thread; one query is the work of one thread
     half, product = faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
 
     def flat() -> Any:
@@ -293,7 +293,8 @@ def sharded(make: Callable[[], Any], vectors: Float32[np.ndarray, "pictures dim"
     for part in parts:
         index.add_shard(part)
 
-    def find(queries: Float32[np.ndarray, "queries dim"], parts: list[Any] = parts) -> tuple[Any, Any]:  # keeps parts
+    # The default value keeps the parts alive: the index only refers to them.
+    def find(queries: Float32[np.ndarray, "queries dim"], parts: list[Any] = parts) -> tuple[Any, Any]:
         neighbours: tuple[Any, Any] = index.search(queries, K)
         return neighbours
 
@@ -303,7 +304,7 @@ def sharded(make: Callable[[], Any], vectors: Float32[np.ndarray, "pictures dim"
 def by_numpy(
     vectors: Float32[np.ndarray, "pictures dim"], queries: Float32[np.ndarray, "queries dim"]
 ) -> tuple[Any, Any]:
-    """One product, on numpy's own threads."""
+    """An exact search by one matrix product, on numpy's threads."""
     scores = (vectors @ queries[0])[None] if len(queries) == 1 else queries @ vectors.T
     best = np.argpartition(scores, -K, axis=1)[:, -K:]
     values = np.take_along_axis(scores, best, 1)
@@ -314,7 +315,7 @@ def by_numpy(
 def timed_in_turn(
     searches: dict[tuple[str, str, str], dict[int, Search]], batches: Sequence[int], rounds: int
 ) -> list[GrowingRow]:
-    """Rounds of the same texts, as many as the greatest batch holds; the first round is thrown away."""
+    """Time the same texts in every round, as many as the largest batch holds. The first round is discarded."""
     texts = query_texts(max(batches))
     rows = [
         GrowingRow(*name, {batch: {size: [] for size in sizes} for batch in batches})
@@ -323,17 +324,17 @@ def timed_in_turn(
     for number in range(-1, rounds):
         for row, sizes in zip(rows, searches.values(), strict=True):
             for batch, times in row.seconds.items():
-                # the first call pays for what the row before left behind: every size comes first in its turn
+                # The first call pays for the memory that the previous row touched, so sizes take turns to be first.
                 order = [*sizes, *sizes][number % len(sizes) :][: len(sizes)]
                 for size in order:
-                    seconds = seconds_a_query(sizes[size], texts, batch)
+                    seconds = seconds_per_query(sizes[size], texts, batch)
                     if number >= 0:
                         times[size].append(seconds)
-        tell(f"growing sets, round {number + 1} of {rounds}")
+        print_progress(f"growing sets, round {number + 1} of {rounds}")
     return rows
 
 
-def seconds_a_query(search: Search, texts: list[str], batch: int) -> float:
+def seconds_per_query(search: Search, texts: list[str], batch: int) -> float:
     """Seconds per query over all `texts`, in batches."""
     time.sleep(SETTLE_SECONDS)
     begin = time.perf_counter()
@@ -345,49 +346,51 @@ def seconds_a_query(search: Search, texts: list[str], batch: int) -> float:
 def real_set(
     models: Sequence[CompiledModel], encoders: dict[str, TextEncoder], options: argparse.Namespace
 ) -> tuple[list[Point], dict[str, Any]]:
-    """Recall of every setting over all queries, then speed at batch 1 over a part of them, in turn."""
+    """Measure the recall of every setting over all queries, then its speed at batch 1 over a part of them, in turn."""
     collection = Store.open(options.collection).snapshot()
-    questioners, pictures = read_dataset(options.queries).split("test"), read_dataset(options.pictures)
-    queries = concept_queries(questioners, pictures, collection.ids, limit=options.asked, seed=options.seed)
+    captioned, pictures = read_dataset(options.queries).split("test"), read_dataset(options.pictures)
+    queries = concept_queries(captioned, pictures, collection.ids, limit=options.asked, seed=options.seed)
     texts = [query.text for query in queries]
     settings = [*our_settings(models, collection), *two_tower_settings(encoders, collection, options)]
     points = []
     for setting in settings:
         answers = [answer for text in texts for answer in setting.deep([text])]
         points.append(Point(setting.system, setting.precision, setting.setting, recall_of(answers, queries), []))
-        tell(f"{setting.system} {setting.precision} {setting.setting or ''}: R@10 {points[-1].recall[10]:.3f}")
+        print_progress(
+            f"{setting.system} {setting.precision} {setting.setting or ''}: R@10 {points[-1].recall[10]:.3f}"
+        )
     for number in range(options.rounds):
         part = [texts[(number * options.timed + place) % len(texts)] for place in range(options.timed)]
         for setting, point in zip(settings, points, strict=True):
-            point.seconds.append(seconds_a_query(setting.search, part, 1))
-        tell(f"real set, round {number + 1} of {options.rounds}")
+            point.seconds.append(seconds_per_query(setting.search, part, 1))
+        print_progress(f"real set, round {number + 1} of {options.rounds}")
     description = {"collection": options.collection.name, "pictures": len(collection), "queries": len(queries)}
     return points, description | {"bytes": dataclasses.asdict(collection.size)}
 
 
 def concept_queries(
-    questioners: Dataset, pictures: Dataset, pool: Sequence[str], *, limit: int | None, seed: int
+    captioned: Dataset, pictures: Dataset, pool: Sequence[str], *, limit: int | None, seed: int
 ) -> tuple[Query, ...]:
-    """Captions of `questioners` whose concept is shown by pictures with ids in `pool`; these are the right answers."""
+    """Captions of `captioned` whose concept some pictures of the pool show; these pictures are the right answers.
+
+    `pool` holds ids of `pictures`. If there are more than `limit` queries, `seed` draws them.
+    """
     members = set(pool)
-    there = [image for image in pictures.images if image.image_id in members]
-    concepts = {image.concept for image in there}
-    askers = [
+    searched = [image for image in pictures.images if image.image_id in members]
+    concepts = {image.concept for image in searched}
+    with_captions = [
         dataclasses.replace(image, image_id=f"questioner: {image.image_id}")
-        for image in questioners.images
+        for image in captioned.images
         if image.concept in concepts
     ]
-    silent = [dataclasses.replace(image, captions=()) for image in there]
-    both = Dataset(questioners.name, questioners.root, (*askers, *silent))
-    queries = queries_of(both, Pool(tuple(image.image_id for image in silent)))
-    if limit is None or len(queries) <= limit:
-        return queries
-    drawn_rows = np.random.default_rng(seed).choice(len(queries), limit, replace=False)
-    return tuple(queries[row] for row in np.sort(drawn_rows))
+    without_captions = [dataclasses.replace(image, captions=()) for image in searched]
+    both = Dataset(captioned.name, captioned.root, (*with_captions, *without_captions))
+    queries = queries_of(both, Pool(tuple(image.image_id for image in searched)))
+    return draw_queries(queries, limit, seed)
 
 
 def our_settings(models: Sequence[CompiledModel], collection: Snapshot) -> list[Setting]:
-    """Both read-outs that need no vectors, at every number of beams."""
+    """The settings of our system: both read-outs that need no vectors, at every number of beams."""
     settings = []
     for model in models:
         for readout in READOUTS:
@@ -403,7 +406,7 @@ def our_settings(models: Sequence[CompiledModel], collection: Snapshot) -> list[
 def two_tower_settings(
     encoders: dict[str, TextEncoder], collection: Snapshot, options: argparse.Namespace
 ) -> list[Setting]:
-    """The opponents over the stored vectors, at every setting."""
+    """The settings of the opponents over the stored vectors."""
     assert collection.vectors is not None
     vectors = np.ascontiguousarray(collection.vectors, dtype=np.float32)
     finds: list[tuple[str, int | None, Find]] = [
@@ -423,7 +426,7 @@ def two_tower_settings(
 
 
 def faiss_hnsw(vectors: Float32[np.ndarray, "pictures dim"], options: argparse.Namespace) -> dict[int, Find]:
-    """Searches by ef."""
+    """Searches by ef, in one HNSW index."""
     import faiss
 
     def make() -> Any:
@@ -437,7 +440,7 @@ def faiss_hnsw(vectors: Float32[np.ndarray, "pictures dim"], options: argparse.N
 
 
 def faiss_ivf_pq(vectors: Float32[np.ndarray, "pictures dim"], options: argparse.Namespace) -> dict[int, Find]:
-    """Searches by nprobe. Without polysemous codes ("np"), which take minutes to learn and are not used here."""
+    """Searches by nprobe, in one IVF-PQ index without polysemous codes ("np"), which take minutes to learn."""
     import faiss
 
     lists = int(4 * len(vectors) ** 0.5)
@@ -451,7 +454,7 @@ def faiss_ivf_pq(vectors: Float32[np.ndarray, "pictures dim"], options: argparse
 def faiss_index(
     name: str, make: Callable[[], Any], vectors: Float32[np.ndarray, "pictures dim"], options: argparse.Namespace
 ) -> Any:
-    """An index built on all threads, or read if an earlier run built it."""
+    """An index that an earlier run saved in --work, or a new one, built on all threads."""
     import faiss
 
     path = options.work / f"{options.collection.name}-{name}.faiss"
@@ -462,11 +465,11 @@ def faiss_index(
         index.train(vectors)
         index.add(vectors)
         faiss.write_index(index, str(path))
-        tell(f"{name} built in {time.perf_counter() - begin:.0f} s")
+        print_progress(f"{name} built in {time.perf_counter() - begin:.0f} s")
     faiss.omp_set_num_threads(1)
     index = faiss.read_index(str(path))
     if index.ntotal != len(vectors):
-        raise SystemExit(f"{path}: was made of another collection. Remove it.")
+        raise SystemExit(f"{path} is the index of another collection. Remove it.")
     return index
 
 
@@ -486,13 +489,13 @@ def front(points: Sequence[Point]) -> list[tuple[float, float]]:
 
 
 def speed_at(line: Sequence[tuple[float, float]], recall: float) -> float:
-    """Queries/s of a front at a recall that it reaches; see the module."""
+    """Queries/s of a front at a recall that it reaches, interpolated as the module's docstring says."""
     recalls, speeds = zip(*line, strict=True)
     return float(np.exp(np.interp(recall, recalls, np.log(speeds))))
 
 
 def figures(points: Sequence[Point]) -> list[dict[str, Any]]:
-    """Our speed beside the opponents', in each precision."""
+    """The ratios of our speed to the opponents', in each precision."""
     rows = []
     for precision in dict.fromkeys(point.precision for point in points):
         row = [point for point in points if point.precision == precision]
@@ -517,12 +520,12 @@ def figures(points: Sequence[Point]) -> list[dict[str, Any]]:
 
 
 def speed_ratios(row: GrowingRow) -> dict[int, float]:
-    """The ratio of speeds, by batch."""
+    """`GrowingRow.speed_ratio` by batch."""
     return {batch: row.speed_ratio(batch) for batch in row.seconds}
 
 
 def growing_table(rows: Sequence[GrowingRow]) -> str:
-    """Markdown, a line a system and batch: queries per second by size."""
+    """A Markdown table of queries per second by size, one line per system and batch."""
     sizes = sorted({size for row in rows for times in row.seconds.values() for size in times})
     heads = ["", "precision", "sequences", "batch", *(f"{size:,}" for size in sizes), "largest / smallest"]
     lines = []
@@ -534,7 +537,7 @@ def growing_table(rows: Sequence[GrowingRow]) -> str:
 
 
 def points_table(points: Sequence[Point]) -> str:
-    """Markdown, a line a setting."""
+    """A Markdown table, one line per setting."""
     heads = ["", "precision", "beams, ef, nprobe", *(f"R@{cutoff}" for cutoff in CUTOFFS), "queries/s", "least … most"]
     lines = []
     for point in points:
@@ -547,17 +550,17 @@ def points_table(points: Sequence[Point]) -> str:
 
 
 def figures_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown, a line a figure."""
+    """A Markdown table, one line per ratio."""
     heads, lines = ["", "precision", "times as fast", "R@10, ours", "R@10, theirs"], []
-    for one in rows:
-        recalls = [f"{100 * one[name]:.1f}" for name in ("recall", "their_recall")]
-        lines.append([one["figure"], one["precision"], f"{one['times']:.2f}", *recalls])
+    for row in rows:
+        recalls = [f"{100 * row[name]:.1f}" for name in ("recall", "their_recall")]
+        lines.append([row["figure"], row["precision"], f"{row['times']:.2f}", *recalls])
     return markdown_table(heads, lines, text_columns=2)
 
 
-def tell(what: str) -> None:
-    """Print progress."""
-    print(what, file=sys.stderr, flush=True)
+def print_progress(line: str) -> None:
+    """Print a line to stderr."""
+    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

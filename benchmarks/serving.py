@@ -1,13 +1,13 @@
-"""How many more queries does a server answer that searches simultaneous ones together, and does it lose any?
+"""How many more queries does a server answer if it searches simultaneous queries together, and does it lose any?
 
     python benchmarks/serving.py COLLECTION --clients 500 --seconds 300 --json out.json
 
-Three processes: `voken serve` as it is; a server of the same stack (uvicorn, FastAPI) that searches one query at a
-time; and a load generator. The servers take turns in slices, so that other work on the machine slows both. Each client
-sends a query, waits for the answer, and sends another query; after 503 it tries again when Retry-After says. Answers
-to queries that were sent before a slice ended are waited for; a query that still gets none is lost. Every answer is
-compared with its query. Memory is resident memory; processor time is that of the server's process, and the figure to
-trust on a shared machine. Both are read from /proc, so this runs on Linux only.
+There are three processes: `voken serve` as it is; a server of the same stack (uvicorn, FastAPI) that searches one query
+at a time; and a load generator. The servers take turns in slices, so that other work on the machine slows both. Each
+client sends a query, waits for the answer, and sends another query; after a 503 it waits as Retry-After says and tries
+again. Queries that were sent before a slice ended are awaited; a query without an answer is lost. Every answer is
+compared with its query. Memory is resident memory. Processor time is that of the server's process, and the more
+reliable figure on a shared machine. Both are read from /proc, so this benchmark runs on Linux only.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ K = 10
 
 @dataclass
 class Counts:
-    """What clients saw of one server."""
+    """What the clients of one server counted."""
 
     seconds: float = 0.0
     answers: int = 0
-    """That arrived in these seconds."""
+    """Answers that arrived in these seconds."""
     late: int = 0
-    """That arrived later, to queries sent in these seconds."""
+    """Answers that arrived later, to queries sent in these seconds."""
     busy: int = 0
-    """503 with Retry-After."""
+    """Responses 503 with Retry-After."""
     server_errors: int = 0
-    """Any other 5xx."""
+    """Other responses 5xx."""
     other_errors: int = 0
     lost: int = 0
     """Queries that were sent and never answered."""
@@ -66,7 +66,7 @@ class Counts:
     """Seconds from a query's first request to its answer, refusals included."""
 
     def add(self, other: Counts) -> None:
-        """Another slice."""
+        """Add the counts of another slice."""
         for item in dataclasses.fields(self):
             setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
 
@@ -77,9 +77,9 @@ class Counts:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, print a table, write JSON; or be one of the processes."""
+    """Measure, print a table, write JSON; with --role, run as one of the processes."""
     parser = option_parser(__doc__)
-    parser.add_argument("collection", help="what `voken index` saved; or the address to drive")
+    parser.add_argument("collection", help="a folder that `voken index` saved")
     parser.add_argument("--clients", type=int, default=500)
     parser.add_argument("--seconds", type=float, default=300.0, help="for each server")
     parser.add_argument("--threads", type=int, default=0, help="of a server's model; 0: as many as there are cores")
@@ -92,8 +92,8 @@ def main(arguments: list[str] | None = None) -> None:
     elif options.role == "single":
         serve_single(options)
     elif options.role == "drive":
-        driven = asyncio.run(drive(options.collection, options.clients, options.seconds))
-        json.dump(dataclasses.asdict(driven), sys.stdout)
+        counts = asyncio.run(drive(options.collection, options.clients, options.seconds))  # an address
+        json.dump(dataclasses.asdict(counts), sys.stdout)
     else:
         measure(options)
 
@@ -107,15 +107,15 @@ def measure(options: argparse.Namespace) -> None:
             SINGLE: stack.enter_context(ServerProcess("single", options)),
         }
         for server in servers.values():
-            drive_apart(server.address, 2, 1.0)  # so that everything is loaded
+            drive_in_process(server.address, 2, 1.0)  # so that everything is loaded
             server.record()
         for number in range(slices):
             for name, server in servers.items():
-                server.counts.add(drive_apart(server.address, options.clients, options.seconds / slices))
+                server.counts.add(drive_in_process(server.address, options.clients, options.seconds / slices))
                 server.record()
                 print(f"slice {number + 1} of {slices}: {name}, {server.counts.per_second:.1f}/s", file=sys.stderr)
-        ended = {name: server.stop() for name, server in servers.items()}
-    rows = {name: server.row(ended[name]) for name, server in servers.items()}
+        exit_codes = {name: server.stop() for name, server in servers.items()}
+    rows = {name: server.row(exit_codes[name]) for name, server in servers.items()}
     print(table(rows))
     settings = {name: getattr(options, name) for name in ("clients", "seconds", "threads", "max_queue")}
     report = {"benchmark": "serving", "collection": options.collection, "settings": settings, "rows": rows}
@@ -149,7 +149,7 @@ class ServerProcess:
         self._process.wait()
 
     def record(self) -> None:
-        """Record its memory, and its processor time since the first record."""
+        """Record the server's memory, and its processor time since the first record."""
         pages = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1])
         self.resident.append(pages * os.sysconf("SC_PAGE_SIZE"))
         # after the name, which may hold anything, user and system time are fields 14 and 15 (man proc)
@@ -160,14 +160,14 @@ class ServerProcess:
         self.cpu_seconds = used - self._cpu_before
 
     def stop(self) -> int:
-        """Ask it to end; its exit code."""
+        """Stop the server; return its exit code."""
         self._process.send_signal(signal.SIGTERM)
         return self._process.wait(60)
 
     def row(self, exit_code: int) -> dict[str, Any]:
-        """The measurements."""
+        """The measurements as JSON."""
         counts = self.counts
-        answered = max(1, counts.answers + counts.late)
+        answers = max(1, counts.answers + counts.late)
         middle = self.resident[len(self.resident) // 2]
         return {
             **{
@@ -178,13 +178,13 @@ class ServerProcess:
             "per_second": counts.per_second,
             "latency": percentiles(counts.latencies),
             "wait": percentiles(counts.waits),
-            "cpu_seconds_per_answer": self.cpu_seconds / answered,
+            "cpu_seconds_per_answer": self.cpu_seconds / answers,
             "resident_megabytes": [round(size / 2**20, 1) for size in (self.resident[0], middle, self.resident[-1])],
             "exit_code": exit_code,
         }
 
 
-def drive_apart(address: str, clients: int, seconds: float) -> Counts:
+def drive_in_process(address: str, clients: int, seconds: float) -> Counts:
     """`drive` in its own process, so that no client waits for the interpreter of a server, or for this one."""
     command = [sys.executable, __file__, address, "--role", "drive"]
     command += ["--clients", str(clients), "--seconds", str(seconds)]
@@ -193,7 +193,7 @@ def drive_apart(address: str, clients: int, seconds: float) -> Counts:
 
 
 async def drive(address: str, clients: int, seconds: float, queries: Callable[[int], str] | None = None) -> Counts:
-    """Run so many clients at once. `queries(n)` is the n-th query."""
+    """Run `clients` clients at once for `seconds`, and count. `queries(n)` is the n-th query."""
     with suppress(ImportError, ValueError, OSError):
         import resource
 
@@ -203,17 +203,17 @@ async def drive(address: str, clients: int, seconds: float, queries: Callable[[i
     counts = Counts(seconds=seconds)
     numbers = iter(range(sys.maxsize))
     end = time.perf_counter() + seconds
-    text = queries or query
-    started = [
-        Client(place.hostname or "", place.port or 80, counts, end).run(text(number) for number in numbers)
+    query_text = queries or query
+    runs = [
+        Client(place.hostname or "", place.port or 80, counts, end).run(query_text(number) for number in numbers)
         for _ in range(clients)
     ]
-    await asyncio.gather(*started)
+    await asyncio.gather(*runs)
     return counts
 
 
 def query(number: int) -> str:
-    """The query with that number; no two in a row are alike."""
+    """The query with that number; no two are equal."""
     thing, rest = number % len(THINGS), number // len(THINGS)
     place, colour = rest % len(PLACES), rest // len(PLACES) % len(COLOURS)
     return f"{COLOURS[colour]}{THINGS[thing]} {PLACES[place]} {number // 648 or ''}".strip()
@@ -227,7 +227,7 @@ class Client:
         self._stream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def run(self, queries: Iterable[str]) -> None:
-        """Send queries until the end, and wait for the last answer."""
+        """Send queries until the time is over, and wait for the last answer."""
         for text in queries:
             if time.perf_counter() >= self._end:
                 break
@@ -299,7 +299,7 @@ def serve_batched(options: argparse.Namespace) -> None:
 
 
 def serve_single(options: argparse.Namespace) -> None:
-    """The same stack as most people would write it first: a lock, and a search per request."""
+    """Serve with the simplest code for the same stack: a lock, and one search per request."""
     import socket
     import threading
 
@@ -338,7 +338,7 @@ def _print(line: str) -> None:
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
-    """Markdown, a row per server."""
+    """A Markdown table, one line per server."""
     single = rows[SINGLE]
     speed = ["answers/s", "× single", "p50 s", "p99 s", "p99 s with refusals", "CPU ms per answer"]
     heads = ["", *speed, "answered", "503", "other 5xx", "lost", "mixed up", "MB at start, middle, end"]
@@ -365,7 +365,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def percentiles(seconds: list[float]) -> dict[str, float]:
-    """p50 and p99; NaN of no seconds."""
+    """p50 and p99; NaN without values."""
     if len(seconds) < 2:
         return dict.fromkeys(("p50", "p99"), seconds[0] if seconds else math.nan)
     cuts = statistics.quantiles(seconds, n=100, method="inclusive")

@@ -1,23 +1,23 @@
-"""How many pairs per second does stage 2 train on, beside the naive form?
+"""How many pairs per second does stage 2 train on, beside a naive form of the training step?
 
-The naive form is what the pieces give without voken: vokens appended to T5's vocabulary, one-hot targets,
-`T5ForConditionalGeneration` and transformers' own `Trainer`. Ours is the `lite` family (a frozen or tuned
-sentence encoder, a shallow decoder) and, between the two, the `t5` family at the naive form's exact size.
+The naive form uses only public libraries: vokens appended to T5's vocabulary, one-hot targets,
+`T5ForConditionalGeneration` and transformers' `Trainer`. Ours is the `lite` family (a frozen or tuned sentence encoder
+and a shallow decoder) and, between the two, the `t5` family at exactly the naive form's size.
 
 "The same size": T5 gets MiniLM's shape (6 encoder layers, 384 wide, 1,536 inside) with two decoder layers and a
-vocabulary of 32,128 + N, so that its parameters are as many as the sentence encoder's and the decoder's of
-`lite` together, within a few per cent; both counts are printed. The T5 texts are cut by MiniLM's word pieces, so that
-both read the same number of tokens; the naive form's are cut beforehand, ours while training.
+vocabulary of 32,128 + N. It then has as many parameters as the sentence encoder and the decoder of `lite` together,
+within a few per cent; both counts are printed. T5's texts are split into MiniLM's word pieces, so that both read the
+same number of tokens. The naive form's texts are split before training, ours during training.
 
-Rows of L_dis (Eq. 8-10) train on nothing else: each query's beams are searched without dropout, among the training
-sequences only, and the positive is ranked among them. The naive form searches with transformers' `generate`, whose
-`prefix_allowed_tokens_fn` is a trie of dicts, and scores a list with one pass of the model, the encoder's output
-repeated for each sequence. They are compared with the naive form of L_dis, the other rows with that of L_gen.
+Rows of L_dis (Eq. 8-10) train only on that loss: the beams of each query are searched without dropout, among the
+training sequences only, and the positive is ranked among them. The naive form searches with transformers' `generate`,
+whose `prefix_allowed_tokens_fn` is a trie of dicts. It scores a list with one pass of the model, with the encoder's
+output repeated for each sequence. These rows are compared with the naive form of L_dis, the others with that of L_gen.
 
-Every row of every round runs in a process of its own (the allocator's options belong to a process), rows
-interleaved; medians over rounds. Rates are by the wall and by the process's own CPU time: on a machine shared with
-others, with `--threads 1`, the second is the one to trust. Warm-up steps are not counted, nor is reading the texts
-once, which `lite` does before its first step: a column counts it in, for a run of `--epochs`.
+Every row of every round runs in a new process, because the allocator's options belong to a process. Rows are
+interleaved; figures are medians over rounds. Rates are by wall time and by the process's CPU time. On a shared machine,
+the CPU rate with `--threads 1` is more reliable. Warm-up steps are not counted. Nor is reading every text once, which
+`lite` does before its first step; one column includes it, for a run of `--epochs`.
 
     python benchmarks/training_step.py --json out.json
     python benchmarks/training_step.py --data emoji --levels 8 --codebook-size 256
@@ -70,29 +70,29 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One row in one round."""
+class Measurement:
+    """The measurements of one row in one round."""
 
     pairs_per_second: float
     pairs_per_cpu_second: float
-    """By the process's own CPU time: with one thread, what an idle machine would give."""
+    """By the process's CPU time. With one thread this is the rate of an idle machine."""
     parameters: int
     trained: int
     read_texts_seconds: float
-    """Seconds to read one text, once; 0 where texts are read in every step."""
+    """Seconds to read one text once; 0 if texts are read in every step."""
     peak_megabytes: float
 
 
 @dataclass(frozen=True)
 class Row:
-    """What is trained, and how."""
+    """A form of the training step: what is trained, and how."""
 
     family: str
     keep_freed_memory: bool = True
     autocast: bool = True
     remember_texts: bool = True
     ranks_lists: bool = False
-    """L_dis alone, instead of L_gen."""
+    """Whether L_dis is trained instead of L_gen."""
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -122,15 +122,15 @@ ROWS = {
 def main() -> None:
     """Measure, print a table, write JSON."""
     parser = option_parser(__doc__)
-    parser.add_argument("--data", default="", help="a data set folder whose captions are the texts; default: synthetic")
+    parser.add_argument("--data", default="", help="a data set whose captions are the texts (default: synthetic texts)")
     parser.add_argument("--levels", type=int, default=4, help="M")
     parser.add_argument("--codebook-size", type=int, default=1024, help="N")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--epochs", type=int, default=4, help="of the run that reading the texts once is spread over")
+    parser.add_argument("--epochs", type=int, default=4, help="epochs that share the cost of reading the texts once")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--naive-steps", type=int, default=6, help="steps counted of the T5 rows")
-    parser.add_argument("--lite-steps", type=int, default=40, help="steps counted of the lite rows")
+    parser.add_argument("--naive-steps", type=int, default=6, help="number of measured steps of the T5 rows")
+    parser.add_argument("--lite-steps", type=int, default=40, help="number of measured steps of the lite rows")
     parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS), metavar="ROW")
     parser.add_argument("--worker", choices=list(ROWS), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -139,16 +139,16 @@ def main() -> None:
     if options.worker:
         print(json.dumps(dataclasses.asdict(measure(ROWS[options.worker], workload))))
         return
-    rounds: dict[str, list[Measured]] = {name: [] for name in options.rows}
+    rounds: dict[str, list[Measurement]] = {name: [] for name in options.rows}
     for number in range(options.rounds):
         for name in options.rows:
-            rounds[name].append(_in_its_own_process(name, sys.argv[1:]))
+            rounds[name].append(_measure_in_process(name, sys.argv[1:]))
             print(f"round {number + 1}  {name}: {rounds[name][-1].pairs_per_second:.1f} pairs/s", file=sys.stderr)
     print(table(rounds, workload.epochs))
     write_report(options.json, _report(rounds, workload))
 
 
-def measure(row: Row, workload: Workload) -> Measured:
+def measure(row: Row, workload: Workload) -> Measurement:
     """Train `row` for its steps in this process."""
     if row.keep_freed_memory:
         from voken.optimisation import keep_freed_memory
@@ -166,7 +166,7 @@ def measure(row: Row, workload: Workload) -> Measured:
 
 
 def caption_texts(data: str) -> list[str]:
-    """CAPTIONS texts for each of PICTURES pictures: of a data set, or made up, 4 to 16 words long."""
+    """CAPTIONS texts for each of PICTURES pictures: captions of a data set, or 4 to 16 random words."""
     random = np.random.default_rng(0)
     if data:
         from voken.data.captions import read_dataset
@@ -178,14 +178,14 @@ def caption_texts(data: str) -> list[str]:
     return [" ".join(random.choice(words, length)) for length in lengths]
 
 
-def _naive(row: Row, workload: Workload, texts: Sequence[str]) -> Measured:
+def _naive(row: Row, workload: Workload, texts: Sequence[str]) -> Measurement:
     import torch
     from transformers import T5ForConditionalGeneration, Trainer, TrainerCallback, TrainingArguments
 
     model = T5ForConditionalGeneration(_t5_config(T5_WORDS + workload.codebook_size))
     tokens = _tokenizer()([texts[CAPTIONS * picture] for picture in range(PICTURES)])["input_ids"]
     vokens = _vokens(workload)
-    # As the vocabulary's appended words, and closed by </s>: what a user of the library would write.
+    # Vokens are the vocabulary's appended words, and </s> ends a sequence, as a user of the library would write it.
     examples = [
         {"input_ids": ids, "labels": [*(T5_WORDS + row).tolist(), 1]} for ids, row in zip(tokens, vokens, strict=True)
     ]
@@ -217,11 +217,11 @@ def _naive(row: Row, workload: Workload, texts: Sequence[str]) -> Measured:
         )
         kind = _list_trainer(vokens) if row.ranks_lists else Trainer
         kind(model=model, args=arguments, train_dataset=examples, data_collator=collate, callbacks=[Stamp()]).train()
-    return _measured(clock, workload, model, 0.0, 0)
+    return _measurement(clock, workload, model, 0.0, 0)
 
 
 def _list_trainer(vokens: Int32[np.ndarray, "pictures M"]) -> Any:
-    """transformers' Trainer with L_dis for its loss, as a user of the library would write it."""
+    """transformers' Trainer with L_dis as its loss, as a user of the library would write it."""
     import torch
     from transformers import Trainer
 
@@ -238,7 +238,7 @@ def _list_trainer(vokens: Int32[np.ndarray, "pictures M"]) -> Any:
             query = {name: inputs[name] for name in ("input_ids", "attention_mask")}
             positive = inputs["labels"][:, None, :levels]
             model.eval()
-            beams = model.generate(  # without gradients and with its cache, as is its default
+            beams = model.generate(  # by default without gradients and with its cache
                 **query,
                 num_beams=BEAMS,
                 num_return_sequences=BEAMS,
@@ -263,7 +263,7 @@ def _list_trainer(vokens: Int32[np.ndarray, "pictures M"]) -> Any:
     return ListTrainer
 
 
-def _ours(row: Row, workload: Workload, texts: Sequence[str]) -> Measured:
+def _ours(row: Row, workload: Workload, texts: Sequence[str]) -> Measurement:
     from voken.config import GeneratorConfig
     from voken.generator.train import SoftTargets, ValidationQueries, VokenPairs, train_generator
 
@@ -295,16 +295,16 @@ def _ours(row: Row, workload: Workload, texts: Sequence[str]) -> Measured:
         pairs=np.stack([np.arange(len(texts)) // CAPTIONS, np.arange(len(texts))], 1),
         soft=soft,
     )
-    nothing = ValidationQueries([], vokens, np.empty((0, 2), np.int64))
+    no_queries = ValidationQueries([], vokens, np.empty((0, 2), np.int64))
 
-    def stamp(what: str, done: int, total: int) -> None:
+    def stamp(label: str, count: int, total: int) -> None:
         clock.step()
         if clock.steps >= clock.warm + steps:
             raise _EnoughError
 
     with suppress(_EnoughError):
-        train_generator(model, pairs, nothing, config, seed=0, progress=stamp)
-    return _measured(clock, workload, model, read_seconds, frozen)
+        train_generator(model, pairs, no_queries, config, seed=0, progress=stamp)
+    return _measurement(clock, workload, model, read_seconds, frozen)
 
 
 class _EnoughError(Exception):
@@ -320,7 +320,7 @@ def _lite(row: Row, workload: Workload, config: Any, texts: Sequence[str]) -> tu
     encoder = TwoTowerEncoder(TwoTowerHead(EncoderConfig()))
     model = LiteGenerator(encoder, _codebooks(workload, encoder.dim), config)
     read_seconds = 0.0
-    encoder.read_texts(texts[:8], max_tokens=config.max_query_tokens)  # loads it
+    encoder.read_texts(texts[:8], max_tokens=config.max_query_tokens)  # loads the encoder
     start = time.process_time()
     remembered = CachedTextReader(encoder, texts, max_tokens=config.max_query_tokens)
     if row.remember_texts:
@@ -328,8 +328,8 @@ def _lite(row: Row, workload: Workload, config: Any, texts: Sequence[str]) -> tu
         model.begin_training(remembered)
     if config.memory_weight:
         vectors = remembered.read_texts(texts, max_tokens=config.max_query_tokens).vectors.numpy()
-        own_captions = {text: np.arange(CAPTIONS) + row // CAPTIONS * CAPTIONS for row, text in enumerate(texts)}
-        model.memorize(CaptionMemory(texts, vectors, vectors, own_captions))
+        captions_of_text = {text: np.arange(CAPTIONS) + row // CAPTIONS * CAPTIONS for row, text in enumerate(texts)}
+        model.memorize(CaptionMemory(texts, vectors, vectors, captions_of_text))
     # The head's picture tower has no part in this; the sentence encoder reads every text.
     frozen = [] if config.tune_encoder else encoder.sentences.parameters()
     return model, read_seconds, sum(weight.numel() for weight in frozen)
@@ -383,7 +383,7 @@ def _codebooks(workload: Workload, width: int) -> Float32[np.ndarray, "M N width
 
 
 class _Clock:
-    """When each step ended."""
+    """Records when each step ended."""
 
     def __init__(self, *, warm: int) -> None:
         self.warm = warm
@@ -398,15 +398,15 @@ class _Clock:
 
     @property
     def steps_per_second(self) -> tuple[float, float]:
-        """By the wall, and by the process's CPU time."""
+        """By wall time, and by the process's CPU time."""
         wall, cpu = (last - since for last, since in zip(self._last, self._since, strict=True))
         return (self.steps - self.warm) / wall, (self.steps - self.warm) / cpu
 
 
-def _measured(clock: _Clock, workload: Workload, model: Any, read_seconds: float, frozen: int) -> Measured:
+def _measurement(clock: _Clock, workload: Workload, model: Any, read_seconds: float, frozen: int) -> Measurement:
     trained = sum(weight.numel() for weight in model.parameters())
     wall, cpu = clock.steps_per_second
-    return Measured(
+    return Measurement(
         pairs_per_second=wall * workload.batch_size,
         pairs_per_cpu_second=cpu * workload.batch_size,
         parameters=trained + frozen,
@@ -416,22 +416,22 @@ def _measured(clock: _Clock, workload: Workload, model: Any, read_seconds: float
     )
 
 
-def _in_its_own_process(name: str, arguments: list[str]) -> Measured:
+def _measure_in_process(name: str, arguments: list[str]) -> Measurement:
     command = [sys.executable, __file__, *arguments, "--worker", name]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         raise SystemExit(f"{name} failed:\n{result.stderr}")
-    return Measured(**json.loads(result.stdout.splitlines()[-1]))
+    return Measurement(**json.loads(result.stdout.splitlines()[-1]))
 
 
-def table(rounds: dict[str, list[Measured]], epochs: int) -> str:
-    """A Markdown table, a line per row: medians over rounds, and ratios to the naive form of the same loss."""
+def table(rounds: dict[str, list[Measurement]], epochs: int) -> str:
+    """A Markdown table, one line per row: medians over rounds, and ratios to the naive form of the same loss."""
     heads = ["", "parameters", "trained", "pairs/s", "least … most", "× naive"]
     heads += ["pairs/CPU s", "× naive", f"the same, reading in, {epochs} epochs", "× naive", "peak memory"]
     lines = []
     for name, results in rounds.items():
         naive = _naive_of(name, rounds)
-        speeds = [one.pairs_per_second for one in results]
+        speeds = [result.pairs_per_second for result in results]
         lines.append(
             [
                 name,
@@ -444,39 +444,39 @@ def table(rounds: dict[str, list[Measured]], epochs: int) -> str:
                 _times(_median(results, _cpu), _median(naive, _cpu)),
                 f"{_with_reading(results, epochs):,.0f}",
                 _times(_with_reading(results, epochs), _median(naive, _cpu)),
-                f"{_median(results, lambda one: one.peak_megabytes):,.0f} MB",
+                f"{_median(results, lambda result: result.peak_megabytes):,.0f} MB",
             ]
         )
     return markdown_table(heads, lines)
 
 
-def _naive_of(name: str, rounds: dict[str, list[Measured]]) -> list[Measured]:
+def _naive_of(name: str, rounds: dict[str, list[Measurement]]) -> list[Measurement]:
     return rounds.get(NAIVE_LISTS if ROWS[name].ranks_lists else NAIVE, [])
 
 
-def _with_reading(results: list[Measured], epochs: int) -> float:
-    """Pairs a CPU second of a run of `epochs` that first reads every caption once."""
-    reading = _median(results, lambda one: one.read_texts_seconds) * CAPTIONS / epochs
+def _with_reading(results: list[Measurement], epochs: int) -> float:
+    """Pairs per CPU second of a run of `epochs` that first reads every caption once."""
+    reading = _median(results, lambda result: result.read_texts_seconds) * CAPTIONS / epochs
     return 1 / (1 / _median(results, _cpu) + reading)
 
 
-def _wall(one: Measured) -> float:
-    return one.pairs_per_second
+def _wall(result: Measurement) -> float:
+    return result.pairs_per_second
 
 
-def _cpu(one: Measured) -> float:
-    return one.pairs_per_cpu_second
+def _cpu(result: Measurement) -> float:
+    return result.pairs_per_cpu_second
 
 
 def _times(speed: float, naive: float) -> str:
     return f"{speed / naive:.1f}" if naive else ""
 
 
-def _median(results: list[Measured], value: Callable[[Measured], float]) -> float:
+def _median(results: list[Measurement], value: Callable[[Measurement], float]) -> float:
     return statistics.median(map(value, results)) if results else 0.0
 
 
-def _report(rounds: dict[str, list[Measured]], workload: Workload) -> dict[str, Any]:
+def _report(rounds: dict[str, list[Measurement]], workload: Workload) -> dict[str, Any]:
     rows = {}
     for name, results in rounds.items():
         naive = _naive_of(name, rounds)
@@ -486,7 +486,7 @@ def _report(rounds: dict[str, list[Measured]], workload: Workload) -> dict[str, 
             "pairs_per_cpu_second": _median(results, _cpu),
             "cpu_times_naive": _median(results, _cpu) / _median(naive, _cpu) if naive else None,
             "cpu_with_reading": _with_reading(results, workload.epochs),
-            "rounds": [dataclasses.asdict(one) for one in results],
+            "rounds": [dataclasses.asdict(result) for result in results],
         }
     return {
         "benchmark": "training_step",

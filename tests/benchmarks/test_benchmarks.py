@@ -114,11 +114,11 @@ def test_queries_are_of_concepts_that_are_there():
     def images(*rows):
         return Dataset("d", Path(), tuple(CaptionedImage(i, Path(i), c, concept=k) for i, c, k in rows))
 
-    questioners = images(("a", ("a dog", "pet"), "dog"), ("b", ("A  Dog",), "hound"), ("c", ("a cat",), "cat"))
+    captioned = images(("a", ("a dog", "pet"), "dog"), ("b", ("A  Dog",), "hound"), ("c", ("a cat",), "cat"))
     there = images(
         ("a", ("not asked",), "dog"), ("x", (), "dog"), ("y", (), "hound"), ("z", (), "cat"), ("w", (), "sky")
     )
-    queries = scaling.concept_queries(questioners, there, ["a", "x", "y"], limit=None, seed=0)
+    queries = scaling.concept_queries(captioned, there, ["a", "x", "y"], limit=None, seed=0)
     assert {query.text: query.relevant for query in queries} == {"a dog": {"a", "x", "y"}, "pet": {"a", "x"}}
 
 
@@ -131,7 +131,7 @@ def test_fronts_are_compared_between_their_points():
     theirs = points("HNSW, faiss", (0.1, 90.0), (0.3, 80.0)) + points("flat", (0.3, 20.0))
     assert scaling.front(ours) == [(0.2, 400.0), (0.4, 100.0)]
     # at 0.3, half way between ours: the geometric mean of 400 and 100
-    times = {one["figure"]: one["times"] for one in scaling.figures([*ours, *theirs, *points("IVF-PQ", (0.1, 10.0))])}
+    times = {row["figure"]: row["times"] for row in scaling.figures([*ours, *theirs, *points("IVF-PQ", (0.1, 10.0))])}
     assert times["ours to HNSW at equal recall"] == pytest.approx(200 / 80)
     assert times["ours to IVF-PQ at equal recall"] == pytest.approx(400 / 10)
     assert times["ours to the best two-tower at equal recall"] == pytest.approx(200 / 80)
