@@ -198,7 +198,7 @@ def test_answers_of_the_wrong_number_are_noticed():
 def test_requests_that_cannot_be_measured_are_refused():
     query = Query("q", "x", frozenset({"a"}))
     system = Scripted({"x": [("a", 1.0)]})
-    with pytest.raises(EmptyDataError, match="no query"):
+    with pytest.raises(EmptyDataError, match="no queries"):
         evaluate(system, [], ["a"], conditions=HERE)
     with pytest.raises(ConfigError, match="Ask for at least 10"):
         evaluate(system, [query], ["a"], conditions=HERE, k=5)
@@ -258,7 +258,7 @@ def test_spread_never_merges_what_differs_by_more_than_the_seed():
         spread([evaluated(0, 1, pool="full"), evaluated(1, 1, pool="one picture per concept")])
     with pytest.raises(ConfigError, match="different beams"):
         spread([evaluated(0, 1, beams=10), evaluated(1, 1, beams=20)])
-    with pytest.raises(ConfigError, match="one is there twice"):
+    with pytest.raises(ConfigError, match="a seed occurs twice"):
         spread([evaluated(0, 1), evaluated(0, 2)])
     with pytest.raises(EmptyDataError, match="no evaluation"):
         spread([])

@@ -1,4 +1,4 @@
-"""One trained model on one data set: its three read-outs, beside exact search and the quantized ceiling."""
+"""Evaluate one trained model on one data set: its three read-outs, exact search and the quantized ceiling."""
 
 from __future__ import annotations
 
@@ -39,10 +39,11 @@ READOUTS: tuple[Literal["generate", "voken", "vector"], ...] = ("generate", "vok
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Rows in the order of a table: two-tower, quantized ceiling, exact search from the generator's query point if it
-    has one, then the model's read-outs."""
+    """The evaluations of one model, and the collection that was searched."""
 
     rows: tuple[Evaluation, ...]
+    """In the order of a table: two-tower, quantized ceiling, exact search from the generator's query point if it has
+    one, then the model's read-outs."""
     collection: Snapshot
     """The pool, in memory."""
     skipped: tuple[Skipped, ...]
@@ -65,12 +66,12 @@ def benchmark(
     cache: VectorCache | None = None,
     progress: Progress = no_progress,
 ) -> Benchmark:
-    """Ask `model` the captions of `split`, with the split's pictures as the pool.
+    """Evaluate `model` with the captions of `split` as queries and the split's pictures as the pool.
 
     docs/explanation/protocol.md explains each term.
 
-    `one_per_concept` and `distinct` are those of `pool_of` and `queries_of`. `seed` draws the pool and, if there are
-    more than `limit` queries, which of them are asked (None: all). `beams` None keeps the model's number of beams.
+    `one_per_concept` and `distinct` are those of `pool_of` and `queries_of`. `seed` draws the pool, and also the
+    queries if there are more than `limit` (None asks all). If `beams` is None, the model's number of beams is used.
     `reference=False` leaves out the systems that are not read-outs of the model. `searched` is a model to search with
     instead of `model`, such as its engine in some precision. Raises `EmptyDataError` without pictures or captions.
     """
@@ -93,10 +94,10 @@ def benchmark(
     systems: list[tuple[SearchSystem, Conditions]] = []
     if reference:
         exact = TwoTower(model.encoder, names, vectors, paths=paths, vokens=np.asarray(collection.vokens))
-        named = [(TWO_TOWER, exact), (CEILING, ceiling)]
+        references = [(TWO_TOWER, exact), (CEILING, ceiling)]
         if model.has_query_point:
-            named.append((QUERY_POINT, TwoTower(_QueryPoints(model), names, vectors, paths=paths)))
-        for name, system in named:
+            references.append((QUERY_POINT, TwoTower(_QueryPoints(model), names, vectors, paths=paths)))
+        for name, system in references:
             row = dataclasses.replace(conditions, system=name, bytes_per_picture=system.bytes_per_picture)
             systems.append((system, row))
     if isinstance(searched, CompiledModel):

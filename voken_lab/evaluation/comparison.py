@@ -1,11 +1,12 @@
-"""Two saved evaluations side by side, query by query: is one better, or was it lucky?
+"""Compare two saved evaluations query by query: is one system better, or was it lucky?
 
-Reads what `voken eval --json FILE --per-query` writes, or any JSON file that holds `Evaluation.to_dict(per_query=True)`
-once, in a list, or in a list under "rows". The statistics come from `voken_lab.evaluation.significance`.
+This module reads what `voken eval --json FILE --per-query` writes, or any JSON file with one
+`Evaluation.to_dict(per_query=True)`, a list of them, or a list of them under "rows". The statistics come from
+`voken_lab.evaluation.significance`.
 
-A *row* is one line of a results table: a system and read-out over its seeds. Seeds are pooled: a query that two seeds
-ask counts twice, and queries are resampled together only within a seed. That is right if each seed draws its own test
-set. If the seeds are trainings that are asked the same queries, the interval is over these queries *and* trainings.
+A *row* is one line of a results table: a system and read-out over its seeds. Seeds are pooled: a query of two seeds
+counts twice, and queries are resampled together only within a seed. That is right if each seed draws its own test set.
+If the seeds are trainings that are evaluated on the same queries, the interval is over these queries *and* trainings.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from voken_lab.evaluation.significance import Bootstrap, TTest, paired_bootstrap
 Record = Mapping[str, Any]
 
 _IDENTITY = ("system", "readout", "beams", "dataset", "pool", "protocol")
-_NEEDED = ("system", "dataset", "protocol", "seed", "cutoffs", "recall", "pool_size", "query_count")
+_REQUIRED = ("system", "dataset", "protocol", "seed", "cutoffs", "recall", "pool_size", "query_count")
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Row:
 
     name: str
     records: Mapping[int, Record] = field(repr=False)
-    """By seed, each as `Evaluation.to_dict` makes it."""
+    """By seed, each as `Evaluation.to_dict` returns it."""
 
     @property
     def system(self) -> str:
@@ -61,7 +62,7 @@ class Row:
 
 @dataclass(frozen=True)
 class CutoffComparison:
-    """R@`k` of both, between 0 and 1, and two tests of the difference first − second."""
+    """R@`k` of both rows, between 0 and 1, and two tests of the difference first − second."""
 
     k: int
     first: float
@@ -72,18 +73,18 @@ class CutoffComparison:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two rows over the same queries. `queries` and `groups` are summed over the seeds."""
+    """The comparison of two rows over the same queries. `queries` and `groups` are summed over the seeds."""
 
     first: str
     second: str
     seeds: tuple[int, ...]
     queries: int
     groups: int
-    """Sets of queries with the same right answers: what the bootstrap draws."""
+    """Number of sets of queries with the same right answers. The bootstrap draws such sets."""
     cutoffs: tuple[CutoffComparison, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; an infinite t becomes None."""
+        """The values as JSON can hold them; an infinite t becomes None."""
         values = dataclasses.asdict(self)
         for cutoff in values["cutoffs"]:
             if not np.isfinite(cutoff["t_test"]["t"]):
@@ -94,7 +95,7 @@ class Comparison:
 def read_rows(path: Path) -> tuple[Row, ...]:
     """The rows of a JSON file, in its order.
 
-    Raises `DataError` if the file does not exist or holds no evaluations, or a row is there twice with one seed.
+    Raises `DataError` if the file does not exist, holds no evaluations, or holds a row twice with the same seed.
     """
     path = Path(path)
     try:
@@ -127,10 +128,10 @@ def pair_rows(
     """The pairs of rows to compare, and the names of the rows that have no partner.
 
     `row` and `row_b` select one row of each side by its name, system or read-out; `row_b` defaults to `row`. Without
-    them each row is paired with the row of the same read-out or system or, if several have that, of the same full
-    name. Two files of one row each need no name.
+    them each row is paired with the row of the same read-out or system. If several rows have the same, rows are paired
+    by their full names. If each side has only one row, these two are paired.
 
-    Raises `ConfigError`, listing the rows, if a name fits none or several, or no row has a partner.
+    Raises `ConfigError`, listing the rows, if a name fits none or several, or if no row has a partner.
     """
     if row is not None or row_b is not None:
         if row is None:
@@ -160,10 +161,10 @@ def compare_rows(
     """R@K of `first` minus `second` at every cutoff that both measured.
 
     Queries are paired by id within a seed; those with the same right answers are resampled together. The t-test treats
-    queries as independent, which they are not: it is there for comparison with other work.
+    queries as independent, which they are not: it is included for comparison with other work.
 
-    Raises `ConfigError` if protocols, seeds or all cutoffs differ, `DataError` if results of single queries are missing
-    or belong to different queries, right answers or sizes of the pool.
+    Raises `ConfigError` if protocols or seeds differ, or no cutoff is shared. Raises `DataError` if results of single
+    queries are missing, or if queries, right answers or pool sizes differ.
     """
     if first.protocol != second.protocol:
         raise ConfigError(
@@ -183,17 +184,17 @@ def compare_rows(
     recalls: dict[int, tuple[list[float], list[float]]] = {k: ([], []) for k in cutoffs}
     groups: list[tuple[int, str]] = []
     for number, (left, right) in zip(seeds, pairs, strict=True):
-        ours, theirs = (_per_query(row.name, record) for row, record in ((first, left), (second, right)))
-        if left["pool_size"] != right["pool_size"] or ours.group != theirs.group:
+        results_a, results_b = (_per_query(row.name, record) for row, record in ((first, left), (second, right)))
+        if left["pool_size"] != right["pool_size"] or results_a.group != results_b.group:
             raise DataError(
                 f"{first.name} and {second.name}, seed {number}: asked different queries or pools "
-                f"({len(ours.group)} and {len(theirs.group)} queries, {left['pool_size']} and {right['pool_size']} "
-                "pictures). Evaluate both on one pool."
+                f"({len(results_a.group)} and {len(results_b.group)} queries, {left['pool_size']} and "
+                f"{right['pool_size']} pictures). Evaluate both on one pool."
             )
-        groups += [(number, key) for key in ours.group.values()]
+        groups += [(number, key) for key in results_a.group.values()]
         for k, columns in recalls.items():
-            columns[0].extend(ours.recall[k][query_id] for query_id in ours.group)
-            columns[1].extend(theirs.recall[k][query_id] for query_id in ours.group)
+            columns[0].extend(results_a.recall[k][query_id] for query_id in results_a.group)
+            columns[1].extend(results_b.recall[k][query_id] for query_id in results_a.group)
     comparisons = []
     for k, columns in recalls.items():
         a, b = np.asarray(columns[0]), np.asarray(columns[1])
@@ -203,13 +204,13 @@ def compare_rows(
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> str:
-    """Markdown: a table per pair of rows, a line per cutoff. Recalls, differences and intervals are in percent."""
+    """Markdown tables, one per pair of rows, with a line per cutoff. Figures other than p-values are in percent."""
     return "\n".join(map(_table, comparisons))
 
 
 @dataclass(frozen=True)
 class _PerQuery:
-    """Keyed by query id."""
+    """Groups, and recalls per cutoff, keyed by query id."""
 
     group: dict[str, str]
     recall: dict[int, dict[str, float]]
@@ -236,11 +237,11 @@ def _per_query(name: str, record: Record) -> _PerQuery:
 
 
 def _is_record(value: Any) -> bool:
-    return isinstance(value, dict) and all(name in value for name in _NEEDED)
+    return isinstance(value, dict) and all(name in value for name in _REQUIRED)
 
 
 def _row_name(identity: tuple[Any, ...], among: Sequence[tuple[Any, ...]]) -> str:
-    """System and read-out, and whatever else differs between rows of the file that share these."""
+    """System and read-out. If several rows of the file share these, also whatever else differs between the rows."""
     parts = [part for part in identity[:2] if part]
     for place, part in enumerate(identity[2:], start=2):
         if part and len({other[place] for other in among}) > 1 and _has_double(identity, among):
@@ -253,9 +254,9 @@ def _has_double(identity: tuple[Any, ...], among: Sequence[tuple[Any, ...]]) -> 
 
 
 def _selected(rows: Sequence[Row], name: str, file: str) -> Row:
-    wanted = name.casefold()
-    matches = [row for row in rows if row.name.casefold() == wanted]
-    matches = matches or [row for row in rows if wanted in (row.system.casefold(), row.short_name.casefold())]
+    name_key = name.casefold()
+    matches = [row for row in rows if row.name.casefold() == name_key]
+    matches = matches or [row for row in rows if name_key in (row.system.casefold(), row.short_name.casefold())]
     if len(matches) != 1:
         raise ConfigError(f"{name!r} fits {len(matches) or 'no'} rows of {file}. {_list_rows(matches or rows, file)}")
     return matches[0]

@@ -1,4 +1,4 @@
-"""The machine that a number was measured on; a speed means nothing without it."""
+"""The machine that a speed was measured on. A speed means nothing without it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Any, Self
 
 @dataclass(frozen=True)
 class Machine:
-    """What a reader needs to judge a speed: processor, cores this process may use, threads, versions.
+    """Processor, cores that this process may use, threads and versions.
 
-    `threads` is how many threads torch uses within one operation; 0 if torch is not loaded.
+    `threads` is the number of threads that torch uses within one operation, or 0 if torch is not loaded.
     `accelerator` is empty on a CPU.
     """
 
@@ -31,7 +31,7 @@ class Machine:
 
     @classmethod
     def here(cls) -> Self:
-        """Describe this machine. Does not import torch: if it is not loaded, there are no threads of it to count."""
+        """Describe this machine, without importing torch."""
         torch = sys.modules.get("torch")
         has_gpu = torch is not None and torch.cuda.is_available()
         return cls(

@@ -1,4 +1,4 @@
-"""Any voken system as a search model of mteb, so that its text-to-image tasks measure it.
+"""An adapter that lets mteb's text-to-image tasks measure any voken system.
 
     import mteb
     from voken_lab.evaluation.mteb_adapter import MtebAdapter
@@ -7,7 +7,7 @@
     mteb.evaluate(MtebAdapter.of_model(Model.load(Path("clip.model"))), tasks)
 
 mteb gives `index` a task's pictures and `search` its queries, and scores the answers itself. Its `hit_rate_at_K` is our
-R@K; its `recall_at_K` is the share of all right answers found. docs/how-to/measure.md says how else the two differ.
+R@K; its `recall_at_K` is the share of all right answers that are hits. docs/how-to/measure.md lists other differences.
 
 Written against the `SearchProtocol` of mteb 2.26. mteb is imported only when it asks for the model's metadata.
 """
@@ -40,11 +40,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MakeSystem = Callable[[Sequence[str], np.ndarray], SearchSystem]
-"""From picture ids and their vectors (float32, pictures × dim) to a system that searches them."""
+"""Returns a system that searches the pictures with these ids and vectors (float32, pictures × dim)."""
 
 
 class PictureEncoder(Protocol):
-    """The half of an `Encoder` that a picture needs."""
+    """The part of an `Encoder` that pictures need."""
 
     def encode_images(self, images: Sequence[Image]) -> Float[np.ndarray, "images dim"]:
         """One vector per picture."""
@@ -52,13 +52,13 @@ class PictureEncoder(Protocol):
 
 
 class MtebAdapter:
-    """Satisfies mteb's `SearchProtocol`: pictures in, then queries, answers out.
+    """A model of mteb's `SearchProtocol`: mteb calls `index` with pictures, then `search` with queries.
 
-    `make_system` builds a new system for each corpus. mteb stores the scores under `name`, `revision` and `settings`:
+    `make_system` creates a new system for each corpus. mteb stores the scores under `name`, `revision` and `settings`:
     they must differ whenever answers may differ, or mteb's cache returns the scores of another system.
 
     mteb sees one order of each tie, while our figures are means over all orders. The order of the corpus would favour
-    us if a corpus lists right answers first, so the order is drawn from `seed` and the ids alone. The returned scores
+    us if the corpus lists right answers first, so the order is drawn from `seed` and the ids alone. The returned scores
     fall strictly, as in TREC files (see `voken_lab.evaluation.trec`), because mteb's scorer is TREC's.
     """
 
@@ -95,10 +95,10 @@ class MtebAdapter:
         beams: int | None = None,
         **options: Any,
     ) -> Self:
-        """A trained model: each corpus becomes a collection in memory, searched with `beams` (None: the model's).
+        """An adapter of a trained model. Each corpus becomes a collection in memory.
 
-        An answer holds about as many pictures as there are beams; figures at deeper cutoffs are lower for that reason.
-        `options` are `seed`, `batch_size` and `progress`.
+        If `beams` is None, the model's number of beams is used. An answer holds about as many pictures as there are
+        beams, so figures at deeper cutoffs are lower. `options` are `seed`, `batch_size` and `progress`.
         """
         search = dataclasses.replace(model.search, readout=readout, beams=beams or model.search.beams)
 
@@ -118,7 +118,7 @@ class MtebAdapter:
 
     @classmethod
     def two_tower(cls, encoder: Encoder, **options: Any) -> Self:
-        """Exact search over the encoder's vectors: the system to compare a model with that encoder with.
+        """An adapter of exact search over the encoder's vectors, with which a model of that encoder is compared.
 
         `options` are `seed`, `batch_size` and `progress`.
         """
@@ -132,7 +132,7 @@ class MtebAdapter:
         """Read the pictures of `corpus`: a `datasets.Dataset` whose rows have an "id" and an "image".
 
         The other arguments that mteb passes (`task_metadata`, `hf_split`, …) are ignored. Raises `DataError` if
-        pictures or ids are missing or an id is there twice, `EmptyDataError` without a row.
+        pictures or ids are missing or an id occurs twice, `EmptyDataError` without a row.
         """
         missing = {"id", "image"} - set(corpus.column_names)
         if missing:
@@ -159,8 +159,8 @@ class MtebAdapter:
     ) -> dict[str, dict[str, float]]:
         """For each query (rows with an "id" and a "text") at most `top_k` pictures and their scores.
 
-        Every query has an entry, even if nothing answers it. A task's instruction is not read. Raises `ConfigError` if
-        `index` was not called, and for `top_ranked`: reranking given pictures is not supported.
+        Every query has an entry, even if it has no hit. A task's instruction is not read. Raises `ConfigError` if
+        `index` was not called, and for `top_ranked`, because reranking mteb's candidates is not supported.
         """
         if self._system is None:
             raise ConfigError("search was called before index. Pass the adapter to mteb.evaluate, which calls both.")

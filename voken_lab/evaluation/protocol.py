@@ -1,7 +1,7 @@
-"""The protocol: which queries are asked of which pool, how a system is asked, and what is reported.
+"""The evaluation protocol: the pool, the queries, how a system is asked, and what is reported.
 
-docs/explanation/protocol.md describes it. A system is anything with `search(texts, k)`; nothing here knows how it
-answers.
+docs/explanation/protocol.md describes it. A system is anything with `search(texts, k)`. This module does not know how
+a system answers.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Query:
 class Pool:
     """The pictures that are searched. `vokens` holds their sequences, if there are any, in the order of the ids.
 
-    Raises `EmptyDataError` without pictures, `DataError` if an id is there twice or the rows do not match the ids.
+    Raises `EmptyDataError` without pictures, `DataError` if an id occurs twice or the rows do not match the ids.
     """
 
     image_ids: tuple[str, ...]
@@ -84,8 +84,8 @@ def pool_of(images: Dataset, *, one_per_concept: bool = False, seed: int = 0) ->
         return Pool(tuple(image.image_id for image in images.images))
     drawn: dict[str, CaptionedImage] = {}
     for image in images.images:
-        rival = drawn.get(image.concept)
-        if rival is None or _lot(seed, image.image_id) < _lot(seed, rival.image_id):
+        best = drawn.get(image.concept)
+        if best is None or _draw_key(seed, image.image_id) < _draw_key(seed, best.image_id):
             drawn[image.concept] = image
     return Pool(tuple(image.image_id for image in images.images if drawn[image.concept] is image))
 
@@ -102,23 +102,23 @@ def queries_of(images: Dataset, pool: Pool, *, distinct: bool = True) -> tuple[Q
 
     Raises `DataError` if the pool holds a picture that `images` does not, `EmptyDataError` without any caption.
     """
-    known = {image.image_id: image for image in images.images}
-    unknown = [name for name in pool.image_ids if name not in known]
+    image_of = {image.image_id: image for image in images.images}
+    unknown = [image_id for image_id in pool.image_ids if image_id not in image_of]
     if unknown:
         raise DataError(
             f"{len(unknown)} pictures of the pool are not in {images.name!r}, e.g. {unknown[0]!r}. "
             "Make the pool from the same data set."
         )
     pictures: dict[str, set[str]] = {}
-    for name in pool.image_ids:
-        pictures.setdefault(known[name].concept, set()).add(name)
+    for image_id in pool.image_ids:
+        pictures.setdefault(image_of[image_id].concept, set()).add(image_id)
     if distinct:
-        queries = _distinct(images, pictures)
+        queries = _distinct_queries(images, pictures)
     else:
         queries = tuple(
-            Query(_query_id(name, str(place), caption), caption, frozenset(pictures[known[name].concept]))
-            for name in pool.image_ids
-            for place, caption in enumerate(known[name].captions)
+            Query(_query_id(image_id, str(place), caption), caption, frozenset(pictures[image_of[image_id].concept]))
+            for image_id in pool.image_ids
+            for place, caption in enumerate(image_of[image_id].captions)
             if caption.strip()
         )
     if not queries:
@@ -136,12 +136,12 @@ def draw_queries(queries: tuple[Query, ...], limit: int | None, seed: int) -> tu
 
 @dataclass(frozen=True)
 class Conditions:
-    """What must be reported beside every number: which system, over which pool, under which protocol.
+    """What must be reported beside every number: the system, the pool, the protocol and the settings.
 
-    `pool` describes how the pool was drawn ("one picture per concept"); rows with different pools or data sets are
-    in different tables. `protocol` says whether training saw texts generated for the pool's pictures; `readout` which
-    of the system's read-outs ranked them ("" if it has only one); `bytes_per_picture` what must be stored for a
-    picture besides its id. `config` holds all settings of the run, ready for JSON.
+    `pool` says how the pool was drawn ("one picture per concept"); rows with different pools or data sets are in
+    different tables. `protocol` is transductive if training saw texts generated for the pool's pictures. `readout` is
+    the read-out that ranked the pictures ("" if the system has only one). `bytes_per_picture` is what must be stored
+    for a picture besides its id. `config` holds all settings of the run, ready for JSON.
     """
 
     system: str
@@ -163,18 +163,18 @@ class Conditions:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """One system, one pool, one seed. Recalls are shares between 0 and 1.
+    """The figures of one system over one pool with one seed. Recalls are between 0 and 1.
 
-    `recall[k]` is over pictures, expected over ties; `sequence_recall[k]` over sequences, the official code's
-    figure, None without vokens. The results per query, the queries and the answers are there for paired tests and
-    TREC files.
+    `recall[k]` counts pictures, and is the expected value over the orders of ties. `sequence_recall[k]` counts
+    sequences, like the official code, and is None without vokens. The results per query, the queries and the answers
+    are for paired tests and TREC files.
     """
 
     conditions: Conditions
     cutoffs: tuple[int, ...]
     recall: dict[int, float]
     reciprocal_rank: float
-    """Mean 1 / rank of the first right picture, 0 beyond the largest cutoff."""
+    """Mean of 1 / rank of the first right picture, which counts as 0 beyond the largest cutoff."""
     sequence_recall: dict[int, float] | None
     collision_rate: float | None
     pool_size: int
@@ -226,9 +226,9 @@ def evaluate(
 ) -> Evaluation:
     """Ask `system` every query and score its answers.
 
-    Each query is asked for `k` hits. If these cut a tie that reaches into the largest cutoff, or hold too few distinct
-    sequences, the query is asked again for more, so that expected recall is exact; only the first time is
-    measured. One query is asked before the clock starts, so that lazy loading is not measured.
+    Each query is asked for `k` hits. If the last of them ties with the hit at the largest cutoff, or if there are too
+    few distinct sequences, the query is asked again for more hits, so that expected recall is exact. Only the first
+    search is timed. One query is asked before the clock starts, so that lazy loading is not timed.
 
     Raises `DataError` if the system breaks its contract (a hit outside the pool, a picture twice, rising or NaN
     scores, vokens that differ from the pool's), or a query has no right answer in the pool.
@@ -257,8 +257,8 @@ def evaluate(
     by_sequence: dict[int, Float[np.ndarray, " queries"]] | None = None
     if pool.vokens is not None:
         ranked = [[sequences[hit.image_id] for hit in hits] for hits in answers]
-        wanted = [{sequences[name] for name in names} for names in relevant]
-        by_sequence = {cutoff: sequence_recall(ranked, wanted, cutoff) for cutoff in cutoffs}
+        right = [{sequences[image_id] for image_id in image_ids} for image_ids in relevant]
+        by_sequence = {cutoff: sequence_recall(ranked, right, cutoff) for cutoff in cutoffs}
     return Evaluation(
         conditions=conditions,
         cutoffs=cutoffs,
@@ -290,19 +290,19 @@ class Spread:
     std: dict[str, float | None]
 
 
-_SAME = ("system", "dataset", "pool", "protocol", "readout", "beams")
+_MUST_BE_EQUAL = ("system", "dataset", "pool", "protocol", "readout", "beams")
 
 
 def spread(evaluations: Sequence[Evaluation | Mapping[str, Any]]) -> Spread:
     """Summarise evaluations (or their `to_dict`) that differ by seed only.
 
-    Raises `ConfigError` if they differ in system, data set, pool, protocol, read-out or beams, which are never
-    merged, or if a seed is there twice.
+    Raises `ConfigError` if they differ in system, data set, pool, protocol, read-out or beams, or if a seed occurs
+    twice.
     """
     records = [e.to_dict() if isinstance(e, Evaluation) else e for e in evaluations]
     if not records:
         raise EmptyDataError("There is no evaluation to summarise.")
-    for name in _SAME:
+    for name in _MUST_BE_EQUAL:
         values = {record.get(name) for record in records}
         if len(values) > 1:
             raise ConfigError(
@@ -311,7 +311,7 @@ def spread(evaluations: Sequence[Evaluation | Mapping[str, Any]]) -> Spread:
             )
     seeds = tuple(int(record["seed"]) for record in records)
     if len(set(seeds)) != len(seeds):
-        raise ConfigError(f"Seeds {seeds}: one is there twice. A spread is over different seeds.")
+        raise ConfigError(f"Seeds {seeds}: a seed occurs twice. A spread is over different seeds.")
     figures = [_figures(record) for record in records]
     shared = [name for name in figures[0] if all(name in other for other in figures)]
     table = {name: np.array([row[name] for row in figures]) for name in shared}
@@ -331,7 +331,7 @@ def _figures(record: Mapping[str, Any]) -> dict[str, float]:
     return values
 
 
-def _distinct(images: Dataset, pictures: Mapping[str, set[str]]) -> tuple[Query, ...]:
+def _distinct_queries(images: Dataset, pictures: Mapping[str, set[str]]) -> tuple[Query, ...]:
     texts: dict[str, str] = {}
     relevant: dict[str, set[str]] = {}
     for image in images.images:
@@ -354,7 +354,7 @@ def _digest(parts: Iterable[str]) -> str:
     return blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
-def _lot(seed: int, image_id: str) -> bytes:
+def _draw_key(seed: int, image_id: str) -> bytes:
     return blake2b(f"{seed}\0{image_id}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
@@ -371,11 +371,11 @@ def _sequences(pool: Pool) -> dict[str, tuple[int, ...]]:
 
 def _check_request(queries: tuple[Query, ...], pool: Pool, cutoffs: tuple[int, ...], k: int) -> None:
     if not queries:
-        raise EmptyDataError("There is no query to ask.")
+        raise EmptyDataError("There are no queries to ask.")
     if not cutoffs or cutoffs[0] < 1:
         raise ConfigError(f"cutoffs: {cutoffs} must hold whole numbers of 1 or more.")
     if k < cutoffs[-1]:
-        raise ConfigError(f"k: {k} hits a query are too few for R@{cutoffs[-1]}. Ask for at least {cutoffs[-1]}.")
+        raise ConfigError(f"k: {k} hits per query are too few for R@{cutoffs[-1]}. Ask for at least {cutoffs[-1]}.")
     if len({query.query_id for query in queries}) != len(queries):
         raise DataError("Two queries have the same id. Give every query its own id.")
     members = set(pool.image_ids)
@@ -387,7 +387,7 @@ def _check_request(queries: tuple[Query, ...], pool: Pool, cutoffs: tuple[int, .
 
 
 class _AnswerCheck:
-    """Checks that a system keeps its contract; otherwise a broken system would be scored as if it were a weak one."""
+    """Checks that a system keeps its contract. Otherwise a broken system would be scored like a weak one."""
 
     def __init__(self, system: str, sequences: Mapping[str, tuple[int, ...]]) -> None:
         self._system = system
@@ -410,9 +410,9 @@ class _AnswerCheck:
                 return f"picture {hit.image_id!r} is in the answer twice."
             if not hit.score <= last:
                 return f"the score {hit.score} of {hit.image_id!r} follows {last}; scores must fall and not be NaN."
-            known = self._sequences[hit.image_id]
-            if known and hit.vokens and tuple(hit.vokens) != known:
-                return f"picture {hit.image_id!r} has vokens {hit.vokens}, and {known} in the pool. Use one tokenizer."
+            vokens = self._sequences[hit.image_id]
+            if vokens and hit.vokens and tuple(hit.vokens) != vokens:
+                return f"picture {hit.image_id!r} has vokens {hit.vokens}, and {vokens} in the pool. Use one tokenizer."
             seen.add(hit.image_id)
             last = hit.score
         return ""

@@ -1,8 +1,8 @@
-"""Whether one system is better than another on the same queries, or was lucky.
+"""Tests of whether one system is better than another on the same queries, or was lucky.
 
-Both tests are paired: they look at the difference for each query. If groups are passed, the bootstrap resamples whole
-groups of queries: captions of one picture rise and fall together, and counting them as independent makes differences
-look more certain than they are.
+Both tests are paired: they use the difference for each query. If groups are passed, the bootstrap resamples whole
+groups of queries. Results for captions of one picture are correlated, and treating them as independent would make
+differences look more certain than they are.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from voken_lab.evaluation.protocol import Evaluation
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Mean difference first − second, its percentile interval, and the two-sided p of "no difference"."""
+    """Mean difference first − second, its percentile interval, and the two-sided p-value of "no difference"."""
 
     difference: float
     low: float
@@ -31,7 +31,7 @@ class Bootstrap:
 
 @dataclass(frozen=True)
 class TTest:
-    """Student's paired t-test: mean difference first − second, t, degrees of freedom, two-sided p."""
+    """Student's paired t-test: mean difference first − second, t, degrees of freedom, two-sided p-value."""
 
     difference: float
     t: float
@@ -44,8 +44,8 @@ def compare(
 ) -> Bootstrap:
     """Paired bootstrap of R@`k` of two evaluations. Queries with the same right answers are drawn together.
 
-    Raises `DataError` if they did not answer the same queries over pools of one size, `ConfigError` if their
-    protocols differ or `k` was not measured.
+    Raises `DataError` if their queries or the sizes of their pools differ, `ConfigError` if their protocols differ or
+    `k` was not measured.
     """
     if first.conditions.protocol != second.conditions.protocol:
         raise ConfigError(
@@ -76,14 +76,15 @@ def paired_bootstrap(
 ) -> Bootstrap:
     """Resample queries (or whole `groups` of them) with replacement, `samples` times.
 
-    The interval is the percentile interval. p is the share of resamples, shifted to a mean of no difference, that lie
-    at least as far from 0 as the observed difference, which is counted too, so that p is never 0.
+    The interval is the percentile interval. For p, the resampled means are shifted to a mean of 0; p is the share of
+    them that is at least as far from 0 as the observed difference. The observed difference is counted as one of them,
+    so p is never 0.
     """
     if samples < 1 or not 0 < confidence < 1:
         raise ConfigError(f"samples {samples} must be 1 or more, and confidence {confidence} between 0 and 1.")
     differences = _differences(first, second, at_least=1)
     sums, sizes = _by_group(differences, groups)
-    # Equal groups are interchangeable, so drawing how often each kind comes up is the same and far cheaper.
+    # Groups of equal sum and size are interchangeable: it is far cheaper to draw how often each kind occurs.
     kinds, counts = np.unique(np.stack([sums, sizes], axis=1), axis=0, return_counts=True)
     generator = np.random.default_rng(seed)
     means = np.empty(samples)
@@ -93,7 +94,7 @@ def paired_bootstrap(
         drawn = generator.multinomial(len(sums), counts / counts.sum(), size=size)
         means[start : start + size] = (drawn @ kinds[:, 0]) / (drawn @ kinds[:, 1])
     observed = float(differences.mean())
-    # Sums of the same numbers in another order differ in the last bits; these must not decide "as far or farther".
+    # Sums of the same numbers in another order differ in the last bits, which must not decide the comparison.
     extreme = np.abs(means - observed) >= abs(observed) - 1e-12
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Bootstrap(
@@ -109,7 +110,7 @@ def paired_bootstrap(
 def paired_t_test(first: Float[np.ndarray, " queries"], second: Float[np.ndarray, " queries"]) -> TTest:
     """Student's t-test of the differences per query, at least two of them. Raises `MissingExtraError` without scipy.
 
-    If every difference is the same, t is 0 with p 1 for a difference of 0, and infinite with p 0 otherwise.
+    If all differences are equal, the result is t = 0 and p = 1 if they are 0, and an infinite t and p = 0 otherwise.
     """
     try:
         from scipy import stats

@@ -1,7 +1,7 @@
-"""Markdown tables of evaluations, as README and docs show them.
+"""Markdown tables of evaluations, as in the README and the docs.
 
-One table per data set, kind of pool, protocol and cutoffs: inductive and transductive figures are never in one table.
-One row per system, read-out and number of beams, over its seeds.
+There is one table per data set, kind of pool, protocol and cutoffs, so inductive and transductive figures are never in
+the same table. It has one row per system, read-out and number of beams, over all seeds.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _NONE = "–"
 
 
 def results_table(evaluations: Sequence[Record], *, base: str | None = None) -> str:
-    """The Markdown of all `evaluations`, dictionaries as `Evaluation.to_dict` makes them.
+    """The Markdown tables of all `evaluations`, which are dictionaries from `Evaluation.to_dict`.
 
-    Recalls and collisions are in percent, mean ± standard deviation if there are several seeds. `base` names the
-    system whose recall the others' recall is divided by. "–" means that nothing was measured.
+    Recalls and collisions are in percent, with the standard deviation if there are several seeds. If `base` is the name
+    of a system, a column has each system's recall divided by that system's. "–" means that nothing was measured.
 
-    Raises `ConfigError` if `base` has no row, or more than one, in some table, `EmptyDataError` without evaluations.
+    Raises `ConfigError` if `base` does not have exactly one row in every table, `EmptyDataError` without evaluations.
     """
     if not evaluations:
         raise EmptyDataError("There is no evaluation to tabulate.")
@@ -111,15 +111,15 @@ def _bytes(records: Sequence[Record]) -> str:
 
 
 def _footer(records: Sequence[Record]) -> str:
-    def of(values: set[int]) -> str:
+    def as_range(values: set[int]) -> str:
         low, high = min(values), max(values)
         return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
     seeds = sorted({record["seed"] for record in records})
     machines = sorted({_machine(record["machine"]) for record in records})
     return (
-        f"Pool {of({record['pool_size'] for record in records})} pictures, "
-        f"{of({record['query_count'] for record in records})} queries; "
+        f"Pool {as_range({record['pool_size'] for record in records})} pictures, "
+        f"{as_range({record['query_count'] for record in records})} queries; "
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}; {'; '.join(machines)}."
     )
 

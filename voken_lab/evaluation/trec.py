@@ -1,12 +1,12 @@
-"""Runs and relevance judgements in TREC's text formats, so that any evaluation tool can check ours.
+"""Runs and relevance judgements in TREC's text formats, so that other evaluation tools can check our figures.
 
-A run line is `query Q0 picture rank score tag`, a judgement line `query 0 picture 1`. Ids may hold spaces and any
-other character; in the files they are percent-encoded as in URLs. Other readers take them as they are, `read_run`
-and `read_qrels` decode them.
+A run line is `query Q0 picture rank score tag`, and a judgement line is `query 0 picture 1`. Ids may hold any
+characters, including spaces; in the files they are percent-encoded as in URLs. `read_run` and `read_qrels` decode them.
 
-TREC tools rank by score, which some read as a 32-bit float, and break ties by id. So the written scores fall strictly:
-each is the system's score rounded to 32 bits or, if that is not below the line before, the next float below. The tools
-therefore see one order of each tie, while our figures are expected values over all orders: without ties they agree.
+TREC tools rank by score, which some read as a 32-bit float, and break ties by id. The written scores therefore fall
+strictly: each is the system's score rounded to 32 bits or, if that is not below the line before, the next float below
+that line. TREC tools thus see one order of each tie, while our figures are expected values over all orders. If there
+are no ties, the figures agree.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _PLAIN = "/:@!$&'()*+,;="
 
 
 def write_run(path: Path, queries: Sequence[Query], answers: Sequence[Sequence[Hit]], *, tag: str = "voken") -> None:
-    """Write ranked answers, complete or not at all. A query without hits has no line.
+    """Write ranked answers. The file is complete or is not written. A query without hits has no line.
 
-    `tag` names the system. Raises `DataError` for a score that is not finite, and if there is not one answer per query.
+    `tag` names the system. Raises `DataError` for a score that is not finite, or if there is not one answer per query.
     """
     if len(queries) != len(answers):
         raise DataError(f"{len(answers)} answers for {len(queries)} queries.")
@@ -45,7 +45,7 @@ def write_run(path: Path, queries: Sequence[Query], answers: Sequence[Sequence[H
 
 
 def write_qrels(path: Path, queries: Iterable[Query]) -> None:
-    """Write every right answer of every query, complete or not at all."""
+    """Write every right answer of every query. The file is complete or is not written."""
     _write(
         path,
         [
@@ -57,7 +57,7 @@ def write_qrels(path: Path, queries: Iterable[Query]) -> None:
 
 
 def read_run(path: Path) -> dict[str, list[tuple[str, float]]]:
-    """Each query's (picture, score) pairs by falling score. Raises `DataError` that names the first bad line."""
+    """Each query's (picture, score) pairs by falling score. Raises `DataError` with the number of a malformed line."""
     run: dict[str, list[tuple[str, float]]] = {}
     for where, fields in _fields(path, 6):
         try:
@@ -69,7 +69,7 @@ def read_run(path: Path) -> dict[str, list[tuple[str, float]]]:
 
 
 def read_qrels(path: Path) -> dict[str, frozenset[str]]:
-    """Each query's right pictures (relevance 1 or more). Raises `DataError` that names the first bad line."""
+    """Each query's right pictures (relevance 1 or more). Raises `DataError` with the number of a malformed line."""
     relevant: dict[str, set[str]] = {}
     for where, fields in _fields(path, 4):
         try:
@@ -99,7 +99,7 @@ def decode_id(word: str) -> str:
 
 
 def falling_scores(scores: Sequence[float], query_id: str) -> list[np.float32]:
-    """Ranked scores as 32-bit floats that fall strictly (see the module). `query_id` is for the error message.
+    """Ranked scores as 32-bit floats that fall strictly (see the module). `query_id` is only for error messages.
 
     Raises `DataError` for a score that is not finite.
     """
