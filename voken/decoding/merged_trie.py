@@ -247,7 +247,7 @@ class MergedColumn:
 
 
 @dataclass(frozen=True, eq=False)
-class MergedOffsets:
+class MergedOffsets(ChildOffsets):
     """`ChildOffsets` by merged numbers."""
 
     base: ChildOffsets
@@ -261,13 +261,6 @@ class MergedOffsets:
         # nodes between a number and the next live base node are dead, so they have no live children
         of_base = self.below.live_before(self.base.firsts(self.above.base_from(parents)))
         return of_base + self.parents_of_inserted.searchsorted(parents)
-
-    def ranges(
-        self, parents: Int64[np.ndarray, " parents"]
-    ) -> tuple[Int64[np.ndarray, " parents"], Int64[np.ndarray, " parents"]]:
-        """See `ChildOffsets`."""
-        bounds = self.firsts(np.concatenate([parents, parents + 1]))
-        return bounds[: len(parents)], bounds[len(parents) :]
 
     def parents(self, children: Int64[np.ndarray, " children"]) -> Int64[np.ndarray, " children"]:
         """See `ChildOffsets`."""

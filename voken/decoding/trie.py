@@ -81,7 +81,8 @@ class ChildOffsets(Protocol):
     ) -> tuple[Int64[np.ndarray, " parents"], Int64[np.ndarray, " parents"]]:
         """The first child of each parent, and the number after its last child. The numbers must be parents: others give
         nonsense or `IndexError`."""
-        ...
+        bounds = self.firsts(np.concatenate([parents, parents + 1]))
+        return bounds[: len(parents)], bounds[len(parents) :]
 
     def parents(self, children: Int64[np.ndarray, " children"]) -> Int64[np.ndarray, " children"]:
         """The parent of each child. For the number after the last child: the number of parents."""
@@ -114,7 +115,7 @@ def _read_offsets(arrays: Mapping[str, np.ndarray[Any, np.dtype[Any]]], name: st
 
 
 @dataclass(frozen=True, eq=False)
-class NumberOffsets:
+class NumberOffsets(ChildOffsets):
     """The starts as numbers, 32 bits per parent."""
 
     starts: Int32[np.ndarray, " parents+1"]
@@ -147,7 +148,7 @@ class NumberOffsets:
 
 
 @dataclass(frozen=True, eq=False)
-class BitOffsets:
+class BitOffsets(ChildOffsets):
     """A bit per child, set if it is its parent's first, and a set bit after the last child.
 
     With the count of set bits before each word of 64 bits, this takes 1.5 bits per child (rank and select; Jacobson,
@@ -181,13 +182,6 @@ class BitOffsets:
         nth = parents - self.before[place] + first
         values: np.ndarray = (place << 6) + (set_bits[nth] & 63)
         return values
-
-    def ranges(
-        self, parents: Int64[np.ndarray, " parents"]
-    ) -> tuple[Int64[np.ndarray, " parents"], Int64[np.ndarray, " parents"]]:
-        """See `ChildOffsets`."""
-        bounds = self.firsts(np.concatenate([parents, parents + 1]))
-        return bounds[: len(parents)], bounds[len(parents) :]
 
     def parents(self, children: Int64[np.ndarray, " children"]) -> Int64[np.ndarray, " children"]:
         """See `ChildOffsets`."""
