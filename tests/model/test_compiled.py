@@ -118,6 +118,13 @@ def test_opening_takes_the_engine_on_a_cpu_and_torch_where_there_is_none(saved, 
         load_model(tmp_path / "nothing")
 
 
+def test_without_torch_a_missing_model_is_not_a_question_of_torch(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ArtifactError) as raised:
+        load_model(tmp_path / "nothing")
+    assert "only torch" not in str(raised.value)
+
+
 def test_another_precision_searches_the_same_collection(saved, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(saved / "model", model)

@@ -5,10 +5,8 @@
     searcher = Searcher(load_model(snapshot.find_model()), snapshot, store=store)
     (hits,) = searcher.search(["two dogs on a beach"], k=10)
 
-A search sees one version of the collection from beginning to end. With a store, searches that begin a moment
-after another process added or removed pictures see the change.
-
-Read-outs (`voken.search.readouts`) score the hits.
+A search sees one version of the collection from beginning to end. With a store, searches that begin a moment after
+another process added or removed pictures see the change. Read-outs (`voken.search.readouts`) score the hits.
 """
 
 from __future__ import annotations
@@ -24,6 +22,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from voken import artifact
 from voken.collection.filters import Filter, matching_rows
 from voken.collection.snapshot import Snapshot
 from voken.collection.store import Store
@@ -43,7 +42,7 @@ QUERIES_AT_ONCE = 64
 _LOGITS_AT_ONCE = 1 << 24
 """Largest queries × beams × N of a block of queries: 64 MB of float32."""
 _REFRESH_SECONDS = 0.2
-"""Time between two checks whether the collection has changed."""
+"""Time between two checks for changes of the collection."""
 _WRITER_SECONDS = 0.05
 """Time that a search waits for a writer before it uses the version that it has."""
 _MAX_POOLS = 8
@@ -84,7 +83,7 @@ class SearchModel(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Hexadecimal; collections know their model by it."""
+        """Hexadecimal. A collection stores the fingerprint of its model."""
         ...
 
     def query_vectors(self, texts: Sequence[str], state: Any = None) -> Float[np.ndarray, "texts dim"]:
@@ -98,13 +97,14 @@ def load_model(folder: Path, *, device: str = "cpu", threads: int = 0, once: boo
     The engine needs no torch. `threads` 0 means as many as there are cores; `once` is for a process that searches
     only once. Raises `ArtifactError` if there is no model, or if only torch could search it and torch is not installed.
     """
-    from voken.model.compiled import CompiledModel, is_compiled
+    from voken.model.compiled import KIND, VERSION, CompiledModel, is_compiled
 
     if device == "cpu" and is_compiled(folder):
         return CompiledModel.load(folder, threads=threads, once=once)
     try:
         import torch
     except ImportError:
+        artifact.check(folder, kind=KIND, version=VERSION, checksums=False)
         raise ArtifactError(
             f'{folder}: only torch can search it (on {device}). Install it: pip install "voken-search[train]"'
         ) from None
@@ -170,7 +170,7 @@ class Searcher:
         self._store = store
         self._snapshot = collection
         self._last_refresh = time.monotonic()
-        self._refreshing = threading.Lock()
+        self._refresh_lock = threading.Lock()
         self._pools: dict[tuple[Filter, ...], Pool] = {(): Pool(collection, collection.trie, model.tokenizer)}
 
     @property
@@ -178,13 +178,13 @@ class Searcher:
         """The version of the collection that a search would see if it began now."""
         if self._store is None or time.monotonic() - self._last_refresh < _REFRESH_SECONDS:
             return self._snapshot
-        if self._refreshing.acquire(blocking=False):
+        if self._refresh_lock.acquire(blocking=False):
             try:
                 # while a writer commits, or if the disk fails, searches use the version that they have
                 with suppress(StorageError):
                     self._refresh(_WRITER_SECONDS)
             finally:
-                self._refreshing.release()
+                self._refresh_lock.release()
         return self._snapshot
 
     @property
@@ -206,7 +206,7 @@ class Searcher:
             raise ConfigError(
                 f"precision {precision}: no threshold reached it on validation"
                 + (f" ({reached} were reached)." if reached else ", nor any other.")
-                + " Give -t a probability instead."
+                + " Pass a probability as the threshold instead."
             )
         return confidence
 
@@ -282,7 +282,7 @@ class Searcher:
 
     def refresh(self) -> None:
         """Read the collection's changes now, so that a writer's next search sees what it wrote."""
-        with self._refreshing:
+        with self._refresh_lock:
             self._refresh(None)
 
     def pool(self, where: Sequence[Filter] = ()) -> Pool:
@@ -339,9 +339,8 @@ class Searcher:
             return []
         beams = beam_search_from_state(model, model.prefill(point), pool.trie, count)
         beams = dataclasses.replace(beams, log_prob=np.zeros_like(beams.log_prob))
-        return _ranked_hits(
-            pool, ReadOut("voken" if pool.snapshot.vectors is None else "vector", 1.0), beams, query, k
-        )[0]
+        read_out = ReadOut("voken" if pool.snapshot.vectors is None else "vector", 1.0)
+        return _ranked_hits(pool, read_out, beams, query, k)[0]
 
 
 def _ranked_hits(
