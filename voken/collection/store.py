@@ -9,7 +9,7 @@
 
 Any number of processes may read while one writes: a reader reads one version in one transaction. Changes are SQLite
 transactions: once `commit` returns, the change survives a kill or a power cut, and a killed change leaves nothing.
-docs/explanation/method.md compares SQLite with Lance and with a log written for this purpose.
+docs/explanation/libraries.md compares SQLite with Lance and with a log written for this purpose.
 """
 
 from __future__ import annotations

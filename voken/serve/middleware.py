@@ -135,7 +135,7 @@ class OriginPolicy:
     A page of another site that is open in the user's browser can send requests to a server on the same machine. It can
     even read the responses, if the other site's name resolves to this machine (DNS rebinding). So a server that only
     this machine can reach accepts only the names of this machine, and a server that was started with names accepts only
-    those. No server lets another site's page send anything but reading requests.
+    those. No server accepts a change or a search from another site's page.
     """
 
     def __init__(self, app: ASGIApp, settings: ServeSettings) -> None:
