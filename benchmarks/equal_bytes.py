@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--validation-concepts", type=int, default=200)
     parser.add_argument("--distance", type=int, default=2)
     parser.add_argument("--queries", type=int, default=None, help="the largest number per pool, drawn by the seed")
-    parser.add_argument("--threads", type=int, default=0, help="of torch and faiss; 0: as many as there are cores")
+    parser.add_argument("--threads", type=int, default=0, help="of torch and faiss; 0: one per core")
     parser.add_argument("--work", type=Path, default=Path("runs/equal-bytes"))
     parser.add_argument("--cache", type=Path, help="vectors of pictures (default: in --work)")
     parser.add_argument("--quick", action="store_true", help="one seed, 2 bytes, 5 beams")

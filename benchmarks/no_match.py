@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--precisions", type=float, nargs="+", default=[0.5, 0.7, 0.8, 0.9])
     parser.add_argument("--queries", type=int, default=1000, help="the largest number per pool, drawn by the seed")
     parser.add_argument("--seed", type=int, default=0, help="draws pools and queries")
-    parser.add_argument("--threads", type=int, default=0, help="0: as many as there are cores")
+    parser.add_argument("--threads", type=int, default=0, help="0: one per core")
     parser.add_argument("--cache", type=Path, default=Path("runs/no-match/vectors"), help="vectors of pictures")
     options = parser.parse_args(arguments)
     use_threads(options.threads)

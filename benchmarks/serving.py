@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("collection", help="a folder that `voken index` saved")
     parser.add_argument("--clients", type=int, default=500)
     parser.add_argument("--seconds", type=float, default=300.0, help="for each server")
-    parser.add_argument("--threads", type=int, default=0, help="of a server's model; 0: as many as there are cores")
+    parser.add_argument("--threads", type=int, default=0, help="of a server's model; 0: one per core")
     parser.add_argument("--max-queue", type=int, default=256)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--role", choices=["serve", "single", "drive"], help=argparse.SUPPRESS)

@@ -183,8 +183,8 @@ def test_a_cell_does_not_depend_on_what_the_process_did_before(pictures, out, tm
     reproduce(request(pictures, out, "table1"))
     both, alone = tmp_path / "both", tmp_path / "alone"
     (encoder,) = (out / "tiny" / "seed-0").glob("encoder-*")
-    for one in (both, alone):
-        shutil.copytree(encoder, one / "tiny" / "seed-0" / encoder.name)
+    for folder in (both, alone):
+        shutil.copytree(encoder, folder / "tiny" / "seed-0" / encoder.name)
     reproduce(request(pictures, both, "table3"))
     last = TABLES["table3"].lines[-1]
     monkeypatch.setitem(TABLES, "table3", dataclasses.replace(TABLES["table3"], lines=(last,)))
@@ -259,11 +259,13 @@ def test_shuffled_captions_fall_to_chance(pictures, tmp_path, monkeypatch):
 
     dataset = read_dataset(pictures)
     concepts = sorted(dataset.concepts)
-    captions = {one.concept: one.captions for one in dataset.images}
+    captions = {image.concept: image.captions for image in dataset.images}
     recalls = []
     for seed in range(4):
         others = dict(zip(concepts, random.Random(seed).sample(concepts, len(concepts)), strict=True))
-        shuffled = tuple(dataclasses.replace(one, captions=captions[others[one.concept]]) for one in dataset.images)
+        shuffled = tuple(
+            dataclasses.replace(image, captions=captions[others[image.concept]]) for image in dataset.images
+        )
         shuffled_data = Dataset(dataset.name, dataset.root, shuffled)
         monkeypatch.setattr(tracks, "read_dataset", lambda folder, images, shuffled_data=shuffled_data: shuffled_data)
         reproduce(dataclasses.replace(request(pictures, tmp_path / str(seed), "table3"), seeds=(seed,)))
@@ -361,10 +363,10 @@ def test_what_vokens_say_is_of_our_first_seed(pictures, tmp_path):
     pool = json.loads(next((tmp_path / "tiny" / "seed-0").glob("ours-*/sequences.json")).read_text())["pictures"]
     vokens = {picture["id"]: picture["vokens"] for picture in pool}
     for group in figure["groups"]:
-        for one, other in group["shown"]:
-            assert (one["vokens"], other["vokens"]) == (vokens[one["id"]], vokens[other["id"]])
-            assert one["vokens"][: group["shared"]] == other["vokens"][: group["shared"]]
-            shares = [left == right for left, right in zip(one["vokens"], other["vokens"], strict=True)]
+        for first, second in group["shown"]:
+            assert (first["vokens"], second["vokens"]) == (vokens[first["id"]], vokens[second["id"]])
+            assert first["vokens"][: group["shared"]] == second["vokens"][: group["shared"]]
+            shares = [left == right for left, right in zip(first["vokens"], second["vokens"], strict=True)]
             assert not any(shares) if group["shared"] == 0 else shares[group["shared"] :][:1] != [True]
     assert f"| none, at any level | {figure['groups'][0]['total']:,} |" in written["figure5"]
     assert 'id="vokens"' in (tmp_path / "tiny" / "index.html").read_text(encoding="utf-8")

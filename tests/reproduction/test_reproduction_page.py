@@ -63,7 +63,7 @@ def folder(tmp_path):
     """All that a run writes, but for what the page does not read."""
     out = tmp_path / "tiny"
     grace = [record("GRACE (structured id)", (0.1, 0.2, 0.3), seed, stored=2.25, speed=20.5) for seed in (0, 1)]
-    transductive = [dict(one, protocol="transductive", recall={"1": 0.11, "5": 0.22, "10": 0.33}) for one in grace]
+    transductive = [dict(row, protocol="transductive", recall={"1": 0.11, "5": 0.22, "10": 0.33}) for row in grace]
     avg = ours((0.2, 0.4, 0.6), (0.3, 0.5, 0.7), tokenizer={"codebook_size": 256, "levels": 3})
     paper = {"flickr30k": [37.4, 59.5, 66.2]}
     write_table(
@@ -320,8 +320,8 @@ def test_a_row_compared_with_another_says_so_and_is_never_the_bold_one(folder):
 
 def test_both_renderings_show_the_same_cells(folder):
     saved = json.loads((folder / "table1.json").read_text())
-    known = {one.label: one for one in TABLES["table1"].lines}
-    measured = [MeasuredLine(known["GRACE (structured id)"], tuple(saved["lines"][0]["inductive"]))]
+    lines = {line.label: line for line in TABLES["table1"].lines}
+    measured = [MeasuredLine(lines["GRACE (structured id)"], tuple(saved["lines"][0]["inductive"]))]
     text = table_markdown(table_json(TABLES["table1"], measured, "tiny"))
     for column in columns(table_json(TABLES["table1"], measured, "tiny")):
         assert f"| {column.cells[0]} |" in text
