@@ -5,7 +5,7 @@
 #   make test        lint, then every test
 #   make lint        ruff, mypy and the import layers
 #   make docs        the documentation as a site, docs/_build/index.html; a warning is an error
-#   make reproduce   the paper's tables and figures on emoji and icons: hours; stopped at any time, it goes on
+#   make reproduce   the paper's tables and figures on emoji and icons: hours; stopped at any time, the same command continues
 #
 # PYTHON  the interpreter the environment is made with (3.11 or newer)
 # TORCH   the torch to install, e.g. TORCH=torch==2.13.0+cu130 for a GPU; say where pip finds it with PIP_EXTRA_INDEX_URL

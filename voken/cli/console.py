@@ -15,7 +15,6 @@ import typer
 
 from voken.config import user_cache
 from voken.errors import ConfigError
-from voken.progress import no_progress
 
 if TYPE_CHECKING:
     from voken.api import Skipped
@@ -58,7 +57,7 @@ def cache_folder(folder: Path | None) -> Path:
 def progress_bars() -> Iterator[Progress]:
     """One bar per kind of work on standard error while the block runs, if that is a terminal."""
     if not sys.stderr.isatty():
-        yield no_progress
+        yield lambda label, completed, total: None
         return
     # not at the top: rich takes a tenth of a second to import, and a search has no bars
     from rich.console import Console

@@ -385,7 +385,8 @@ def _session_options(threads: int = 0, *, once: bool = False) -> onnxruntime.Ses
 
     global _threads
     if _threads is None:
-        _threads = threads or (1 if once else len(os.sched_getaffinity(0)))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        _threads = threads or (1 if once else cores)
         onnxruntime.set_global_thread_pool_sizes(_threads, 1)
     options = onnxruntime.SessionOptions()
     options.use_per_session_threads = False
