@@ -43,7 +43,7 @@ from voken.shapes import Float32
 from voken_lab.evaluation.benchmark import CEILING, TWO_TOWER
 from voken_lab.evaluation.protocol import Conditions, evaluate, pool_of
 from voken_lab.evaluation.tables import results_table
-from voken_lab.systems.faiss_tower import FaissTower
+from voken_lab.systems.faiss_tower import EncodedPool, FaissTower
 from voken_lab.systems.pictures import SearchSystem
 from voken_lab.systems.two_tower import TwoTower
 
@@ -123,7 +123,7 @@ def compare(
         (CEILING, ""): TwoTower.quantized(model.encoder, ids, vectors, model.tokenizer),
     }
     for kind in options.kinds:
-        quantized = KINDS[kind](model.encoder, ids, vectors, train_vectors, bytes=levels)
+        quantized = KINDS[kind](EncodedPool(model.encoder, ids, vectors), train_vectors, bytes=levels)
         systems[f"faiss {kind}", ""] = quantized
         systems[f"faiss {kind}, unit length", ""] = TwoTower(model.encoder, ids, unit(quantized.rebuilt()))
     for readout in READOUTS:

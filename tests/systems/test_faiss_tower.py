@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from voken.errors import ConfigError, DataError, EmptyDataError, MissingExtraError
-from voken_lab.systems.faiss_tower import FaissTower
+from voken_lab.systems.faiss_tower import EncodedPool, FaissTower
 from voken_lab.systems.pictures import SearchSystem
 from voken_lab.systems.two_tower import TwoTower
 
@@ -40,18 +40,24 @@ VECTORS, TRAINING, ASKED = unit(0, PICTURES), unit(1, 600), unit(2, QUERIES)
 NAMES = [f"p{i}" for i in range(PICTURES)]
 TEXTS = [str(i) for i in range(QUERIES)]
 ENCODER = Lookup(ASKED)
+POOL = EncodedPool(ENCODER, NAMES, VECTORS)
+
+
+def pool(vectors, names, **more):
+    return EncodedPool(ENCODER, names, vectors, **more)
+
 
 MAKE = {
-    "flat": lambda vectors, names, **more: FaissTower.flat(ENCODER, names, vectors, **more),
+    "flat": lambda vectors, names, **more: FaissTower.flat(pool(vectors, names, **more)),
     "hnsw": lambda vectors, names, **more: FaissTower.hnsw(
-        ENCODER, names, vectors, m=8, ef_construction=100, ef_search=PICTURES, **more
+        pool(vectors, names, **more), m=8, ef_construction=100, ef_search=PICTURES
     ),
     "ivf_pq": lambda vectors, names, **more: FaissTower.ivf_pq(
-        ENCODER, names, vectors, TRAINING, lists=10, bytes=4, nprobe=10, **more
+        pool(vectors, names, **more), TRAINING, lists=10, bytes=4, nprobe=10
     ),
-    "pq": lambda vectors, names, **more: FaissTower.pq(ENCODER, names, vectors, TRAINING, bytes=4, **more),
-    "opq": lambda vectors, names, **more: FaissTower.opq(ENCODER, names, vectors, TRAINING, bytes=4, **more),
-    "rq": lambda vectors, names, **more: FaissTower.rq(ENCODER, names, vectors, TRAINING, bytes=3, **more),
+    "pq": lambda vectors, names, **more: FaissTower.pq(pool(vectors, names, **more), TRAINING, bytes=4),
+    "opq": lambda vectors, names, **more: FaissTower.opq(pool(vectors, names, **more), TRAINING, bytes=4),
+    "rq": lambda vectors, names, **more: FaissTower.rq(pool(vectors, names, **more), TRAINING, bytes=3),
 }
 
 
@@ -97,7 +103,7 @@ def test_ivf_pq_rebuilds_a_centre_and_the_code_of_what_it_leaves(towers):
 
 
 def test_few_lists_hold_few_pictures():
-    few = FaissTower.ivf_pq(ENCODER, NAMES, VECTORS, TRAINING, lists=100, bytes=4, nprobe=1)
+    few = FaissTower.ivf_pq(POOL, TRAINING, lists=100, bytes=4, nprobe=1)
     all_hits = few.search(TEXTS, PICTURES)
     assert all(0 < len(hits) < 50 for hits in all_hits)
     every = {hit.image_id: hit.score for hit in MAKE["ivf_pq"](VECTORS, NAMES).search(TEXTS[:1], PICTURES)[0]}
@@ -144,25 +150,25 @@ def test_bytes_are_those_that_faiss_keeps_for_each_picture(towers):
 
 def test_wrong_pictures_and_queries_are_refused_as_the_two_tower_does(towers):
     with pytest.raises(EmptyDataError, match="no picture"):
-        FaissTower.flat(ENCODER, [], np.zeros((0, 2), np.float32))
+        EncodedPool(ENCODER, [], np.zeros((0, 2), np.float32))
     with pytest.raises(DataError, match="499 picture ids and 500 vectors"):
-        FaissTower.hnsw(ENCODER, NAMES[1:], VECTORS)
+        EncodedPool(ENCODER, NAMES[1:], VECTORS)
     with pytest.raises(DataError, match="is there twice"):
-        FaissTower.pq(ENCODER, ["a", "a"], VECTORS[:2], TRAINING, bytes=4)
+        EncodedPool(ENCODER, ["a", "a"], VECTORS[:2])
     holed = VECTORS.copy()
     holed[3, 1] = np.nan
     with pytest.raises(DataError, match="'p3' is not finite"):
-        FaissTower.rq(ENCODER, NAMES, holed, TRAINING, bytes=4)
+        EncodedPool(ENCODER, NAMES, holed)
     for tower in towers.values():
         with pytest.raises(ConfigError, match="1 or more"):
             tower.search(TEXTS, 0)
-    narrow = FaissTower.flat(ENCODER, ["a", "b"], VECTORS[:2, :8].copy())
+    narrow = FaissTower.flat(EncodedPool(ENCODER, ["a", "b"], VECTORS[:2, :8].copy()))
     with pytest.raises(DataError, match="8 wide"):
         narrow.search(TEXTS, 1)
     with pytest.raises(DataError, match="not finite for the text '0'"):
-        FaissTower.flat(Lookup(holed[3:]), ["a", "b"], VECTORS[:2]).search(["0"], 1)
+        FaissTower.flat(EncodedPool(Lookup(holed[3:]), ["a", "b"], VECTORS[:2])).search(["0"], 1)
     with pytest.raises(DataError, match="1 picture ids and 500 rows"):
-        FaissTower(ENCODER, ["a"], towers["flat"].index, bytes_per_picture=1.0)
+        FaissTower(EncodedPool(ENCODER, ["a"], VECTORS[:1]), towers["flat"].index, 1.0)
 
 
 @pytest.mark.parametrize("kind", ["pq", "opq", "ivf_pq"])
@@ -170,34 +176,34 @@ def test_impossible_codes_are_refused_with_what_is_possible(kind):
     more = {"lists": 10, "nprobe": 1} if kind == "ivf_pq" else {}
     make = getattr(FaissTower, kind)
     with pytest.raises(ConfigError, match=r"3 parts do not divide vectors of width 16. Possible: 1, 2, 4, 8, 16\."):
-        make(ENCODER, NAMES, VECTORS, TRAINING, bytes=3, **more)
+        make(POOL, TRAINING, bytes=3, **more)
     with pytest.raises(ConfigError, match="give 1 or more"):
-        make(ENCODER, NAMES, VECTORS, TRAINING, bytes=0, **more)
+        make(POOL, TRAINING, bytes=0, **more)
 
 
 def test_impossible_training_and_settings_are_refused():
     for kind in ("pq", "opq", "rq"):
         make = getattr(FaissTower, kind)
         with pytest.raises(ConfigError, match="255 vectors; one byte per part needs 256 or more"):
-            make(ENCODER, NAMES, VECTORS, TRAINING[:255], bytes=2)
-        assert make(ENCODER, NAMES, VECTORS, TRAINING[:256], bytes=2).bytes_per_picture == 2
+            make(POOL, TRAINING[:255], bytes=2)
+        assert make(POOL, TRAINING[:256], bytes=2).bytes_per_picture == 2
     with pytest.raises(ConfigError, match="600 vectors for 700 centroids"):
-        FaissTower.ivf_pq(ENCODER, NAMES, VECTORS, TRAINING, lists=700, bytes=4, nprobe=1)
+        FaissTower.ivf_pq(POOL, TRAINING, lists=700, bytes=4, nprobe=1)
     for lists, nprobe in ((10, 11), (10, 0), (0, 0)):
         with pytest.raises(ConfigError, match="nprobe"):
-            FaissTower.ivf_pq(ENCODER, NAMES, VECTORS, TRAINING, lists=lists, bytes=4, nprobe=nprobe)
+            FaissTower.ivf_pq(POOL, TRAINING, lists=lists, bytes=4, nprobe=nprobe)
     with pytest.raises(DataError, match="width 16"):
-        FaissTower.pq(ENCODER, NAMES, VECTORS, TRAINING[:, :8].copy(), bytes=4)
+        FaissTower.pq(POOL, TRAINING[:, :8].copy(), bytes=4)
     with pytest.raises(DataError, match="training vector is not finite"):
-        FaissTower.pq(ENCODER, NAMES, VECTORS, np.full((300, DIM), np.inf, np.float32), bytes=4)
+        FaissTower.pq(POOL, np.full((300, DIM), np.inf, np.float32), bytes=4)
     for setting in ({"m": 1}, {"ef_construction": 0}, {"ef_search": 0}):
         with pytest.raises(ConfigError, match=next(iter(setting))):
-            FaissTower.hnsw(ENCODER, NAMES, VECTORS, **setting)
+            FaissTower.hnsw(POOL, **setting)
     with pytest.raises(ConfigError, match="beams"):
-        FaissTower.rq(ENCODER, NAMES, VECTORS, TRAINING, bytes=2, beams=0)
+        FaissTower.rq(POOL, TRAINING, bytes=2, beams=0)
 
 
 def test_without_faiss_the_command_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(MissingExtraError, match=r'pip install "voken-search\[bench\]"'):
-        FaissTower.flat(ENCODER, NAMES, VECTORS)
+        FaissTower.flat(POOL)

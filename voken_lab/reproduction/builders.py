@@ -285,18 +285,18 @@ def _two_tower(experiment: Experiment) -> TwoTower:
 
 def approximate(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem]:
     """The two-tower's vectors in faiss's indexes. The compressed ones are about as large as our voken sequences."""
-    from voken_lab.systems.faiss_tower import FaissTower
+    from voken_lab.systems.faiss_tower import EncodedPool, FaissTower
 
-    encoder, ids, vectors = experiment.inputs.encoder, experiment.pool.image_ids, experiment.pool_vectors
+    pool = EncodedPool(experiment.inputs.encoder, experiment.pool.image_ids, experiment.pool_vectors)
     train = experiment.inputs.train.images
-    lists = max(1, int(len(ids) ** 0.5))
-    size = math.gcd(8, vectors.shape[1])
+    lists = max(1, int(len(pool.vectors) ** 0.5))
+    size = math.gcd(8, pool.vectors.shape[1])
     systems = {
-        "flat": FaissTower.flat(encoder, ids, vectors),
-        "HNSW": FaissTower.hnsw(encoder, ids, vectors),
-        "IVF-PQ": FaissTower.ivf_pq(encoder, ids, vectors, train, lists=lists, bytes=size, nprobe=lists),
-        "PQ": FaissTower.pq(encoder, ids, vectors, train, bytes=size),
-        "OPQ": FaissTower.opq(encoder, ids, vectors, train, bytes=size),
+        "flat": FaissTower.flat(pool),
+        "HNSW": FaissTower.hnsw(pool),
+        "IVF-PQ": FaissTower.ivf_pq(pool, train, lists=lists, bytes=size, nprobe=lists),
+        "PQ": FaissTower.pq(pool, train, bytes=size),
+        "OPQ": FaissTower.opq(pool, train, bytes=size),
     }
     for name, system in systems.items():
         yield BuiltSystem(f"two-tower, faiss {name}", system, bytes_per_picture=system.bytes_per_picture)

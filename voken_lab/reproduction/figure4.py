@@ -97,7 +97,7 @@ def as_markdown(figure: dict[str, Any]) -> str:
 
 
 def _searches(experiment: Experiment, work: Path, size: int) -> dict[str, Search]:
-    from voken_lab.systems.faiss_tower import FaissTower
+    from voken_lab.systems.faiss_tower import EncodedPool, FaissTower
 
     random = np.random.default_rng(experiment.seed)
     encoder = _text_encoder(experiment, work)
@@ -110,7 +110,7 @@ def _searches(experiment: Experiment, work: Path, size: int) -> dict[str, Search
     ours = Searcher(model, collection, settings, widen=False)
     vectors = random.standard_normal((size, experiment.pool_vectors.shape[1]), dtype=np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    exact = FaissTower.flat(encoder, [str(row) for row in range(size)], vectors)
+    exact = FaissTower.flat(EncodedPool(encoder, [str(row) for row in range(size)], vectors))
     return {
         "AVG, generate": lambda texts: ours.search(texts, _TOP),
         "two-tower, exact": lambda texts: exact.search(texts, _TOP),

@@ -28,6 +28,24 @@ _HNSW_NODE_BYTES = 12
 """Size of the place where a picture's links start, and of its highest layer."""
 
 
+class EncodedPool:
+    """A pool's pictures with their vectors, and an encoder of queries in the same space.
+
+    Raises the errors of `TwoTower` for its pictures.
+    """
+
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        image_ids: Sequence[str],
+        vectors: Float[np.ndarray, "pictures dim"],
+        paths: Sequence[str] | None = None,
+    ) -> None:
+        self.encoder = encoder
+        self.pictures = PoolPictures(image_ids, paths)
+        self.vectors = checked_vectors(self.pictures, vectors)
+
+
 class FaissTower:
     """Search by inner product in a faiss index. Create it with `flat`, `hnsw`, `ivf_pq`, `pq`, `opq` or `rq`.
 
@@ -39,53 +57,39 @@ class FaissTower:
     links (4 bytes each, used or not, on every layer) and 12 bytes for their place; for `ivf_pq` also its number in its
     list (8 bytes). Ids and shared data (codebooks, the rotation, the centres of the lists) are not counted.
 
-    The constructors take the pictures' vectors and, if codes are learned, `training`: vectors of *other* pictures, such
+    The constructors take the pool and, if codes are learned, `training`: vectors of *other* pictures, such
     as the train split's. They raise the errors of `TwoTower` for the pictures, `ConfigError` for impossible sizes,
     `DataError` for training vectors that are not finite or of another width, and `MissingExtraError` without faiss.
     """
 
-    def __init__(
-        self,
-        encoder: TextEncoder,
-        image_ids: Sequence[str],
-        index: Any,
-        *,
-        bytes_per_picture: float,
-        paths: Sequence[str] | None = None,
-    ) -> None:
-        """`index` is any faiss index by inner product that holds the pictures, in the order of their ids."""
+    def __init__(self, pool: EncodedPool, index: Any, bytes_per_picture: float) -> None:
+        """`index` is any faiss index by inner product that holds the pool's vectors, in their order."""
+        if index.ntotal != len(pool.pictures):
+            raise DataError(f"{len(pool.pictures)} picture ids and {index.ntotal} rows: there must be one per picture.")
         self.index = index
         self.bytes_per_picture = bytes_per_picture
-        self._encoder = encoder
-        self._pictures = PoolPictures(image_ids, paths, rows=index.ntotal)
+        self._encoder = pool.encoder
+        self._pictures = pool.pictures
 
     @classmethod
     def flat(
         cls,
-        encoder: TextEncoder,
-        image_ids: Sequence[str],
-        vectors: Float[np.ndarray, "pictures dim"],
-        *,
-        paths: Sequence[str] | None = None,
+        pool: EncodedPool,
     ) -> Self:
         """Exact: every vector is compared, as in `TwoTower`."""
         faiss = _faiss()
-        vectors = checked_vectors(PoolPictures(image_ids, paths), vectors)
-        index = faiss.IndexFlatIP(vectors.shape[1])
-        index.add(vectors)
-        return cls(encoder, image_ids, index, bytes_per_picture=4.0 * vectors.shape[1], paths=paths)
+        index = faiss.IndexFlatIP(pool.vectors.shape[1])
+        index.add(pool.vectors)
+        return cls(pool, index, 4.0 * pool.vectors.shape[1])
 
     @classmethod
     def hnsw(
         cls,
-        encoder: TextEncoder,
-        image_ids: Sequence[str],
-        vectors: Float[np.ndarray, "pictures dim"],
+        pool: EncodedPool,
         *,
         m: int = 32,
         ef_construction: int = 200,
         ef_search: int = 64,
-        paths: Sequence[str] | None = None,
     ) -> Self:
         """A graph of neighbours over whole vectors (Malkov and Yashunin 2020).
 
@@ -93,30 +97,26 @@ class FaissTower:
         numbers of candidates that are followed while building and while searching. faiss follows at least k.
         """
         faiss = _faiss()
-        vectors = checked_vectors(PoolPictures(image_ids, paths), vectors)
         for name, value, least in (("m", m, 2), ("ef_construction", ef_construction, 1), ("ef_search", ef_search, 1)):
             if value < least:
                 raise ConfigError(f"{name}: {value} is too small; give {least} or more.")
-        index = faiss.IndexHNSWFlat(vectors.shape[1], m, faiss.METRIC_INNER_PRODUCT)
+        index = faiss.IndexHNSWFlat(pool.vectors.shape[1], m, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = ef_construction
         index.hnsw.efSearch = ef_search
-        index.add(vectors)
-        links = 4 * index.hnsw.neighbors.size() / len(vectors)
-        size = 4.0 * vectors.shape[1] + links + _HNSW_NODE_BYTES
-        return cls(encoder, image_ids, index, bytes_per_picture=size, paths=paths)
+        index.add(pool.vectors)
+        links = 4 * index.hnsw.neighbors.size() / len(pool.vectors)
+        size = 4.0 * pool.vectors.shape[1] + links + _HNSW_NODE_BYTES
+        return cls(pool, index, size)
 
     @classmethod
     def ivf_pq(
         cls,
-        encoder: TextEncoder,
-        image_ids: Sequence[str],
-        vectors: Float[np.ndarray, "pictures dim"],
+        pool: EncodedPool,
         training: Float[np.ndarray, "training dim"],
         *,
         lists: int,
         bytes: int,
         nprobe: int,
-        paths: Sequence[str] | None = None,
     ) -> Self:
         """Inverted lists: each picture is in the list of its nearest centre, as a product code of its residual.
 
@@ -124,104 +124,82 @@ class FaissTower:
         largest inner product with it (Jégou, Douze and Schmid 2011).
         """
         faiss = _faiss()
-        vectors = checked_vectors(PoolPictures(image_ids, paths), vectors)
         if not 1 <= nprobe <= lists:
             raise ConfigError(f"nprobe: {nprobe} of {lists} lists; it must be between 1 and the number of lists.")
-        training = _checked_training(training, vectors, bytes, at_least=max(lists, _ENTRIES))
-        _check_divides(bytes, vectors)
-        dim, product = vectors.shape[1], faiss.METRIC_INNER_PRODUCT
+        training = _checked_training(training, pool.vectors, bytes, at_least=max(lists, _ENTRIES))
+        _check_divides(bytes, pool.vectors)
+        dim, product = pool.vectors.shape[1], faiss.METRIC_INNER_PRODUCT
         index = faiss.IndexIVFPQ(faiss.IndexFlatIP(dim), dim, lists, bytes, 8, product)
         index.nprobe = nprobe
-        return cls._train_and_fill(encoder, image_ids, index, training, vectors, float(bytes + _LIST_ID_BYTES), paths)
+        return cls._train_and_fill(pool, index, training, float(bytes + _LIST_ID_BYTES))
 
     @classmethod
     def pq(
         cls,
-        encoder: TextEncoder,
-        image_ids: Sequence[str],
-        vectors: Float[np.ndarray, "pictures dim"],
+        pool: EncodedPool,
         training: Float[np.ndarray, "training dim"],
         *,
         bytes: int,
-        paths: Sequence[str] | None = None,
     ) -> Self:
         """Product codes: the vector is cut into `bytes` parts of one byte each (Jégou, Douze and Schmid 2011)."""
-        return cls._product_codes(encoder, image_ids, vectors, training, bytes, paths, rotated=False)
+        return cls._product_codes(pool, training, bytes, rotated=False)
 
     @classmethod
     def opq(
         cls,
-        encoder: TextEncoder,
-        image_ids: Sequence[str],
-        vectors: Float[np.ndarray, "pictures dim"],
+        pool: EncodedPool,
         training: Float[np.ndarray, "training dim"],
         *,
         bytes: int,
-        paths: Sequence[str] | None = None,
     ) -> Self:
         """Product codes after a learned rotation, which balances the parts (Ge, He, Ke and Sun 2013)."""
-        return cls._product_codes(encoder, image_ids, vectors, training, bytes, paths, rotated=True)
+        return cls._product_codes(pool, training, bytes, rotated=True)
 
     @classmethod
     def rq(
         cls,
-        encoder: TextEncoder,
-        image_ids: Sequence[str],
-        vectors: Float[np.ndarray, "pictures dim"],
+        pool: EncodedPool,
         training: Float[np.ndarray, "training dim"],
         *,
         bytes: int,
         beams: int = 16,
-        paths: Sequence[str] | None = None,
     ) -> Self:
         """Residual codes: each of `bytes` levels codes the residual of the levels before (Chen, Guan and Wang 2010).
 
         `beams` encodings of a picture are followed at once (faiss' default is 5), and the best is stored.
         """
         faiss = _faiss()
-        vectors = checked_vectors(PoolPictures(image_ids, paths), vectors)
         if beams < 1:
             raise ConfigError(f"beams: {beams} is too small; give 1 or more.")
-        training = _checked_training(training, vectors, bytes)
-        index = faiss.IndexResidualQuantizer(vectors.shape[1], bytes, 8, faiss.METRIC_INNER_PRODUCT)
+        training = _checked_training(training, pool.vectors, bytes)
+        index = faiss.IndexResidualQuantizer(pool.vectors.shape[1], bytes, 8, faiss.METRIC_INNER_PRODUCT)
         index.rq.max_beam_size = beams
-        return cls._train_and_fill(encoder, image_ids, index, training, vectors, float(bytes), paths)
+        return cls._train_and_fill(pool, index, training, float(bytes))
 
     @classmethod
     def _product_codes(
         cls,
-        encoder: TextEncoder,
-        image_ids: Sequence[str],
-        vectors: Float[np.ndarray, "pictures dim"],
+        pool: EncodedPool,
         training: Float[np.ndarray, "training dim"],
         bytes: int,
-        paths: Sequence[str] | None,
         *,
         rotated: bool,
     ) -> Self:
         faiss = _faiss()
-        vectors = checked_vectors(PoolPictures(image_ids, paths), vectors)
-        training = _checked_training(training, vectors, bytes)
-        _check_divides(bytes, vectors)
-        index = faiss.IndexPQ(vectors.shape[1], bytes, 8, faiss.METRIC_INNER_PRODUCT)
+        training = _checked_training(training, pool.vectors, bytes)
+        _check_divides(bytes, pool.vectors)
+        index = faiss.IndexPQ(pool.vectors.shape[1], bytes, 8, faiss.METRIC_INNER_PRODUCT)
         if rotated:
-            index = faiss.IndexPreTransform(faiss.OPQMatrix(vectors.shape[1], bytes), index)
-        return cls._train_and_fill(encoder, image_ids, index, training, vectors, float(bytes), paths)
+            index = faiss.IndexPreTransform(faiss.OPQMatrix(pool.vectors.shape[1], bytes), index)
+        return cls._train_and_fill(pool, index, training, float(bytes))
 
     @classmethod
     def _train_and_fill(
-        cls,
-        encoder: TextEncoder,
-        image_ids: Sequence[str],
-        index: Any,
-        training: Float32[np.ndarray, "training dim"],
-        vectors: Float32[np.ndarray, "pictures dim"],
-        bytes_per_picture: float,
-        paths: Sequence[str] | None,
+        cls, pool: EncodedPool, index: Any, training: Float32[np.ndarray, "training dim"], bytes_per_picture: float
     ) -> Self:
         index.train(training)
-        index.add(vectors)
-        return cls(encoder, image_ids, index, bytes_per_picture=bytes_per_picture, paths=paths)
+        index.add(pool.vectors)
+        return cls(pool, index, bytes_per_picture)
 
     def search(self, texts: list[str], k: int) -> list[list[Hit]]:
         """For each text at most `k` pictures of large inner product, best first.
