@@ -160,6 +160,8 @@ def test_pictures_like_a_picture(tmp_path, model, vectors):
     assert len(photos.search_picture(query_picture, 5, where=["folder=x"])) == 0
     with pytest.raises(DataError, match="no picture"):
         photos.similar("none.png")
+    with pytest.raises(ConfigError, match="ask for 1 or more"):
+        photos.similar("0.png", 0)
     (tmp_path / "bad.png").write_bytes(b"no")
     with pytest.raises(PictureError, match="not a picture"):
         photos.search_picture(tmp_path / "bad.png")

@@ -252,8 +252,9 @@ class Searcher:
     def similar(self, image_id: str, k: int, where: Sequence[Filter] = ()) -> list[Hit]:
         """At most `k` pictures that look like a picture of the collection, without that picture. Needs no torch.
 
-        Raises `DataError` if there is no such picture.
+        Raises `DataError` if there is no such picture, `ConfigError` for a `k` under 1.
         """
+        self._beams(k)
         pool = self.pool(where)
         row = pool.snapshot.find(image_id)
         if row is None:
