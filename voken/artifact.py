@@ -179,12 +179,16 @@ def sha256(path: Path) -> str:
 
 def write_json(path: Path, value: object) -> None:
     """Write `value` as indented JSON, complete or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str, *, encoding: str = "utf-8") -> None:
+    """Write a text file with "\\n" at line ends, complete or not at all."""
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     with storage_errors(path):
         try:
-            with open(partial, "w", encoding="utf-8") as file:
-                json.dump(value, file, indent=2, ensure_ascii=False)
-                file.write("\n")
+            with open(partial, "w", encoding=encoding, newline="\n") as file:
+                file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)

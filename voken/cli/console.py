@@ -15,6 +15,7 @@ import typer
 
 from voken.config import user_cache
 from voken.errors import ConfigError
+from voken.progress import no_progress
 
 if TYPE_CHECKING:
     from voken.api import Skipped
@@ -57,7 +58,7 @@ def cache_folder(folder: Path | None) -> Path:
 def progress_bars() -> Iterator[Progress]:
     """One bar per kind of work on standard error while the block runs, if that is a terminal."""
     if not sys.stderr.isatty():
-        yield lambda label, completed, total: None
+        yield no_progress
         return
     # not at the top: rich takes a tenth of a second to import, and a search has no bars
     from rich.console import Console

@@ -254,7 +254,7 @@ class Searcher:
 
         Raises `DataError` if there is no such picture, `ConfigError` for a `k` under 1.
         """
-        self._beams(k)
+        check_k(k)
         pool = self.pool(where)
         row = pool.snapshot.find(image_id)
         if row is None:
@@ -308,8 +308,7 @@ class Searcher:
 
     def _beams(self, k: int) -> int:
         """The number of beams in the settings, or `k` if that is more."""
-        if k < 1:
-            raise ConfigError(f"k: {k} pictures per query; ask for 1 or more.")
+        check_k(k)
         if self.search_config.beams < 1:
             raise ConfigError(f"search.beams: {self.search_config.beams}; at least 1 is needed.")
         return max(self.search_config.beams, k)
@@ -394,6 +393,12 @@ def _read_out(search: SearchConfig, model: SearchModel, collection: Snapshot) ->
     if weight is None:
         raise ConfigError(f"search.{name}_weight was not chosen when the model was trained. Give it a value.")
     return ReadOut.calibrated(name, float(weight), model.calibration)
+
+
+def check_k(k: int) -> None:
+    """Raises `ConfigError` for a `k` under 1."""
+    if k < 1:
+        raise ConfigError(f"k: {k} pictures per query; ask for 1 or more.")
 
 
 def readable_text(text: str, place: int) -> str:

@@ -11,15 +11,13 @@ are no ties, the figures agree.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote, unquote
 
 import numpy as np
 
-from voken.artifact import storage_errors
+from voken.artifact import storage_errors, write_text
 from voken.errors import DataError
 from voken.search.hit import Hit
 from voken_lab.evaluation.protocol import Query
@@ -116,18 +114,9 @@ def falling_scores(scores: Sequence[float], query_id: str) -> list[np.float32]:
 
 def _write(path: Path, lines: Sequence[str]) -> None:
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(partial, "w", encoding="ascii", newline="\n") as file:
-                file.writelines(lines)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            with suppress(FileNotFoundError):
-                partial.unlink()
+    write_text(path, "".join(lines), encoding="ascii")
 
 
 def _fields(path: Path, count: int) -> Iterable[tuple[str, list[str]]]:

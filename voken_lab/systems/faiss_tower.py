@@ -16,8 +16,9 @@ import numpy as np
 
 from voken.errors import ConfigError, DataError, MissingExtraError
 from voken.search.hit import Hit
+from voken.search.searcher import check_k
 from voken.shapes import Float, Float32
-from voken_lab.systems.pictures import PoolPictures, check_k, checked_vectors
+from voken_lab.systems.pictures import PoolPictures, checked_vectors
 from voken_lab.systems.two_tower import TextEncoder, read_queries
 
 _ENTRIES = 256

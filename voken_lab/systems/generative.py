@@ -15,8 +15,8 @@ from voken.decoding.trie import VokenTrie
 from voken.errors import ConfigError
 from voken.search.hit import Hit
 from voken.search.readouts import Candidates
-from voken.search.searcher import readable_text
-from voken_lab.systems.pictures import PoolPictures, check_k
+from voken.search.searcher import check_k, readable_text
+from voken_lab.systems.pictures import PoolPictures
 
 _LOGITS_AT_ONCE = 1 << 24
 

@@ -16,8 +16,9 @@ import numpy as np
 
 from voken.errors import ConfigError, DataError
 from voken.search.hit import Hit
+from voken.search.searcher import check_k
 from voken.shapes import Float, Int
-from voken_lab.systems.pictures import PoolPictures, SearchSystem, check_k
+from voken_lab.systems.pictures import PoolPictures, SearchSystem
 
 
 class PairScorer(Protocol):

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from voken.errors import ConfigError, DataError, EmptyDataError
+from voken.errors import DataError, EmptyDataError
 from voken.search.hit import Hit
 from voken.shapes import Float, Float32
 
@@ -46,12 +46,6 @@ class PoolPictures:
     def hit(self, row: int, score: float, vokens: tuple[int, ...] = ()) -> Hit:
         """The picture of a row as a hit."""
         return Hit(self.image_ids[row], self.paths[row], score, vokens)
-
-
-def check_k(k: int) -> None:
-    """Raises `ConfigError` for a `k` under 1."""
-    if k < 1:
-        raise ConfigError(f"k: {k} pictures per query; ask for 1 or more.")
 
 
 def checked_vectors(

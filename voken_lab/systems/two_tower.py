@@ -16,8 +16,9 @@ import numpy as np
 
 from voken.errors import DataError
 from voken.search.hit import Hit
+from voken.search.searcher import check_k
 from voken.shapes import Float, Float32, Int
-from voken_lab.systems.pictures import PoolPictures, check_k, checked_vectors
+from voken_lab.systems.pictures import PoolPictures, checked_vectors
 
 _SCORES_PER_BLOCK = 2**23
 """32 MiB of float32."""
