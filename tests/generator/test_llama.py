@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from builders.score_sequences import score_sequences
+from builders.generator_checks import check_search_equals_transformers, check_teacher_forcing_equals_stepping
 from builders.tiny_llama import KINDS, LEVELS, SIZE, WORDS, make_checkpoint, make_codebooks, make_llama
-from voken.decoding.beam import beam_search, beam_search_from_state
+from voken.decoding.beam import beam_search
 from voken.decoding.trie import VokenTrie
 from voken.errors import ConfigError, CorruptArtifactError, MissingExtraError
 from voken.generator.interface import Generator
@@ -23,38 +23,6 @@ LORAS = [None, Lora(rank=3, alpha=5, dropout=0.1)]
 
 def make_trie(images: int = 25) -> VokenTrie:
     return VokenTrie.from_vokens(np.random.default_rng(2).integers(0, SIZE, (images, LEVELS)), SIZE)
-
-
-def generate(
-    plain, model: LlamaGenerator, trie: VokenTrie, text: str, beams: int
-) -> list[tuple[tuple[int, ...], float]]:
-    """What transformers' own constrained beam search finds: sequences and their sums of log-probabilities."""
-    first_voken = len(WORDS)
-    sequences = trie.leaf_vokens(np.arange(trie.sequences)).tolist()
-    inputs = model.reader([text], torch.device("cpu"))
-    length = inputs.tokens.shape[1]
-
-    def allowed(_, tokens: torch.Tensor) -> list[int]:
-        prefix = [token - first_voken for token in tokens[length:].tolist()]
-        return sorted({first_voken + s[len(prefix)] for s in sequences if s[: len(prefix)] == prefix})
-
-    plain.generation_config.eos_token_id = None  # a sequence ends by its length
-    plain.generation_config.pad_token_id = 1
-    out = plain.generate(
-        input_ids=inputs.tokens,
-        attention_mask=inputs.mask.long(),
-        num_beams=beams,
-        num_return_sequences=beams,
-        max_new_tokens=LEVELS,
-        do_sample=False,
-        length_penalty=0.0,
-        prefix_allowed_tokens_fn=allowed,
-        return_dict_in_generate=True,
-        output_scores=True,
-    )
-    sequences_found = (out.sequences[:, length:] - first_voken).tolist()
-    scores = out.sequences_scores.tolist() if beams > 1 else [0.0]
-    return [(tuple(sequence), score) for sequence, score in zip(sequences_found, scores, strict=True) if score > -1e3]
 
 
 def plain_log_probs(plain, model: LlamaGenerator, text: str, sequences: np.ndarray) -> torch.Tensor:
@@ -72,20 +40,15 @@ def plain_log_probs(plain, model: LlamaGenerator, text: str, sequences: np.ndarr
 def test_search_equals_transformers(tmp_path, kind, lora):
     model, trie = make_llama(tmp_path, kind, lora=lora, separator="picture :"), make_trie()
     assert model.vocabulary.tied == (kind == "tied")
-    plain = model.to_transformers()
-    sequences = trie.leaf_vokens(np.arange(trie.sequences))
-    everything = beam_search(model, trie, TEXTS, trie.sequences)
-    narrow = {beams: beam_search(model, trie, TEXTS, beams) for beams in (1, 4)}
-    for query, text in enumerate(TEXTS):
-        expected = plain_log_probs(plain, model, text, sequences)
-        assert sorted(everything.leaf[query].tolist()) == list(range(trie.sequences))
-        np.testing.assert_allclose(everything.log_prob[query], expected[everything.leaf[query]], atol=1e-4)
-        wide = generate(plain, model, trie, text, trie.sequences)
-        assert [s for s, _ in wide] == [tuple(s) for s in everything.vokens[query].tolist()]
-        np.testing.assert_allclose([score for _, score in wide], everything.log_prob[query], atol=1e-4)
-        for beams, result in narrow.items():
-            theirs = generate(plain, model, trie, text, beams)
-            assert [s for s, _ in theirs] == [tuple(s) for s in result.vokens[query].tolist()]
+    check_search_equals_transformers(
+        model,
+        model.to_transformers(),
+        trie,
+        TEXTS,
+        words=len(WORDS),
+        log_probs=plain_log_probs,
+        sequence_start=lambda tokens: tokens.shape[1],  # after the prompt
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -105,17 +68,7 @@ def test_kept_weights_are_the_checkpoints(tmp_path, kind):
 @pytest.mark.parametrize("shared", [True, False])
 def test_teacher_forcing_equals_stepping(tmp_path, shared):
     model, trie = make_llama(tmp_path, "untied", shared=shared, lora=LORAS[1]), make_trie()
-    sequences = torch.from_numpy(trie.leaf_vokens(np.arange(7)).astype(np.int64)).expand(len(TEXTS), -1, -1)
-    with torch.no_grad():
-        state = model.encode(TEXTS)
-        logits = model.teacher_forced(state, sequences)
-        forced = logits.log_softmax(-1).gather(3, sequences.unsqueeze(-1)).squeeze(-1).sum(-1)
-        torch.testing.assert_close(forced, score_sequences(model, state, sequences), atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(model(TEXTS, sequences[:, 2]), logits[:, 2], atol=1e-5, rtol=1e-5)
-    result = beam_search_from_state(model, state, trie, trie.sequences)
-    for query in range(len(TEXTS)):
-        by_leaf = dict(zip(result.leaf[query].tolist(), result.log_prob[query].tolist(), strict=True))
-        np.testing.assert_allclose(forced[query], [by_leaf[leaf] for leaf in range(7)], atol=1e-4)
+    check_teacher_forcing_equals_stepping(model, trie, TEXTS)
 
 
 def test_one_level_needs_the_prompt_alone(tmp_path):

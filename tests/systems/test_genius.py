@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from builders.generator_checks import check_steps_equal_the_teacher_forced_pass
 from voken.config import TokenizerConfig
 from voken.decoding.beam import beam_search
 from voken.decoding.trie import VokenTrie
@@ -94,24 +95,7 @@ def test_it_is_a_generator():
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_steps_equal_the_teacher_forced_pass(name):
-    """Beams that take any voken and any parent, also one parent twice, see the logits of their own prefix."""
-    model = make_model(name)
-    random = np.random.default_rng(3)
-    with torch.no_grad():
-        read = model.encode(TEXTS)
-        logits, state = model.step(model.prefill(TEXTS), None, None)
-        prefixes = np.zeros((len(TEXTS), 1, 0), np.int64)
-        for level in range(LEVELS):
-            padded = np.zeros((*prefixes.shape[:2], LEVELS), np.int64)
-            padded[:, :, :level] = prefixes
-            expected = model.teacher_forced(read, torch.from_numpy(padded))[:, :, level]
-            torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
-            if level + 1 < LEVELS:
-                parents = random.integers(prefixes.shape[1], size=(len(TEXTS), 4))
-                vokens = random.integers(SIZE, size=(len(TEXTS), 4))
-                followed = np.take_along_axis(prefixes, parents[..., None], 1)
-                prefixes = np.concatenate([followed, vokens[..., None]], 2)
-                logits, state = model.step(state, torch.from_numpy(vokens), torch.from_numpy(parents))
+    check_steps_equal_the_teacher_forced_pass(make_model(name), TEXTS)
 
 
 def test_a_step_leaves_the_state_it_was_given():
