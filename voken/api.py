@@ -15,7 +15,6 @@ The command line and the server use only this module. Functions that need torch 
 
 from __future__ import annotations
 
-import json
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,6 +32,7 @@ from voken.collection.snapshot import CollectionSize, Snapshot, stored_path
 from voken.collection.store import KIND as COLLECTION
 from voken.collection.store import Change, IndexReport, Store
 from voken.config import ReadOutName
+from voken.data.metadata import metadata_fields, metadata_text
 from voken.data.skipped import Skipped
 from voken.errors import ConfigError, DataError, EmptyDataError
 from voken.model import compiled
@@ -496,7 +496,6 @@ class Collection:
         `MissingExtraError` if torch is not installed.
         """
         from voken.collection.indexing import add_pictures
-        from voken.data.captions import metadata_text
 
         texts = None if metadata is None else [metadata_text(fields) for fields in metadata]
         paths, model = [Path(path) for path in pictures], self._encoding_model()
@@ -641,6 +640,7 @@ def fit(
     from voken.training import fit as training
 
     dataset = _read_pictures(data, None, images)
+    dataset = replace(dataset, skipped=(*dataset.skipped, *dataset.unused_values))
     use_threads(threads)
     config = preset("default") if config is None else config
     return training.fit(dataset, Path(out), config, cache=_cache(cache), device=device, progress=progress)
@@ -766,5 +766,4 @@ def _filters(texts: Sequence[str]) -> Sequence[Any]:
 
 
 def _metadata(snapshot: Snapshot, row: int | None) -> dict[str, Any]:
-    text = "" if row is None else snapshot.metadata(row)
-    return json.loads(text) if text else {}
+    return {} if row is None else metadata_fields(snapshot.metadata(row))

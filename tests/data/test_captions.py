@@ -1,6 +1,7 @@
 """Reading and writing data sets: every layout in miniature, and every way a line can be wrong."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from voken.data.captions import (
     read_dataset,
     write_dataset,
 )
+from voken.data.splits import check_disjoint
 from voken.errors import DataError, EmptyDataError, StorageError
 
 
@@ -58,6 +60,10 @@ def test_imagefolder_with_every_field(tmp_path):
         ({"captions": []}, ()),
         ({"captions": ["", "  ", "x"]}, ("x",)),
         ({"text": None}, ()),
+        ({"text": ["one", "two"]}, ("one", "two")),
+        ({"captions": "one"}, ("one",)),
+        ({"captions": ["x", 3, None, {"no": "text"}, True]}, ("x", "3")),
+        ({"caption": {"no": "text"}}, ()),
         ({}, ()),
     ],
 )
@@ -93,7 +99,7 @@ def test_a_lone_surrogate_does_not_reach_a_tokenizer(tmp_path):
     ("line", "says"),
     [
         ("{not json", "this is not JSON"),
-        ('{"file_name": ' + "9" * 5000 + "}", "this is not JSON"),
+        ('{"file_name": ' + "9" * 5000 + "}", "does not exist"),
         ("[" * 100_000, "this is not JSON"),
         (["a.png"], "this must be a JSON object, not list"),
         ({"text": "x"}, "'file_name' is missing"),
@@ -109,11 +115,6 @@ def test_a_lone_surrogate_does_not_reach_a_tokenizer(tmp_path):
         ({"file_name": "./a.png"}, "is already on line 1"),
         ({"file_name": "gone.png"}, "gone.png does not exist"),
         ({"file_name": "sub"}, "does not exist"),
-        ({"file_name": "b.png", "captions": "x"}, "'captions' must be a list of strings, not str"),
-        ({"file_name": "b.png", "captions": ["x", 3]}, "captions[1] must be a string, not int"),
-        ({"file_name": "b.png", "text": ["x"]}, "'text' must be a string, not list"),
-        ({"file_name": "b.png", "split": "tset"}, "unknown split 'tset'"),
-        ({"file_name": "b.png", "concept": 7}, "'concept' must be a string, not int"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, says):
@@ -123,6 +124,33 @@ def test_a_bad_line_is_named(tmp_path, line, says):
         read_dataset(tmp_path)
     assert str(caught.value).startswith(f"{tmp_path / 'metadata.jsonl'}, line 3: ")
     assert says in str(caught.value)
+
+
+def test_values_that_only_training_needs_stop_nothing(tmp_path):
+    lines = (
+        {"file_name": "a.png", "split": "unlabeled", "concept": 7, "license": 3, "vendor": ["x"], "family": {"a": 1}},
+        {"file_name": "b.png", "split": "Unlabeled", "captions": ["x", {"not": "a text"}], "concept": True},
+    )
+    dataset = read_dataset(imagefolder(tmp_path, *lines))
+    first, second = dataset.images
+    assert (first.split, first.concept, first.licence, first.vendor, first.family) == ("unlabeled", "7", "3", "", "7")
+    assert (second.split, second.captions, second.concept) == ("unlabeled", ("x",), "b.png")
+    assert json.loads(first.metadata) == {name: value for name, value in lines[0].items() if name != "file_name"}
+    assert [(Path(value.path).name, value.reason) for value in dataset.unused_values] == [
+        ("metadata.jsonl, line 1", "'family' is not used: it must be a string, not dict"),
+        ("metadata.jsonl, line 2", "captions[1] is not used: it must be a string, not dict"),
+        ("metadata.jsonl, line 2", "'concept' is not used: it must be a string, not bool"),
+        (
+            "metadata.jsonl",
+            "the split 'unlabeled' of 2 pictures (the first: 1) is unknown; they are not trained on. "
+            "Use train, validation or test",
+        ),
+    ]
+    assert dataset.skipped == ()
+    # a split that nobody uses separates nothing
+    check_disjoint(
+        Dataset("d", tmp_path, tuple(replace(first, split=split, concept="c") for split in ("unlabeled", "train")))
+    )
 
 
 def test_metadata_that_is_not_utf8_names_the_line(tmp_path):
@@ -145,8 +173,11 @@ def test_empty_data_sets(tmp_path):
 def test_paths_that_are_no_data_set(tmp_path):
     with pytest.raises(DataError, match="no such file or folder"):
         read_dataset(tmp_path / "gone")
+    (tmp_path / "x.txt").write_text("a,b")
+    with pytest.raises(DataError, match=r"this is not a folder, a metadata.jsonl, a metadata.csv or a Karpathy .json"):
+        read_dataset(tmp_path / "x.txt")
     (tmp_path / "x.csv").write_text("a,b")
-    with pytest.raises(DataError, match=r"this is not a folder, a metadata.jsonl or a Karpathy .json file"):
+    with pytest.raises(DataError, match=r"x.csv, line 1: there is no column 'file_name'"):
         read_dataset(tmp_path / "x.csv")
 
 
@@ -212,9 +243,6 @@ def test_karpathy_coco(tmp_path):
         ({"filename": "../1.jpg"}, "leaves the folder"),
         ({"filepath": "/x"}, "absolute path"),
         ({"filename": "1.jpg"}, "occurs earlier"),
-        ({"split": "later"}, "unknown split 'later'"),
-        ({"sentences": ["x"]}, "'sentences' must be a list of objects"),
-        ({"sentences": [{"raw": "x"}, {}]}, "sentences[1]: 'raw' is missing"),
     ],
 )
 def test_a_bad_karpathy_record_is_named(tmp_path, change, says):
@@ -235,6 +263,126 @@ def test_a_json_that_is_no_karpathy_file(tmp_path, text):
     (tmp_path / "dataset.json").write_text(text)
     with pytest.raises(DataError, match=r"dataset\.json"):
         read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("dataset-metadata.json", '{"title": "x", "id": "me/x"}'),
+        ("dataset_infos.json", '{"default": {"features": {}}}'),
+        ("dataset.json", "[1]"),
+        ("dataset_torn.json", '{"images": ['),
+    ],
+)
+def test_files_of_other_programs_do_not_hide_the_pictures(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    picture(tmp_path / "a.png")
+    dataset = read_dataset(tmp_path)
+    assert [image.image_id for image in dataset.images] == ["a.png"]
+    assert [Path(file.path).name for file in dataset.skipped] == [name]
+    assert dataset.skipped[0].reason.startswith("not read as a data set: ")
+    with pytest.raises(DataError, match=name):
+        read_dataset(tmp_path / name)
+
+
+def test_karpathy_sentences_in_other_forms(tmp_path):
+    sentences = [{"raw": ""}, {"raw": " "}, {"tokens": ["a", "dog"]}, "a cat", {}, {"raw": "x"}, {"raw": ["y"]}]
+    record = {**flickr("1.jpg", "later", "x"), "sentences": sentences}
+    (tmp_path / "dataset_x.json").write_text(json.dumps({"images": [record], "dataset": 3}))
+    picture(tmp_path / "1.jpg")
+    dataset = read_dataset(tmp_path)
+    assert (dataset.name, dataset.images[0].split) == ("x", "later")
+    assert dataset.images[0].captions == ("a dog", "a cat", "x")
+    assert [value.reason.partition(" is ")[0] for value in dataset.unused_values] == [
+        "sentences[6]",
+        "the split 'later' of 1 pictures (the first: 0)",
+    ]
+
+
+# ---- Hugging Face's layouts ----
+
+
+def test_metadata_csv(tmp_path):
+    for name in ("a.png", "b, c.png"):
+        picture(tmp_path / name)
+    (tmp_path / "metadata.csv").write_bytes(
+        b"\xef\xbb\xbffile_name,text,licence,year,zip,price,ok,\r\n"
+        b'a.png,"a cat, asleep",CC0,2020,007,1.50,True,x\r\n'
+        b'\r\n"b, c.png","two\nlines",,-3,,1e5\r\n'
+    )
+    dataset = read_dataset(tmp_path)
+    assert [(image.image_id, image.captions, image.licence) for image in dataset.images] == [
+        ("a.png", ("a cat, asleep",), "CC0"),
+        ("b, c.png", ("two\nlines",), ""),
+    ]
+    first, second = (json.loads(image.metadata) for image in dataset.images)
+    assert first == {"licence": "CC0", "year": 2020, "zip": "007", "price": 1.5, "ok": "True"}
+    assert second == {"year": -3, "price": "1e5"}
+    assert read_dataset(tmp_path / "metadata.csv").images == dataset.images
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_metadata_csv_as_spreadsheets_write_it(tmp_path, delimiter):
+    picture(tmp_path / "a.png")
+    rows = ["file_name", "text", "n"], ["a.png", "a cat, asleep", "7"]
+    (tmp_path / "metadata.csv").write_text("\n".join(map(delimiter.join, rows)))
+    (image,) = read_dataset(tmp_path).images
+    assert (image.captions, image.metadata) == (("a cat, asleep",), '{"n":7}')
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ("file_name,n\na.png,1\na.png,2\n", "line 3: file_name 'a.png' is already on line 2"),
+        ("n,file_name\n1,a.png\n2\n", "line 3: "),
+        ("file_name,n\n,2\n", "line 2: 'file_name' is missing"),
+        ("file_name,n\n\xff,2\n", "line 2: not UTF-8"),
+    ],
+)
+def test_a_bad_row_of_a_csv_is_named(tmp_path, rows, says):
+    picture(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_bytes(rows.encode("latin-1"))
+    with pytest.raises(DataError) as caught:
+        read_dataset(tmp_path / "metadata.csv")
+    assert str(caught.value).startswith(f"{tmp_path / 'metadata.csv'}, {says}")
+
+
+def test_a_metadata_file_in_each_folder(tmp_path):
+    for name in ("train/a.png", "train/deep/b.png", "data/validation/c.png", "loose/d.png", "train.png"):
+        picture(tmp_path / name)
+    (tmp_path / "train" / "metadata.jsonl").write_text(
+        '{"file_name": "a.png", "text": "a cat"}\n{"file_name": "deep/b.png", "split": "test"}'
+    )
+    (tmp_path / "data" / "validation" / "metadata.csv").write_text("file_name,n\nc.png,3")
+    (tmp_path / "loose" / "metadata.jsonl").write_text('{"url": "another program wrote this"}')
+    (tmp_path / "train" / "metadata.parquet").write_bytes(b"PAR1")
+    dataset = read_dataset(tmp_path)
+    assert {(image.image_id, image.split, image.captions, image.metadata) for image in dataset.images} == {
+        ("train/a.png", "train", ("a cat",), ""),
+        ("train/deep/b.png", "test", (), '{"split":"test"}'),
+        ("data/validation/c.png", "validation", (), '{"n":3}'),
+        ("loose/d.png", "", (), ""),
+        ("train.png", "", (), ""),
+    }
+    assert all(image.path == tmp_path / image.image_id for image in dataset.images)
+    assert {str(Path(file.path).relative_to(tmp_path)): file.reason for file in dataset.skipped} == {
+        "loose/metadata.jsonl": "not read: line 1: 'file_name' is missing",
+        "train/metadata.parquet": "not read: write its rows as metadata.jsonl",
+    }
+
+
+def test_of_two_metadata_files_the_first_is_read(tmp_path):
+    imagefolder(tmp_path, {"file_name": "a.png", "n": 1})
+    (tmp_path / "metadata.csv").write_text("file_name,n\nb.png,2")
+    dataset = read_dataset(tmp_path)
+    assert [image.metadata for image in dataset.images] == ['{"n":1}']
+    assert "not read, because there is a metadata.jsonl" in dataset.skipped[0].reason
+    # a table that is not about pictures hides none
+    (tmp_path / "metadata.jsonl").unlink()
+    (tmp_path / "metadata.csv").write_text("name,n\nb.png,2")
+    dataset = read_dataset(tmp_path)
+    assert [image.image_id for image in dataset.images] == ["a.png", "b.png"]
+    assert "there is no column 'file_name'" in dataset.skipped[0].reason
 
 
 def test_an_empty_karpathy_file_and_two_of_them(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ import typer
 
 from voken.config import user_cache
 from voken.errors import ConfigError
+from voken.json_text import json_text
 from voken.progress import no_progress
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def print_next(*words: object) -> None:
 
 def print_json(value: object) -> None:
     """Print one JSON object."""
-    typer.echo(json.dumps(value, indent=2))
+    typer.echo(json_text(value, indent=2))
 
 
 def duration(seconds: float) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from voken.data.captions import METADATA
 from voken.data.images import SUFFIXES
+from voken.data.metadata import METADATA, METADATA_CSV
 from voken.errors import MissingExtraError
 
 _QUIET_MILLISECONDS = 1_000
@@ -27,7 +27,9 @@ def folder_changes(folder: Path) -> Iterator[set[Path]]:
         file = Path(path)
         hidden = any(part.startswith(".") for part in file.relative_to(folder.absolute()).parts)
         # if a folder is moved, the system reports its name but not its pictures
-        return not hidden and (file.suffix.lower() in SUFFIXES or file.name == METADATA or not file.suffix)
+        return not hidden and (
+            file.suffix.lower() in SUFFIXES or file.name in (METADATA, METADATA_CSV) or not file.suffix
+        )
 
     for changes in watch(
         folder.absolute(), watch_filter=is_relevant, debounce=_QUIET_MILLISECONDS * 4, step=_QUIET_MILLISECONDS

@@ -6,11 +6,15 @@ Three layouts are read, and recognised by the files in the folder:
 
       {"file_name": "images/dog.jpg", "captions": ["a dog", "a puppy runs"], "split": "train"}
 
-  `captions` is a list; a single caption may be a string named `text` or `caption`. The fields `split`, `concept`,
-  `family` and `licence` are optional, and so are fields of your own, which a search can filter by. Paths are relative
-  to the folder and may not leave it.
+  `captions`, `text` or `caption` is a list or a single text. The fields `split`, `concept`, `family` and `licence` are
+  optional, and so are fields of your own, which a search can filter by. Paths are relative to the folder and may not
+  leave it. The file may also be a `metadata.csv` with these columns, and it may lie deeper: a folder such as `train/`
+  with a file of its own lists its pictures there, and gives them the split that it is named for.
 - **Karpathy**: the `dataset_*.json` of Karpathy's splits for Flickr30K and MS-COCO, beside the folder of pictures.
 - **plain pictures**: a folder with neither file; the data set is all of its pictures, without captions.
+
+A line without a file name of its own stops the reading. A value of the wrong type does not: it is left out, and listed
+in `Dataset.unused_values` if training would need it.
 
 This module knows nothing about pixels: a picture is a path, and only its existence is checked.
 """
@@ -21,7 +25,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +33,15 @@ from typing import Any
 
 from voken.config import MAX_TEXT_CHARACTERS
 from voken.data.images import list_images
+from voken.data.metadata import (
+    METADATA,
+    METADATA_CSV,
+    metadata_fields,
+    metadata_text,
+    parse_json,
+    read_records,
+    without_surrogates,
+)
 from voken.data.skipped import Skipped
 from voken.errors import DataError, EmptyDataError, StorageError
 
@@ -36,8 +49,10 @@ MAX_CAPTION_CHARACTERS = MAX_TEXT_CHARACTERS
 """Longer captions are cut when they are read. No text encoder in voken uses nearly as much."""
 
 SPLITS = ("train", "validation", "test")
-METADATA = "metadata.jsonl"
 
+_METADATA_FILES = (METADATA, METADATA_CSV)
+"""If both are in a folder, the first is read."""
+_FILES_NAMED = 3
 _NOT_METADATA = {"file_name", "captions", "caption", "text"}
 _SPLIT_NAMES = {
     "": "",
@@ -84,12 +99,15 @@ class Dataset:
     """An ordered set of captioned images.
 
     `root` is the folder that their ids are relative to; `skipped` lists what was left out when the set was created.
+    `unused_values` lists, by file and line, the captions, concepts and splits that training cannot use; their pictures
+    can be indexed all the same.
     """
 
     name: str
     root: Path
     images: tuple[CaptionedImage, ...] = field(repr=False)
     skipped: tuple[Skipped, ...] = field(default=(), repr=False)
+    unused_values: tuple[Skipped, ...] = field(default=(), repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -128,23 +146,29 @@ def read_dataset(path: Path, images: Path | None = None) -> Dataset:
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     if path.is_file():
-        if path.name.endswith(".jsonl"):
-            return _read_imagefolder(images or path.parent, path)
+        if path.name.endswith((".jsonl", ".csv")):
+            return _read_imagefolder(images or path.parent, path, [])
         if path.suffix == ".json":
-            return _read_karpathy(path, images or path.parent)
-        raise DataError(f"{path}: this is not a folder, a metadata.jsonl or a Karpathy .json file")
-    if (path / METADATA).is_file():
-        return _read_imagefolder(images or path, path / METADATA)
-    files = sorted(path.glob("dataset*.json"))
-    if len(files) > 1:
-        raise DataError(f"{path}: several data set files ({', '.join(file.name for file in files)}); name one of them")
-    if files:
-        return _read_karpathy(files[0], images or path)
+            return _read_karpathy(path, _karpathy_json(path), images or path.parent, [])
+        raise DataError(f"{path}: this is not a folder, a metadata.jsonl, a metadata.csv or a Karpathy .json file")
+    skipped: list[Skipped] = []
+    if metadata := _metadata_file(path, skipped):
+        return _read_imagefolder(images or path, metadata, skipped)
+    sources = _karpathy_sources(path, skipped)
+    if len(sources) > 1:
+        raise DataError(
+            f"{path}: several data set files ({', '.join(file.name for file in sources)}); name one of them"
+        )
+    for source, content in sources.items():
+        return _read_karpathy(source, content, images or path, skipped)
+    if deeper := _deeper_metadata_files(path, skipped):
+        return _read_folders(path, deeper, skipped)
     root = path.absolute()
     pictures = tuple(CaptionedImage(file.relative_to(root).as_posix(), file) for file in list_images(root))
     if not pictures:
-        raise EmptyDataError(f"{path}: the folder has no metadata.jsonl, no dataset_*.json and no picture")
-    return Dataset(root.name, root, pictures)
+        others = "".join(f"; {Path(file.path).name}: {file.reason}" for file in skipped[:_FILES_NAMED])
+        raise EmptyDataError(f"{path}: the folder has no metadata.jsonl, no dataset_*.json and no picture{others}")
+    return Dataset(root.name, root, pictures, tuple(skipped))
 
 
 def write_dataset(destination: Path, name: str, images: Iterable[CaptionedImage]) -> Dataset:
@@ -171,7 +195,7 @@ def write_dataset(destination: Path, name: str, images: Iterable[CaptionedImage]
                         "licence": image.licence,
                         "vendor": image.vendor,
                     }
-                    fields = json.loads(image.metadata) if image.metadata else {}
+                    fields = metadata_fields(image.metadata)
                     out.write(json.dumps(fields | record, ensure_ascii=False) + "\n")
                 out.flush()
                 os.fsync(out.fileno())
@@ -186,54 +210,127 @@ def write_dataset(destination: Path, name: str, images: Iterable[CaptionedImage]
     return Dataset(name, root, pictures)
 
 
-def metadata_text(fields: dict[str, Any]) -> str:
-    """The fields as `CaptionedImage.metadata` holds them: a JSON object, or the empty text if there are none."""
-    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")) if fields else ""
+def _metadata_file(folder: Path, skipped: list[Skipped], *, named: bool = False) -> Path | None:
+    """The file that lists the pictures of `folder`; None if there is none. Files not read go to `skipped`.
+
+    Other programs write files of these names. A .csv must have a column file_name; with `named`, a .jsonl must name a
+    file in its first line, too.
+    """
+    files = [folder / name for name in _METADATA_FILES if (folder / name).is_file()]
+    if (folder / "metadata.parquet").is_file():
+        skipped.append(Skipped(str(folder / "metadata.parquet"), f"not read: write its rows as {METADATA}"))
+    if len(files) > 1:
+        skipped.append(Skipped(str(files[1]), f"not read, because there is a {METADATA}"))
+    if files and (named or files[0].name == METADATA_CSV) and (fault := _fault_of_first_line(files[0])):
+        skipped.append(Skipped(str(files[0]), f"not read: {fault}"))
+        return None
+    return files[0] if files else None
 
 
-def _read_imagefolder(root: Path, metadata: Path) -> Dataset:
+def _fault_of_first_line(metadata: Path) -> str:
+    try:
+        _, record = next(read_records(metadata), (1, {"file_name": ""}))
+    except DataError as error:
+        return str(error).removeprefix(f"{metadata}, ")
+    return "" if "file_name" in record else "line 1: 'file_name' is missing"
+
+
+def _deeper_metadata_files(root: Path, skipped: list[Skipped]) -> list[Path]:
+    """The files below `root` that list pictures, the topmost of each branch, in order."""
+    found = []
+    for here, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if Path(here) != root and any(name.startswith("metadata.") for name in files):
+            file = _metadata_file(Path(here), skipped, named=True)
+            if file is not None:
+                found.append(file)
+                folders.clear()
+    return found
+
+
+def _read_imagefolder(root: Path, metadata: Path, skipped: list[Skipped]) -> Dataset:
     root = root.absolute()
+    unused: list[Skipped] = []
+    images = _listed_images(root, root, metadata, unused)
+    if not images:
+        raise EmptyDataError(f"{metadata}: it lists no picture")
+    return Dataset(root.name, root, tuple(images), tuple(skipped), tuple(unused))
+
+
+def _read_folders(root: Path, files: list[Path], skipped: list[Skipped]) -> Dataset:
+    """The pictures that `files`, deeper in `root`, list, and all pictures of the folders that no file describes."""
+    root = root.absolute()
+    unused: list[Skipped] = []
+    images: list[CaptionedImage] = []
+    for metadata in files:
+        images += _listed_images(root, metadata.parent.absolute(), metadata, unused)
+    described = tuple(f"{metadata.parent.absolute()}{os.sep}" for metadata in files)
+    others = (file for file in list_images(root) if not str(file).startswith(described))
+    images += (CaptionedImage(file.relative_to(root).as_posix(), file) for file in others)
+    if not images:
+        raise EmptyDataError(f"{files[0]}: it lists no picture")
+    return Dataset(root.name, root, tuple(images), tuple(skipped), tuple(unused))
+
+
+def _listed_images(root: Path, folder: Path, metadata: Path, unused: list[Skipped]) -> list[CaptionedImage]:
+    """The pictures that `metadata` lists, by names relative to `folder`. Values that cannot be used go to `unused`."""
     images: list[CaptionedImage] = []
     first_line: dict[str, int] = {}
-    listing = _Listing(root)
-    for number, line in _lines(metadata):
+    listing = _Listing(folder)
+    prefix = "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
+    folder_split = next((_SPLIT_NAMES[name] for name in prefix.lower().split("/") if name in _SPLIT_NAMES), "")
+    splits = _Splits(metadata, unused)
+    for number, record in read_records(metadata):
         place = f"{metadata}, line {number}"
-        record = _json(line, place)
-        if not isinstance(record, dict):
-            raise DataError(f"{place}: this must be a JSON object, not {type(record).__name__}")
         name = _inside(_text(record, "file_name", place, required=True), place)
         if name in first_line:
             raise DataError(f"{place}: file_name {name!r} is already on line {first_line[name]}")
         first_line[name] = number
-        picture = root / name
+        picture = folder / name
         if not listing.holds(name):
             raise DataError(f"{place}: the picture {picture} does not exist")
         images.append(
             CaptionedImage(
-                image_id=name,
+                image_id=prefix + name,
                 path=picture,
-                captions=_captions(record, place),
-                split=_split(_text(record, "split", place), place),
-                concept=_text(record, "concept", place),
-                licence=_text(record, "licence", place) or _text(record, "license", place),
-                family=_text(record, "family", place),
-                vendor=_text(record, "vendor", place),
+                captions=_captions(record, place, unused),
+                split=splits.of(record, number) or folder_split,
+                concept=_label(record, "concept", place, unused),
+                licence=_label(record, "licence", place, []) or _label(record, "license", place, []),
+                family=_label(record, "family", place, unused),
+                vendor=_label(record, "vendor", place, []),
                 metadata=_metadata(record),
             )
         )
-    if not images:
-        raise EmptyDataError(f"{metadata}: it lists no picture")
-    return Dataset(root.name, root, tuple(images))
+    splits.report()
+    return images
 
 
-def _read_karpathy(source: Path, folder: Path) -> Dataset:
+def _karpathy_sources(folder: Path, skipped: list[Skipped]) -> dict[Path, dict[str, Any]]:
+    """The files in the form of Karpathy's splits, with their content. Others of such names go to `skipped`."""
+    sources = {}
+    for file in sorted(folder.glob("dataset*.json")):
+        try:
+            sources[file] = _karpathy_json(file)
+        except DataError as error:
+            reason = str(error).partition(": ")[2]
+            skipped.append(Skipped(str(file), f"not read as a data set: {reason}"))
+    return sources
+
+
+def _karpathy_json(source: Path) -> dict[str, Any]:
     try:
-        text = source.read_text(encoding="utf-8-sig")
+        raw = parse_json(source.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{source}: cannot be read ({error})") from error
-    raw = _json(text, str(source))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{source}: this is not JSON ({error})") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("images"), list):
         raise DataError(f"{source}: this must be a JSON object with a list 'images', as in Karpathy's splits")
+    return raw
+
+
+def _read_karpathy(source: Path, raw: dict[str, Any], folder: Path, skipped: list[Skipped]) -> Dataset:
     root = folder.absolute()
     if not root.is_dir():
         raise DataError(f"{root}: no such folder of pictures")
@@ -241,6 +338,8 @@ def _read_karpathy(source: Path, folder: Path) -> Dataset:
     folders = ["", *sorted(f"{entry.name}/" for entry in root.iterdir() if entry.is_dir())]
     images: list[CaptionedImage] = []
     seen: set[str] = set()
+    unused: list[Skipped] = []
+    splits = _Splits(source, unused)
     for index, record in enumerate(raw["images"]):
         place = f"{source}, images[{index}]"
         if not isinstance(record, dict):
@@ -257,22 +356,20 @@ def _read_karpathy(source: Path, folder: Path) -> Dataset:
         file = next((candidate for candidate in candidates if listing.holds(candidate)), None)
         if file is None:
             raise DataError(f"{place}: the picture {name!r} is neither in {root} nor in one of its folders")
-        sentences = record.get("sentences", [])
-        if not isinstance(sentences, list) or not all(isinstance(s, dict) for s in sentences):
-            raise DataError(f"{place}: 'sentences' must be a list of objects with 'raw'")
-        captions = tuple(_text(s, "raw", f"{place}.sentences[{at}]", required=True) for at, s in enumerate(sentences))
         images.append(
             CaptionedImage(
                 image_id=name,
                 path=root / file,
-                captions=tuple(caption for caption in map(_clean, captions) if caption),
-                split=_split(_text(record, "split", place), place),
+                captions=_sentences(record, place, unused),
+                split=splits.of(record, index),
             )
         )
+    splits.report()
     if not images:
         raise EmptyDataError(f"{source}: it lists no picture")
-    title = _text(raw, "dataset", str(source))
-    return Dataset(title or source.stem.removeprefix("dataset_"), root, tuple(images))
+    title = raw.get("dataset")
+    name = without_surrogates(title) if isinstance(title, str) else ""
+    return Dataset(name or source.stem.removeprefix("dataset_"), root, tuple(images), tuple(skipped), tuple(unused))
 
 
 class _Listing:
@@ -295,29 +392,6 @@ class _Listing:
         return file in files
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines that are not blank, stripped, with their numbers. A byte-order mark is removed."""
-    number = 0
-    try:
-        with path.open("rb") as source:
-            for number, raw in enumerate(source, start=1):
-                # a byte-order mark is legal at the very start only
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                if line:
-                    yield number, line
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}, line {number}: not UTF-8 ({error.reason})") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
-
-
-def _json(text: str, place: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{place}: this is not JSON ({error})") from error
-
-
 def _text(record: dict[str, Any], key: str, place: str, *, required: bool = False) -> str:
     value = record.get(key)
     if value is None or value == "":
@@ -329,17 +403,50 @@ def _text(record: dict[str, Any], key: str, place: str, *, required: bool = Fals
     return value
 
 
-def _captions(record: dict[str, Any], place: str) -> tuple[str, ...]:
-    captions = record.get("captions")
-    if captions is None:
-        caption = _text(record, "text", place) or _text(record, "caption", place)
-        captions = [caption] if caption else []
-    if not isinstance(captions, list):
-        raise DataError(f"{place}: 'captions' must be a list of strings, not {type(captions).__name__}")
-    for at, caption in enumerate(captions):
-        if not isinstance(caption, str):
-            raise DataError(f"{place}: captions[{at}] must be a string, not {type(caption).__name__}")
-    return tuple(caption for caption in map(_clean, captions) if caption)
+def _label(record: Mapping[str, Any], key: str, place: str, unused: list[Skipped]) -> str:
+    """A name, which may be written as a number; "" if it is neither."""
+    value = record.get(key)
+    if isinstance(value, str):
+        return without_surrogates(value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    if value is not None:
+        unused.append(Skipped(place, f"{key!r} is not used: it must be a string, not {type(value).__name__}"))
+    return ""
+
+
+def _captions(record: Mapping[str, Any], place: str, unused: list[Skipped]) -> tuple[str, ...]:
+    key = next((key for key in ("captions", "text", "caption") if record.get(key) not in (None, "")), None)
+    if key is None:
+        return ()
+    values = record[key]
+    if not isinstance(values, list):
+        values = [values]
+    return _clean_captions([(f"{key}[{at}]", value) for at, value in enumerate(values)], place, unused)
+
+
+def _sentences(record: Mapping[str, Any], place: str, unused: list[Skipped]) -> tuple[str, ...]:
+    sentences = record.get("sentences", [])
+    if not isinstance(sentences, list):
+        unused.append(Skipped(place, "'sentences' is not used: it must be a list of objects with 'raw'"))
+        return ()
+    values = []
+    for at, sentence in enumerate(sentences):
+        tokens = sentence.get("tokens") if isinstance(sentence, dict) else None
+        joined = " ".join(map(str, tokens)) if isinstance(tokens, list) else None
+        raw = sentence.get("raw", joined) if isinstance(sentence, dict) else sentence
+        values.append((f"sentences[{at}]", raw))
+    return _clean_captions(values, place, unused)
+
+
+def _clean_captions(values: list[tuple[str, Any]], place: str, unused: list[Skipped]) -> tuple[str, ...]:
+    captions = []
+    for name, value in values:
+        if isinstance(value, (str, int, float)) and not isinstance(value, bool):
+            captions.append(_clean(str(value)))
+        elif value is not None:
+            unused.append(Skipped(place, f"{name} is not used: it must be a string, not {type(value).__name__}"))
+    return tuple(filter(None, captions))
 
 
 def _metadata(record: dict[str, Any]) -> str:
@@ -349,15 +456,31 @@ def _metadata(record: dict[str, Any]) -> str:
 
 
 def _clean(caption: str) -> str:
-    # a lone surrogate is legal in JSON and breaks every tokenizer
-    return caption.strip()[:MAX_CAPTION_CHARACTERS].encode("utf-8", "replace").decode("utf-8")
+    return without_surrogates(caption.strip()[:MAX_CAPTION_CHARACTERS])
 
 
-def _split(value: str, place: str) -> str:
-    try:
-        return _SPLIT_NAMES[value.strip().lower()]
-    except KeyError:
-        raise DataError(f"{place}: unknown split {value!r}; use train, validation or test") from None
+class _Splits:
+    """Reads the split of each record. Pictures of an unknown split stay in it, where training does not see them."""
+
+    def __init__(self, source: Path, unused: list[Skipped]) -> None:
+        self._source, self._unused = source, unused
+        self._unknown: dict[str, list[int]] = {}
+
+    def of(self, record: Mapping[str, Any], number: int) -> str:
+        value = record.get("split")
+        name = "" if value is None else (value if isinstance(value, str) else str(value)).strip().lower()
+        split = _SPLIT_NAMES.get(name)
+        if split is None:
+            split = without_surrogates(name)
+            self._unknown.setdefault(split, []).append(number)
+        return split
+
+    def report(self) -> None:
+        """List the unknown splits, once each."""
+        for name, numbers in self._unknown.items():
+            what = f"the split {name!r} of {len(numbers):,} pictures (the first: {numbers[0]:,}) is unknown"
+            reason = f"{what}; they are not trained on. Use train, validation or test"
+            self._unused.append(Skipped(str(self._source), reason))
 
 
 def _inside(name: str, place: str) -> str:

@@ -96,12 +96,12 @@ def one_per_concept(dataset: Dataset, seed: int) -> Dataset:
 def check_disjoint(dataset: Dataset, *, file_hashes: Mapping[str, str] | None = None) -> None:
     """Raise SplitLeakError, with an example, if a concept, a family or a file is in two splits.
 
-    `file_hashes` holds the hash of each picture's file by image id; without it files are not compared. Pictures without
-    a split are ignored.
+    `file_hashes` holds the hash of each picture's file by image id; without it files are not compared. Pictures of
+    no split, or of one that is none of the three, are ignored.
     """
     first_images: dict[tuple[str, str], CaptionedImage] = {}
     for image in dataset.images:
-        if not image.split:
+        if image.split not in SPLITS:
             continue
         properties = [("concept", image.concept), ("family", image.family)]
         if file_hashes is not None and image.image_id in file_hashes:

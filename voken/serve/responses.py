@@ -6,9 +6,7 @@ need not be UTF-8), which pydantic refuses, and metadata may hold numbers that J
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import secrets
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from voken.errors import BusyError, ConfigError, MissingExtraError, PictureError, VokenError
+from voken.json_text import json_text
 
 _log = logging.getLogger("voken.serve")
 
@@ -32,20 +31,7 @@ class JsonResponse(Response):
 
     def render(self, content: Any) -> bytes:
         """See starlette."""
-        try:
-            return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
-        except ValueError:
-            return json.dumps(_finite(content), allow_nan=False, separators=(",", ":")).encode("ascii")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return value
+        return json_text(content).encode("ascii")
 
 
 class RequestError(Exception):
