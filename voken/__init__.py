@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# ONNX Runtime would write files into the home folder and look up its maker's server. It reads this when it is loaded;
+# processes that this one starts inherit it. `voken.inference.engine` covers a program that loaded it before voken
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 if TYPE_CHECKING:
     from voken.api import Collection, Hit, fit

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from builders.tiny_lite import DIM, LEVELS, SIZE, make_whole_model
+from builders.saved_search import PICTURES, make_collection, make_model, save_search
+from builders.tiny_lite import DIM, LEVELS, SIZE
 from voken import Collection
 from voken.cli import app
 from voken.collection.snapshot import Snapshot
@@ -28,35 +29,11 @@ from voken.search.batching import SearchQueue
 from voken.search.searcher import Searcher, load_model
 
 TEXTS = ["a red cat", "two small birds on the hill under rain", "dog", "a blue dog on the hill"]
-PICTURES = 60
-
-
-def make_model(*, layers: tuple[int, ...] = (), precision="float32") -> Model:
-    return make_whole_model(SearchConfig(beams=7, precision=precision), layers=layers)
-
-
-def make_collection(model: Model) -> Snapshot:
-    vectors = np.random.default_rng(0).normal(size=(PICTURES, DIM)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    images = tuple(CaptionedImage(f"p{row}", Path(f"/pictures/p{row}.png")) for row in range(PICTURES))
-    return Snapshot.of_vectors(Dataset("pictures", Path("/pictures"), images), vectors, model)
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("compiled")
-    model = make_model().save(folder / "model")
-    collection = make_collection(model)
-    Store.create(
-        folder / "collection",
-        root=collection.root,
-        fingerprint=model.fingerprint,
-        tokenizer=model.tokenizer,
-        vectors=model.tokenizer.dim,
-        model_folder=folder / "model",
-        base=collection.base,
-    )
-    return folder
+    return save_search(tmp_path_factory.mktemp("compiled"))
 
 
 @pytest.mark.parametrize("readout", ["generate", "voken", "vector"])

@@ -385,6 +385,7 @@ def _session_options(threads: int = 0, *, once: bool = False) -> onnxruntime.Ses
 
     global _threads
     if _threads is None:
+        onnxruntime.disable_telemetry_events()  # `voken` sets a variable; this is for a program that loaded it earlier
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         _threads = threads or (1 if once else cores)
         onnxruntime.set_global_thread_pool_sizes(_threads, 1)
