@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,13 +17,10 @@ from builders.saved_search import PICTURES, make_collection, make_model, save_se
 from builders.tiny_lite import DIM, LEVELS, SIZE
 from voken import Collection
 from voken.cli import app
-from voken.collection.snapshot import Snapshot
 from voken.collection.store import Store
 from voken.config import SearchConfig
-from voken.data.captions import CaptionedImage, Dataset
 from voken.errors import ArtifactError, ArtifactVersionError, BusyError, CorruptArtifactError
 from voken.model.compiled import CompiledModel
-from voken.model.model import Model
 from voken.search.batching import SearchQueue
 from voken.search.searcher import Searcher, load_model
 
