@@ -5,6 +5,10 @@ saved, the format version, and the SHA-256 of every file. The folder is written 
 place: a reader sees the old folder or the new one, never a mixture, and a full disk or a kill leaves the old one as it
 was.
 
+A folder may come from a stranger. So its names are plain, and lead to regular files inside it, never through a link;
+sizes are checked before anything is read; and SQLite opens a database read-only, unless something is to be changed, and
+only if it holds the expected tables and nothing that runs by itself.
+
 This module does not know what is saved.
 """
 
@@ -12,22 +16,43 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
+import math
 import os
+import re
 import shutil
 import sqlite3
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from voken.errors import ArtifactError, ArtifactVersionError, CorruptArtifactError, StorageError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MANIFEST = "manifest.json"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 WAIT_SECONDS = 60.0
 """How long another process may hold the lock of a database."""
-_CORRUPT = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_SCHEMA}
+_MAX_JSON_BYTES = 16 << 20
+_MAX_VALUE_BYTES = 64 << 20
+"""The longest text or blob that SQLite reads from a database."""
+_SUPER_JOURNAL = bytes.fromhex("d9d505f920a163d7")
+"""The end of a journal that names another journal (sqlite.org/fileformat.html). SQLite would delete the file that is
+named, wherever it is. A database that is never attached to another has no such journal."""
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_CORRUPT = {
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_NOTADB,
+    sqlite3.SQLITE_ERROR,
+    sqlite3.SQLITE_SCHEMA,
+    sqlite3.SQLITE_TOOBIG,
+}
 _REFUSED = {
     sqlite3.SQLITE_FULL: "the disk is full. Free some space and run the same command again; saved data is untouched",
     sqlite3.SQLITE_IOERR: "the disk failed to read or write. Check its space and health and run the command again",
@@ -89,30 +114,110 @@ def writing(
 
 @contextmanager
 def open_database(
-    path: Path, *, damaged: str, create: bool = False, wait: float | None = None
+    path: Path,
+    *,
+    damaged: str,
+    tables: str | None = None,
+    read_only: bool = False,
+    create: bool = False,
+    wait: float | None = None,
 ) -> Iterator[sqlite3.Connection]:
     """An SQLite connection for one transaction or a few queries, closed at the end. The caller begins and commits.
 
     A connection per call takes 0.1 ms, and none is shared between threads or survives a fork. Without `create` the file
-    must exist. `wait` is how many seconds another process may hold the lock; None means a minute. `damaged` is the
-    message for a file that cannot be read: what is wrong and what to do ("the cache is damaged ({why}). Delete it").
-    Raises `StorageError` if the disk refuses or the lock is not released in time, and `CorruptArtifactError`.
+    must exist. `tables` are the statements that create the tables that the file may hold: other tables, views, triggers
+    and indices are refused. `wait` is how many seconds another process may hold the lock; None means a minute.
+    `damaged` is the message for a file that cannot be read: what is wrong and what to do ("the cache is damaged
+    ({why}). Delete it"). Raises `StorageError` if the disk refuses or the lock is not released in time, and
+    `CorruptArtifactError`.
     """
     connection: sqlite3.Connection | None = None
+    path = Path(path)
     try:
-        uri = f"{Path(path).absolute().as_uri()}?mode={'rwc' if create else 'rw'}"
-        timeout = WAIT_SECONDS if wait is None else wait
-        connection = sqlite3.connect(uri, uri=True, timeout=timeout, isolation_level=None)
+        if reason := _unsafe(path, strict=tables is not None):
+            raise CorruptArtifactError(f"{path}: {damaged.format(why=reason)}.")
+        mode = "ro" if read_only else "rwc" if create else "rw"
+        connection = _connect(path, mode, wait)
+        try:
+            objects = _objects(connection)
+        except sqlite3.OperationalError as error:
+            if not read_only or getattr(error, "sqlite_errorcode", 0) != sqlite3.SQLITE_READONLY_ROLLBACK:
+                raise
+            # a killed process left a change half done, which only a connection that may write can undo
+            connection.close()
+            connection = _connect(path, "rw", wait)
+            _objects(connection)
+            connection.close()
+            connection = _connect(path, "ro", wait)
+            objects = _objects(connection)
+        if tables is not None and not objects <= _expected_objects(tables):
+            name = sorted(objects - _expected_objects(tables))[0][1][:40]
+            reason = f"it holds {name!r}, which voken did not create"
+            raise CorruptArtifactError(f"{path}: {damaged.format(why=reason)}.")
         yield connection
     except sqlite3.DatabaseError as error:
         # the low byte is the kind of error, the other bytes are its details (sqlite.org/rescode.html)
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_IOERR) & 0xFF
         if code in _CORRUPT:
-            raise CorruptArtifactError(f"{path}: {damaged.format(why=error)}") from error
+            raise CorruptArtifactError(f"{path}: {damaged.format(why=error)}.") from error
         raise StorageError(f"{path}: {_REFUSED.get(code, f'{error}. Run the command again')}.") from error
     finally:
         if connection is not None:
             connection.close()
+
+
+def _connect(path: Path, mode: str, wait: float | None) -> sqlite3.Connection:
+    timeout = WAIT_SECONDS if wait is None else wait
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=timeout, isolation_level=None
+    )
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_VALUE_BYTES)
+    connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+    connection.execute("PRAGMA trusted_schema = OFF")
+    connection.execute("PRAGMA cell_size_check = ON")
+    return connection
+
+
+def _unsafe(path: Path, *, strict: bool) -> str:
+    """Why SQLite must not open a database; empty if it may. Nothing is opened through a link.
+
+    `strict` refuses databases with a write-ahead log, too.
+    """
+    for part in (path, *(path.with_name(path.name + suffix) for suffix in ("-journal", "-wal", "-shm"))):
+        try:
+            status = part.lstat()
+        except FileNotFoundError:
+            continue
+        if not stat.S_ISREG(status.st_mode):
+            return f"{part.name} is not a plain file"
+        if strict and part.name.endswith("-wal"):
+            return f"{part.name} belongs to another kind of database"
+        if part.name.endswith("-journal") and status.st_size >= 16:
+            with suppress(FileNotFoundError), open(part, "rb") as file:  # another process may have completed its change
+                file.seek(-8, os.SEEK_END)
+                if file.read() == _SUPER_JOURNAL:
+                    return f"{part.name} names a file elsewhere"
+        if strict and part is path and status.st_size >= 100:
+            with open(part, "rb") as file:
+                if file.read(20)[18:] != b"\x01\x01":
+                    return "it is not a database that voken wrote"
+    return ""
+
+
+def _objects(connection: sqlite3.Connection) -> set[tuple[str, str, str]]:
+    """Type, name and definition of every table, index, view and trigger."""
+    rows = connection.execute("SELECT type, name, sql FROM sqlite_schema LIMIT 100").fetchall()
+    return {(str(kind), str(name), " ".join(str(sql).split())) for kind, name, sql in rows}
+
+
+@cache
+def _expected_objects(tables: str) -> frozenset[tuple[str, str, str]]:
+    connection = sqlite3.connect(":memory:")
+    try:
+        connection.executescript(tables)
+        return frozenset(_objects(connection))
+    finally:
+        connection.close()
 
 
 def is_artifact(folder: Path) -> bool:
@@ -141,11 +246,11 @@ def check(folder: Path, *, kind: str, version: int, checksums: bool = True) -> d
             f"{folder}: {kind} format {manifest['version']} is newer than this voken reads ({version}). Upgrade voken."
         )
     for name, entry in manifest["files"].items():
-        path = folder / name
-        try:
-            intact = path.stat().st_size == entry["bytes"] and (not checksums or sha256(path) == entry["sha256"])
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            raise CorruptArtifactError(f"{path}: missing. Restore the folder from a copy or create it again.") from None
+        path = plain_path(folder, name)
+        with open_file(path) as file:
+            intact = os.fstat(file.fileno()).st_size == entry["bytes"]
+            if intact and checksums:
+                intact = hashlib.file_digest(file, "sha256").hexdigest() == entry["sha256"]
         if not intact:
             raise CorruptArtifactError(
                 f"{path}: differs from what was saved. Restore the folder from a copy or create it again."
@@ -155,7 +260,7 @@ def check(folder: Path, *, kind: str, version: int, checksums: bool = True) -> d
 
 def contents_digest(folder: Path, *, without: str) -> str:
     """A hexadecimal digest of the files in the subfolders of a saved folder, apart from the subfolder `without`."""
-    files = read_json(Path(folder) / MANIFEST)["files"]
+    files = _read_manifest(Path(folder), "model")["files"]
     digests = {name: entry["sha256"] for name, entry in files.items() if name.partition("/")[0] not in (name, without)}
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -199,15 +304,83 @@ def write_text(path: Path, text: str, *, encoding: str = "utf-8") -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises `CorruptArtifactError` if it is missing, not JSON or not an object."""
+    with open_file(path, max_bytes=_MAX_JSON_BYTES) as file:
+        content = file.read()
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CorruptArtifactError(f"{path}: missing. Restore the folder from a copy or create it again.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        value = json.loads(content.decode("utf-8"))
+    # a number of thousands of digits, or brackets in brackets without end
+    except (ValueError, RecursionError) as error:
         raise CorruptArtifactError(f"{path}: cannot be read ({error}). Create the folder again.") from error
     if not isinstance(value, dict):
         raise CorruptArtifactError(f"{path}: does not hold what voken saved. Create the folder again.")
     return value
+
+
+def open_file(path: Path, *, max_bytes: int | None = None) -> io.BufferedReader:
+    """Open a file of a saved folder to read it. It must be a regular file, not a link, of at most `max_bytes`.
+
+    A named pipe does not block. Raises `CorruptArtifactError`, and `StorageError` if the file may not be read.
+    """
+    # a folder is opened as if it were a file, and refused below; Windows lacks the first two flags and needs the third
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    remedy = "Restore the folder from a copy or create it again."
+    try:
+        descriptor = os.open(path, flags)
+    except (FileNotFoundError, NotADirectoryError):
+        raise CorruptArtifactError(f"{path}: missing. {remedy}") from None
+    except OSError as error:
+        if error.errno in {errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.ENAMETOOLONG, errno.EISDIR}:
+            raise CorruptArtifactError(f"{path}: is not a plain file. {remedy}") from None
+        raise StorageError(f"{path}: cannot be read ({error.strerror}). Correct its permissions.") from error
+    status = os.fstat(descriptor)
+    reason = ""
+    if not stat.S_ISREG(status.st_mode):
+        reason = "is not a plain file"
+    elif max_bytes is not None and status.st_size > max_bytes:
+        reason = f"has {status.st_size:,} bytes, over the limit of {max_bytes:,}"
+    if reason:
+        os.close(descriptor)
+        raise CorruptArtifactError(f"{path}: {reason}. {remedy}")
+    return open(descriptor, "rb")
+
+
+def plain_path(folder: Path, name: object) -> Path:
+    """The path of a file that a saved folder names: relative, with "/", and inside the folder without any link.
+
+    Raises `CorruptArtifactError` for another name. The file itself may be missing; `open_file` refuses links to files.
+    """
+    parts = name.split("/") if isinstance(name, str) else [""]
+    if any(part in ("", ".", "..") or "\\" in part or not part.isprintable() for part in parts):
+        raise CorruptArtifactError(
+            f"{folder}: names the file {str(name)[:80]!r}, which is not a plain name. Create the folder again."
+        )
+    path = Path(folder)
+    for part in parts[:-1]:
+        path /= part
+        if path.is_symlink():
+            raise CorruptArtifactError(f"{path}: is a link. Put the folder itself there.")
+    return path / parts[-1]
+
+
+def map_array(path: Path) -> np.ndarray:
+    """Memory-map an array that `numpy.save` wrote. Raises `CorruptArtifactError`."""
+    import numpy as np  # `voken --help` must not wait for it
+    from numpy.lib import format as npy
+
+    with open_file(path) as file:
+        try:
+            header = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
+            shape, fortran_order, dtype = header(file)
+            needed = file.tell() + math.prod(shape) * dtype.itemsize
+            if dtype.hasobject or not dtype.itemsize or any(side < 0 for side in shape):
+                raise ValueError(f"an array of {dtype} {shape}")
+            if os.fstat(file.fileno()).st_size < needed:
+                raise ValueError("it is cut short")
+            array = np.memmap(file, dtype, "r", file.tell(), shape, "F" if fortran_order else "C")
+        # numpy reads the header as a literal of Python, and passes on whatever its tokenizer raises
+        except Exception as error:
+            raise CorruptArtifactError(f"{path}: cannot be read ({error}). Index the pictures again.") from error
+    return np.asarray(array)
 
 
 def _read_manifest(folder: Path, kind: str) -> dict[str, Any]:
@@ -216,9 +389,25 @@ def _read_manifest(folder: Path, kind: str) -> dict[str, Any]:
     if not is_artifact(folder):
         raise ArtifactError(f"{folder}: no saved {kind} there (it has no {MANIFEST}).")
     manifest = read_json(folder / MANIFEST)
-    if not {"kind", "version", "files"} <= manifest.keys():
+    if not _is_manifest(manifest):
         raise CorruptArtifactError(f"{folder / MANIFEST}: is not a manifest. Create the folder again.")
     return manifest
+
+
+def _is_manifest(values: dict[str, Any]) -> bool:
+    files = values.get("files")
+    return (
+        isinstance(values.get("kind"), str)
+        and type(values.get("version")) is int
+        and isinstance(files, dict)
+        and all(
+            isinstance(entry, dict)
+            and type(entry.get("bytes")) is int
+            and isinstance(entry.get("sha256"), str)
+            and _SHA256.fullmatch(entry["sha256"]) is not None
+            for entry in files.values()
+        )
+    )
 
 
 def _write_manifest(folder: Path, *, kind: str, version: int, sealed: bool) -> None:

@@ -261,5 +261,5 @@ def test_text_column_on_disk(tmp_path):
     with pytest.raises(CorruptArtifactError, match="blocks"):
         TextColumn.load(tmp_path, "t", 300)
     (tmp_path / "t.blocks.npy").unlink()
-    with pytest.raises(CorruptArtifactError, match="cannot be read"):
+    with pytest.raises(CorruptArtifactError, match="missing"):
         TextColumn.load(tmp_path, "t", 300)

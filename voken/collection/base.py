@@ -14,6 +14,7 @@ Opening reads only the headers, and imports no code that reads pictures or runs 
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,12 +24,12 @@ from hashlib import blake2b
 from itertools import islice
 from operator import eq
 from pathlib import Path
-from typing import Self, overload
+from typing import Any, Self, overload
 
 import numpy as np
 
 from voken import artifact
-from voken.decoding.trie import VokenTrie
+from voken.decoding.trie import VokenTrie, row_bytes
 from voken.errors import CorruptArtifactError, StorageError
 from voken.shapes import Float16, Int64, Shaped, UInt8, UInt32, UInt64
 
@@ -39,6 +40,8 @@ _ROWS_PER_WRITE = 1 << 14
 _TEXTS_PER_BLOCK = 128
 _CACHED_BLOCKS = 64
 """About a megabyte."""
+_SMALL_BLOCK = 1 << 16
+_AGAIN = "Index the pictures again."
 _END_OF_TEXT = b"\xff"
 # a file name may hold bytes that are not UTF-8; Python represents them as lone surrogates, which must be restored
 _SURROGATES = "surrogatepass"
@@ -99,22 +102,23 @@ class Base:
         """
         artifact.check(folder, kind=KIND, version=VERSION, checksums=verify)
         header = artifact.read_json(folder / "base.json")
-        try:
-            count = int(header["pictures"])
-            ids = NumberColumn(count) if header["ids_are_numbers"] else TextColumn.load(folder, "ids", count)
-            stored_paths = ids if header["paths_are_ids"] else TextColumn.load(folder, "paths", count)
-            trie = VokenTrie.load(folder / "trie")
-            vectors = map_array(folder / "vectors.npy") if header["with_vectors"] else None
-            facts = map_array(folder / "files.npy") if header["with_files"] else None
-            metadata = TextColumn.load(folder, "metadata", count) if header["with_metadata"] else None
-            lookup = None if header["ids_are_numbers"] else Lookup.load(folder)
-        except (KeyError, TypeError, ValueError) as error:
+        types = {"pictures": int} | dict.fromkeys(
+            ("ids_are_numbers", "paths_are_ids", "with_vectors", "with_files", "with_metadata"), bool
+        )
+        if any(type(header.get(name)) is not kind for name, kind in types.items()):
             raise CorruptArtifactError(
-                f"{folder / 'base.json'}: does not hold what voken saved ({error!r}). Index the pictures again."
-            ) from error
-        lengths = {trie.images, *(len(part) for part in (vectors, facts) if part is not None)}
-        if lengths != {count}:
+                f"{folder / 'base.json'}: does not hold what voken saved. Index the pictures again."
+            )
+        count = header["pictures"]
+        trie = VokenTrie.load(folder / "trie")
+        if trie.images != count or np.asarray(trie.order).shape[1] != row_bytes(count):
             raise CorruptArtifactError(f"{folder}: its files are from different collections. Index the pictures again.")
+        ids = NumberColumn(count) if header["ids_are_numbers"] else TextColumn.load(folder, "ids", count)
+        stored_paths = ids if header["paths_are_ids"] else TextColumn.load(folder, "paths", count)
+        vectors = _map(folder / "vectors.npy", "<f2", count, columns=True) if header["with_vectors"] else None
+        facts = _map(folder / "files.npy", FACTS, count) if header["with_files"] else None
+        metadata = TextColumn.load(folder, "metadata", count) if header["with_metadata"] else None
+        lookup = None if header["ids_are_numbers"] else Lookup.load(folder, count)
         return cls(ids, stored_paths, trie, vectors, facts, metadata, lookup)
 
 
@@ -185,6 +189,8 @@ class Lookup:
         key = np.uint64(_hash(image_id))
         low, high = self.hashes.searchsorted(key, "left"), self.hashes.searchsorted(key, "right")
         rows: list[int] = self.rows[low:high].tolist()
+        if rows and max(rows) >= len(self.rows):
+            raise CorruptArtifactError(f"The lookup of ids names the picture {max(rows)} of {len(self.rows)}. {_AGAIN}")
         return rows
 
     def save(self, folder: Path) -> None:
@@ -193,9 +199,10 @@ class Lookup:
         np.save(folder / "lookup.rows.npy", self.rows, allow_pickle=False)
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Map what `save` wrote."""
-        return cls(map_array(folder / "lookup.hashes.npy"), map_array(folder / "lookup.rows.npy"))
+    def load(cls, folder: Path, pictures: int) -> Self:
+        """Map what `save` wrote. Raises `CorruptArtifactError` if the files are not for so many `pictures`."""
+        hashes = _map(folder / "lookup.hashes.npy", "<u8", pictures)
+        return cls(hashes, _map(folder / "lookup.rows.npy", "<u4", pictures))
 
 
 class _Texts(Sequence[str]):
@@ -241,7 +248,8 @@ class TextColumn(_Texts):
         blocks, starts = [], [0]
         while block := list(islice(remaining, _TEXTS_PER_BLOCK)):
             plain = b"".join(text.encode("utf-8", _SURROGATES) + _END_OF_TEXT for text in block)
-            blocks.append(zlib.compress(plain, 9))
+            packed = zlib.compress(plain, 9)
+            blocks.append(packed if len(plain) <= _most_bytes(len(packed)) else zlib.compress(plain, 0))
             starts.append(starts[-1] + len(blocks[-1]))
             count += len(block)
         return cls(np.frombuffer(b"".join(blocks), dtype=np.uint8), np.array(starts, dtype=np.int64), count)
@@ -255,17 +263,18 @@ class TextColumn(_Texts):
     def load(cls, folder: Path, name: str, texts: int) -> Self:
         """Map what `save` wrote. Raises `CorruptArtifactError` if the files cannot hold so many `texts`."""
         path = folder / f"{name}.zlib"
-        try:
-            starts = np.load(folder / f"{name}.blocks.npy", mmap_mode="r", allow_pickle=False)
+        starts = artifact.map_array(folder / f"{name}.blocks.npy")
+        blocks = -(-texts // _TEXTS_PER_BLOCK)
+        with artifact.open_file(path) as file:
             # an empty file cannot be mapped
-            empty = path.stat().st_size == 0
-            content = np.zeros(0, np.uint8) if empty else np.memmap(path, dtype=np.uint8, mode="r")
-        except (OSError, ValueError, EOFError) as error:
-            raise CorruptArtifactError(f"{path}: cannot be read ({error}). Index the pictures again.") from error
+            empty = os.fstat(file.fileno()).st_size == 0
+            content = np.zeros(0, np.uint8) if empty else np.memmap(file, dtype=np.uint8, mode="r")
         if (
             starts.dtype != np.int64
-            or starts.shape != (-(-texts // _TEXTS_PER_BLOCK) + 1,)
+            or starts.shape != (blocks + 1,)
+            or starts[0] != 0
             or starts[-1] != len(content)
+            or (np.diff(starts) < 0).any()
         ):
             raise CorruptArtifactError(f"{path}: its size is not that of its blocks. Index the pictures again.")
         return cls(np.asarray(content), np.asarray(starts), texts, str(path))
@@ -281,20 +290,34 @@ class TextColumn(_Texts):
     def __iter__(self) -> Iterator[str]:
         for block in range(len(self._starts) - 1):
             for text in self._unpack(block):
-                yield text.decode("utf-8", _SURROGATES)
+                yield self._decode(text)
 
     def _text(self, row: int) -> str:
-        return self._block(row // _TEXTS_PER_BLOCK)[row % _TEXTS_PER_BLOCK].decode("utf-8", _SURROGATES)
+        return self._decode(self._block(row // _TEXTS_PER_BLOCK)[row % _TEXTS_PER_BLOCK])
+
+    def _decode(self, text: bytes) -> str:
+        try:
+            return text.decode("utf-8", _SURROGATES)
+        except UnicodeDecodeError as error:
+            raise CorruptArtifactError(f"{self._name}: is damaged ({error}). Index the pictures again.") from error
 
     def _unpack(self, block: int) -> list[bytes]:
         """The encoded texts of a block. Raises `CorruptArtifactError` if the block is damaged."""
         expected = min(_TEXTS_PER_BLOCK, self._texts - block * _TEXTS_PER_BLOCK)
+        packed = self._content[self._starts[block] : self._starts[block + 1]].data
+        decompressor = zlib.decompressobj()
+        most = _most_bytes(len(packed))
         try:
             # the zlib format carries a checksum, which is compared here
-            plain = zlib.decompress(self._content[self._starts[block] : self._starts[block + 1]].data)
+            plain = decompressor.decompress(packed, most + 1)
         except zlib.error as error:
             raise CorruptArtifactError(f"{self._name}: is damaged ({error}). Index the pictures again.") from error
-        texts = plain.split(_END_OF_TEXT)[:-1]
+        if len(plain) > most or not decompressor.eof:
+            why = (
+                f"block {block} unpacks to over {most:,} bytes" if len(plain) > most else f"block {block} is cut short"
+            )
+            raise CorruptArtifactError(f"{self._name}: is damaged ({why}). Index the pictures again.")
+        texts = plain.split(_END_OF_TEXT, expected + 1)[:-1]
         if len(texts) != expected:
             raise CorruptArtifactError(
                 f"{self._name}: block {block} holds {len(texts)} texts, not {expected}. Index the pictures again."
@@ -371,13 +394,20 @@ def column(texts: Sequence[str]) -> TextColumn | NumberColumn:
     return numbers if all(map(eq, texts, numbers)) else TextColumn.of(texts)
 
 
-def map_array(path: Path) -> np.ndarray:
-    """Memory-map a saved array. Raises `CorruptArtifactError`."""
-    try:
-        array: np.ndarray = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-        return array
-    except (OSError, ValueError, EOFError) as error:
-        raise CorruptArtifactError(f"{path}: cannot be read ({error}). Index the pictures again.") from error
+def _map(path: Path, dtype: str | np.dtype[Any], rows: int, *, columns: bool = False) -> np.ndarray:
+    """Map an array of `rows` rows. Raises `CorruptArtifactError` if it has another type or size."""
+    array: np.ndarray = artifact.map_array(path)
+    if array.dtype != np.dtype(dtype) or array.ndim != 1 + columns or len(array) != rows:
+        raise CorruptArtifactError(f"{path}: holds {array.dtype} {array.shape}, and not one per picture. {_AGAIN}")
+    return array
+
+
+def _most_bytes(packed: int) -> int:
+    """The most bytes that a block of `packed` bytes may unpack to. A block that compresses better is not compressed.
+
+    A small file must not fill the memory: zlib reaches 1 : 1,000.
+    """
+    return max(_SMALL_BLOCK, min(256 * packed, 64 * _SMALL_BLOCK), 32 * packed)
 
 
 def _hash(image_id: str) -> int:

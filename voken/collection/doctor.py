@@ -59,7 +59,10 @@ def examine(folder: Path, *, progress: Progress = no_progress) -> list[Finding]:
     checks: tuple[Callable[[Snapshot], list[Finding]], ...] = (_check_rows, _check_model, _check_files)
     for step, check in enumerate(checks, start=1):
         progress("examine", step, 5)
-        findings += check(snapshot)
+        try:
+            findings += check(snapshot)
+        except (IndexError, ValueError, VokenError) as error:
+            findings.append(Finding("wrong", f"the files contradict one another ({error})", "index the pictures again"))
     progress("examine", 4, 5)
     if leftovers := store.leftovers():
         what = f"{len(leftovers)} leftovers of compactions that were killed"

@@ -29,7 +29,7 @@ from voken.collection.base import (
 from voken.data.skipped import Skipped
 from voken.decoding.merged_trie import merged_trie, places_of
 from voken.decoding.trie import VokenTrie
-from voken.errors import ArtifactError, DataError, EmptyDataError
+from voken.errors import ArtifactError, CorruptArtifactError, DataError, EmptyDataError
 from voken.shapes import Float16, Float32, Int32, Int64, Shaped
 
 if TYPE_CHECKING:
@@ -176,7 +176,10 @@ class Snapshot:
         """The voken sequences, with the row numbers of the pictures of each."""
         if not self.is_changed:
             return self.base.trie
-        return merged_trie(self.base.trie, np.sort(self.removed_places), self.added.vokens, self.added.rows)
+        try:
+            return merged_trie(self.base.trie, np.sort(self.removed_places), self.added.vokens, self.added.rows)
+        except (IndexError, ValueError) as error:
+            raise self._contradiction(error) from error
 
     @cached_property
     def vectors(self) -> Float16[np.ndarray, "pictures dim"] | AppendedRows | None:
@@ -213,10 +216,10 @@ class Snapshot:
         return self.origin.model_fingerprint
 
     def path(self, row: int) -> Path:
-        """The path of a picture's file."""
+        """The path of a picture's file. Raises `CorruptArtifactError` if an upload is said to lie elsewhere."""
         stored = self.stored_paths[row]
         if stored.startswith(UPLOAD_PREFIX) and self.folder is not None:
-            return self.folder / stored[len(UPLOAD_PREFIX) :]
+            return artifact.plain_path(self.folder, stored[len(UPLOAD_PREFIX) :])
         return self.root / stored
 
     @property
@@ -263,7 +266,13 @@ class Snapshot:
 
         They take 4 · M bytes of memory per picture; for a few leaves use `trie.leaf_vokens`.
         """
-        return self.trie.row_vokens()[1] if self.is_changed else self.trie.image_vokens()
+        try:
+            vokens = self.trie.row_vokens()[1] if self.is_changed else self.trie.image_vokens()
+        except (IndexError, ValueError) as error:
+            raise self._contradiction(error) from error
+        if len(vokens) != len(self):
+            raise self._contradiction(f"{len(vokens)} sequences of {len(self)} pictures")
+        return vokens
 
     def sequence(self, row: int) -> Int32[np.ndarray, " M"]:
         """The vokens of one picture. Reads the row numbers of the whole base: 40 ms for ten million pictures."""
@@ -271,9 +280,22 @@ class Snapshot:
             vokens: np.ndarray = self.added.vokens[self.added.rows.searchsorted(row)]
             return vokens
         trie = self.base.trie
-        leaf = trie.row_offsets.parents(places_of(trie, np.array([row])))
+        try:
+            leaf = trie.row_offsets.parents(places_of(trie, np.array([row])))
+        except IndexError as error:
+            raise self._contradiction(error) from error
         sequence: np.ndarray = trie.leaf_vokens(leaf)[0]
         return sequence
+
+    def check_rows(self, rows: Int64[np.ndarray, " rows"]) -> None:
+        """Raise `CorruptArtifactError` if a row number, which the trie holds, is that of no picture."""
+        if len(rows) and rows.max() >= len(self.ids):
+            raise self._contradiction(f"row {rows.max()} of {len(self.ids)}")
+
+    def _contradiction(self, why: object) -> CorruptArtifactError:
+        return CorruptArtifactError(
+            f"{self.folder}: its trie and its pictures do not belong together ({why}). Index the pictures again."
+        )
 
     @property
     def size(self) -> CollectionSize:

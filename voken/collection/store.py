@@ -16,24 +16,25 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
 
 from voken import artifact
-from voken.artifact import open_database
-from voken.collection.base import FACTS, Base, map_array, write_base
+from voken.artifact import map_array, open_database
+from voken.collection.base import FACTS, Base, write_base
 from voken.collection.snapshot import UPLOAD_PREFIX, AddedPictures, Origin, Snapshot, refuse_repeats
 from voken.data.skipped import Skipped
 from voken.decoding.merged_trie import places_of
-from voken.decoding.trie import VokenTrie
+from voken.decoding.trie import MAX_ENTRIES, MAX_LEVELS, VokenTrie
 from voken.errors import ArtifactError, ArtifactVersionError, ConfigError, CorruptArtifactError, StorageError
 from voken.shapes import Float16, Float32, Int32, Int64
 
@@ -42,6 +43,7 @@ FILE, CODEBOOKS, PICTURES = "collection.sqlite3", "codebooks.npy", "pictures"
 _DAMAGED = (
     "the collection's changes cannot be read ({why}). Restore the folder from a copy, or index the pictures again"
 )
+_AGAIN = "Index the pictures again."
 _TABLES = """
     CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE added (
@@ -56,6 +58,10 @@ _MIN_CHANGES = 4_096
 _CHANGED_SHARE = 16
 """A compaction is due if more than one picture in this many has changed."""
 _ATTEMPTS = 20
+_BASE = re.compile(r"(base-\d{6,12})?")
+_MAX_NUMBER, MAX_DIM = 1 << 63, 1 << 16
+_LEAST_BYTES = {"settings": 2, "added": 32, "removed": 4, "skipped": 8}
+"""What a row of each table takes in the file, at least. In a hostile file pages may follow one another in a circle."""
 
 
 class Codebooks(Protocol):
@@ -255,6 +261,9 @@ class Store:
             )
         if not (folder / FILE).is_file():
             raise CorruptArtifactError(f"{folder / FILE}: missing. Restore the folder from a copy or create it again.")
+        if (folder / PICTURES).is_symlink():
+            # deleting an upload would delete a file elsewhere
+            raise CorruptArtifactError(f"{folder / PICTURES}: is a link. Put the folder of uploaded pictures there.")
         return cls(folder)
 
     def snapshot(self, latest: Snapshot | None = None, *, verify: bool = False, wait: float | None = None) -> Snapshot:
@@ -264,16 +273,17 @@ class Store:
         longer, `CorruptArtifactError` if the files cannot be read.
         """
         for attempt in range(_ATTEMPTS):
-            with self._connection(wait) as connection:
+            with self._reading(wait) as connection:
                 connection.execute("BEGIN")
-                state = _read_state(connection, self.folder)
+                state = _read_state(connection)
                 if latest is not None and not verify and latest.key == (state.uid, state.version):
                     return latest
-                added, removed = _read_added(connection, state), _read_removed(connection)
-                skipped = connection.execute("SELECT path, reason FROM skipped ORDER BY path").fetchall()
+                added, removed = _read_added(connection, state), _read_removed(connection, state)
+                skipped = _read_skipped(connection)
                 connection.execute("COMMIT")
             try:
                 base = self._open_base(state, verify=verify)
+                _check_rows(self.folder, base, added, removed)
             except ArtifactError:
                 # a compaction may have replaced the base meanwhile
                 if attempt + 1 < _ATTEMPTS and self._state().base != state.base:
@@ -288,7 +298,7 @@ class Store:
                 removed=removed[:, 0].copy(),
                 removed_places=removed[:, 1].copy(),
                 additions=added,
-                skipped=tuple(Skipped(str(origin.root / _decode_text(path)), reason) for path, reason in skipped),
+                skipped=tuple(Skipped(str(origin.root / file.path), file.reason) for file in skipped),
             )
         raise StorageError(f"{self.folder}: another process compacts it again and again. Try again in a moment.")
 
@@ -318,7 +328,7 @@ class Store:
                 if row is None or connection.execute("SELECT 1 FROM removed WHERE row = ?", (row,)).fetchone():
                     continue
                 rows[row] = image_id
-            places = places_of(base.trie, np.array(sorted(rows), dtype=np.int64))
+            places = _places(self.folder / state.base, base, sorted(rows))
             connection.executemany(
                 "INSERT INTO removed (row, place) VALUES (?, ?)", zip(sorted(rows), places.tolist(), strict=True)
             )
@@ -346,9 +356,8 @@ class Store:
 
     def skipped(self) -> dict[str, SkippedFile]:
         """The files that could not be used, by stored path."""
-        with self._connection() as connection:
-            rows = connection.execute("SELECT path, reason, size, modified FROM skipped").fetchall()
-        return {_decode_text(path): SkippedFile(_decode_text(path), *values) for path, *values in rows}
+        with self._reading() as connection:
+            return {file.path: file for file in _read_skipped(connection)}
 
     @property
     def stores_vectors(self) -> bool:
@@ -366,12 +375,11 @@ class Store:
     @property
     def wants_compaction(self) -> bool:
         """Whether there are so many changes that opening is slow."""
-        with self._connection() as connection:
-            state = _read_state(connection, self.folder)
-            changes = connection.execute(
-                "SELECT (SELECT count(*) FROM added) + (SELECT count(*) FROM removed)"
-            ).fetchone()[0]
-        return int(changes) > max(_MIN_CHANGES, len(self._open_base(state)) // _CHANGED_SHARE)
+        with self._reading() as connection:
+            state = _read_state(connection)
+            most = max(_MIN_CHANGES, len(self._open_base(state)) // _CHANGED_SHARE)
+            query = "SELECT count(*) FROM (SELECT row FROM added UNION ALL SELECT row FROM removed LIMIT ?)"
+            return int(connection.execute(query, (most + 1,)).fetchone()[0]) > most
 
     def compact(self) -> bool:
         """Write all pictures into a new base. Returns False if there were no changes to write.
@@ -380,13 +388,16 @@ class Store:
         changes nothing, and the next one removes its files. Row numbers change, ids do not.
         """
         with self._transaction() as (connection, state):
-            removed = _read_removed(connection)
+            with _odd_values(self.folder / FILE):
+                added, removed = _read_added(connection, state), _read_removed(connection, state)
+            base = self._open_base(state)
+            _check_rows(self.folder, base, added, removed)
             snapshot = Snapshot(
-                self._open_base(state),
+                base,
                 self._origin(state),
                 removed=removed[:, 0].copy(),
                 removed_places=removed[:, 1].copy(),
-                additions=_read_added(connection, state),
+                additions=added,
             )
             if not snapshot.is_changed:
                 self._remove_other_bases(state.base)
@@ -402,13 +413,13 @@ class Store:
         # writing now, the next compaction removes the old base
         with suppress(StorageError), self._connection(wait=0) as connection:
             connection.execute("BEGIN IMMEDIATE")
-            self._remove_other_bases(_read_state(connection, self.folder).base)
+            self._remove_other_bases(_read_state(connection).base)
             connection.execute("ROLLBACK")
         return True
 
     def integrity(self) -> list[str]:
         """The faults that SQLite reports in its file; empty if there are none."""
-        with self._connection() as connection:
+        with self._reading() as connection:
             messages = [str(row[0]) for row in connection.execute("PRAGMA integrity_check").fetchall()]
         return [] if messages == ["ok"] else messages
 
@@ -418,11 +429,31 @@ class Store:
 
     def codebooks(self) -> Float32[np.ndarray, "M N e"]:
         """The codebooks of the tokenizer that encoded the pictures."""
-        return map_array(self.folder / CODEBOOKS)
+        path, state = self.folder / CODEBOOKS, self._state()
+        codebooks: np.ndarray = map_array(path)
+        if (
+            codebooks.dtype != np.float32
+            or codebooks.shape[:2] != (state.levels, state.codebook_size)
+            or codebooks.ndim != 3
+            or not np.isfinite(codebooks).all()
+        ):
+            raise CorruptArtifactError(f"{path}: does not fit the collection. Index the pictures again.")
+        return codebooks
+
+    @contextmanager
+    def _reading(self, wait: float | None = None) -> Iterator[sqlite3.Connection]:
+        """A connection that changes nothing in the folder."""
+        path = self.folder / FILE
+        with (
+            open_database(path, damaged=_DAMAGED, tables=_TABLES, read_only=True, wait=wait) as connection,
+            _odd_values(path),
+        ):
+            yield connection
 
     @contextmanager
     def _connection(self, wait: float | None = None) -> Iterator[sqlite3.Connection]:
-        with open_database(self.folder / FILE, damaged=_DAMAGED, wait=wait) as connection:
+        path = self.folder / FILE
+        with open_database(path, damaged=_DAMAGED, tables=_TABLES, wait=wait) as connection:
             # syncs the removal of the journal, too, so that a reported commit survives a power cut
             connection.execute("PRAGMA synchronous = EXTRA")
             yield connection
@@ -433,7 +464,9 @@ class Store:
         with self._connection() as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
-                yield connection, _read_state(connection, self.folder)
+                with _odd_values(self.folder / FILE):
+                    state = _read_state(connection)
+                yield connection, state
                 connection.execute("COMMIT")
             except BaseException:
                 if connection.in_transaction:
@@ -441,15 +474,21 @@ class Store:
                 raise
 
     def _state(self) -> _State:
-        with self._connection() as connection:
-            return _read_state(connection, self.folder)
+        with self._reading() as connection:
+            return _read_state(connection)
 
     def _open_base(self, state: _State, *, verify: bool = False) -> Base:
         key, cached = f"{state.uid} {state.base}", self._base
         if cached is not None and cached[0] == key and not verify:
             return cached[1]
         if state.base:
+            if (self.folder / state.base).is_symlink():
+                raise CorruptArtifactError(f"{self.folder / state.base}: is a link. Put the folder itself there.")
             base = Base.open(self.folder / state.base, verify=verify)
+            if (base.trie.levels, base.trie.codebook_size) != (state.levels, state.codebook_size) or (
+                base.vectors is not None and base.vectors.shape[1] != state.dim
+            ):
+                raise CorruptArtifactError(f"{self.folder / state.base}: is of another collection. {_AGAIN}")
         else:
             base = Base.empty(state.levels, state.codebook_size, state.dim)
         self._base = (key, base)
@@ -474,12 +513,30 @@ class Store:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _read_state(connection: sqlite3.Connection, folder: Path) -> _State:
+@contextmanager
+def _odd_values(path: Path) -> Iterator[None]:
+    """Raise `CorruptArtifactError` for a value that voken cannot have written."""
     try:
-        settings = {name: json.loads(value) for name, value in connection.execute("SELECT name, value FROM settings")}
-        return _State(**settings)
-    except (TypeError, ValueError) as error:
-        raise CorruptArtifactError(f"{folder / FILE}: {_DAMAGED.format(why=error)}.") from error
+        yield
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise CorruptArtifactError(f"{path}: {_DAMAGED.format(why=error)}.") from error
+
+
+def _read_state(connection: sqlite3.Connection) -> _State:
+    """Raises `TypeError` or `ValueError` for odd values."""
+    names = [column.name for column in fields(_State)]
+    marks = ",".join("?" * len(names))
+    rows = connection.execute(f"SELECT name, value FROM settings WHERE name IN ({marks}) LIMIT 100", names).fetchall()
+    state = _State(**{name: json.loads(value) for name, value in rows})
+    for column in fields(_State):
+        value = getattr(state, column.name)
+        if type(value).__name__ != column.type or (isinstance(value, int) and not 0 <= value < _MAX_NUMBER):
+            raise ValueError(f"{column.name} is {str(value)[:40]!r}")
+    if not (0 < state.levels <= MAX_LEVELS and 0 < state.codebook_size <= MAX_ENTRIES and state.dim <= MAX_DIM):
+        raise ValueError(f"{state.levels} vokens of {state.codebook_size}, vectors of {state.dim}")
+    if _BASE.fullmatch(state.base) is None:
+        raise ValueError(f"base is {state.base[:40]!r}")
+    return state
 
 
 def _write_settings(connection: sqlite3.Connection, **settings: Any) -> None:
@@ -522,32 +579,90 @@ def _as_row(row: int, entry: Entry) -> tuple[Any, ...]:
     )
 
 
-def _read_removed(connection: sqlite3.Connection) -> Int64[np.ndarray, "removed 2"]:
-    rows = connection.execute("SELECT row, place FROM removed ORDER BY row").fetchall()
-    return np.array(rows, dtype=np.int64).reshape(-1, 2)
+def _rows(connection: sqlite3.Connection, table: str, columns: str, order: str) -> list[tuple[Any, ...]]:
+    """All rows of a table. Raises `ValueError` if there are more than the file has room for."""
+    (size,) = connection.execute(
+        "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()"
+    ).fetchone()
+    most = size // _LEAST_BYTES[table]
+    rows = connection.execute(f"SELECT {columns} FROM {table} ORDER BY {order} LIMIT ?", (most + 1,)).fetchall()
+    if len(rows) > most:
+        raise ValueError(f"the table {table!r} has no end")
+    return rows
+
+
+def _read_removed(connection: sqlite3.Connection, state: _State) -> Int64[np.ndarray, "removed 2"]:
+    rows = _rows(connection, "removed", "row, place", "row")
+    removed = np.array(rows, dtype=np.int64).reshape(-1, 2)
+    if len(rows) and (not _ascends(removed[:, 0], 0, state.next_row) or removed.min() < 0):
+        raise ValueError("the numbers of removed pictures are impossible")
+    return removed
+
+
+def _read_skipped(connection: sqlite3.Connection) -> list[SkippedFile]:
+    rows = _rows(connection, "skipped", "path, reason, size, modified", "path")
+    files = [SkippedFile(_decode_text(path), *values) for path, *values in rows]
+    if any((type(file.reason), type(file.size), type(file.modified)) != (str, int, int) for file in files):
+        raise ValueError("a file that was left out has an impossible entry")
+    return files
 
 
 def _read_added(connection: sqlite3.Connection, state: _State) -> AddedPictures:
-    records = connection.execute("SELECT * FROM added ORDER BY row").fetchall()
+    columns = "row, id, name, vokens, vector, size, modified, taken, hash, metadata"
+    records = _rows(connection, "added", columns, "row")
     if not records:
         return AddedPictures.empty(state.levels)
     rows, ids, stored_paths, vokens, vectors, size, modified, taken, digest, metadata = zip(*records, strict=True)
     facts = np.zeros(len(records), FACTS)
     for field_name, values in (("size", size), ("modified", modified), ("taken", taken)):
         facts[field_name] = values
-    facts["hash"] = np.frombuffer(b"".join(digest), dtype="V16")
+    facts["hash"] = np.frombuffer(_joined(digest, 16), dtype="V16")
     stored_vectors = None
     if state.dim:
-        stored_vectors = np.frombuffer(b"".join(vectors), dtype="<f2").reshape(len(records), state.dim)
+        stored_vectors = np.frombuffer(_joined(vectors, 2 * state.dim), dtype="<f2").reshape(len(records), state.dim)
+    sequences = np.frombuffer(_joined(vokens, 4 * state.levels), dtype="<i4").reshape(len(records), state.levels)
+    if sequences.min() < 0 or sequences.max() >= state.codebook_size:
+        raise ValueError(f"a voken is not in 0 … {state.codebook_size - 1}")
+    row_numbers = np.array(rows, dtype=np.int64)
+    if not _ascends(row_numbers, 0, state.next_row) or not all(isinstance(text, str) for text in metadata):
+        raise ValueError("an added picture has an impossible entry")
     return AddedPictures(
-        rows=np.array(rows, dtype=np.int64),
+        rows=row_numbers,
         ids=tuple(map(_decode_text, ids)),
         stored_paths=tuple(map(_decode_text, stored_paths)),
-        vokens=np.frombuffer(b"".join(vokens), dtype="<i4").reshape(len(records), state.levels),
+        vokens=sequences,
         vectors=stored_vectors,
         facts=facts,
         metadata=metadata,
     )
+
+
+def _ascends(numbers: Int64[np.ndarray, " rows"], least: int, end: int) -> bool:
+    return bool(numbers[0] >= least and numbers[-1] < end and (np.diff(numbers) > 0).all())
+
+
+def _check_rows(folder: Path, base: Base, added: AddedPictures, removed: Int64[np.ndarray, "removed 2"]) -> None:
+    """Raise `CorruptArtifactError` if changes do not belong to `base`."""
+    rows, places = removed.T
+    if (len(rows) and (rows[-1] >= len(base) or places.max() >= len(base) or len(np.unique(places)) < len(places))) or (
+        len(added.rows) and added.rows[0] < len(base)
+    ):
+        raise CorruptArtifactError(f"{folder / FILE}: its changes are those of another collection. {_AGAIN}")
+
+
+def _places(folder: Path, base: Base, rows: list[int]) -> Int64[np.ndarray, " rows"]:
+    """The places of rows in the trie of `base`, which is saved in `folder`. Raises `CorruptArtifactError`."""
+    try:
+        return places_of(base.trie, np.array(rows, dtype=np.int64))
+    except IndexError as error:
+        raise CorruptArtifactError(f"{folder}: {error}. {_AGAIN}") from error
+
+
+def _joined(blobs: Sequence[Any], size: int) -> bytes:
+    """Blobs of `size` bytes each. Raises `ValueError` for another size, `TypeError` for another type."""
+    if any(len(blob) != size for blob in blobs):
+        raise ValueError(f"a value has not {size} bytes")
+    return b"".join(blobs)
 
 
 def _encode_text(text: str) -> str | bytes:
@@ -560,7 +675,11 @@ def _encode_text(text: str) -> str | bytes:
 
 
 def _decode_text(value: str | bytes) -> str:
-    return value if isinstance(value, str) else value.decode("utf-8", "surrogatepass")
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, bytes):
+        raise TypeError(f"{value!r} is no text")
+    return value.decode("utf-8", "surrogatepass")
 
 
 def _write_snapshot(snapshot: Snapshot, folder: Path) -> None:

@@ -105,7 +105,7 @@ def lock(collection: Path) -> Iterator[None]:
     with storage_errors(folder):
         folder.mkdir(exist_ok=True)
     damaged = "the lock of the uploaded pictures cannot be used ({why}). Remove it"
-    with open_database(folder / _LOCK, damaged=damaged, create=True) as connection:
+    with open_database(folder / _LOCK, damaged=damaged, tables="", create=True) as connection:
         connection.execute("BEGIN EXCLUSIVE")
         yield
         connection.execute("ROLLBACK")

@@ -19,7 +19,6 @@ This module does not know what a picture, a text or a probability is.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +26,12 @@ from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 
-from voken.artifact import storage_errors, write_json
+from voken.artifact import map_array, plain_path, read_json, storage_errors, write_json
 from voken.errors import ArtifactVersionError, ConfigError, CorruptArtifactError, EmptyDataError
 from voken.shapes import Bool, Int32, Int64, Integer, UInt, UInt8, UInt32, UInt64
 
+MAX_LEVELS, MAX_ENTRIES = 256, 1 << 24
+"""A saved trie has at most so many levels, and a level so many entries of its codebook."""
 _HEADER = "trie.json"
 _FORMAT = 2
 _REMEDY = "Index the pictures again."
@@ -107,7 +108,7 @@ def offsets_of(is_first: Bool[np.ndarray, " children"]) -> ChildOffsets:
     return NumberOffsets(np.append(np.flatnonzero(is_first), len(is_first)).astype(np.int32))
 
 
-def _read_offsets(arrays: Mapping[str, np.ndarray[Any, np.dtype[Any]]], name: str) -> ChildOffsets:
+def _read_offsets(arrays: Mapping[str, np.ndarray[Any, np.dtype[Any]]], name: str) -> NumberOffsets | BitOffsets:
     """The offsets whose `arrays` are stored under `name.`. Raises `KeyError` if they are missing."""
     if f"{name}.starts" in arrays:
         return NumberOffsets(arrays[f"{name}.starts"])
@@ -140,6 +141,19 @@ class NumberOffsets(ChildOffsets):
     def expanded(self) -> Int32[np.ndarray, " parents+1"]:
         """See `ChildOffsets`."""
         return self.starts
+
+    def fits(self, parents: int, children: int, most: int) -> bool:
+        """Whether it gives so many `parents` so many `children`, each at least one and at most `most`.
+
+        The root of an empty trie has none.
+        """
+        starts = self.starts
+        if starts.dtype != np.int32 or starts.shape != (parents + 1,) or starts[0] != 0 or starts[-1] != children:
+            return False
+        if not children:
+            return parents <= 1
+        counts = np.diff(starts)
+        return bool(counts.min() > 0 and counts.max() <= most)
 
     @property
     def arrays(self) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
@@ -193,6 +207,28 @@ class BitOffsets(ChildOffsets):
     def expanded(self) -> Int32[np.ndarray, " parents+1"]:
         """See `ChildOffsets`."""
         return np.flatnonzero(np.unpackbits(self.words.view(np.uint8), bitorder="little")).astype(np.int32)
+
+    def fits(self, parents: int, children: int, most: int) -> bool:
+        """See `NumberOffsets.fits`. Words are counted, not bits: a parent may have 126 children more than `most`."""
+        words, before = self.words, self.before
+        last = children >> 6
+        if (
+            words.dtype != _WORD
+            or before.dtype != np.uint32
+            or words.shape != (last + 1,)
+            or before.shape != (last + 1,)
+        ):
+            return False
+        counts = np.bitwise_count(words).cumsum(dtype=np.int64)
+        empty = np.diff(np.flatnonzero(words)).max(initial=1) - 1
+        return bool(
+            before[0] == 0
+            and np.array_equal(before[1:], counts[:-1])
+            and counts[-1] == parents + 1
+            and words[0] & np.uint64(1)
+            and words[-1] >> np.uint64(children & 63) == 1
+            and 64 * empty <= most
+        )
 
     @property
     def arrays(self) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
@@ -409,11 +445,12 @@ class VokenTrie:
         Raises `CorruptArtifactError` for missing, cut or inconsistent files, `ArtifactVersionError` for another format.
         """
         folder = Path(folder)
-        try:
-            header = json.loads((folder / _HEADER).read_text(encoding="utf-8"))
-            written, codebook_size, levels = (int(header[key]) for key in ("format", "codebook_size", "levels"))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CorruptArtifactError(f"{folder / _HEADER}: cannot be read ({error}). {_REMEDY}") from error
+        header = read_json(folder / _HEADER)
+        written, codebook_size, levels, named = (
+            header.get(key) for key in ("format", "codebook_size", "levels", "arrays")
+        )
+        if type(written) is not int or type(codebook_size) is not int or type(levels) is not int:
+            raise CorruptArtifactError(f"{folder / _HEADER}: does not hold what voken saved. {_REMEDY}")
         if written > _FORMAT:
             raise ArtifactVersionError(
                 f"{folder}: trie format {written} is newer than this voken reads ({_FORMAT}). Upgrade voken."
@@ -422,17 +459,30 @@ class VokenTrie:
             raise ArtifactVersionError(
                 f"{folder}: trie format {written}, written by an older voken. Index the pictures again."
             )
-        arrays = {name: _read(folder / f"{name}.npy", expected, mmap) for name, expected in header["arrays"].items()}
-        try:
-            return cls(
-                codebook_size=codebook_size,
-                vokens=tuple(arrays[f"vokens_{level}"] for level in range(1, levels + 1)),
-                child_offsets=tuple(_read_offsets(arrays, f"children_{level}") for level in range(levels)),
-                row_offsets=_read_offsets(arrays, "rows"),
-                order=arrays["order"],
+        if not (0 < levels <= MAX_LEVELS and 0 < codebook_size <= MAX_ENTRIES and isinstance(named, dict)):
+            raise CorruptArtifactError(
+                f"{folder / _HEADER}: describes {levels} levels of {codebook_size} entries. {_REMEDY}"
             )
+        arrays = {name: _read(plain_path(folder, f"{name}.npy"), expected, mmap) for name, expected in named.items()}
+        try:
+            columns = [arrays[f"vokens_{level}"] for level in range(1, levels + 1)]
+            children = [_read_offsets(arrays, f"children_{level}") for level in range(levels)]
+            rows, order = _read_offsets(arrays, "rows"), arrays["order"]
         except KeyError as error:
             raise CorruptArtifactError(f"{folder / _HEADER}: does not name {error}. {_REMEDY}") from error
+        # takes milliseconds for ten million images, because it does not read the vokens and the row numbers
+        smallest = np.min_scalar_type(codebook_size - 1)
+        nodes = [1, *map(len, columns)]
+        if (
+            any(column.dtype != smallest or column.ndim != 1 for column in columns)
+            or order.dtype != np.uint8
+            or order.ndim != 2
+            or not 1 <= order.shape[1] <= 4
+            or not all(starts.fits(nodes[at], nodes[at + 1], codebook_size) for at, starts in enumerate(children))
+            or not rows.fits(nodes[-1], len(order), len(order))
+        ):
+            raise CorruptArtifactError(f"{folder}: its arrays contradict one another. {_REMEDY}")
+        return cls(codebook_size, tuple(columns), tuple(children), rows, order)
 
     def _as_plain_arrays(self) -> VokenTrie:
         """The same trie with plain arrays."""
@@ -512,7 +562,7 @@ def _sorted(
         word <<= np.uint64(row_bits)
         word |= np.arange(at, at + len(word), dtype=np.uint64)
     words.sort()
-    order = np.empty((images, _row_bytes(images)), dtype=np.uint8)
+    order = np.empty((images, row_bytes(images)), dtype=np.uint8)
     columns = [np.empty(images, dtype=smallest) for _ in range(levels)]
     for at in range(0, images, _AT_ONCE):
         word = words[at : at + _AT_ONCE]
@@ -539,14 +589,15 @@ def _lexicographic_order(vokens: Integer[np.ndarray, "images levels"], bits: int
     return np.lexsort(keys[::-1])
 
 
-def _row_bytes(images: int) -> int:
+def row_bytes(images: int) -> int:
+    """The bytes of a row number, if there are so many images."""
     return max(1, -(-(images - 1).bit_length() // 8))
 
 
 def _packed(rows: Integer[np.ndarray, " rows"], images: int) -> UInt8[np.ndarray, "rows bytes"]:
     """Row numbers in the bytes that `images` numbers need, low byte first."""
     whole = rows.astype("<u4").view(np.uint8).reshape(-1, 4)
-    return np.ascontiguousarray(whole[:, : _row_bytes(images)])
+    return np.ascontiguousarray(whole[:, : row_bytes(images)])
 
 
 def _unpacked(packed: UInt8[np.ndarray, "rows bytes"]) -> Int64[np.ndarray, " rows"]:
@@ -558,13 +609,10 @@ def _unpacked(packed: UInt8[np.ndarray, "rows bytes"]) -> Int64[np.ndarray, " ro
     return rows
 
 
-def _read(path: Path, expected: list[Any], mmap: bool) -> np.ndarray[Any, np.dtype[Any]]:
-    try:
-        array = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise CorruptArtifactError(f"{path}: cannot be read ({error}). {_REMEDY}") from error
+def _read(path: Path, expected: Any, mmap: bool) -> np.ndarray[Any, np.dtype[Any]]:
+    array = map_array(path)
     if [array.dtype.str, *array.shape] != expected:
         raise CorruptArtifactError(
             f"{path}: holds {array.dtype.str} {array.shape}, the header says {expected}. {_REMEDY}"
         )
-    return np.asarray(array)
+    return array if mmap else array.copy()

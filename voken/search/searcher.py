@@ -350,6 +350,8 @@ def _ranked_hits(
     snapshot = pool.snapshot
     answers = []
     candidates = [Candidates.of(pool.trie, *row) for row in zip(beams.leaf, beams.log_prob, strict=True)]
+    for pictures in candidates:
+        snapshot.check_rows(pictures.rows)
     cosines = [np.zeros(1)] * len(candidates) if queries is None else read_out.cosines(pool, beams, candidates, queries)
     for pictures, cosine in zip(candidates, cosines, strict=True):
         scores = read_out.score(pictures.log_prob, cosine)
