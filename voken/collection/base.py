@@ -1,6 +1,6 @@
 """The pictures of a collection as the last compaction wrote them: memory-mapped arrays, which never change.
 
-    base.json            how many pictures there are, and which of the files below exist
+    base.json            how many pictures there are, which of the files below exist, and the fields of the metadata
     ids.* · paths.*      one text per picture (see `TextColumn`). There is no ids file if the ids are 0, 1, 2 …, and no
                          paths file if the paths equal the ids
     lookup.*.npy         the sorted hashes of the ids, and the row of each
@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from hashlib import blake2b
 from itertools import islice
 from operator import eq
@@ -29,6 +29,7 @@ from typing import Any, Self, overload
 import numpy as np
 
 from voken import artifact
+from voken.data.metadata import metadata_fields
 from voken.decoding.trie import VokenTrie, row_bytes
 from voken.errors import CorruptArtifactError, StorageError
 from voken.shapes import Float16, Int64, Shaped, UInt8, UInt32, UInt64
@@ -61,6 +62,8 @@ class Base:
     metadata: TextColumn | None = None
     lookup: Lookup | None = None
     """None if the ids are numbers."""
+    saved_field_names: tuple[str, ...] | None = None
+    """The fields of the metadata; None if they were not saved."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -71,6 +74,13 @@ class Base:
         vectors = np.zeros((0, dim), np.float16) if dim else None
         no_texts = TextColumn.of([])
         return cls(no_texts, no_texts, VokenTrie.empty(levels, codebook_size), vectors, np.zeros(0, FACTS))
+
+    @cached_property
+    def field_names(self) -> frozenset[str]:
+        """The names of all fields in the pictures' metadata. If they were not saved, reads all metadata, once."""
+        if self.saved_field_names is not None:
+            return frozenset(self.saved_field_names)
+        return frozenset(name for text in self.metadata or () for name in metadata_fields(text))
 
     def row_of(self, image_id: str) -> int | None:
         """The row of the picture with this id, or None."""
@@ -105,7 +115,12 @@ class Base:
         types = {"pictures": int} | dict.fromkeys(
             ("ids_are_numbers", "paths_are_ids", "with_vectors", "with_files", "with_metadata"), bool
         )
-        if any(type(header.get(name)) is not kind for name, kind in types.items()):
+        fields = header.get("fields", [])
+        if (
+            any(type(header.get(name)) is not kind for name, kind in types.items())
+            or not isinstance(fields, list)
+            or not all(isinstance(name, str) for name in fields)
+        ):
             raise CorruptArtifactError(
                 f"{folder / 'base.json'}: does not hold what voken saved. Index the pictures again."
             )
@@ -119,7 +134,9 @@ class Base:
         facts = _map(folder / "files.npy", FACTS, count) if header["with_files"] else None
         metadata = TextColumn.load(folder, "metadata", count) if header["with_metadata"] else None
         lookup = None if header["ids_are_numbers"] else Lookup.load(folder, count)
-        return cls(ids, stored_paths, trie, vectors, facts, metadata, lookup)
+        # bases of earlier versions do not hold the fields
+        field_names = tuple(fields) if "fields" in header else None
+        return cls(ids, stored_paths, trie, vectors, facts, metadata, lookup, field_names)
 
 
 def write_base(
@@ -155,6 +172,7 @@ def write_base(
         with_metadata = metadata is not None and any(metadata)
         if with_metadata and metadata is not None:
             TextColumn.of(metadata).save(partial, "metadata")
+        fields = {name for text in metadata or () for name in metadata_fields(text)}
         trie.save(partial / "trie")
         artifact.write_json(
             partial / "base.json",
@@ -165,6 +183,7 @@ def write_base(
                 "with_vectors": vectors is not None,
                 "with_files": facts is not None,
                 "with_metadata": with_metadata,
+                "fields": sorted(fields),
             },
         )
 

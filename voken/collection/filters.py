@@ -1,35 +1,54 @@
 """Filters limit a search to some pictures: `date>=2024-05`, `folder=trips/2024`, `licence=CC0`.
 
-A filter is FIELD OP VALUE; a picture must match all filters of a search. The field `date` is when the picture was
-taken, or the time of its file if that is not recorded; its value is a year, a month or a day, and `=` means within it.
-`folder` is the picture's folder, relative to the folder of the collection's pictures; `=` means in this folder or
-deeper. All other fields are those of metadata.jsonl. Numbers compare as numbers and texts as texts; a list matches if
-one of its members does. The operators are `=`, `!=`, `<`, `<=`, `>`, `>=`, and `~`, which means "contains" and ignores
-case.
+A filter is FIELD OP VALUE; a picture must match all filters of a search. The operators are `=`, `!=`, `<`, `<=`, `>`,
+`>=`, and `~`, which means "contains".
+
+The field `date` is when the picture was taken: the date in its metadata, or else in its file, or else the time of the
+file (see `voken.data.dates`). Its value is a year, a month or a day, and `=` means within it. `folder` is the picture's
+folder, relative to the folder of the collection's pictures; `=` means in this folder or deeper. All other fields are
+those of metadata.jsonl. Its own fields of these two names are `metadata.date` and `metadata.folder`. A field that no
+picture has is an error.
+
+Values have types, and a value matches only its own type:
+
+- Numbers compare as they are written, however long they are: `size=0.1`, `id=1234567890123456789`, `n>1e3`.
+- `true` and `false` match JSON's; so do `1` and `0`.
+- Texts compare as texts, even if they hold digits (`code=007` is not 7), without regard to case or to how accents are
+  composed.
+- A list matches if one of its members does.
+- A missing value matches only `!=` and `FIELD=""`.
+
+Double quotes make a value a text: `code="7"`, `title=" =x"`.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from calendar import isleap, monthrange
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
+from functools import cached_property
 from operator import eq, ge, gt, le, lt
 from typing import Any
 
 import numpy as np
 
 from voken.collection.snapshot import UPLOAD_PREFIX, Snapshot
+from voken.data.metadata import metadata_fields
 from voken.errors import ConfigError
 from voken.shapes import Bool, Int64
 
 DATE, FOLDER = "date", "folder"
-_SYNTAX = re.compile(r"\s*([^=!<>~]+?)\s*(!=|<=|>=|=|<|>|~)\s*(.*?)\s*", re.DOTALL)
+OWN_FIELD_PREFIX = "metadata."
+_OPERATOR = re.compile(r"!=|<=|>=|=|<|>|~")
+_OPERATOR_CHARACTERS = "=<>~!"
 _DATE = re.compile(r"(\d{4})(?:-(\d{1,2})(?:-(\d{1,2}))?)?")
-_PICTURES_EXAMINED = 2_000
-"""The names of fields are collected from the metadata of this many pictures."""
+_NUMBER = re.compile(r"[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
+_FIELDS_NAMED = 20
 
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {"=": eq, "!=": eq, "<": lt, "<=": le, ">": gt, ">=": ge}
 """`!=` is tested as `=`, and the result is negated."""
@@ -42,39 +61,73 @@ class Filter:
     field: str
     operator: str
     value: str
+    is_text: bool = False
+    """Whether the value was in double quotes, and so is neither a number nor true or false."""
 
     @classmethod
     def parse(cls, text: str) -> Filter:
         """Read FIELD OP VALUE. Raises `ConfigError` if `text` is not a filter, or if its date is not a date."""
-        parts = _SYNTAX.fullmatch(text)
-        if parts is None or not parts[3]:
+        operator = _OPERATOR.search(text)
+        field = text[: operator.start()].strip() if operator else ""
+        value = text[operator.end() :].strip() if operator else ""
+        if operator is None or not field or not value or "!" in field:
             raise ConfigError(
                 f"filter {text!r}: write FIELD=VALUE, e.g. folder=trips, date>=2024-05, licence!=CC0, title~dog."
             )
-        parsed = cls(parts[1], parts[2], parts[3])
-        if parsed.field == DATE:
-            if parsed.operator == "~":
-                raise ConfigError(f"filter {text!r}: a date cannot contain a text. Use =, <, <=, > or >=.")
-            _period(parsed.value)
-        if parsed.field == FOLDER and parsed.operator not in ("=", "!=", "~"):
-            raise ConfigError(f"filter {text!r}: folders have no order. Use =, != or ~.")
+        quoted = len(value) > 1 and value[0] == value[-1] == '"'
+        parsed = cls(field, operator[0], value[1:-1] if quoted else value, quoted)
+        parsed._check(text)
         return parsed
+
+    def _check(self, text: str) -> None:
+        if not self.is_text and self.operator != "~" and self.value[0] in _OPERATOR_CHARACTERS:
+            raise ConfigError(
+                f"filter {text!r}: {self.operator + self.value[0]!r} is no operator. Use =, !=, <, <=, >, >= or ~. "
+                f'Put a value that begins so in double quotes: {self.field}{self.operator}"{self.value}".'
+            )
+        if not self.value and self.operator not in ("=", "!="):
+            raise ConfigError(f"filter {text!r}: an empty value stands for a missing one. Use = or !=.")
+        if self.field == DATE:
+            if self.operator == "~":
+                raise ConfigError(f"filter {text!r}: a date cannot contain a text. Use =, <, <=, > or >=.")
+            _period(self.value)
+        if self.field == FOLDER and self.operator not in ("=", "!=", "~"):
+            raise ConfigError(f"filter {text!r}: folders have no order. Use =, != or ~.")
+
+    @cached_property
+    def number(self) -> Decimal | None:
+        """The value as a number, exactly as it is written; None if it is a text."""
+        if self.is_text or not _NUMBER.fullmatch(self.value):
+            return None
+        try:
+            return Decimal(self.value)
+        except ArithmeticError:  # an exponent of more than eighteen digits
+            return None
+
+    @cached_property
+    def truth(self) -> bool | None:
+        """The value as true or false; None if it is neither."""
+        return None if self.is_text else {"true": True, "1": True, "false": False, "0": False}.get(self.folded)
+
+    @cached_property
+    def folded(self) -> str:
+        """The value for comparisons without regard to case and composition."""
+        return _fold(self.value)
 
 
 def matching_rows(snapshot: Snapshot, filters: Iterable[Filter]) -> Int64[np.ndarray, " rows"]:
-    """The rows of the pictures that match all `filters`, ascending."""
+    """The rows of the pictures that match all `filters`, ascending. Raises `ConfigError` if no picture has a field."""
     rows = snapshot.rows
-    for condition in filters:
+    for condition in filters if len(rows) else ():
         rows = rows[_matches(snapshot, rows, condition)]
     return rows
 
 
 def fields_of(snapshot: Snapshot) -> list[str]:
-    """The fields that filters can name: `date`, `folder`, and those of the metadata of the first pictures."""
-    names: set[str] = set()
-    for row in snapshot.rows[:_PICTURES_EXAMINED].tolist():
-        names |= _fields(snapshot.metadata(row)).keys()
-    return [DATE, FOLDER, *sorted(names - {DATE, FOLDER})]
+    """The fields that filters can name: `date`, `folder`, and those of the pictures' metadata."""
+    names = snapshot.field_names
+    own = {f"{OWN_FIELD_PREFIX}{name}" if name in (DATE, FOLDER) else name for name in names}
+    return [DATE, FOLDER, *sorted(own)]
 
 
 def _matches(snapshot: Snapshot, rows: Int64[np.ndarray, " rows"], condition: Filter) -> Bool[np.ndarray, " rows"]:
@@ -86,9 +139,29 @@ def _matches(snapshot: Snapshot, rows: Int64[np.ndarray, " rows"], condition: Fi
     if condition.field == FOLDER:
         test = _folder_test(condition)
         return np.fromiter((test(snapshot.stored_paths[row]) for row in rows.tolist()), bool, len(rows))
-    value_test = _value_test(condition)
+    field, value_test = _metadata_field(snapshot, condition.field), _value_test(condition)
     return np.fromiter(
-        (value_test(_fields(snapshot.metadata(row)).get(condition.field)) for row in rows.tolist()), bool, len(rows)
+        (value_test(metadata_fields(snapshot.metadata(row), exact=True).get(field)) for row in rows.tolist()),
+        bool,
+        len(rows),
+    )
+
+
+def _metadata_field(snapshot: Snapshot, name: str) -> str:
+    """The field of the metadata that a filter names. Raises `ConfigError` if no picture has it."""
+    names = snapshot.field_names
+    own = name.removeprefix(OWN_FIELD_PREFIX)
+    if name in names or own in names:
+        return name if name in names else own
+    from difflib import get_close_matches
+
+    fields = fields_of(snapshot)
+    close = get_close_matches(name.casefold(), [field.casefold() for field in fields], 1)
+    suggestion = next((f" Did you mean {field!r}?" for field in fields if field.casefold() in close), "")
+    more = f" and {len(fields) - _FIELDS_NAMED:,} more" if len(fields) > _FIELDS_NAMED else ""
+    raise ConfigError(
+        f"filter on {name!r}: no picture has this field.{suggestion} The fields are "
+        f"{', '.join(fields[:_FIELDS_NAMED])}{more}."
     )
 
 
@@ -126,57 +199,53 @@ def _period(value: str) -> tuple[int, int]:
 
 
 def _folder_test(condition: Filter) -> Callable[[str], bool]:
-    folder = condition.value.strip("/").removeprefix("./")
+    folder = condition.folded.strip("/").removeprefix("./")
 
     def parent(path: str) -> str:
-        return path.removeprefix(UPLOAD_PREFIX).rpartition("/")[0].strip("/")
+        return _fold(path.removeprefix(UPLOAD_PREFIX).rpartition("/")[0].strip("/"))
 
     def within(path: str) -> bool:
         return folder in ("", ".") or f"{parent(path)}/".startswith(f"{folder}/")
 
     if condition.operator == "~":
-        part = condition.value.casefold()
-        return lambda path: part in parent(path).casefold()
+        return lambda path: condition.folded in parent(path)
     return within if condition.operator == "=" else lambda path: not within(path)
 
 
 def _value_test(condition: Filter) -> Callable[[Any], bool]:
-    operand_number, operand_folded = _number(condition.value), condition.value.casefold()
-    compare = _COMPARE.get(condition.operator)
+    operator, number, truth, folded = condition.operator, condition.number, condition.truth, condition.folded
+    compare = _COMPARE.get(operator)
 
     def holds(value: Any) -> bool:
-        if isinstance(value, list):
-            return any(holds(member) for member in value)
         if value is None:
             return False
+        if isinstance(value, list):
+            return any(map(holds, value))
         if compare is None:  # "~"
-            return operand_folded in _text(value).casefold()
-        number = _number(value)
-        if operand_number is not None and number is not None:
-            return compare(number, operand_number)
-        return compare(_text(value), condition.value)
+            return folded in _fold(_text(value))
+        if isinstance(value, bool):
+            return operator in ("=", "!=") and value is truth
+        if isinstance(value, (int, Decimal)):
+            return number is not None and compare(value, number)
+        return compare(_fold(_text(value)), folded)
 
-    return (lambda value: not holds(value)) if condition.operator == "!=" else holds
+    if not condition.value:
+        return _is_missing if operator == "=" else lambda value: not _is_missing(value)
+    return (lambda value: not holds(value)) if operator == "!=" else holds
 
 
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool):
-        return None
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
+def _is_missing(value: Any) -> bool:
+    return value is None or value in ("", [], {})
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _fields(metadata: str) -> dict[str, Any]:
-    if not metadata:
-        return {}
-    fields = json.loads(metadata)
-    return fields if isinstance(fields, dict) else {}
+def _fold(text: str) -> str:
+    if text.isascii():
+        return text.lower()
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
 
 
 def parse_all(texts: Sequence[str]) -> tuple[Filter, ...]:

@@ -26,6 +26,7 @@ from voken.collection.base import (
     TextColumn,
     column,
 )
+from voken.data.metadata import metadata_fields
 from voken.data.skipped import Skipped
 from voken.decoding.merged_trie import merged_trie, places_of
 from voken.decoding.trie import VokenTrie
@@ -232,6 +233,11 @@ class Snapshot:
         if row < len(self.base):
             return "" if self.base.metadata is None else self.base.metadata[row]
         return self.added.metadata[int(self.added.rows.searchsorted(row))]
+
+    @cached_property
+    def field_names(self) -> frozenset[str]:
+        """The names of all fields in the pictures' metadata, and in that of pictures removed since the compaction."""
+        return self.base.field_names.union(*map(metadata_fields, self.added.metadata))
 
     def find(self, image_id: str) -> int | None:
         """The row of the picture with this id, or None."""
