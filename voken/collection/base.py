@@ -36,7 +36,7 @@ from voken.shapes import Float16, Int64, Shaped, UInt8, UInt32, UInt64
 
 KIND, VERSION = "collection base", 1
 FACTS = np.dtype([("size", "<i8"), ("modified", "<i8"), ("taken", "<i8"), ("hash", "V16")])
-"""Bytes; nanoseconds since 1970; seconds since 1970, local time read as UTC; BLAKE2b of the content."""
+"""Bytes; nanoseconds since 1970; when it was taken (see `voken.data.dates`); BLAKE2b of the content."""
 _ROWS_PER_WRITE = 1 << 14
 _TEXTS_PER_BLOCK = 128
 _CACHED_BLOCKS = 64

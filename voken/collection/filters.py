@@ -3,11 +3,11 @@
 A filter is FIELD OP VALUE; a picture must match all filters of a search. The operators are `=`, `!=`, `<`, `<=`, `>`,
 `>=`, and `~`, which means "contains".
 
-The field `date` is when the picture was taken: the date in its metadata, or else in its file, or else the time of the
-file (see `voken.data.dates`). Its value is a year, a month or a day, and `=` means within it. `folder` is the picture's
-folder, relative to the folder of the collection's pictures; `=` means in this folder or deeper. All other fields are
-those of metadata.jsonl. Its own fields of these two names are `metadata.date` and `metadata.folder`. A field that no
-picture has is an error.
+The field `date` is when the picture was taken: the date in its metadata, or else in its file (see `voken.data.dates`),
+or else the time of the file, in the zone of the machine that searches. Its value is a year, a month or a day, and `=`
+means within it. `folder` is the picture's folder, relative to that of the collection's pictures; `=` means in this
+folder or deeper. All other fields are those of metadata.jsonl; `metadata.date` and `metadata.folder` are its own fields
+of these two names. A field that no picture has is an error.
 
 Values have types, and a value matches only its own type:
 
@@ -38,9 +38,10 @@ from typing import Any
 import numpy as np
 
 from voken.collection.snapshot import UPLOAD_PREFIX, Snapshot
+from voken.data.dates import NO_DATE
 from voken.data.metadata import metadata_fields
 from voken.errors import ConfigError
-from voken.shapes import Bool, Int64
+from voken.shapes import Bool, Int64, Shaped
 
 DATE, FOLDER = "date", "folder"
 OWN_FIELD_PREFIX = "metadata."
@@ -135,7 +136,7 @@ def _matches(snapshot: Snapshot, rows: Int64[np.ndarray, " rows"], condition: Fi
         facts = snapshot.facts
         if facts is None:
             return np.zeros(len(rows), bool)
-        return _dates_match(facts[rows]["taken"], condition)
+        return _dates_match(facts[rows], condition)
     if condition.field == FOLDER:
         test = _folder_test(condition)
         return np.fromiter((test(snapshot.stored_paths[row]) for row in rows.tolist()), bool, len(rows))
@@ -165,8 +166,11 @@ def _metadata_field(snapshot: Snapshot, name: str) -> str:
     )
 
 
-def _dates_match(dates: Int64[np.ndarray, " rows"], condition: Filter) -> Bool[np.ndarray, " rows"]:
-    first, end = _period(condition.value)
+def _dates_match(facts: Shaped[np.ndarray, " rows"], condition: Filter) -> Bool[np.ndarray, " rows"]:
+    by_clock, by_file = _period(condition.value)
+    undated = facts["taken"] == NO_DATE
+    dates = np.where(undated, facts["modified"] // 1_000_000_000, facts["taken"])
+    first, end = (np.where(undated, *bounds) for bounds in zip(by_file, by_clock, strict=True))
     tests: dict[str, Callable[[], Any]] = {
         "=": lambda: (dates >= first) & (dates < end),
         "!=": lambda: (dates < first) | (dates >= end),
@@ -179,23 +183,35 @@ def _dates_match(dates: Int64[np.ndarray, " rows"], condition: Filter) -> Bool[n
     return matches
 
 
-def _period(value: str) -> tuple[int, int]:
-    """The first second of a year, month or day, and the first second after it."""
+def _period(value: str) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The first second of a year, month or day, and the first second after it: of clocks' dates, and of files' times.
+
+    A clock's date is stored as if it were UTC. A file's time is an instant, which has its day in this machine's zone.
+    """
     parts = _DATE.fullmatch(value)
     try:
         if parts is None:
             raise ValueError(value)
         year, month, day = int(parts[1]), int(parts[2] or 1), int(parts[3] or 1)
         begin = datetime(year, month, day, tzinfo=UTC)
-        days = 1
-        if not parts[2]:
-            days = 365 + isleap(year)
-        elif not parts[3]:
-            days = monthrange(year, month)[1]
-        first = int(begin.timestamp())
-        return first, first + 86_400 * days
     except ValueError:
         raise ConfigError(f"filter on date: {value!r} is not a date. Give YYYY, YYYY-MM or YYYY-MM-DD.") from None
+    days = 1
+    if not parts[2]:
+        days = 365 + isleap(year)
+    elif not parts[3]:
+        days = monthrange(year, month)[1]
+    first = int(begin.timestamp())
+    end = first + 86_400 * days
+    return (first, end), (_instant(first), _instant(end))
+
+
+def _instant(clock: int) -> int:
+    """The second since 1970 at which clocks in this machine's zone show `clock`."""
+    try:
+        return int(datetime.fromtimestamp(clock, UTC).replace(tzinfo=None).timestamp())
+    except (ValueError, OverflowError, OSError):  # the first and the last day that Python has
+        return clock
 
 
 def _folder_test(condition: Filter) -> Callable[[str], bool]:

@@ -25,6 +25,7 @@ from voken.collection.base import FACTS
 from voken.collection.snapshot import UPLOAD_PREFIX, Snapshot, stored_path
 from voken.collection.store import Change, Entry, FileFacts, IndexReport, SkippedFile, Store
 from voken.data.captions import CaptionedImage, Dataset
+from voken.data.dates import NO_DATE, date_in_metadata
 from voken.data.images import date_taken, file_hash
 from voken.data.skipped import Skipped
 from voken.encoders.cache import picture_vectors
@@ -216,7 +217,7 @@ def add_pictures(
         )
         try:
             size, modified = _size_and_time(path)
-            facts = FileFacts(size, modified, *_date_and_hash(path, modified))
+            facts = FileFacts(size, modified, *_date_and_hash(image))
             pictures.append(_PendingPicture(image, stored, facts, "added"))
         except PictureError as error:
             unreadable.append(Skipped(error.path, error.reason))
@@ -309,7 +310,7 @@ def _plan_changes(
     new: list[_PendingPicture] = []
     place_of_content = {bytes(facts["hash"][place]): place for place in range(len(facts))} if changed else {}
     with ThreadPoolExecutor(workers) as pool:
-        contents = pool.map(lambda file: _date_and_hash_or_error(file[0].path, file[3]), changed)
+        contents = pool.map(lambda file: _date_and_hash_or_error(file[0]), changed)
         for count, ((image, path, size, modified), content) in enumerate(zip(changed, contents, strict=True), start=1):
             if count % 100 == 0 or count == len(changed):
                 progress("read new files", count, len(changed))
@@ -402,16 +403,18 @@ def _size_and_time(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _date_and_hash(path: Path, modified: int) -> tuple[int, bytes]:
-    """When a picture was taken, in seconds since 1970, and the hash of its file. Raises `PictureError`."""
-    digest = bytes.fromhex(file_hash(path))
-    date = date_taken(path)
-    return modified // 1_000_000_000 if date is None else date, digest
+def _date_and_hash(image: CaptionedImage) -> tuple[int, bytes]:
+    """When a picture was taken, by its metadata or its file, and the hash of the file. Raises `PictureError`."""
+    digest = bytes.fromhex(file_hash(image.path))
+    date = date_in_metadata(image.metadata)
+    if date is None:
+        date = date_taken(image.path)
+    return NO_DATE if date is None else date, digest
 
 
-def _date_and_hash_or_error(path: Path, modified: int) -> tuple[int, bytes] | PictureError:
+def _date_and_hash_or_error(image: CaptionedImage) -> tuple[int, bytes] | PictureError:
     try:
-        return _date_and_hash(path, modified)
+        return _date_and_hash(image)
     except PictureError as error:
         return error
 

@@ -92,7 +92,7 @@ class FileFacts:
     modified: int
     """Nanoseconds since 1970."""
     taken: int = 0
-    """When the picture was taken, by its EXIF data, or else the file's time: seconds since 1970."""
+    """When the picture was taken (see `voken.data.dates`); `NO_DATE` if only the file's time is known."""
     hash: bytes = bytes(16)
     """BLAKE2b of the content, 128 bits."""
 

@@ -18,15 +18,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
+from voken.data.dates import date_in_exif
 from voken.data.skipped import Skipped
 from voken.errors import ConfigError, DataError, PictureError
 from voken.progress import Progress
@@ -129,15 +129,12 @@ def file_hash(path: Path) -> str:
 
 
 def date_taken(path: Path) -> int | None:
-    """When a picture was taken, by its EXIF data: seconds since 1970, local time read as UTC; None if unknown."""
+    """When a picture was taken, by its EXIF data (see `voken.data.dates`); None if unknown."""
     try:
         with _QUIET, _open_file(path) as source, Image.open(source, formats=_formats()) as image:
             # PngImageFile.getexif would decode the whole picture if the EXIF does not precede the pixels
             exif = Image.Image.getexif(image)
-            date = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.DateTimeOriginal) or exif.get(
-                ExifTags.Base.DateTime
-            )
-        return int(datetime.strptime(str(date).strip("\0 "), "%Y:%m:%d %H:%M:%S").replace(tzinfo=UTC).timestamp())
+            return date_in_exif(exif)
     # Pillow may raise any exception for a hostile or damaged file, which then has no date
     except Exception:
         return None
