@@ -126,6 +126,8 @@ def test_light_modules_do_not_import_torch():
         ({"generator.memory_weight": "0"}, "generator.memory_size", "memory_weight is 0"),
         ({"generator.discrimination": "none"}, "generator.patience", "the generator has no epochs"),
         ({"encoder.family": "clip"}, "encoder.image_size", "encoder.family is clip"),
+        ({"encoder.family": "photos"}, "encoder.checkpoint", "encoder.family is photos"),
+        ({"encoder.family": "photos"}, "encoder.epochs", "encoder.family is photos"),
         ({}, "search.readout", "every search chooses its read-out"),
     ],
 )

@@ -30,10 +30,11 @@ class EncoderConfig:
 
     The family "builtin" is EfficientNet-Lite0 and MiniLM with a two-tower head, which is trained on the captioned
     pictures. All settings except `checkpoint` apply to it. The families "clip" and "siglip" load a `checkpoint` through
-    transformers and stay frozen.
+    transformers and stay frozen. The family "photos" is built in, frozen and needs no captions: it knows photographs
+    from the classes of ImageNet (see `voken.encoders.zero_shot`). No setting applies to it.
     """
 
-    family: Literal["builtin", "clip", "siglip"] = "builtin"
+    family: Literal["builtin", "photos", "clip", "siglip"] = "builtin"
     checkpoint: str = ""
     """Hub name or folder, for clip and siglip."""
     image_size: int = 128
@@ -261,7 +262,8 @@ def _unused(run: RunConfig) -> Iterator[tuple[str, str, str]]:
         yield "encoder.family is builtin", "encoder", "checkpoint"
     else:
         fields = " ".join(field.name for field in dataclasses.fields(encoder))
-        yield f"encoder.family is {encoder.family}", "encoder", fields.replace("family checkpoint", "")
+        used = "family" if encoder.family == "photos" else "family checkpoint"
+        yield f"encoder.family is {encoder.family}", "encoder", fields.replace(used, "")
     if not tokenizer.layers:
         yield "tokenizer.layers is empty", "tokenizer", "code_dim dropout"
     if not tokenizer.epochs:

@@ -19,6 +19,7 @@ from voken.decoding.beam import beam_search
 from voken.decoding.interface import StepModel
 from voken.decoding.trie import VokenTrie
 from voken.encoders.two_tower import TwoTowerEncoder, TwoTowerHead
+from voken.encoders.zero_shot import ClassVectors, ZeroShotEncoder
 from voken.errors import ArtifactVersionError, ConfigError, CorruptArtifactError, MissingExtraError
 from voken.generator.lite import LiteGenerator
 from voken.generator.llama import Lora
@@ -167,6 +168,14 @@ def test_text_vectors_beside_a_generator_that_reads_by_itself(tmp_path, encoder)
     engine = exported(make_t5(tmp_path), tmp_path / "engine", encoder=encoder)
     texts = [*TEXTS, " ".join(["word"] * 300)]
     np.testing.assert_allclose(engine.query_vectors(texts), encoder.encode_texts(texts), atol=1e-5)
+
+
+def test_text_vectors_of_the_encoder_without_training(tmp_path):
+    random = np.random.default_rng(4)
+    classes, centre = random.normal(size=(1000, 384)), random.normal(size=384) / 30
+    encoder = ZeroShotEncoder(ClassVectors(classes.astype(np.float32), centre.astype(np.float32)))
+    engine = exported(make_t5(tmp_path), tmp_path / "engine", encoder=encoder)
+    np.testing.assert_allclose(engine.query_vectors(TEXTS), encoder.encode_texts(TEXTS), atol=1e-5)
 
 
 def test_without_text_vectors_the_remedy_is_named(tmp_path):

@@ -14,7 +14,9 @@ from PIL import Image
 from voken.config import RunConfig, preset
 from voken.data.captions import read_dataset
 from voken.encoders.cache import VectorCache, picture_vectors
+from voken.encoders.zero_shot import ClassVectors
 from voken.errors import ConfigError, CorruptArtifactError, EmptyDataError, ResumeError, SplitLeakError, StorageError
+from voken.model.compiled import CompiledModel
 from voken.model.model import Model
 from voken.training.fit import fit, prepare
 from voken.training.sides import caption_memory, side_of, with_pool
@@ -306,6 +308,20 @@ def test_the_sentence_encoder_can_be_tuned(model, pictures, cache, tmp_path):
             not torch.equal(weight, published[name]) for name, weight in tuned.generator.text.state_dict().items()
         )
     assert same(Model.load(tmp_path / "model"), tuned)
+
+
+def test_a_generator_is_trained_over_the_encoder_without_training(pictures, cache, tmp_path, monkeypatch):
+    random = np.random.default_rng(0)
+    vectors = ClassVectors(*(random.normal(size=size).astype(np.float32) / 20 for size in ((1000, 384), 384)))
+    monkeypatch.setattr(ClassVectors, "of", lambda *_: vectors)  # the real ones take seconds
+    model = fit(read_dataset(pictures), tmp_path / "model", TINY.override({"encoder.family": "photos"}), cache=cache)
+    monkeypatch.undo()
+    assert len(model.validation["generator"]["epochs"]) > 0
+    loaded = Model.load(tmp_path / "model")
+    assert same(loaded, model)
+    texts = ["a red tall bar", "something blue"]
+    engine = CompiledModel.load(tmp_path / "model")
+    np.testing.assert_allclose(engine.query_vectors(texts), loaded.query_vectors(texts), atol=1e-4)
 
 
 def test_the_cache_that_is_given_is_used_even_while_empty(pictures, tmp_path):

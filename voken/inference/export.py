@@ -25,6 +25,7 @@ from torch import nn
 from voken.artifact import storage_errors, write_json
 from voken.encoders.builtin import sentence_folder
 from voken.encoders.two_tower import TwoTowerEncoder
+from voken.encoders.zero_shot import ZeroShotEncoder
 from voken.errors import ConfigError, MissingExtraError
 from voken.inference.engine import FORMAT, HEADER, QUERY_POINT, TEXT_ENCODER_GRAPH, TEXT_ENCODER_HEADER
 
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from voken.generator.t5 import T5Generator
     from voken.image_tokenizer.model import ImageTokenizer
     from voken.inference.graph import Graph, Precision
+
+BuiltInEncoder = TwoTowerEncoder | ZeroShotEncoder
+"""The encoders that read texts with MiniLM, for which there are graphs."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,10 @@ class GeneratorGraphs:
 
 
 def lite_graphs(generator: LiteGenerator, encoder: Encoder | None) -> GeneratorGraphs:
-    """The graphs of a lite generator. Raises `ConfigError` if it does not read with the built-in encoder."""
+    """The graphs of a lite generator. Raises `ConfigError` if it does not read with a built-in encoder."""
     from voken.inference import lite
 
-    if not isinstance(encoder, TwoTowerEncoder):
+    if not isinstance(encoder, BuiltInEncoder):
         raise ConfigError("A lite generator with this encoder cannot be exported. Search with torch.")
     return GeneratorGraphs(
         partial(lite.prefill_graph, generator, encoder),
@@ -123,7 +127,7 @@ def export_generator(
         # a query point can be compared with pictures only if codes and vectors share a space
         if generator.has_query_point and not (tokenizer is not None and tokenizer.config.layers):
             vectors = QUERY_POINT
-        elif isinstance(encoder, TwoTowerEncoder):
+        elif isinstance(encoder, BuiltInEncoder):
             vectors = _write_text_encoder(encoder, folder, precision)
         if tokenizer is not None:
             _save(rebuild_graph(tokenizer), folder / "rebuild.onnx")
@@ -140,7 +144,7 @@ def export_generator(
     write_json(folder / HEADER, header)
 
 
-def export_text_encoder(encoder: TwoTowerEncoder, folder: Path, *, precision: Precision = "float32") -> None:
+def export_text_encoder(encoder: BuiltInEncoder, folder: Path, *, precision: Precision = "float32") -> None:
     """Write what `voken.inference.engine.TextEncoder` loads into `folder`, which is created if it is missing."""
     _check_onnx()
     folder = Path(folder)
@@ -194,7 +198,7 @@ def _write_steps(graphs: GeneratorGraphs, folder: Path, precision: Precision) ->
     return names
 
 
-def _write_text_encoder(encoder: TwoTowerEncoder, folder: Path, precision: Precision) -> dict[str, Any]:
+def _write_text_encoder(encoder: BuiltInEncoder, folder: Path, precision: Precision) -> dict[str, Any]:
     from voken.inference.lite import text_vector_graph
 
     _save(text_vector_graph(encoder, precision), folder / TEXT_ENCODER_GRAPH)

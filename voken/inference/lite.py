@@ -1,4 +1,4 @@
-"""Exports a `LiteGenerator` over the built-in encoder: a graph for the text and level 1, and one per deeper level.
+"""Exports a `LiteGenerator` over a built-in encoder: a graph for the text and level 1, and one per deeper level.
 
 Each level has its own voken rows, and therefore its own graph: ONNX Runtime prepares the matrices of a graph only once.
 """
@@ -11,9 +11,10 @@ from typing import Any, Self
 import numpy as np
 
 from voken.encoders.builtin import SentenceEncoder
-from voken.encoders.two_tower import Tower, TwoTowerEncoder
+from voken.encoders.zero_shot import ZeroShotEncoder
 from voken.generator.lite import LiteGenerator
 from voken.inference.engine import QUERY_POINT
+from voken.inference.export import BuiltInEncoder
 from voken.inference.graph import BeamTree, Graph, PackedTexts, Precision, array, matrix
 
 _EPSILON, _SENTENCE_EPSILON = 1e-5, 1e-12
@@ -21,7 +22,7 @@ RECALLED = 2048
 """Training captions that the rounded search of the memory passes to the exact one."""
 
 
-def prefill_graph(generator: LiteGenerator, encoder: TwoTowerEncoder, precision: Precision) -> Graph:
+def prefill_graph(generator: LiteGenerator, encoder: BuiltInEncoder, precision: Precision) -> Graph:
     """Turns texts into the inputs of the steps.
 
     Outputs: `shared_k0`, `shared_v0`, … (queries, heads, tokens, head_dim), cross-attention keys and values; the
@@ -31,7 +32,7 @@ def prefill_graph(generator: LiteGenerator, encoder: TwoTowerEncoder, precision:
     graph = Graph(precision)
     reader = SentenceReader.inputs(graph)
     states = reader.read(encoder.sentences)
-    vector = text_vectors(graph, reader.pooled(states), encoder.head.text_tower)
+    vector = text_vectors(graph, reader.pooled(states), encoder)
     if generator.text is not None:
         states = reader.read(generator.text)
     layers = _Layers(generator, graph)
@@ -256,8 +257,12 @@ class SentenceReader:
         return graph.op("LpNormalization", total, axis=-1, p=2)
 
 
-def text_vectors(graph: Graph, pooled: str, tower: Tower) -> str:
-    """Unit vectors (queries, dim), as `TwoTowerHead.project_texts`. They are cheap, so they are always float32."""
+def text_vectors(graph: Graph, pooled: str, encoder: BuiltInEncoder) -> str:
+    """Unit vectors (queries, dim), as `encode_texts`. They are cheap, so they are always float32."""
+    if isinstance(encoder, ZeroShotEncoder):
+        relative = graph.op("Sub", pooled, graph.constant(encoder.vectors.query_centre))
+        return graph.op("LpNormalization", relative, axis=-1, p=2)
+    tower = encoder.head.text_tower
     inputs = graph.op("Sub", pooled, graph.constant(array(tower.mean)))
     inputs = graph.op("Div", inputs, graph.constant(array(tower.std)))
     skipped = graph.linear(inputs, matrix(tower.skip), array(tower.skip.bias), exact=True)
@@ -268,10 +273,10 @@ def text_vectors(graph: Graph, pooled: str, tower: Tower) -> str:
     return graph.op("LpNormalization", mapped, axis=-1, p=2)
 
 
-def text_vector_graph(encoder: TwoTowerEncoder, precision: Precision) -> Graph:
-    """Turns texts into `vector` (queries, dim) of the built-in encoder, for generators that do not read with it."""
+def text_vector_graph(encoder: BuiltInEncoder, precision: Precision) -> Graph:
+    """Turns texts into `vector` (queries, dim) of a built-in encoder, for generators that do not read with it."""
     graph = Graph(precision)
     reader = SentenceReader.inputs(graph)
     pooled = reader.pooled(reader.read(encoder.sentences))
-    graph.output("vector", text_vectors(graph, pooled, encoder.head.text_tower), ["queries", encoder.dim])
+    graph.output("vector", text_vectors(graph, pooled, encoder), ["queries", encoder.dim])
     return graph

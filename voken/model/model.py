@@ -27,13 +27,21 @@ from voken.encoders.clip import HubEncoder
 from voken.encoders.interface import Encoder
 from voken.encoders.text_reader import TextReader
 from voken.encoders.two_tower import TwoTowerEncoder
+from voken.encoders.zero_shot import ZeroShotEncoder
 from voken.errors import ArtifactError, ArtifactVersionError, ConfigError, CorruptArtifactError
 from voken.generator.interface import Generator
 from voken.generator.lite import LiteGenerator
 from voken.generator.llama import LlamaGenerator, Lora
 from voken.generator.t5 import T5Generator
 from voken.image_tokenizer.model import ImageTokenizer
-from voken.inference.export import GeneratorGraphs, export_generator, lite_graphs, llama_graphs, t5_graphs
+from voken.inference.export import (
+    BuiltInEncoder,
+    GeneratorGraphs,
+    export_generator,
+    lite_graphs,
+    llama_graphs,
+    t5_graphs,
+)
 from voken.model.calibration import Calibration
 from voken.model.compiled import FOLDER, KIND, VERSION, search_from_dict
 from voken.shapes import Float
@@ -171,7 +179,7 @@ class GeneratorFamily:
 
     def can_export(self, encoder: Encoder) -> bool:
         """Whether a generator of this family can be exported from a model with `encoder`."""
-        return not self.reads_with_encoder or isinstance(encoder, TwoTowerEncoder)
+        return not self.reads_with_encoder or isinstance(encoder, BuiltInEncoder)
 
 
 def _start_t5(config: RunConfig, codebooks: Float[np.ndarray, "levels N code_dim"], encoder: Encoder) -> Generator:
@@ -223,6 +231,7 @@ FAMILIES = {
 """Every family of generators, by `GeneratorConfig.family`."""
 _ENCODERS: dict[str, Callable[..., Encoder]] = {
     "builtin": TwoTowerEncoder.load,
+    "photos": ZeroShotEncoder.load,
     "clip": HubEncoder.load,
     "siglip": HubEncoder.load,
 }

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from voken import artifact
-from voken.config import ReadOutWeights, RunConfig
+from voken.config import EncoderConfig, ReadOutWeights, RunConfig
 from voken.data.captions import CaptionedImage, Dataset
 from voken.data.skipped import Skipped
 from voken.encoders.builtin import PictureFeatures, SentenceEncoder
@@ -26,6 +26,7 @@ from voken.encoders.cache import VectorCache, picture_vectors
 from voken.encoders.clip import HubEncoder
 from voken.encoders.interface import Encoder
 from voken.encoders.two_tower import PairedFeatures, TwoTowerEncoder, train_two_tower
+from voken.encoders.zero_shot import ZeroShotEncoder
 from voken.errors import ConfigError, EmptyDataError, ResumeError
 from voken.generator.interface import Generator
 from voken.generator.lite import LiteGenerator
@@ -148,7 +149,7 @@ def _fit_encoder(
     progress: Progress,
 ) -> TrainingInputs:
     if config.encoder.family != "builtin":
-        encoder: Encoder = HubEncoder.from_pretrained(config.encoder.checkpoint, config.encoder.family, device=device)
+        encoder = _frozen_encoder(config.encoder, device)
         encoded = [
             _encode(side, encoder.encode_images, encoder.fingerprint, cache, progress) for side in (train, validation)
         ]
@@ -175,6 +176,13 @@ def _fit_encoder(
         for side in sides
     ]
     return TrainingInputs(two_tower, sides[0], sides[1], (*encoded[0][2], *encoded[1][2]))
+
+
+def _frozen_encoder(config: EncoderConfig, device: torch.device) -> Encoder:
+    if config.family == "photos":
+        return ZeroShotEncoder(device=device)
+    assert config.family != "builtin"
+    return HubEncoder.from_pretrained(config.checkpoint, config.family, device=device)
 
 
 def _encode(
