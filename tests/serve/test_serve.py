@@ -160,6 +160,8 @@ def test_any_text_is_searched(query, asking):
         ({"query": "x", "why": 1}, 422, "why"),
         ({"query": "x", "filters": ["nonsense"]}, 422, "filters[0]"),
         ({"query": "x", "filters": ["date>=soon"]}, 422, "date"),
+        ({"query": "x", "filters": ["licnese=CC0"]}, 422, "The fields are date, folder"),
+        ({"query": "x", "filters": ["year=>2020"]}, 422, "'=>' is no operator"),
         ({"query": "x", "filters": ["a=b"] * 17}, 422, "filters"),
         ({"query": "x", "limit": 3}, 422, "limit"),
         ({"like": ""}, 422, "like"),
@@ -210,17 +212,32 @@ def test_other_types_of_content_are_refused(path, content_type, asking):
     ("path", "allowed"),
     [
         ("/search", {"POST"}),
-        ("/pictures/a/b", {"GET", "DELETE"}),
+        ("/pictures/a/b", {"GET", "HEAD", "DELETE"}),
         ("/pictures", {"POST"}),
-        ("/about", {"GET"}),
-        ("/metrics", {"GET"}),
+        ("/about", {"GET", "HEAD"}),
+        ("/metrics", {"GET", "HEAD"}),
     ],
 )
 def test_other_methods_are_refused_with_those_that_are_allowed(path, allowed, asking):
-    for method in {"GET", "PUT", "PATCH", "DELETE", "POST", "TRACE"} - allowed:
+    for method in {"GET", "HEAD", "PUT", "PATCH", "DELETE", "POST", "TRACE"} - allowed:
         answer = asking.request(method, path)
-        assert error_of(answer, 405)
+        assert answer.status_code == 405
+        assert method == "HEAD" or error_of(answer, 405)
         assert set(answer.headers["allow"].split(", ")) == allowed
+
+
+READABLE = ["/", "/about", "/healthz", "/openapi.json", "/static/app.js", "/pictures/p000.png", "/pictures/none.png"]
+
+
+@pytest.mark.parametrize("path", [*READABLE, "/pictures/p000.png?thumbnail=64", "/nowhere"])
+def test_head_is_answered_as_get_without_the_body(path, asking):
+    whole, head = asking.get(path), asking.head(path)
+    assert head.status_code == whole.status_code
+    assert dict(head.headers) == dict(whole.headers)
+    assert int(head.headers["content-length"]) == len(whole.content)
+    if etag := whole.headers.get("etag"):
+        condition = {"If-None-Match": etag}
+        assert asking.head(path, headers=condition).status_code == asking.get(path, headers=condition).status_code
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,11 @@ def test_over_a_real_port_from_beginning_to_end(running, here):
     assert running.ask("GET", "/healthz")[0] == 200
     assert running.ask("GET", "/about", headers={"Host": "evil.example"})[0] == 421
     assert running.ask("GET", "/pictures/p000.png")[2] == here.paths[0].read_bytes()
+    for path in ("/", "/healthz", "/metrics", "/pictures/p000.png", "/pictures/p000.png?thumbnail=64"):
+        request = f"HEAD {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        head, body = raw(running, request.encode()).split(b"\r\n\r\n", 1)
+        assert b" 200 " in head.splitlines()[0]
+        assert body == b""
     assert running.ask("GET", "/pictures/../../etc/passwd")[0] == 404
     assert running.ask("GET", "/pictures/%2e%2e%2fp000.png")[0] == 404
     assert running.ask("GET", "/", headers={"Connection": "Upgrade", "Upgrade": "websocket"})[0] == 200

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
 from fastapi import Depends, FastAPI, Query, Request
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
@@ -383,3 +384,6 @@ def add_routes(app: FastAPI) -> None:
         responses=documented(401, 403, 404, 503),
         summary="Remove a picture from the collection",
     )
+    # HTTP asks for HEAD wherever GET is answered (RFC 9110, 9.1); FastAPI's routes do not add it by themselves
+    for readable in [known for known in app.routes if isinstance(known, APIRoute) and "GET" in known.methods]:
+        route(readable.path, readable.endpoint, methods=["HEAD"], include_in_schema=False)
