@@ -28,13 +28,13 @@ import numpy as np
 
 from voken import artifact
 from voken.collection.filters import fields_of, parse_all
-from voken.collection.snapshot import CollectionSize, Snapshot, stored_path
+from voken.collection.snapshot import UPLOAD_PREFIX, CollectionSize, Snapshot, stored_path
 from voken.collection.store import KIND as COLLECTION
-from voken.collection.store import Change, IndexReport, Store
+from voken.collection.store import PICTURES, Change, IndexReport, Store
 from voken.config import ReadOutName
 from voken.data.metadata import metadata_fields, metadata_text
 from voken.data.skipped import Skipped
-from voken.errors import ConfigError, DataError, EmptyDataError
+from voken.errors import ConfigError, CorruptArtifactError, DataError, EmptyDataError
 from voken.model import compiled
 from voken.progress import Progress, no_progress
 from voken.search import explain
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from voken.collection.indexing import PictureModel
     from voken.config import RunConfig
     from voken.data.captions import Dataset
+    from voken.data.opened_picture import OpenedPicture as OpenedPicture  # re-exported for annotations
     from voken.encoders.cache import VectorCache
     from voken.image_tokenizer.train import TokenizerReport as TokenizerReport  # re-exported for annotations
     from voken.model.model import Model
@@ -82,14 +83,19 @@ class Picture:
     vokens: tuple[int, ...]
     metadata: dict[str, Any]
     """The fields of its line in metadata.jsonl, without the captions."""
+    within: Path | None = None
+    """The folder that its file must lie in, None for any: the folder of the collection's pictures, that of the uploaded
+    pictures, or the folder of a file that was added from elsewhere."""
 
-    def media_type(self) -> str | None:
-        """The media type of its file, by content; None if the file is not a picture. Raises `OSError`."""
-        from voken.data.images import picture_format
+    def open(self, *, follow_links: bool = False) -> OpenedPicture:
+        """Open its file, which is then examined, decoded and sent without being opened again.
 
-        with open(self.path, "rb") as file:
-            file_format = picture_format(file)
-        return file_format.media_type if file_format else None
+        Raises `OSError` if there is none, `PictureError` if it is no regular file, or if a link leads out of `within`
+        and `follow_links` is false.
+        """
+        from voken.data.opened_picture import OpenedPicture
+
+        return OpenedPicture.open(self.path, within=None if follow_links else self.within)
 
     def image(self) -> Image:
         """The picture in mode RGB, upright. Raises `PictureError` if its file cannot be read."""
@@ -450,16 +456,24 @@ class Collection:
         """At most `k` pictures similar to one of the collection. Raises `DataError` if there is no such picture."""
         return self.searcher.similar(image_id, k, _filters(where))
 
-    def search_picture(self, picture: str | Path | BinaryIO, k: int = 10, *, where: Sequence[str] = ()) -> list[Hit]:
-        """At most `k` pictures similar to the picture in a file.
+    def search_picture(
+        self,
+        picture: str | Path | BinaryIO,
+        k: int = 10,
+        *,
+        where: Sequence[str] = (),
+        max_pixels: int | None = None,
+    ) -> list[Hit]:
+        """At most `k` pictures similar to the picture in a file, of at most `max_pixels` (None: 100 million).
 
         Raises `PictureError` if the file cannot be read, `MissingExtraError` if torch is not installed.
         """
-        from voken.data.images import open_image
+        from voken.data.images import MAX_PIXELS, open_image
 
         filters, model = _filters(where), self._encoding_model()
+        picture = Path(picture) if isinstance(picture, str) else picture
+        image = open_image(picture, max_pixels=MAX_PIXELS if max_pixels is None else max_pixels)
         with self._encoding:
-            image = open_image(Path(picture) if isinstance(picture, str) else picture)
             vector = np.asarray(model.encoder.encode_images([image]), dtype=np.float32)
             return self.searcher.like_vector(model.tokenizer.code_vectors(vector)[0], vector[0], k, filters)
 
@@ -473,7 +487,14 @@ class Collection:
         row = snapshot.find(image_id)
         if row is None:
             raise DataError(f"{image_id}: no picture of the collection has that id.")
-        return Picture(image_id, snapshot.path(row), tuple(snapshot.sequence(row).tolist()), _metadata(snapshot, row))
+        path = snapshot.path(row)
+        return Picture(
+            image_id,
+            path,
+            tuple(snapshot.sequence(row).tolist()),
+            _metadata(snapshot, row),
+            _folder_of(snapshot, row, path),
+        )
 
     def metadata(self, image_id: str) -> dict[str, Any]:
         """The metadata of a picture; empty if there is no such picture."""
@@ -611,11 +632,16 @@ def info(path: str | Path) -> CollectionInfo | ModelInfo:
     for name, entry in manifest["files"].items():
         part = name.partition("/")[0] if "/" in name else "settings"
         sizes[part] = sizes.get(part, 0) + entry["bytes"]
+    try:
+        family, search = config["run"]["generator"]["family"], config["search"]
+        precision = search.get("precision", "float32")
+    except (AttributeError, KeyError, TypeError) as error:
+        raise CorruptArtifactError(f"{folder / 'config.json'}: does not describe a model ({error}).") from error
     return ModelInfo(
-        family=config["run"]["generator"]["family"],
+        family=str(family),
         fingerprint=artifact.contents_digest(folder, without=compiled.FOLDER),
-        engine=config["search"].get("precision", "float32") if compiled.is_compiled(folder) else None,
-        search=config["search"],
+        engine=precision if compiled.is_compiled(folder) else None,
+        search=search,
         bytes=sizes,
     )
 
@@ -763,6 +789,14 @@ def _cache(cache: str | Path | VectorCache | None) -> VectorCache | None:
 
 def _filters(texts: Sequence[str]) -> Sequence[Any]:
     return parse_all(texts) if texts else ()
+
+
+def _folder_of(snapshot: Snapshot, row: int, path: Path) -> Path:
+    """The folder that a picture's file must lie in."""
+    stored = snapshot.stored_paths[row]
+    if stored.startswith(UPLOAD_PREFIX) and snapshot.folder is not None:
+        return snapshot.folder / PICTURES
+    return path.parent if Path(stored).is_absolute() else snapshot.root
 
 
 def _metadata(snapshot: Snapshot, row: int | None) -> dict[str, Any]:

@@ -245,6 +245,8 @@ def check(folder: Path, *, kind: str, version: int, checksums: bool = True) -> d
         raise ArtifactVersionError(
             f"{folder}: {kind} format {manifest['version']} is newer than this voken reads ({version}). Upgrade voken."
         )
+    if manifest["files"]:
+        _refuse_links(folder)
     for name, entry in manifest["files"].items():
         path = plain_path(folder, name)
         with open_file(path) as file:
@@ -360,6 +362,20 @@ def plain_path(folder: Path, name: object) -> Path:
         if path.is_symlink():
             raise CorruptArtifactError(f"{path}: is a link. Put the folder itself there.")
     return path / parts[-1]
+
+
+def _refuse_links(folder: Path) -> None:
+    """Raise `CorruptArtifactError` if anything in a folder is neither a folder nor a regular file, listed or not.
+
+    What reads the folder may open more than the manifest lists: a graph names the file of its weights.
+    """
+    for here, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(here, name)
+            mode = path.lstat().st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                kind = "a link" if stat.S_ISLNK(mode) else "no plain file"
+                raise CorruptArtifactError(f"{path}: is {kind}. Put the file itself there, or remove it.")
 
 
 def map_array(path: Path) -> np.ndarray:

@@ -274,6 +274,9 @@ def search(
     ] = None,
     preview: Annotated[bool, typer.Option("--preview", "-p", help="Show the pictures in the terminal.")] = False,
     files_only: Annotated[bool, typer.Option("--files-only", "-f", help="Print only paths, one per line.")] = False,
+    null: Annotated[
+        bool, typer.Option("--null", "-0", help="Like -f, but end each path with a NUL, for xargs -0.")
+    ] = False,
     readout: Annotated[
         str | None,
         typer.Option(
@@ -315,10 +318,13 @@ def search(
             for rank, hit in enumerate(hits, start=1)
         ]
         print_json({"query": query, "readout": collection.readout, "seconds": round(seconds, 4), "hits": ranked})
-    elif files_only:
+    elif null or (files_only and not sys.stdout.isatty()):
         # the exact bytes: a file name need not be valid UTF-8
-        sys.stdout.buffer.write(b"".join(os.fsencode(hit.path) + b"\n" for hit in hits))
+        sys.stdout.buffer.write(b"".join(os.fsencode(hit.path) + (b"\0" if null else b"\n") for hit in hits))
         sys.stdout.flush()
+    elif files_only:  # a name may hold characters that command a terminal
+        for hit in hits:
+            typer.echo(printable(hit.path))
     elif not hits:
         typer.echo("Nothing matches." if len(collection) else "The collection is empty.", err=True)
     else:
@@ -413,6 +419,15 @@ def serve(
         list[str] | None,
         typer.Option("--name", help="Another name of this server, for example behind a reverse proxy. Repeatable."),
     ] = None,
+    strip_location: Annotated[
+        bool,
+        typer.Option(
+            "--strip-location", help="Send pictures without the place, the time and the camera that their files tell."
+        ),
+    ] = False,
+    follow_links: Annotated[
+        bool, typer.Option("--follow-links", help="Send pictures whose files are links out of their folder, too.")
+    ] = False,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     model: _OtherModel = None,
     threads: Threads = 0,
@@ -422,9 +437,16 @@ def serve(
     from voken.serve.settings import ServeSettings
 
     settings = ServeSettings(
-        host=host, port=port, token=token, max_queue=max_queue, max_body=max_body << 20, hosts=tuple(names or ())
+        host=host,
+        port=port,
+        token=token,
+        max_queue=max_queue,
+        max_body=max_body << 20,
+        hosts=tuple(names or ()),
+        strip_location=strip_location,
+        follow_links=follow_links,
     )
-    run(folder, settings, model=model, threads=threads, open_page=open_page, report=typer.echo)
+    run(folder, settings, model=model, threads=threads, open_page=open_page, report=typer.echo, warn=warn)
 
 
 def _print_update(out: Path, report: IndexReport | DataError, as_json: bool, verbose: bool) -> None:

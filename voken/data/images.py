@@ -380,3 +380,26 @@ def _square(image: Image.Image, size: int) -> Image.Image:
     return image.resize(
         (size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side), reducing_gap=3.0
     )
+
+
+def header_format(file: BinaryIO) -> PictureFormat | None:
+    """The format of an open file by its whole header, or None if `open_image` cannot read it. Rewinds the file.
+
+    Many texts begin with the two letters of a picture's format (`BM`, `P1`); few have the rest of its header.
+    """
+    file_format = picture_format(file)
+    if file_format is not None and not _has_header(file):
+        file_format = None
+    file.seek(0)
+    return file_format
+
+
+def _has_header(file: BinaryIO) -> bool:
+    try:
+        with _QUIET, Image.open(file, formats=_formats()) as image:
+            return image.width > 0 < image.height
+    except Image.DecompressionBombError:
+        return True  # a picture, if a large one
+    # Pillow may raise any exception for a hostile file
+    except Exception:
+        return False

@@ -52,7 +52,9 @@ class HubEncoder:
 
         local = Path(checkpoint).is_dir()
         try:
-            model_type = AutoConfig.from_pretrained(checkpoint, local_files_only=local).model_type
+            model_type = AutoConfig.from_pretrained(
+                checkpoint, local_files_only=local, trust_remote_code=False
+            ).model_type
             if model_type != family:
                 raise ConfigError(
                     f"{checkpoint}: is a {model_type} model, not {family}. Set encoder.family to match it."
@@ -60,7 +62,7 @@ class HubEncoder:
             model_class, image_class = _classes(family)
             model = model_class.from_pretrained(checkpoint, local_files_only=local, dtype=torch.float32)
             images = image_class.from_pretrained(checkpoint, local_files_only=local)
-            texts = AutoTokenizer.from_pretrained(checkpoint, local_files_only=local)
+            texts = AutoTokenizer.from_pretrained(checkpoint, local_files_only=local, trust_remote_code=False)
         except (OSError, ValueError, SafetensorError) as error:
             problem = "The folder does not hold all of the model" if local else "The hub did not provide it"
             raise ArtifactError(

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from voken.artifact import read_json
+from voken.artifact import open_file, plain_path, read_json
+from voken.decoding.trie import MAX_ENTRIES, MAX_LEVELS
 from voken.errors import ArtifactVersionError, ConfigError, CorruptArtifactError
 from voken.shapes import Float32, Int, Int64
 
@@ -30,6 +31,11 @@ HEADER, FORMAT = "engine.json", 1
 QUERY_POINT = "aim"
 """The name of query points in saved graphs and headers."""
 TEXT_ENCODER_GRAPH, TEXT_ENCODER_HEADER = "vectors.onnx", "vectors.json"
+_FAMILIES = ("lite", "t5", "llama")
+_MAX_TOKENS = 1 << 16
+_MAX_TOKENIZER_BYTES = 64 << 20
+_READER = {"file": str, "max_tokens": int, "cut": str, "added": list, "stand_in": int}
+"""The settings of a tokenizer, and their types."""
 _UNSEEN = 1 << 30
 """A distance that is larger than every table of `voken.inference.graph.BeamTree.bias`, so that a node is not seen."""
 _threads: int | None = None
@@ -87,17 +93,16 @@ class Engine:
         """
         path = Path(folder) / HEADER
         header = read_json(path)
-        try:
-            if int(header["format"]) > FORMAT:
-                raise ArtifactVersionError(
-                    f"{folder}: engine format {header['format']} is newer than this voken reads ({FORMAT}). "
-                    "Upgrade voken."
-                )
-            return cls(Path(folder), header, _session_options(threads, once=once))
-        except (KeyError, TypeError, ValueError) as error:
+        if type(header.get("format")) is int and header["format"] > FORMAT:
+            raise ArtifactVersionError(
+                f"{folder}: engine format {header['format']} is newer than this voken reads ({FORMAT}). Upgrade voken."
+            )
+        if wrong := _wrong_entry(header):
+            value = str(header.get(wrong))[:80]
             raise CorruptArtifactError(
-                f"{path}: does not describe an engine ({error!r}). Create the engine again."
-            ) from error
+                f"{path}: does not describe an engine ({wrong} is {value}). Create the engine again."
+            )
+        return cls(Path(folder), header, _session_options(threads, once=once))
 
     @property
     def codebook_size(self) -> int:
@@ -122,7 +127,8 @@ class Engine:
     def prefill(self, texts: Sequence[str]) -> EngineState:
         """Read the queries."""
         tokens = self._packer.pack(texts)
-        results = self._graph("prefill.onnx").run(tokens.inputs())
+        graph = self._graph("prefill.onnx")
+        results = graph.run(tokens.inputs())
         cache = {name: results.pop(name) for name in list(results) if name[0] in "kv"}
         shared = {name: result for name, result in results.items() if name.startswith("shared_") or name == QUERY_POINT}
         shared["mask"] = _ort_value(tokens.mask)
@@ -138,8 +144,12 @@ class Engine:
             lengths=tokens.mask.sum(axis=1, dtype=np.int64),
             distance=distance,
             prefix=np.zeros((queries, 1, 0), dtype=np.int64),
-            first_log_probs=results["first"].numpy() if "first" in results else None,
-            query_point=results[QUERY_POINT].numpy() if self._header["vectors"] == QUERY_POINT else None,
+            first_log_probs=graph.checked(results["first"], (queries, 1, self._codebook_size))
+            if "first" in results
+            else None,
+            query_point=graph.checked(results.get(QUERY_POINT), (queries, -1))
+            if self._header["vectors"] == QUERY_POINT
+            else None,
         )
 
     def step(
@@ -200,14 +210,20 @@ class Engine:
     def _run_step(
         self, state: EngineState, level: int, arrays: dict[str, np.ndarray], last: bool
     ) -> tuple[Float32[np.ndarray, "queries beams N"], dict[str, Any]]:
-        graph = self._graph(self._steps[level - self._levels])
+        step = level - self._levels
+        if not -len(self._steps) <= step < 0:
+            raise CorruptArtifactError(
+                f"{self.folder / HEADER}: names {len(self._steps)} steps for {self._levels} levels. Create it again."
+            )
+        graph = self._graph(self._steps[step])
         inputs = state.shared | {name: _ort_value(array) for name, array in arrays.items()}
         for name in graph.past:
             past = state.cache.get(name.removeprefix("past_"))
             inputs[name] = graph.empty_cache(name, len(state.lengths)) if past is None else past
         # the keys and values of the last step are not needed
         results = graph.run(inputs, ["log_probs"] if last else None)
-        return results.pop("log_probs").numpy(), results
+        shape = (*arrays["vokens"].shape, self._codebook_size)
+        return graph.checked(results.pop("log_probs", None), shape), results
 
     def query_vectors(self, texts: Sequence[str], state: EngineState | None = None) -> Float32[np.ndarray, "texts dim"]:
         """Unit vectors of queries in the pictures' space; see `voken.model.model.Model.query_vectors`.
@@ -227,9 +243,9 @@ class Engine:
 
     def decode(self, vokens: Int[np.ndarray, "sequences M"]) -> Float32[np.ndarray, "sequences dim"]:
         """Unit vectors rebuilt from voken sequences; see `ImageTokenizer.decode`."""
-        results = self._graph("rebuild.onnx").run({"vokens": _ort_value(np.asarray(vokens, dtype=np.int64))})
-        vectors: np.ndarray = results["vector"].numpy()
-        return vectors
+        graph = self._graph("rebuild.onnx")
+        results = graph.run({"vokens": _ort_value(np.asarray(vokens, dtype=np.int64))})
+        return graph.checked(results.get("vector"), (len(vokens), -1))
 
     @cached_property
     def _packer(self) -> TextPacker:
@@ -243,8 +259,41 @@ class Engine:
         graph = self._graphs.get(name)
         if graph is None:
             # if two threads load the same graph at once, the second copy is dropped
-            graph = self._graphs.setdefault(name, LoadedGraph.load(self.folder / name, self._options))
+            graph = self._graphs.setdefault(name, LoadedGraph.load(plain_path(self.folder, name), self._options))
         return graph
+
+
+def _wrong_entry(header: dict[str, Any]) -> str:
+    """The first entry of an engine's header that is impossible; empty if all are possible."""
+    steps, vectors = header.get("steps"), header.get("vectors")
+    possible = {
+        "format": type(header.get("format")) is int,
+        "family": header.get("family") in _FAMILIES,
+        "precision": isinstance(header.get("precision"), str),
+        "levels": _is_number(header.get("levels"), 1, MAX_LEVELS),
+        "codebook_size": _is_number(header.get("codebook_size"), 1, MAX_ENTRIES),
+        "steps": isinstance(steps, list)
+        and 0 < len(steps) <= MAX_LEVELS
+        and all(isinstance(name, str) and "/" not in name for name in steps),
+        "reader": _is_reader(header.get("reader")),
+        "vectors": "vectors" in header and (vectors is None or vectors == QUERY_POINT or _is_reader(vectors)),
+    }
+    return next((name for name, holds in possible.items() if not holds), "")
+
+
+def _is_number(value: object, least: int, most: int) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def _is_reader(settings: Any) -> bool:
+    return (
+        isinstance(settings, dict)
+        and all(type(settings.get(name)) is kind for name, kind in _READER.items())
+        and "/" not in settings["file"]
+        and 1 < settings["max_tokens"] <= _MAX_TOKENS
+        and len(settings["added"]) <= _MAX_TOKENS
+        and all(_is_number(token, 0, _UNSEEN) for token in (settings["stand_in"], *settings["added"]))
+    )
 
 
 class TextEncoder:
@@ -260,13 +309,18 @@ class TextEncoder:
         Raises `CorruptArtifactError` if a file is missing or damaged.
         """
         folder = Path(folder)
-        packer = TextPacker.load(folder, read_json(folder / TEXT_ENCODER_HEADER))
+        settings = read_json(folder / TEXT_ENCODER_HEADER)
+        if not _is_reader(settings):
+            raise CorruptArtifactError(
+                f"{folder / TEXT_ENCODER_HEADER}: does not describe a tokenizer. Create the engine again."
+            )
+        packer = TextPacker.load(folder, settings)
         return cls(LoadedGraph.load(folder / TEXT_ENCODER_GRAPH, _session_options(threads)), packer)
 
     def encode_texts(self, texts: Sequence[str]) -> Float32[np.ndarray, "texts dim"]:
         """Unit vectors of texts; see `TwoTowerEncoder.encode_texts`."""
-        vectors: np.ndarray = self._graph.run(self._packer.pack(texts).inputs())["vector"].numpy()
-        return vectors
+        results = self._graph.run(self._packer.pack(texts).inputs())
+        return self._graph.checked(results.get("vector"), (len(texts), -1))
 
 
 @dataclass(frozen=True)
@@ -313,10 +367,15 @@ class TextPacker:
         """Load the tokenizer that `settings` describe. Raises `CorruptArtifactError` if it cannot be read."""
         from tokenizers import Tokenizer
 
-        path = folder / settings["file"]
+        path = plain_path(folder, settings["file"])
+        with open_file(path, max_bytes=_MAX_TOKENIZER_BYTES) as file:
+            content = file.read()
         try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises the bare class
+            tokenizer = Tokenizer.from_buffer(content)
+        # tokenizers raises the bare class, and for some files the panic of another language
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
             raise CorruptArtifactError(f"{path}: cannot be read ({error}). Create the engine again.") from error
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -339,7 +398,8 @@ class TextPacker:
 class LoadedGraph:
     """A graph in ONNX Runtime, and the names of its inputs and outputs."""
 
-    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+    def __init__(self, path: Path, session: onnxruntime.InferenceSession) -> None:
+        self._path = path
         self._session = session
         self._shapes = {node.name: node.shape for node in session.get_inputs()}
         self._results = [node.name for node in session.get_outputs()]
@@ -350,21 +410,51 @@ class LoadedGraph:
         """Read a graph. Raises `CorruptArtifactError` if it cannot be read."""
         import onnxruntime
 
+        open_file(path).close()  # it is a regular file; ONNX Runtime keeps the files that it names in their folder
         try:
-            return cls(onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]))
+            # without the fallback, which prints to standard output
+            session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
+            )
+            return cls(path, session)
         except Exception as error:  # ONNX Runtime has an exception class for each status
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise CorruptArtifactError(f"{path}: cannot be read ({reason}). Create the engine again.") from error
 
     def run(self, inputs: dict[str, Any], results: list[str] | None = None) -> dict[str, Any]:
-        """Run the graph on values of ONNX Runtime. `inputs` may hold more than the graph needs."""
+        """Run the graph on values of ONNX Runtime. `inputs` may hold more than the graph needs.
+
+        Raises `CorruptArtifactError` if the graph needs something else, or fails.
+        """
         names = self._results if results is None else results
-        used = {name: inputs[name] for name in self._shapes}
-        return dict(zip(names, self._session.run_with_ort_values(names, used), strict=True))
+        try:
+            used = {name: inputs[name] for name in self._shapes}
+            return dict(zip(names, self._session.run_with_ort_values(names, used), strict=True))
+        except Exception as error:  # ONNX Runtime has an exception class for each status
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise CorruptArtifactError(f"{self._path}: cannot be run ({reason}). Create the engine again.") from error
+
+    def checked(self, value: Any, shape: tuple[int, ...]) -> np.ndarray:
+        """A result as an array. -1 stands for any number. Raises `CorruptArtifactError` for another shape or type."""
+        array = None if value is None else value.numpy()
+        if (
+            not isinstance(array, np.ndarray)
+            or array.dtype != np.float32
+            or len(array.shape) != len(shape)
+            or any(side not in (-1, real) for side, real in zip(shape, array.shape, strict=True))
+        ):
+            actual = "nothing" if array is None else f"{array.dtype} {array.shape}"
+            raise CorruptArtifactError(
+                f"{self._path}: gives {actual} where {shape} is expected. Create the engine again."
+            )
+        return array
 
     def empty_cache(self, name: str, queries: int) -> Any:
         """The input `name` (past keys or values) before the first step."""
-        _, heads, _, head_dim = self._shapes[name]
+        shape = self._shapes[name]
+        if len(shape) != 4 or not all(_is_number(side, 1, _MAX_TOKENS) for side in (shape[1], shape[3])):
+            raise CorruptArtifactError(f"{self._path}: its input {name!r} has no heads. Create the engine again.")
+        _, heads, _, head_dim = shape
         return _ort_value(np.zeros((queries, heads, 0, head_dim), dtype=np.float32))
 
 
@@ -392,6 +482,8 @@ def _session_options(threads: int = 0, *, once: bool = False) -> onnxruntime.Ses
     options = onnxruntime.SessionOptions()
     options.use_per_session_threads = False
     options.log_severity_level = 3
+    # each graph would keep the most memory that it ever needed
+    options.enable_cpu_mem_arena = False
     if once:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_session_config_entry("session.disable_prepacking", "1")

@@ -49,7 +49,7 @@ class CompiledModel:
         description = artifact.read_json(folder / "config.json")
         try:
             search, weights, calibration = search_from_dict(description["search"])
-        except (KeyError, ConfigError) as error:
+        except (AttributeError, KeyError, TypeError, ConfigError) as error:
             raise CorruptArtifactError(f"{folder / 'config.json'}: does not describe a model ({error}).") from error
         engine = Engine.load(folder / FOLDER, threads=threads, once=once)
         return cls(engine, engine, search, artifact.contents_digest(folder, without=FOLDER), weights, calibration)

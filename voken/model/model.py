@@ -12,13 +12,15 @@ MODEL/
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch.nn.functional import normalize
 
 from voken import artifact
@@ -46,6 +48,9 @@ from voken.model.calibration import Calibration
 from voken.model.compiled import FOLDER, KIND, VERSION, search_from_dict
 from voken.shapes import Float
 
+_WIDTHS = {"dim", "codebook_size", "levels", "code_dim", "width", "image_features", "text_features"}
+"""Settings that are the side of a matrix of weights."""
+
 
 @dataclass(frozen=True)
 class PictureSide:
@@ -64,8 +69,11 @@ class PictureSide:
         """
         folder = Path(folder)
         artifact.check(folder, kind=KIND, version=VERSION)
-        encoder = load_encoder(folder / "encoder", device=str(device or "cpu"))
-        tokenizer = ImageTokenizer.load(folder / "image_tokenizer").to(device or "cpu")
+        with _unreadable(folder):
+            for part in ("encoder", "image_tokenizer"):
+                _check_sizes(folder / part)
+            encoder = load_encoder(folder / "encoder", device=str(device or "cpu"))
+            tokenizer = ImageTokenizer.load(folder / "image_tokenizer").to(device or "cpu")
         return cls(encoder, tokenizer, artifact.contents_digest(folder, without=FOLDER))
 
 
@@ -146,12 +154,44 @@ class Model:
             config = RunConfig.from_dict(description["run"])
             search, weights, calibration = search_from_dict(description["search"])
             validation = description["validation"]
-        except (KeyError, ConfigError) as error:
+        except (AttributeError, KeyError, TypeError, ConfigError) as error:
             raise CorruptArtifactError(f"{folder / 'config.json'}: does not describe a model ({error}).") from error
-        generator = FAMILIES[config.generator.family].load(folder / "generator", pictures.encoder)
+        with _unreadable(folder):
+            _check_sizes(folder / "generator")
+            generator = FAMILIES[config.generator.family].load(folder / "generator", pictures.encoder)
         generator.to(device or "cpu")
         parts = (config, pictures.encoder, pictures.tokenizer, generator)
         return cls(*parts, search, validation, weights, calibration, pictures.fingerprint)
+
+
+@contextmanager
+def _unreadable(folder: Path) -> Iterator[None]:
+    """Raise `CorruptArtifactError` for whatever settings and weights that do not fit each other make torch raise."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CorruptArtifactError(f"{folder}: cannot be read ({reason}). Restore it from a copy.") from error
+    except ConfigError as error:
+        raise CorruptArtifactError(f"{folder}: cannot be read ({error}) Restore it from a copy.") from error
+
+
+def _check_sizes(part: Path) -> None:
+    """Raise `CorruptArtifactError` if a part's settings describe more weights than its files can hold.
+
+    A settings file of a few bytes must not fill the memory.
+    """
+    path = part / "config.json"
+    settings = artifact.read_json(path) if path.exists() else {}
+    room = sum(file.stat().st_size for file in part.rglob("*") if file.is_file())
+    for name, value in settings.items():
+        if name in _WIDTHS and isinstance(value, int) and value > room:
+            raise CorruptArtifactError(f"{path}: {name} is {value}, more than its weights. Restore it from a copy.")
+    entries, width = settings.get("codebook_size"), settings.get("code_dim")
+    if isinstance(entries, int) and isinstance(width, int) and entries * width > room:
+        raise CorruptArtifactError(
+            f"{path}: a codebook of {entries} × {width} is more than its weights. Restore it from a copy."
+        )
 
 
 def search_to_dict(search: SearchConfig, weights: ReadOutWeights, calibration: Calibration | None) -> dict[str, Any]:

@@ -39,8 +39,10 @@ from voken.shapes import Float
 
 QUERIES_AT_ONCE = 64
 """Queries that go through the model together."""
-_LOGITS_AT_ONCE = 1 << 24
-"""Largest queries × beams × N of a block of queries: 64 MB of float32."""
+_LOGITS_AT_ONCE = 1 << 23
+"""Largest queries × beams × N of a block of queries: 32 MB of float32. A step holds a few such arrays at once."""
+_CHARACTERS_AT_ONCE = 1 << 14
+"""Largest queries × length of the longest of a block of queries: reading them takes memory in proportion."""
 _REFRESH_SECONDS = 0.2
 """Time between two checks for changes of the collection."""
 _WRITER_SECONDS = 0.05
@@ -246,7 +248,7 @@ class Searcher:
         if not beams:
             return [[] for _ in texts]
         size = max(1, _LOGITS_AT_ONCE // (beams * pool.trie.codebook_size))
-        blocks = [texts[at : at + size] for at in range(0, len(texts), size)]
+        blocks = _blocks(texts, size)
         return [hits for block in blocks for hits in self._answer_block(pool, block, key.k, beams)]
 
     def similar(self, image_id: str, k: int, where: Sequence[Filter] = ()) -> list[Hit]:
@@ -341,6 +343,19 @@ class Searcher:
         beams = dataclasses.replace(beams, log_prob=np.zeros_like(beams.log_prob))
         read_out = ReadOut("voken" if pool.snapshot.vectors is None else "vector", 1.0)
         return _ranked_hits(pool, read_out, beams, query, k)[0]
+
+
+def _blocks(texts: list[str], most: int) -> list[list[str]]:
+    """The texts in blocks of at most `most`, which take a bounded amount of memory."""
+    blocks: list[list[str]] = []
+    longest = 0
+    for text in texts:
+        longest = max(longest, len(text))
+        if not blocks or len(blocks[-1]) == most or (len(blocks[-1]) + 1) * longest > _CHARACTERS_AT_ONCE:
+            blocks.append([])
+            longest = len(text)
+        blocks[-1].append(text)
+    return blocks
 
 
 def _ranked_hits(

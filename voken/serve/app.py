@@ -54,8 +54,7 @@ def create_app(collection: Collection, settings: ServeSettings | None = None) ->
     # the innermost layer first
     app.add_middleware(
         BodyLimits,
-        max_bytes=service.settings.max_body,
-        seconds=service.settings.body_seconds,
+        settings=service.settings,
         lower_limits={"/search": service.parser.max_bytes},
     )
     app.add_middleware(FallbackErrorMiddleware, closing=lambda: service.closing)

@@ -34,6 +34,7 @@ _REJECTIONS = {
     413: "too_large",
     421: "host",
     422: "invalid",
+    429: "wrong_tokens",
     503: "busy",
 }
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
@@ -250,14 +251,15 @@ class FallbackErrorMiddleware:
 class BodyLimits:
     """Limits the bytes of a request's body (413) and the seconds in which it must arrive (408).
 
-    `lower_limits` holds lower limits in bytes by path. A body over the limit is read a little further, because a client
-    that is still sending when the connection closes may not read the response.
+    A request with the server's token has more time than others. `lower_limits` holds lower limits in bytes by path. A
+    body over the limit is read a little further, because a client that is still sending when the connection closes may
+    not read the response.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int, seconds: float, lower_limits: Mapping[str, int]) -> None:
+    def __init__(self, app: ASGIApp, settings: ServeSettings, lower_limits: Mapping[str, int]) -> None:
         self._app = app
-        self._max_bytes = max_bytes
-        self._seconds = seconds
+        self._max_bytes = settings.max_body
+        self._settings = settings
         self._lower_limits = lower_limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -266,8 +268,11 @@ class BodyLimits:
             await self._app(scope, receive, send)
             return
         limit = min(self._max_bytes, self._lower_limits.get(scope["path"], self._max_bytes))
-        body = _Body(receive, limit, self._seconds)
         headers = Headers(scope=scope)
+        seconds = self._settings.body_seconds
+        if not self._settings.has_token(headers.get("authorization", "")):
+            seconds = min(seconds, self._settings.open_body_seconds)
+        body = _Body(receive, limit, seconds)
         length = headers.get("content-length", "")
         if length.isdecimal() and (len(length) > 18 or int(length) > limit):
             try:

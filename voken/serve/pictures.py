@@ -5,28 +5,36 @@ An address holds a picture's id and is never used as a path. An id that is not i
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
-import stat
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote, unquote_to_bytes
 
 from PIL.Image import Resampling
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from voken.api import Picture
+from voken.errors import PictureError
 from voken.serve.responses import RequestError
+
+if TYPE_CHECKING:
+    from voken.api import OpenedPicture
 
 THUMBNAIL_TYPE = "image/webp"
 NO_PICTURE = "There is no picture with that id. Search again: it may have been removed."
 _ROOT = "/pictures/"
+_BLOCK = 1 << 17
 _QUALITY = 80
 _EFFORT = 2
 """WebP's effort, 0 to 6. More effort would save only a few percent of the bytes."""
@@ -74,33 +82,82 @@ def id_in(request: Request) -> str:
 
 @dataclass(frozen=True)
 class PictureFile:
-    """A picture, and the state of its file."""
+    """A picture, and its file, which was opened once. Close it, or use it as a context."""
 
     picture: Picture
-    stat: os.stat_result
+    opened: OpenedPicture
     media_type: str
 
     @classmethod
-    def of(cls, picture: Picture) -> Self:
-        """Examine the file. Raises `RequestError`: 410 if it cannot be read, 415 if it is no longer a picture."""
+    def of(cls, picture: Picture, *, follow_links: bool = False) -> Self:
+        """Open and examine the file.
+
+        Raises `RequestError`: 410 if it cannot be read, 403 if a link leads out of its folder, 415 if it is no longer a
+        picture.
+        """
+        gone = RequestError(410, "The picture's file no longer exists. Restore it, or index its folder again.")
         try:
-            status = picture.path.stat()
-            if not stat.S_ISREG(status.st_mode):
-                raise OSError("not a file")
-            media_type = picture.media_type()
+            opened = picture.open(follow_links=follow_links)
+        except PictureError as error:
+            if "link" in error.reason:
+                raise RequestError(
+                    403,
+                    "The picture's file is a link that leads out of the folder of the pictures. Copy the picture into "
+                    "the folder, or start the server with --follow-links.",
+                ) from None
+            raise gone from None
         except (OSError, ValueError):
-            raise RequestError(
-                410, "The picture's file no longer exists. Restore it, or index its folder again."
-            ) from None
-        if media_type is None:
+            raise gone from None
+        if opened.format is None:
+            opened.close()
             raise RequestError(415, "The picture's file is no longer a picture. Index its folder again.")
-        return cls(picture, status, media_type)
+        return cls(picture, opened, opened.format.media_type)
 
     @property
     def key(self) -> str:
         """32 hexadecimal digits, which differ for every file and every state of it."""
-        state = f"{self.stat.st_size} {self.stat.st_mtime_ns} ".encode() + os.fsencode(self.picture.path.absolute())
+        status = self.opened.status
+        state = f"{status.st_size} {status.st_mtime_ns} ".encode() + os.fsencode(self.picture.path.absolute())
         return blake2b(state, digest_size=16).hexdigest()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.opened.close()
+
+
+class OpenFileResponse(Response):
+    """Sends a file that is open, from that file and not from its path, and closes it."""
+
+    def __init__(self, file: PictureFile, headers: Mapping[str, str]) -> None:
+        # a name may hold bytes that are not UTF-8
+        name = quote(file.picture.path.name.encode("utf-8", "replace").decode())
+        super().__init__(
+            media_type=file.media_type,
+            headers={
+                **headers,
+                "Content-Disposition": f"inline; filename*=utf-8''{name}",
+                "Content-Length": str(file.opened.status.st_size),
+            },
+        )
+        self._file = file
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI interface."""
+        with self._file:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            remaining = 0 if scope["method"] == "HEAD" else self._file.opened.status.st_size
+            source = self._file.opened.file
+            await asyncio.to_thread(source.seek, 0)
+            while remaining:
+                block = await asyncio.to_thread(source.read, min(_BLOCK, remaining))
+                if not block:
+                    raise OSError(f"{self._file.picture.path}: became shorter while it was sent")
+                remaining -= len(block)
+                await send({"type": "http.response.body", "body": block, "more_body": remaining > 0})
+            if scope["method"] == "HEAD" or not self._file.opened.status.st_size:
+                await send({"type": "http.response.body", "body": b""})
 
 
 class Thumbnails:
@@ -125,7 +182,8 @@ class Thumbnails:
         path = self._folder / file.key[:2] / f"{file.key}-{side}.webp"
         if self._max_bytes and (cached := _read(path)):
             return cached
-        image = file.picture.image()
+        image = file.opened.image()
+        image.info.clear()  # a thumbnail says nothing about place and time
         image.thumbnail((side, side), Resampling.LANCZOS, reducing_gap=3.0)
         buffer = io.BytesIO()
         image.save(buffer, "WEBP", quality=_QUALITY, method=_EFFORT)

@@ -33,6 +33,8 @@ _BACKLOG = 2048
 _KEEP_ALIVE_SECONDS = 30
 _HEAD_SECONDS = 30.0
 _HEAD_BYTES = 65_536
+_WRITE_SECONDS = 30.0
+"""A client that takes nothing of its response for so long is disconnected."""
 
 
 def serve(
@@ -44,15 +46,22 @@ def serve(
     threads: int = 0,
     open_page: bool = False,
     report: Callable[[str], None] = lambda line: None,
+    warn: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Serve the collection in `folder` until the process is stopped.
 
-    When the server listens, `report` is called with a line that names the address.
+    When the server listens, `report` is called with a line that names the address. `warn` is called first if other
+    machines can reach it.
 
     `open_page` opens the page in a browser. Raises `ConfigError` if the address is not available, and what
     `Collection.open` raises.
     """
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a broken form is reported to the client
+    if not settings.is_local:
+        warn(
+            f"Everyone who can reach {settings.host} will see all pictures of {folder}: the server has no login and no "
+            "encryption. Use 127.0.0.1 behind a proxy that has both."
+        )
     # the address first: if it is not free, that shows before the model is loaded
     with (
         _listener(settings) as listener,
@@ -91,19 +100,39 @@ def _address(host: str, listener: socket.socket) -> str:
 
 
 class Connection(H11Protocol):
-    """A connection that closes if a request's head does not arrive in time; uvicorn's would wait for ever."""
+    """A connection that closes if a request's head does not arrive in time, or if the client does not read its
+    response; uvicorn's would wait for ever."""
 
     _timer: asyncio.TimerHandle | None = None
+    _write_timer: asyncio.TimerHandle | None = None
+    _unsent = 0
+    """The bytes that the client had not taken when it was last looked at."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See `asyncio.Protocol`."""
         super().connection_made(transport)
         self._set_timer()
+        self._watch_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
         super().connection_lost(exc)
         self._cancel_timer()
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+
+    def resume_writing(self) -> None:
+        """See `asyncio.Protocol`: the client has taken most of what was waiting."""
+        super().resume_writing()
+        self._unsent = 0
+
+    def _watch_writing(self) -> None:
+        unsent = self.transport.get_write_buffer_size()
+        if 0 < self._unsent <= unsent:
+            self.transport.abort()
+            return
+        self._unsent = unsent
+        self._write_timer = self.loop.call_later(_WRITE_SECONDS, self._watch_writing)
 
     def handle_events(self) -> None:
         """Handle arrived bytes, and after a response the next request if it has already arrived."""

@@ -185,6 +185,7 @@ _ERRORS = {
     415: "Not a picture, or a content type that is not accepted",
     421: "The server does not have that name",
     422: "A value is invalid or over a limit",
+    429: "Too many wrong tokens came from this address; Retry-After says when to try again",
     500: "The server failed",
     501: "This server cannot read pictures",
     503: "Too many requests at once; Retry-After says when to try again",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
-import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
@@ -23,10 +23,20 @@ from voken.errors import DataError, PictureError, VokenError
 from voken.serve import responses
 from voken.serve.concurrency import Compaction, Slots, ThroughputMeter, Workers, while_connected
 from voken.serve.middleware import METRICS_TYPE, PICTURE_POLICY, Metrics
-from voken.serve.pictures import NO_PICTURE, PICTURE_ROUTE, THUMBNAIL_TYPE, PictureFile, Thumbnails, id_in, url_of
+from voken.serve.pictures import (
+    NO_PICTURE,
+    PICTURE_ROUTE,
+    THUMBNAIL_TYPE,
+    OpenFileResponse,
+    PictureFile,
+    Thumbnails,
+    id_in,
+    url_of,
+)
 from voken.serve.requests import SearchParser, SearchRequest, media_type, upload_form, upload_schema
 from voken.serve.responses import JsonResponse, RequestError, documented, one_line
 from voken.serve.settings import ServeSettings
+from voken.serve.token_failures import TokenFailures
 
 LIKELY = 0.02
 """If the best hit has less confidence than this, nothing matches."""
@@ -60,7 +70,10 @@ class Service:
         self.writers = Workers(1, _WAITING_CHANGES, "voken-change")
         """Changes the collection, one request at a time."""
         self.form_slots = Slots(settings.max_forms)
-        """Limits the requests that are sending files."""
+        """Limits the searches by picture that are sending their file."""
+        self.upload_slots = Slots(settings.max_forms)
+        """Limits the requests with the token that are sending files: whoever has none cannot take their slots."""
+        self.token_failures = TokenFailures(settings.wrong_token_seconds)
         self.closing = False
         """Whether the server has been stopped: it answers accepted requests, and no others."""
         add_gauge = self.metrics.add_gauge
@@ -166,17 +179,23 @@ async def search_picture(request: Request) -> Response:
     """Search by a picture that the client sends."""
     start, service = time.perf_counter(), _service(request)
     fields = 1 + service.settings.max_filters
-    async with upload_form(request, service.form_slots, files=1, fields=fields) as form:
+    slots = service.form_slots
+    if service.settings.has_token(request.headers.get("authorization", "")):
+        slots = service.upload_slots
+    async with upload_form(request, slots, files=1, fields=fields) as form:
         picture = form.file("file")
         k, filters = service.parser.parse_fields(form.fields)
-        work = service.searchers.run(_search_picture, service.collection, picture.file, k, filters)
+        most = service.settings.max_pixels
+        work = service.searchers.run(_search_picture, service.collection, picture.file, k, filters, most)
         hits = await while_connected(request, work)
     return _search_response(service.collection, [_QueryHits(None, hits)], start)
 
 
-def _search_picture(collection: Collection, file: BinaryIO, k: int, filters: Sequence[str]) -> list[Hit]:
+def _search_picture(
+    collection: Collection, file: BinaryIO, k: int, filters: Sequence[str], max_pixels: int
+) -> list[Hit]:
     try:
-        return collection.search_picture(file, k, where=filters)
+        return collection.search_picture(file, k, where=filters, max_pixels=max_pixels)
     except PictureError:
         raise
     except DataError as error:
@@ -227,33 +246,42 @@ async def picture(
         entry = service.collection.picture(id_in(request))
     except DataError:
         raise RequestError(404, NO_PICTURE) from None
-    file = await service.readers.run(PictureFile.of, entry)
-    etag = f'"{file.key}-{thumbnail}"' if thumbnail else f'"{file.key}"'
+    file = await service.readers.run(partial(PictureFile.of, follow_links=service.settings.follow_links), entry)
+    try:
+        response = await _picture_response(request, file, thumbnail)
+    except PictureError as error:
+        file.opened.close()
+        raise RequestError(415, f"The picture's file is broken: {error.reason}. Index its folder again.") from None
+    except BaseException:
+        file.opened.close()
+        raise
+    if not isinstance(response, OpenFileResponse):
+        file.opened.close()
+    return response
+
+
+async def _picture_response(request: Request, file: PictureFile, thumbnail: int | None) -> Response:
+    """The response, which closes the file if it is an `OpenFileResponse`. Raises `PictureError`."""
+    service = _service(request)
+    stripped = service.settings.strip_location
+    etag = f'"{file.key}-{thumbnail or ("stripped" if stripped else "whole")}"'
     headers = {"ETag": etag, "Cache-Control": "private, no-cache", "Content-Security-Policy": PICTURE_POLICY}
     if etag in (tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")):
         return Response(status_code=304, headers=headers)
     if thumbnail is not None:
-        try:
-            content = await service.readers.run(service.thumbnails.get, file, thumbnail)
-        except PictureError as error:
-            raise RequestError(415, f"The picture's file is broken: {error.reason}. Index its folder again.") from None
+        content = await service.readers.run(service.thumbnails.get, file, thumbnail)
         return Response(content, headers={**headers, "Content-Disposition": "inline"}, media_type=THUMBNAIL_TYPE)
-    # without the header Range, because starlette's error for a wrong range is not JSON
-    request.scope["headers"] = [header for header in request.scope["headers"] if header[0] != b"range"]
-    return FileResponse(
-        entry.path,
-        headers={**headers, "Accept-Ranges": "none"},
-        media_type=file.media_type,
-        filename=entry.path.name.encode("utf-8", "replace").decode(),  # a name may hold bytes that are not UTF-8
-        stat_result=file.stat,
-        content_disposition_type="inline",
-    )
+    headers["Accept-Ranges"] = "none"
+    if stripped:
+        content, media_type = await service.readers.run(file.opened.without_metadata)
+        return Response(content, headers={**headers, "Content-Disposition": "inline"}, media_type=media_type)
+    return OpenFileResponse(file, headers)
 
 
 async def add(request: Request) -> Response:
     """Add pictures."""
     service = _service(request)
-    async with upload_form(request, service.form_slots, files=service.settings.max_files, fields=1) as form:
+    async with upload_form(request, service.upload_slots, files=service.settings.max_files, fields=1) as form:
         if form.fields:
             raise RequestError(422, "Send only files, in the field 'files'.")
         files = [(file.filename or "", file.file) for file in form.files("files")]
@@ -298,12 +326,16 @@ async def check_token(
     request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> None:
     """Refuse clients that do not send the server's token, before the request's body is read."""
-    token = _service(request).settings.token
-    if not token:
+    service = _service(request)
+    client = request.client.host if request.client else ""
+    if not service.settings.token:
         raise RequestError(
             403, "This server does not allow changes of the collection. Start it with a token (--token or VOKEN_TOKEN)."
         )
-    if credentials is None or not secrets.compare_digest(credentials.credentials.encode(), token.encode()):
+    service.token_failures.check(client)
+    if not service.settings.has_token(request.headers.get("authorization", "")):
+        if credentials is not None:
+            await service.token_failures.record(client)
         raise RequestError(
             401,
             "The token is missing or wrong. Send the header Authorization: Bearer TOKEN, with the token that the "
@@ -361,7 +393,7 @@ def add_routes(app: FastAPI) -> None:
         responses={
             200: image,
             304: {"description": "Not changed (If-None-Match)"},
-            **documented(404, 410, 415, 422, 503),
+            **documented(403, 404, 410, 415, 422, 503),
         },
         summary="A picture as it is, or a thumbnail of it",
     )
@@ -371,7 +403,7 @@ def add_routes(app: FastAPI) -> None:
         methods=["POST"],
         dependencies=token,
         response_model=responses.Addition,
-        responses=documented(400, 401, 403, 408, 413, 415, 422, 501, 503),
+        responses=documented(400, 401, 403, 408, 413, 415, 422, 429, 501, 503),
         openapi_extra={"requestBody": upload_schema("files", {}, many=True)},
         summary="Add pictures to the collection",
     )
@@ -381,7 +413,7 @@ def add_routes(app: FastAPI) -> None:
         methods=["DELETE"],
         dependencies=token,
         response_model=responses.Removal,
-        responses=documented(401, 403, 404, 503),
+        responses=documented(401, 403, 404, 429, 503),
         summary="Remove a picture from the collection",
     )
     # HTTP asks for HEAD wherever GET is answered (RFC 9110, 9.1); FastAPI's routes do not add it by themselves

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import ip_address
@@ -35,15 +36,23 @@ class ServeSettings:
     max_files: int = 100
     """Per upload."""
     max_pixels: int = 50_000_000
-    """Per uploaded picture."""
+    """Per uploaded picture, and per picture that is searched with."""
     max_forms: int = 32
-    """Uploads and searches by picture at the same time. Their files are temporary files."""
+    """Uploads at the same time, and as many searches by picture. Their files are temporary files."""
     max_pictures_waiting: int = 256
     """Thumbnails, uploads and searches by picture that may wait for a thread."""
     body_seconds: float = 120.0
-    """The time in which a request's body must arrive."""
+    """The time in which the body of a request with the token must arrive."""
+    open_body_seconds: float = 60.0
+    """The time in which the body of any other request must arrive."""
+    wrong_token_seconds: float = 1.0
+    """The time after which a wrong token is answered."""
     grace_seconds: float = 20.0
     """The time to answer accepted requests after the server was stopped."""
+    strip_location: bool = False
+    """Whether pictures are sent without the place, the time and whatever else their files tell beside the pixels."""
+    follow_links: bool = False
+    """Whether pictures are sent whose files are links that lead out of the folder of the pictures."""
     thumbnail_megabytes: int = 512
     """The size of the thumbnail cache on disk; the least recently used thumbnails are deleted first."""
     thumbnail_folder: Path = field(default_factory=partial(user_cache, "thumbnails"))
@@ -64,6 +73,12 @@ class ServeSettings:
             raise ConfigError(
                 "The token has characters that a header cannot hold. Use ASCII letters, digits and punctuation."
             )
+
+    def has_token(self, authorization: str) -> bool:
+        """Whether a header `Authorization` holds the server's token. Takes as long for a token that is nearly right."""
+        scheme, _, given = authorization.partition(" ")
+        right = secrets.compare_digest(given.strip().encode("utf-8", "replace"), self.token.encode())
+        return bool(self.token) and scheme.lower() == "bearer" and right
 
     @property
     def is_local(self) -> bool:
