@@ -49,7 +49,8 @@ def test_many_beams_are_searched_for_a_few_queries_at_once(tmp_path, monkeypatch
     model = dataclasses.replace(tiny_model(), generator=RecordingGenerator())
     collection = make_collection(tmp_path / "c", paint_many(tmp_path / "in", 8), tiny_model())
     searcher = Searcher(model, collection, SearchConfig(beams=4, readout="generate"))
-    monkeypatch.setattr("voken.search.searcher._LOGITS_AT_ONCE", 5 * 4 * 4)
+    beams = min(4, collection.trie.sequences)
+    monkeypatch.setattr("voken.search.searcher._LOGITS_AT_ONCE", 5 * beams * 4)
     searcher.search(["red"] * 17, 3)
     assert [queries for queries, _ in model.generator.batches] == [5, 5, 5, 2]
 

@@ -1,5 +1,6 @@
 """Pictures over HTTP: by id and never by path, small ones, new ones, and those that are gone."""
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -50,8 +51,11 @@ def client(served):
         yield client
 
 
-def file_at(path):
-    return PictureFile.of(Picture(path.name, path, (), {}))
+@pytest.fixture
+def file_at():
+    """Opens pictures, which are closed at the end of the test."""
+    with contextlib.ExitStack() as opened:
+        yield lambda path: opened.enter_context(PictureFile.of(Picture(path.name, path, (), {})))
 
 
 def strange_names(root):
@@ -149,7 +153,7 @@ def test_a_picture_comes_with_its_true_type_and_is_not_sent_twice(served, client
         (b"", 415),
         (b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>", 415),
         (b"<html><script>alert(1)</script></html>", 415),
-        (b"\x89PNG\r\n\x1a\n torn", 200),
+        (b"\x89PNG\r\n\x1a\n torn", 415),
     ],
 )
 def test_a_file_that_is_no_longer_what_it_was(content, status, served, client):
@@ -160,10 +164,7 @@ def test_a_file_that_is_no_longer_what_it_was(content, status, served, client):
     elif content is not None:
         path.write_bytes(content)
     answer = client.get("/pictures/p000.png")
-    if status == 200:  # a picture by its first bytes, so it is sent as a picture
-        assert answer.headers["content-type"] == "image/png"
-    else:
-        error_of(answer, status)
+    error_of(answer, status)
     assert str(served.folder.parent) not in error_of(
         client.get("/pictures/p000.png?thumbnail=64"), status if status != 200 else 415
     )
@@ -195,9 +196,11 @@ def test_thumbnails_have_a_least_and_a_most_size(side, asking):
     error_of(asking.get(f"/pictures/p000.png?thumbnail={side}"), 422)
 
 
-def test_a_changed_picture_has_another_thumbnail_and_a_cached_one_is_used_again(served, tmp_path, monkeypatch):
+def test_a_changed_picture_has_another_thumbnail_and_a_cached_one_is_used_again(served, tmp_path, monkeypatch, file_at):
     decoded = []
-    monkeypatch.setattr("voken.data.images.open_image", lambda path: decoded.append(path) or Image.open(path))
+    monkeypatch.setattr(
+        "voken.data.opened_picture.open_image", lambda file, **options: decoded.append(file) or Image.open(file)
+    )
     cache = Thumbnails(tmp_path / "cache", 1)
     path = served.paths[0]
     first = cache.get(file_at(path), 32)
@@ -212,7 +215,7 @@ def test_a_changed_picture_has_another_thumbnail_and_a_cached_one_is_used_again(
     assert len(decoded) == 3
 
 
-def test_the_least_used_thumbnails_go_first(tmp_path):
+def test_the_least_used_thumbnails_go_first(tmp_path, file_at):
     pictures = [tmp_path / f"{number}.png" for number in range(24)]
     for number, path in enumerate(pictures):
         noise(256, seed=number).save(path)
@@ -229,7 +232,7 @@ def test_the_least_used_thumbnails_go_first(tmp_path):
     assert cached == set(keys[-len(cached) :])
 
 
-def test_a_cache_that_cannot_be_written_costs_nothing_but_time(still, tmp_path):
+def test_a_cache_that_cannot_be_written_costs_nothing_but_time(still, tmp_path, file_at):
     (tmp_path / "in-the-way").write_text("")
     for cache in (Thumbnails(tmp_path / "in-the-way", 1), Thumbnails(tmp_path / "none", 0)):
         content = cache.get(file_at(still.paths[0]), 32)

@@ -24,6 +24,7 @@ import sys
 import tempfile
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,8 +117,8 @@ def _kind(path: Path, chance: random.Random) -> None:
     elif kind == "pipe":
         os.mkfifo(path)
     elif kind != "nothing":
-        target = {"link": path.parent, "outside": path.parents[2] / "outside" / "victim", "device": "/dev/zero"}
-        path.symlink_to(target[kind])
+        outside = path.parents[2] / "outside" / "victim"
+        path.symlink_to({"link": path.parent, "outside": outside, "device": Path("/dev/zero")}[kind])
 
 
 def _json(path: Path, chance: random.Random) -> None:
@@ -182,22 +183,25 @@ def use(folder: Path) -> None:
     """Read a collection as every command does. Raises what they raise."""
     from voken import Collection
     from voken.api import info
+    from voken.errors import VokenError
 
     collection = folder / "collection"
-    errors = []
-    for step in (
+    errors: list[Exception] = []
+    steps: tuple[Callable[[], object], ...] = (
         lambda: info(folder / "model"),
         lambda: Collection.doctor(collection),
         lambda: _search(collection, folder / "model"),
         lambda: Collection.open(collection, load=False).remove(["p3"]),
         lambda: Collection.open(collection, load=False).compact(),
-    ):
+    )
+    for step in steps:
         try:
             step()
         except Exception as error:
             errors.append(error)
-    for error in errors:
-        raise error
+    # one that has no name counts most
+    for named in sorted(errors, key=lambda error: isinstance(error, VokenError)):
+        raise named
 
 
 def _search(collection: Path, model: Path) -> None:
@@ -274,7 +278,7 @@ def make_original(folder: Path) -> Path:
     """A small collection with changes, and its model."""
     import numpy as np
 
-    from builders.saved_search import save_search
+    from builders.saved_search import save_search  # type: ignore[import-not-found] # tests are not checked
     from voken.collection.store import Entry, FileFacts, SkippedFile, Store
 
     save_search(folder)
@@ -298,11 +302,17 @@ def main() -> None:
     if arguments.only is not None:
         mutations, report = range(arguments.only, arguments.only + 1), print
     with tempfile.TemporaryDirectory() as place:
-        ends, failures = run(make_original(Path(place)), mutations, arguments.seed, report=report)
+        original = make_original(Path(place))
+        ends: Counter[str] = Counter()
+        failed = 0
+        for at in range(0, len(mutations), 20):
+            some, failures = run(original, mutations[at : at + 20], arguments.seed, report=report)
+            ends += some
+            failed += len(failures)
+            for failure in failures:
+                print(f"\n{failure.mutation}: {failure.what}", flush=True)
     print(dict(ends))
-    for failure in failures:
-        print(f"\n{failure.mutation}: {failure.what}")
-    sys.exit(bool(failures))
+    sys.exit(bool(failed))
 
 
 if __name__ == "__main__":

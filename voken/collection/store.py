@@ -192,6 +192,7 @@ class Store:
     folder: Path
     _base: tuple[str, Base] | None = field(default=None, repr=False)
     """The base that was opened last, and the key that identifies it."""
+    _codebooks: np.ndarray | None = field(default=None, repr=False)
 
     @classmethod
     def create(
@@ -428,7 +429,9 @@ class Store:
         return self._other_bases(self._state().base)
 
     def codebooks(self) -> Float32[np.ndarray, "M N e"]:
-        """The codebooks of the tokenizer that encoded the pictures."""
+        """The codebooks of the tokenizer that encoded the pictures. Raises `CorruptArtifactError`."""
+        if self._codebooks is not None:
+            return self._codebooks
         path, state = self.folder / CODEBOOKS, self._state()
         codebooks: np.ndarray = map_array(path)
         if (
@@ -438,6 +441,7 @@ class Store:
             or not np.isfinite(codebooks).all()
         ):
             raise CorruptArtifactError(f"{path}: does not fit the collection. Index the pictures again.")
+        self._codebooks = codebooks
         return codebooks
 
     @contextmanager
