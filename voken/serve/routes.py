@@ -417,5 +417,5 @@ def add_routes(app: FastAPI) -> None:
         summary="Remove a picture from the collection",
     )
     # HTTP asks for HEAD wherever GET is answered (RFC 9110, 9.1); FastAPI's routes do not add it by themselves
-    for readable in [known for known in app.routes if isinstance(known, APIRoute) and "GET" in known.methods]:
+    for readable in [known for known in app.routes if isinstance(known, APIRoute) and "GET" in (known.methods or ())]:
         route(readable.path, readable.endpoint, methods=["HEAD"], include_in_schema=False)
