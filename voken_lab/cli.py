@@ -150,7 +150,11 @@ def reproduce(
     what: Annotated[list[str], typer.Argument(metavar="WHAT...", help="table1 to table7, figure4, figure5, or all.")],
     track: Annotated[
         str,
-        typer.Option("--track", help="emoji, icons, flickr30k or coco5k: protocol and settings.", show_default=False),
+        typer.Option(
+            "--track",
+            help="emoji, icons, flickr8k, rsicd, flickr30k or coco5k: protocol and settings.",
+            show_default=False,
+        ),
     ],
     data: Annotated[Path, typer.Option("--data", "-d", help="The data set.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of tables, runs and intermediate results.")] = Path(

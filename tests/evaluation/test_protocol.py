@@ -74,16 +74,19 @@ def test_one_picture_of_a_concept_keeps_its_captions():
     assert pool_of(images, one_per_concept=True, seed=2) != pool
 
 
-def test_every_caption_as_its_own_query_as_published_tables_count():
-    images = dataset(("a", "", ["a man", "A man"]), ("b", "", ["a man", "a dog"]))
+def test_every_caption_is_a_query_and_a_shared_one_has_all_its_pictures():
+    images = dataset(("a", "", ["a man", "A  man"]), ("b", "", ["a man", "a dog"]), ("c", "", ["A dog", " "]))
     queries = queries_of(images, pool_of(images), distinct=False)
     assert [(query.text, set(query.relevant)) for query in queries] == [
-        ("a man", {"a"}),
-        ("A man", {"a"}),
-        ("a man", {"b"}),
-        ("a dog", {"b"}),
+        ("a man", {"a", "b"}),
+        ("A  man", {"a", "b"}),
+        ("a man", {"a", "b"}),
+        ("a dog", {"b", "c"}),
+        ("A dog", {"b", "c"}),
     ]
-    assert len({query.query_id for query in queries}) == 4
+    assert len({query.query_id for query in queries}) == 5
+    # a picture outside the pool is no right answer
+    assert [set(query.relevant) for query in queries_of(images, Pool(("b",)), distinct=False)] == [{"b"}, {"b"}]
 
 
 def test_pools_and_queries_that_make_no_sense_are_refused():

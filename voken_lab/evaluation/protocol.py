@@ -97,8 +97,9 @@ def queries_of(images: Dataset, pool: Pool, *, distinct: bool = True) -> tuple[Q
     of all of them as right answers. A concept's captions are those of all its pictures in `images`, including
     pictures that were not drawn into the pool. Only captions of the data set are queries.
 
-    `distinct=False` asks every caption of every picture in the pool as a query, with the pictures of that picture's
-    concept as right answers. Published tables on Karpathy's splits count this way (COCO 5K: 25,010 queries).
+    `distinct=False` asks every caption of every picture in the pool as a query of its own, as published tables on
+    Karpathy's splits do (COCO 5K: 25,010 queries). Its right answers are found in the same way: if two pictures have
+    one caption, both are right for both queries, because nothing in the text tells them apart.
 
     Raises `DataError` if the pool holds a picture that `images` does not, `EmptyDataError` without any caption.
     """
@@ -112,11 +113,11 @@ def queries_of(images: Dataset, pool: Pool, *, distinct: bool = True) -> tuple[Q
     pictures: dict[str, set[str]] = {}
     for image_id in pool.image_ids:
         pictures.setdefault(image_of[image_id].concept, set()).add(image_id)
-    if distinct:
-        queries = _distinct_queries(images, pictures)
-    else:
+    queries = _distinct_queries(images, pictures)
+    if not distinct:
+        relevant = {query.query_id: query.relevant for query in queries}
         queries = tuple(
-            Query(_query_id(image_id, str(place), caption), caption, frozenset(pictures[image_of[image_id].concept]))
+            Query(_query_id(image_id, str(place), caption), caption, relevant[_query_id(_caption_key(caption))])
             for image_id in pool.image_ids
             for place, caption in enumerate(image_of[image_id].captions)
             if caption.strip()
@@ -340,10 +341,14 @@ def _distinct_queries(images: Dataset, pictures: Mapping[str, set[str]]) -> tupl
         for caption in image.captions:
             text = " ".join(caption.split())
             if text:
-                key = text.casefold()
+                key = _caption_key(caption)
                 texts.setdefault(key, text)
                 relevant.setdefault(key, set()).update(pictures[image.concept])
     return tuple(Query(_query_id(key), text, frozenset(relevant[key])) for key, text in texts.items())
+
+
+def _caption_key(caption: str) -> str:
+    return " ".join(caption.split()).casefold()
 
 
 def _query_id(*parts: str) -> str:

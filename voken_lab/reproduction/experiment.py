@@ -121,8 +121,7 @@ class Experiment:
     @property
     def pool_in_words(self) -> str:
         """How the pool was drawn, in words, for `Conditions.pool`."""
-        words = "one picture per concept" if self.track.test_concepts is not None else "all pictures"
-        return words if self.track.distinct else f"{words}, every caption a query"
+        return self.track.pool_in_words
 
     @cached_property
     def queries(self) -> tuple[Query, ...]:

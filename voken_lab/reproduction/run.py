@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from voken import artifact
+from voken.data.skipped import Skipped
 from voken.encoders.cache import VectorCache
 from voken.errors import ConfigError
 from voken.progress import Progress, no_progress
@@ -94,7 +95,16 @@ def reproduce(
     names = request.names()
     folder = request.out / track(request.track).name
     lines = [line for name in names for line in (TABLES[name].lines if name in TABLES else FIGURES[name])]
-    experiment_of = cache(lambda seed: request.experiment(seed, progress))
+    left_out: dict[int, tuple[Skipped, ...]] = {}
+
+    @cache
+    def experiment_of(seed: int) -> Experiment:
+        experiment = request.experiment(seed, progress)
+        left_out[seed] = skipped = experiment.dataset.skipped
+        if skipped:
+            print_line(f"seed {seed}: {len(skipped)} pictures left out, such as {skipped[0].path}: {skipped[0].reason}")
+        return experiment
+
     runner = _CellRunner(request, lines, experiment_of, print_line)
     results: dict[str, dict[int, list[Record]]] = {}
     costs: dict[str, dict[str, Any]] = {}
@@ -122,6 +132,7 @@ def reproduce(
             "written": list(written),
             "costs": list(costs.values()),
             "left out": runner.left_out,
+            "pictures left out": {str(seed): [vars(item) for item in skipped] for seed, skipped in left_out.items()},
         },
     )
     if written:
