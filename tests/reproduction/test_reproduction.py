@@ -375,7 +375,7 @@ def test_what_vokens_say_is_of_our_first_seed(pictures, tmp_path):
 def test_unknown_names_are_said():
     with pytest.raises(ConfigError, match="table1, table2"):
         reproduce(Request(("table9",), "tiny", ".", "."))
-    with pytest.raises(ConfigError, match="emoji, icons, flickr30k, coco5k"):
+    with pytest.raises(ConfigError, match="emoji, icons, flickr8k, rsicd, flickr30k, coco5k"):
         track("imagenet")
 
 
