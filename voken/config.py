@@ -37,16 +37,28 @@ class EncoderConfig:
     family: Literal["builtin", "photos", "clip", "siglip"] = "builtin"
     checkpoint: str = ""
     """Hub name or folder, for clip and siglip."""
+    networks: tuple[Literal["lite0", "lite2"], ...] = ("lite0",)
+    """The picture networks, EfficientNet-Lite0 and -Lite2. Each gets a pair of towers of its own."""
     image_size: int = 128
-    """Side in pixels of the encoder's input."""
+    """Side in pixels of the pictures that lite0 reads. lite2 reads them 260 / 224 times as large."""
+    mirror: bool = False
+    """Use the mean of the features of a picture and of its mirror image. It doubles the time to encode pictures."""
+    crops: int = 0
+    """Random crops of each training picture that the head is trained on too, beside the picture (and its mirror
+    image)."""
+    text_layers: bool = False
+    """Give the head the mean state of every layer of MiniLM, not only of the last."""
     dim: int = 256
-    """Width of the shared space."""
+    """Width of the vectors of each network. The shared space has `dim` × networks dimensions."""
     hidden: int = 512
-    """Width of the head's hidden layer, in both towers."""
+    """Width of the hidden layer of each tower."""
     dropout: float = 0.3
     epochs: int = 30
     """Largest number of epochs; see `patience`."""
     batch_size: int = 512
+    """Pictures in a batch. Small sets have smaller ones, so that an epoch has three steps."""
+    captions: int = 1
+    """Captions of each picture in a batch."""
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
     temperature: float = 0.05
@@ -327,6 +339,17 @@ def preset(name: str) -> RunConfig:
         )
     default = RunConfig(
         "default",
+        encoder=EncoderConfig(
+            networks=("lite0", "lite2"),
+            image_size=224,
+            mirror=True,
+            crops=2,
+            text_layers=True,
+            epochs=45,
+            batch_size=2048,
+            captions=2,
+            patience=10,
+        ),
         tokenizer=TokenizerConfig(
             codebook_size=1024,
             levels=6,
@@ -357,7 +380,7 @@ def preset(name: str) -> RunConfig:
         return default
     if name == "demo":
         tokenizer = dataclasses.replace(default.tokenizer, codebook_size=256, levels=4)
-        return dataclasses.replace(default, name="demo", tokenizer=tokenizer)
+        return dataclasses.replace(default, name="demo", encoder=EncoderConfig(), tokenizer=tokenizer)
     raise ConfigError(f"{name!r}: no such preset. There are: default, paper, paper-lite, demo.")
 
 

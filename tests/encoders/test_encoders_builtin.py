@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from voken.encoders import builtin
-from voken.encoders.builtin import PictureFeatures, SentenceEncoder, fingerprint, picture_weights, sentence_folder
+from voken.encoders.builtin import PictureFeatures, SentenceEncoder, fingerprint, sentence_folder
+from voken.encoders.efficientnet import LITE0, weights_hash
 from voken.errors import ArtifactError, ConfigError, MissingExtraError
 
 TEXTS = ["a red heart", "", "dog", "Smiling face with open mouth & cold sweat, naïve café", "word " * 400, "日本 🦊"]
@@ -43,6 +44,25 @@ def test_a_sentence_does_not_depend_on_its_batch(sentences):
     np.testing.assert_allclose(together, alone, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
     assert together.dtype == np.float32
+
+
+def test_every_layers_mean_by_hand(sentences):
+    """Words and their places are looked up here, and one layer after the other is run on one unpadded text."""
+    ids, _ = sentences.tokenize(["two dogs run"])
+    with torch.inference_mode():
+        words = sentences.words.weight[ids[0]]
+        states = sentences.first_norm(words + sentences.positions.weight[: ids.shape[1]])[None]
+        means = [words.mean(0)]
+        for layer in sentences.layers:
+            states = layer(states, None)
+            means.append(states[0].mean(0))
+    means[-1] = means[-1] / means[-1].norm()
+    features = sentences.encode(["a text of another length, read beside it", "two dogs run"], every_layer=True)
+    assert features.shape == (2, sentences.features_dim)
+    np.testing.assert_allclose(features[1], torch.cat(means).numpy(), atol=1e-4)
+    np.testing.assert_allclose(
+        features[:, -384:], sentences.encode(["a text of another length, read beside it", "two dogs run"]), atol=1e-5
+    )
 
 
 def test_no_texts_make_no_vectors(sentences):
@@ -80,7 +100,7 @@ def test_pooled_features_equal_those_of_the_network_as_published(size):
     from efficientnet_lite_pytorch import EfficientNet
 
     plain = EfficientNet.from_name("efficientnet-lite0", image_size=size).eval()
-    plain.load_state_dict(torch.load(picture_weights(), weights_only=True))
+    plain.load_state_dict(torch.load(LITE0.weights, weights_only=True))
     images = random_images(2, (size, size))
     pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float()
     with torch.inference_mode():
@@ -95,7 +115,8 @@ def test_the_rest_of_the_features_by_hand():
     left.paste((255, 0, 0), (0, 0, 32, 64))
     pictures = PictureFeatures(64)
     blocks = []
-    pictures._network._blocks[-1].register_forward_hook(lambda module, inputs, output: blocks.append(output.numpy()))
+    last = pictures._frozen[0]._network._blocks[-1]
+    last.register_forward_hook(lambda module, inputs, output: blocks.append(output.numpy()))
     features = pictures.encode([image.resize((64, 64)), left])
     np.testing.assert_allclose(features[:, 1280:1600], blocks[0].mean(axis=(2, 3)), atol=1e-4)
     np.testing.assert_allclose(features[:, 1600:1920], blocks[0].std(axis=(2, 3)), atol=1e-4)
@@ -104,6 +125,49 @@ def test_the_rest_of_the_features_by_hand():
     assert histogram.sum() == pytest.approx(2 * 0.5**0.5)
     np.testing.assert_allclose(layout[:, :2], np.broadcast_to([1, 0, 0], (4, 2, 3)), atol=1e-6)
     np.testing.assert_allclose(layout[:, 2:], 0, atol=1e-6)
+
+
+def test_networks_stand_side_by_side_each_at_its_size():
+    images = random_images(2, (90, 70))
+    both = PictureFeatures(64, ("lite0", "lite2"))
+    lite2 = PictureFeatures(64, ("lite2",))
+    assert [network.image_size for network in both._frozen] == [64, 74]
+    expected = np.concatenate([PictureFeatures(64).encode(images), lite2.encode(images)], axis=1)
+    np.testing.assert_allclose(both.encode(images), expected, atol=1e-4)
+
+
+def test_views_and_mirror_images(pictures):
+    images = random_images(2, (96, 80))
+    mirrored = [ImageOps.mirror(image) for image in images]
+    mean = PictureFeatures(64, mirror=True)
+    np.testing.assert_allclose(
+        mean.encode(images), (pictures.encode(images) + pictures.encode(mirrored)) / 2, atol=1e-4
+    )
+    np.testing.assert_allclose(mean.encode(images), mean.encode(mirrored), atol=1e-4)
+    views = mean.encode_views(images, 3).reshape(2, mean.view_count(3), mean.dim)
+    np.testing.assert_allclose(
+        views[:, :2], np.stack([pictures.encode(images), pictures.encode(mirrored)], 1), atol=1e-4
+    )
+    np.testing.assert_allclose(mean.of_views(views), mean.encode(images), atol=1e-4)
+    np.testing.assert_array_equal(views, mean.encode_views(images, 3).reshape(views.shape))
+    assert np.abs(views[:, 2:] - views[:, :1]).max(axis=2).min() > 1e-3  # no crop is the whole picture
+    np.testing.assert_allclose(pictures.encode_views(images, 0), pictures.encode(images), atol=1e-5)
+
+
+def test_crops_hold_half_to_nearly_all_of_a_picture_in_its_proportions():
+    for image in random_images(3, (120, 60)):
+        areas = []
+        for number in range(8):
+            crop = builtin._random_crop(image, number)
+            assert crop.width / crop.height == pytest.approx(2, rel=0.05)
+            areas.append(crop.width * crop.height / (120 * 60))
+        assert 0.45 < min(areas) < max(areas) < 1
+
+
+@pytest.mark.parametrize("networks", [(), ("lite0", "lite0")])
+def test_no_network_and_one_twice_are_refused(networks):
+    with pytest.raises(ConfigError, match=r"encoder\.networks"):
+        PictureFeatures(64, networks)
 
 
 def test_a_picture_does_not_depend_on_its_batch(pictures):
@@ -141,12 +205,19 @@ def test_too_small_a_size_is_refused():
 def test_fingerprints_tell_sizes_apart_and_parts_from_their_joins(pictures):
     assert pictures.fingerprint != PictureFeatures(96).fingerprint
     assert pictures.fingerprint == PictureFeatures(64, batch_size=1).fingerprint
+    others = [
+        PictureFeatures(64, mirror=True),
+        PictureFeatures(64, ("lite2",)),
+        PictureFeatures(64, ("lite0", "lite2")),
+    ]
+    prints = {pictures.fingerprint, pictures.views_fingerprint(1), pictures.views_fingerprint(2)}
+    assert len(prints | {other.fingerprint for other in others}) == 6
     assert fingerprint("ab", "c") != fingerprint("a", "bc")
 
 
 def test_missing_weights_name_the_file_and_the_remedy(tmp_path):
     with pytest.raises(ArtifactError, match=r"no\.pth.*force-reinstall"):
-        builtin.weights_hash(tmp_path / "no.pth")
+        weights_hash(tmp_path / "no.pth")
 
 
 def test_a_missing_package_is_named(monkeypatch):
@@ -156,6 +227,6 @@ def test_a_missing_package_is_named(monkeypatch):
 
 
 def test_weights_lie_inside_their_packages():
-    assert isinstance(picture_weights(), Path)
-    assert picture_weights().is_file()
+    assert isinstance(LITE0.weights, Path)
+    assert LITE0.weights.is_file()
     assert (sentence_folder() / "model.safetensors").is_file()

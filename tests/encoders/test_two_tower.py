@@ -6,12 +6,20 @@ import json
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
+from safetensors.torch import load_file, save_file
 
 from voken.config import EncoderConfig
 from voken.encoders.builtin import PictureFeatures
 from voken.encoders.interface import Encoder
-from voken.encoders.two_tower import PairedFeatures, TwoTowerEncoder, TwoTowerHead, head_recall, train_two_tower
+from voken.encoders.two_tower import (
+    PairedFeatures,
+    TwoTowerEncoder,
+    TwoTowerHead,
+    _Batches,
+    head_recall,
+    train_two_tower,
+)
 from voken.errors import ArtifactError, ArtifactVersionError, ConfigError, CorruptArtifactError, EmptyDataError
 from voken.model.model import load_encoder
 from voken.optimisation import CaptionsByImage
@@ -34,8 +42,8 @@ def made_up(concepts, seed, noise=0.5):
 
 def identity_head(dim):
     """A head that only normalises what it is given."""
-    head = TwoTowerHead(EncoderConfig(dim=dim, hidden=4), image_features=dim, text_features=dim).eval()
-    for tower in (head.image_tower, head.text_tower):
+    head = TwoTowerHead(EncoderConfig(dim=dim, hidden=4), image_features=(dim,), text_features=dim).eval()
+    for tower in (*head.image_towers, *head.text_towers):
         torch.nn.init.eye_(tower.skip.weight)
         for zero in (tower.skip.bias, tower.down.weight, tower.down.bias):
             torch.nn.init.zeros_(zero)
@@ -48,7 +56,7 @@ def unit(rows):
 
 def test_unseen_concepts_are_found():
     train, validation = made_up(150, 1), made_up(40, 2)
-    untrained = head_recall(TwoTowerHead(CONFIG, image_features=20, text_features=12).eval(), validation)
+    untrained = head_recall(TwoTowerHead(CONFIG, image_features=(20,), text_features=12).eval(), validation)
     config = dataclasses.replace(CONFIG, epochs=30, learning_rate=1e-2, patience=30)
     run = train_two_tower(train, config, seed=0, validation=validation)
     recall = head_recall(run.head, validation)
@@ -66,7 +74,7 @@ def test_the_same_seed_gives_the_same_head_and_leaves_the_callers_randomness_alo
     torch.manual_seed(5)
     runs = [train_two_tower(train, CONFIG, seed=seed) for seed in (3, 3, 4)]
     torch.testing.assert_close(torch.rand(1), before)
-    weights = [run.head.image_tower.up.weight for run in runs]
+    weights = [run.head.image_towers[0].up.weight for run in runs]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 
@@ -82,7 +90,7 @@ def test_loss_counts_no_picture_of_the_same_concept_as_wrong():
     images, texts = (torch.from_numpy(random.normal(size=(4, 3)).astype(np.float32)) for _ in range(2))
     concepts = torch.tensor([0, 1, 0, 2])
     with torch.inference_mode():
-        loss = float(head.loss(images, texts, concepts))
+        loss = float(head.loss(images, texts[None], (concepts[:, None] == concepts)[None]))
     scores = unit(images.numpy()) @ unit(texts.numpy()).T / head.config.temperature
     total = 0.0
     for side in (scores, scores.T):
@@ -90,6 +98,54 @@ def test_loss_counts_no_picture_of_the_same_concept_as_wrong():
             others = [column for column in range(4) if column == row or concepts[column] != concepts[row]]
             total -= side[row, row] - np.log(np.exp(side[row, others]).sum())
     assert loss == pytest.approx(total / 8, rel=1e-4)
+
+
+def test_a_text_that_two_pictures_share_is_wrong_for_neither():
+    """The batches say what is right: pictures of one concept, and every picture that has the text."""
+    pairs = np.array([[0, 0], [0, 1], [1, 1], [1, 2], [2, 3], [3, 4]])
+    data = PairedFeatures(np.zeros((4, 3), np.float32), np.zeros((5, 3), np.float32), pairs, ["a", "b", "c", "c"])
+    config = dataclasses.replace(CONFIG, captions=2, batch_size=4)
+    for seed in range(20):
+        (images, views, texts, right), *rest = _Batches(data, config, seed).epoch()
+        assert not rest
+        assert texts.shape == (2, 4)
+        assert (views == 0).all()
+        for captions, mask in zip(texts, right, strict=True):
+            for row, image in enumerate(images):
+                for column, (other, caption) in enumerate(zip(images, captions, strict=True)):
+                    same = data.concepts[image] == data.concepts[other]
+                    assert mask[row, column] == (same or [image, caption] in pairs.tolist())
+        two = texts[:, images < 2]
+        assert (two[0] != two[1]).all()  # a picture with two texts shows both
+
+
+def test_two_networks_are_two_pairs_of_towers_whose_cosines_are_averaged():
+    torch.manual_seed(0)
+    config = dataclasses.replace(CONFIG, networks=("lite0", "lite2"))
+    head = TwoTowerHead(config, image_features=(12, 8), text_features=12).eval()
+    random = np.random.default_rng(0)
+    images, texts = random.normal(size=(5, 20)).astype(np.float32), random.normal(size=(4, 12)).astype(np.float32)
+    vectors, queries = head.project_images(images), head.project_texts(texts)
+    assert head.dim == vectors.shape[1] == queries.shape[1] == 16
+    with torch.inference_mode():
+        cosines = [
+            text_tower(torch.from_numpy(texts)) @ image_tower(torch.from_numpy(part)).T
+            for image_tower, text_tower, part in zip(
+                head.image_towers, head.text_towers, np.split(images, [12], axis=1), strict=True
+            )
+        ]
+    np.testing.assert_allclose(queries @ vectors.T, sum(cosines) / 2, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+def test_training_sees_the_views_and_not_the_picture_itself():
+    """The pictures' own features say nothing; two views of each do."""
+    train, validation = made_up(150, 1), made_up(40, 2)
+    noise = np.random.default_rng(5).normal(size=train.images.shape).astype(np.float32)
+    views = np.stack([train.images, train.images + 0.1 * noise], axis=1)
+    blind = dataclasses.replace(train, images=noise * train.images.std(), views=views)
+    config = dataclasses.replace(CONFIG, epochs=30, learning_rate=1e-2, patience=30, captions=2)
+    assert train_two_tower(blind, config, seed=0, validation=validation).best.recall_5 > 0.9
 
 
 def test_training_stops_when_validation_no_longer_gets_better():
@@ -152,9 +208,9 @@ def test_impossible_settings_are_refused():
 
 def full_head(seed=0):
     torch.manual_seed(seed)
-    head = TwoTowerHead(CONFIG, image_features=PictureFeatures.dim)
-    torch.nn.init.normal_(head.image_tower.down.weight)
-    torch.nn.init.normal_(head.text_tower.down.weight)
+    head = TwoTowerHead(CONFIG)
+    torch.nn.init.normal_(head.image_towers[0].down.weight)
+    torch.nn.init.normal_(head.text_towers[0].down.weight)
     return head
 
 
@@ -179,6 +235,39 @@ def test_a_saved_encoder_gives_the_same_vectors(saved):
     np.testing.assert_allclose(
         encoder.encode_images(images), encoder.project_images(encoder.features_of_images(images)), atol=1e-6
     )
+
+
+def test_an_encoder_of_two_networks_every_layer_and_mirror_images_is_read_back(tmp_path):
+    torch.manual_seed(1)
+    config = dataclasses.replace(CONFIG, networks=("lite0", "lite2"), mirror=True, text_layers=True)
+    encoder = TwoTowerEncoder(TwoTowerHead(config))
+    encoder.save(tmp_path / "encoder")
+    loaded = load_encoder(tmp_path / "encoder")
+    assert loaded.fingerprint == encoder.fingerprint
+    image = Image.effect_noise((80, 64), 60).convert("RGB")
+    np.testing.assert_array_equal(loaded.encode_images([image]), encoder.encode_images([image]))
+    np.testing.assert_allclose(
+        encoder.encode_images([image]), encoder.encode_images([ImageOps.mirror(image)]), atol=1e-4
+    )
+    texts = encoder.encode_texts(["a dog", "two birds over the sea"])
+    np.testing.assert_array_equal(loaded.encode_texts(["a dog", "two birds over the sea"]), texts)
+    read = encoder.read_texts(["a dog", "two birds over the sea"], max_tokens=64)
+    np.testing.assert_allclose(read.vectors.numpy(), texts, atol=1e-5)
+    with pytest.raises(ConfigError, match="other picture networks"):
+        TwoTowerEncoder(encoder.head, pictures=PictureFeatures(64))
+
+
+def test_a_head_of_the_time_of_one_network_is_read(saved):
+    before = load_encoder(saved).encode_texts(["a dog"])
+    weights = load_file(saved / "head.safetensors")
+    save_file(
+        {name.replace("_towers.0.", "_tower."): tensor for name, tensor in weights.items()}, saved / "head.safetensors"
+    )
+    described = json.loads((saved / "config.json").read_text())
+    for name in ("networks", "mirror", "crops", "text_layers", "captions"):
+        del described["config"][name]
+    (saved / "config.json").write_text(json.dumps(described))
+    np.testing.assert_array_equal(load_encoder(saved).encode_texts(["a dog"]), before)
 
 
 def test_the_fingerprint_follows_the_weights(saved):
@@ -232,7 +321,7 @@ def test_nothing_there_and_unknown_families(tmp_path):
 
 def test_vectors_are_float32_under_autocast():
     """A generator trained in bf16 may read texts as it goes."""
-    head = TwoTowerHead(CONFIG, image_features=20, text_features=12).eval()
+    head = TwoTowerHead(CONFIG, image_features=(20,), text_features=12).eval()
     features = np.random.default_rng(0).normal(size=(3, 12)).astype(np.float32)
     with torch.autocast("cpu", torch.bfloat16):
         vectors = head.project_texts(features)

@@ -79,7 +79,7 @@ def test_logits_equal_those_of_the_network_as_published(network):
 
 
 def test_missing_weights_name_the_extra():
-    network = EfficientNetLite("efficientnet-lite9", "efficientnet-lite9-pytorch-model", "none.pth", 224)
+    network = EfficientNetLite("efficientnet-lite9", "efficientnet-lite9-pytorch-model", "none.pth", 224, 320)
     with pytest.raises(MissingExtraError, match=r"efficientnet-lite9-pytorch-model.*train"):
         ImageNetClassifier(network)
 

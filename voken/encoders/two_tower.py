@@ -1,7 +1,8 @@
 """A small two-tower head that maps the built-in pair's features into one space, and the encoder built on it.
 
 The loss is InfoNCE in both directions over frozen features (Radford et al. 2021, "Learning transferable visual models
-from natural language supervision", section 2.3). Pictures and texts of one concept are never each other's negatives.
+from natural language supervision", section 2.3). Pictures and texts of one concept are
+never each other's negatives, nor are a picture and a text that another picture shares with it.
 The head has a few million weights and trains in seconds on one core.
 """
 
@@ -11,7 +12,7 @@ import copy
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,15 +28,17 @@ from torch.nn import functional
 
 from voken.artifact import storage_errors, write_json
 from voken.config import EncoderConfig, from_dict
-from voken.encoders.builtin import PictureFeatures, SentenceEncoder, backbones, fingerprint
+from voken.encoders.builtin import PictureFeatures, SentenceEncoder, backbones, feature_counts, fingerprint
 from voken.encoders.text_reader import TextStates
 from voken.errors import ArtifactError, ConfigError, CorruptArtifactError, EmptyDataError
 from voken.metrics import first_relevant_by_product, recall_at
-from voken.optimisation import CaptionsByImage, TrainingLoop, adamw
+from voken.optimisation import CaptionsByImage, TrainingLoop, adamw, autocast
 from voken.progress import Progress, no_progress
-from voken.shapes import Float, Int
+from voken.shapes import Bool, Float, Int
 
 FAMILY = "builtin"
+_LEAST_STEPS, _LEAST_BATCH = 3, 32
+"""An epoch has this many steps at least, unless its batches would be smaller than that."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,10 @@ class PairedFeatures:
     """Rows (image, text). An image may have many texts, and a text many images."""
     concepts: Sequence[str | int]
     """What each image shows. All images of a concept are right answers to its texts."""
+    networks: tuple[int, ...] = ()
+    """Number of features of each picture network, side by side in a row. (): one network."""
+    views: Float[np.ndarray, "images views features"] | None = None
+    """Features of several views of each image to train on, such as crops. None: of the image alone."""
 
     def __post_init__(self) -> None:
         if len(self.pairs) == 0:
@@ -109,52 +116,81 @@ class Tower(nn.Module):
 
 
 class TwoTowerHead(nn.Module):
-    """A tower for picture features, a tower for text features, and the temperature between them."""
+    """A tower for picture features and a tower for text features per picture network, and their temperature.
+
+    The towers of each network are trained apart from the others', and their vectors are joined, so that a cosine is the
+    mean of the cosines of all networks.
+    """
 
     def __init__(
-        self, config: EncoderConfig, *, image_features: int = PictureFeatures.dim, text_features: int = 384
+        self,
+        config: EncoderConfig,
+        *,
+        image_features: Sequence[int] | None = None,
+        text_features: int | None = None,
     ) -> None:
+        """`image_features` has a number for each network. Where they are None, they are those of `config`."""
         super().__init__()
-        if config.dim < 1 or config.hidden < 1 or config.temperature <= 0:
-            raise ConfigError("The two-tower head needs dim ≥ 1, hidden ≥ 1 and temperature > 0.")
+        if config.dim < 1 or config.hidden < 1 or config.temperature <= 0 or config.captions < 1:
+            raise ConfigError("The two-tower head needs dim ≥ 1, hidden ≥ 1, captions ≥ 1 and temperature > 0.")
         self.config = config
-        self.dim = config.dim
-        widths = {"hidden": config.hidden, "dim": config.dim}
-        self.image_tower = Tower(image_features, dropout=config.dropout, noise=config.noise, **widths)
-        self.text_tower = Tower(text_features, dropout=config.dropout, noise=config.noise, **widths)
+        self.image_features = tuple(feature_counts(config.networks) if image_features is None else image_features)
+        if len(self.image_features) != len(config.networks):
+            raise ConfigError(f"encoder.networks names {len(config.networks)}; the features are of another number.")
+        self.dim = len(config.networks) * config.dim
+        if text_features is None:
+            text_features = SentenceEncoder.features_dim if config.text_layers else SentenceEncoder.dim
+        self.text_features = text_features
+
+        def tower(features: int) -> Tower:
+            return Tower(features, hidden=config.hidden, dim=config.dim, dropout=config.dropout, noise=config.noise)
+
+        self.image_towers = nn.ModuleList(map(tower, self.image_features))
+        self.text_towers = nn.ModuleList(tower(text_features) for _ in self.image_features)
         self.log_scale = nn.Parameter(
             torch.tensor(-math.log(config.temperature)), requires_grad=config.learn_temperature
         )
 
     def loss(
         self,
-        images: Float[Tensor, "pairs image_features"],
-        texts: Float[Tensor, "pairs text_features"],
-        concepts: Int[Tensor, " pairs"],
+        images: Float[Tensor, "images image_features"],
+        texts: Float[Tensor, "captions images text_features"],
+        right: Bool[Tensor, "captions images images"],
     ) -> Float[Tensor, ""]:
-        """Mean of picture-to-text and text-to-picture InfoNCE; row i of both is a pair.
+        """Mean of picture-to-text and text-to-picture InfoNCE over networks and captions.
 
-        Other rows of the same concept are neither positives nor negatives: they are left out of the denominator.
+        Text i of every caption is a pair with picture i. Where `right[c, i, j]` is True, text j of caption c is a
+        right one for picture i too: it is neither a positive nor a negative, but left out of the denominator.
         """
-        logits = self.log_scale.exp() * self.image_tower(images) @ self.text_tower(texts).T
-        same = concepts[:, None] == concepts[None, :]
-        same.fill_diagonal_(False)
-        logits = logits.masked_fill(same, -torch.inf)
-        targets = torch.arange(len(logits), device=logits.device)
-        return (functional.cross_entropy(logits, targets) + functional.cross_entropy(logits.T, targets)) / 2
+        targets = torch.arange(len(images), device=images.device)
+        others = right & ~torch.eye(len(images), dtype=torch.bool, device=images.device)
+        losses = []
+        for features, image_tower, text_tower in zip(
+            images.split(self.image_features, 1), self.image_towers, self.text_towers, strict=True
+        ):
+            pictures = self.log_scale.exp() * image_tower(features)
+            for vectors, left_out in zip(text_tower(texts.flatten(0, 1)).chunk(len(texts)), others, strict=True):
+                logits = (pictures @ vectors.T).float().masked_fill(left_out, -torch.inf)
+                losses += [functional.cross_entropy(logits, targets), functional.cross_entropy(logits.T, targets)]
+        return torch.stack(losses).mean()
 
     @torch.inference_mode()
     def project_images(self, features: Float[np.ndarray, "images features"]) -> Float[np.ndarray, "images dim"]:
         """Unit vectors of picture features."""
-        return self._project(self.image_tower, features)
+        parts = np.split(features, np.cumsum(self.image_features)[:-1], axis=1)
+        return self._joined([self._project(tower, part) for tower, part in zip(self.image_towers, parts, strict=True)])
 
     @torch.inference_mode()
     def project_texts(self, features: Float[np.ndarray, "texts features"]) -> Float[np.ndarray, "texts dim"]:
         """Unit vectors of pooled text features."""
-        return self._project(self.text_tower, features)
+        return self._joined([self._project(tower, features) for tower in self.text_towers])
+
+    @staticmethod
+    def _joined(vectors: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate(vectors, axis=1) * np.float32(len(vectors) ** -0.5) if len(vectors) > 1 else vectors[0]
 
     def _project(self, tower: nn.Module, features: np.ndarray) -> np.ndarray:
-        parts = [np.empty((0, self.dim), dtype=np.float32)]
+        parts = [np.empty((0, self.config.dim), dtype=np.float32)]
         for start in range(0, len(features), 4096):
             rows = torch.from_numpy(np.ascontiguousarray(features[start : start + 4096], dtype=np.float32))
             parts.append(tower(rows.to(self.log_scale.device)).float().cpu().numpy())
@@ -172,7 +208,8 @@ def train_two_tower(
 ) -> TwoTowerRun:
     """Train a head on frozen features. The same seed gives the same head.
 
-    Each epoch uses every captioned image once, with one of its texts drawn at random. The optimizer is AdamW; its
+    Each epoch uses every captioned image once: one of its views, and `config.captions` of its texts, drawn at random.
+    The optimizer is AdamW; its
     learning rate rises linearly and then falls to zero along a cosine. With `validation`, training stops after
     `config.patience` epochs without a better mean of R@1, R@5 and R@10 (text to image, over the validation images),
     and the head has the weights of the best epoch. Without `validation` it has those of the last epoch. Raises
@@ -216,21 +253,24 @@ class TwoTowerEncoder:
         self.head = head.eval().to(torch.device(device or "cpu"))
         self.dim = head.dim
         self._device = device
-        self._backbones = backbones()
+        self._backbones = backbones(head.config.networks)
         if pictures is not None:
             if pictures.image_size != head.config.image_size:
                 raise ConfigError(
                     f"The head was trained on pictures of {head.config.image_size} pixels, "
                     f"not of {pictures.image_size}."
                 )
+            if (pictures.networks, pictures.mirror) != (head.config.networks, head.config.mirror):
+                raise ConfigError("The head was trained with other picture networks, or with another use of mirroring.")
             self.pictures = pictures
         if sentences is not None:
             self.sentences = sentences
 
     @cached_property
     def pictures(self) -> PictureFeatures:
-        """The picture network, at the picture size that the head was trained on."""
-        return PictureFeatures(self.head.config.image_size, device=self._device)
+        """The picture networks, at the picture size that the head was trained on."""
+        config = self.head.config
+        return PictureFeatures(config.image_size, config.networks, mirror=config.mirror, device=self._device)
 
     @cached_property
     def sentences(self) -> SentenceEncoder:
@@ -243,9 +283,9 @@ class TwoTowerEncoder:
         weights = [(name, tensor.cpu().numpy().tobytes()) for name, tensor in sorted(self.head.state_dict().items())]
         return fingerprint(
             FAMILY,
-            self._backbones["pictures"]["weights"],
-            self._backbones["sentences"]["weights"],
+            *(part["weights"] for part in self._backbones.values()),
             str(self.head.config.image_size),
+            *(["mirror"] if self.head.config.mirror else []),
             *(part for pair in weights for part in pair),
         )
 
@@ -255,7 +295,7 @@ class TwoTowerEncoder:
 
     def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
         """Unit vectors of texts."""
-        return self.project_texts(self.sentences.encode(texts))
+        return self.project_texts(self.features_of_texts(texts))
 
     @property
     def text_width(self) -> int:
@@ -270,21 +310,26 @@ class TwoTowerEncoder:
     def read_texts(self, texts: Sequence[str], *, max_tokens: int) -> TextStates:
         """Token states and unit vectors of texts, computed in one pass."""
         ids, mask = self.sentences.tokenize(texts, max_tokens)
-        tokens = self.sentences(ids, mask)
-        pooled = self.sentences.pool(tokens, mask).float().cpu().numpy()
-        return TextStates(tokens, mask, torch.from_numpy(self.project_texts(pooled)))
+        every = self.sentences.layer_states(ids, mask)
+        pool_layers = self.head.config.text_layers
+        pooled = self.sentences.pool_layers(every, mask) if pool_layers else self.sentences.pool(every[-1], mask)
+        return TextStates(every[-1], mask, torch.from_numpy(self.project_texts(pooled.float().cpu().numpy())))
 
     def features_of_images(self, images: Sequence[Image]) -> Float[np.ndarray, "images features"]:
-        """The inputs of the head. Computing them takes nearly all the time; they are the same for any head."""
+        """The inputs of the image towers. Computing them takes nearly all the time; they are the same for any head."""
         return self.pictures.encode(images)
+
+    def features_of_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "texts features"]:
+        """The inputs of the text towers."""
+        return self.sentences.encode(texts, every_layer=self.head.config.text_layers)
 
     def project_images(self, features: Float[np.ndarray, "images features"]) -> Float[np.ndarray, "images dim"]:
         """Unit vectors from the features of `features_of_images`."""
         return self.head.project_images(features)
 
-    def project_texts(self, pooled: Float[np.ndarray, "texts 384"]) -> Float[np.ndarray, "texts dim"]:
-        """Unit vectors from the vectors of `SentenceEncoder.encode`."""
-        return self.head.project_texts(pooled)
+    def project_texts(self, features: Float[np.ndarray, "texts features"]) -> Float[np.ndarray, "texts dim"]:
+        """Unit vectors from the features of `features_of_texts`."""
+        return self.head.project_texts(features)
 
     def save(self, folder: Path) -> None:
         """Write `config.json` and `head.safetensors`. Of the backbones only package, version and digest are saved."""
@@ -298,8 +343,8 @@ class TwoTowerEncoder:
         description = {
             "family": FAMILY,
             "config": dataclasses.asdict(self.head.config),
-            "image_features": len(self.head.image_tower.mean),
-            "text_features": len(self.head.text_tower.mean),
+            "image_features": list(self.head.image_features),
+            "text_features": self.head.text_features,
             "backbones": self._backbones,
         }
         write_json(folder / "config.json", description)
@@ -314,13 +359,18 @@ class TwoTowerEncoder:
         folder = Path(folder)
         try:
             description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            _check_backbones(folder, description["backbones"])
+            config = from_dict(EncoderConfig, description["config"])
+            _check_backbones(folder, description["backbones"], backbones(config.networks))
+            counts = description["image_features"]
             head = TwoTowerHead(
-                from_dict(EncoderConfig, description["config"]),
-                image_features=description["image_features"],
+                config,
+                # one number if the head is of the time when there was one network
+                image_features=[counts] if isinstance(counts, int) else counts,
                 text_features=description["text_features"],
             )
-            head.load_state_dict(load_file(folder / "head.safetensors"))
+            weights = load_file(folder / "head.safetensors")
+            weights = {name.replace("_tower.", "_towers.0."): tensor for name, tensor in weights.items()}
+            head.load_state_dict(weights)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, ConfigError) as error:
             raise CorruptArtifactError(
                 f"{folder}: the saved encoder cannot be read ({error}). Restore it from a copy or train it again."
@@ -328,8 +378,7 @@ class TwoTowerEncoder:
         return cls(head, device=device)
 
 
-def _check_backbones(folder: Path, saved: dict[str, dict[str, str]]) -> None:
-    all_installed = backbones()
+def _check_backbones(folder: Path, saved: dict[str, dict[str, str]], all_installed: dict[str, dict[str, str]]) -> None:
     for part, expected in saved.items():
         installed = all_installed[part]
         if expected["weights"] != installed["weights"]:
@@ -348,20 +397,23 @@ def _train_head(
     device: torch.device,
     progress: Progress,
 ) -> TwoTowerRun:
-    head = TwoTowerHead(config, image_features=train.images.shape[1], text_features=train.texts.shape[1])
-    for tower, features in ((head.image_tower, train.images), (head.text_tower, train.texts)):
-        tower.mean.copy_(torch.from_numpy(features.mean(axis=0)))
-        tower.std.copy_(torch.from_numpy(features.std(axis=0)).clamp_min(1e-6))
+    image_features = train.networks or (train.images.shape[1],)
+    head = TwoTowerHead(config, image_features=image_features, text_features=train.texts.shape[1])
+    image_parts = np.split(train.images, np.cumsum(image_features)[:-1], axis=1)
+    for towers, parts in ((head.image_towers, image_parts), (head.text_towers, [train.texts] * len(config.networks))):
+        for tower, features in zip(towers, parts, strict=True):
+            assert isinstance(tower, Tower)
+            tower.mean.copy_(torch.from_numpy(features.mean(axis=0)))
+            tower.std.copy_(torch.from_numpy(features.std(axis=0)).clamp_min(1e-6))
     head.to(device)
-    images = torch.from_numpy(np.ascontiguousarray(train.images, dtype=np.float32)).to(device)
+    views = torch.from_numpy(train.images[:, None] if train.views is None else train.views).to(device)
     texts = torch.from_numpy(np.ascontiguousarray(train.texts, dtype=np.float32)).to(device)
-    concepts = torch.from_numpy(np.unique(np.asarray(train.concepts), return_inverse=True)[1]).to(device)
-    captions, random = CaptionsByImage(train.pairs), np.random.default_rng(seed)
+    batches = _Batches(train, config, seed)
     loop = TrainingLoop(
         head,
         adamw(head, learning_rate=config.learning_rate, weight_decay=config.weight_decay),
         epochs=config.epochs,
-        steps_per_epoch=math.ceil(len(captions.images) / config.batch_size),
+        steps_per_epoch=batches.steps,
         schedule="cosine",
         warmup=config.warmup,
         patience=config.patience,
@@ -370,12 +422,14 @@ def _train_head(
     history: list[EpochResult] = []
     for epoch in loop.epochs():
         losses = []
-        order = random.permutation(len(captions.images))
-        texts_drawn = captions.at(random.integers(0, captions.counts))
-        for rows in np.array_split(order, loop.steps_per_epoch):
-            i = torch.from_numpy(captions.images[rows]).to(device)
-            t = torch.from_numpy(texts_drawn[rows]).to(device)
-            losses.append(loop.step(head.loss(images[i], texts[t], concepts[i])))
+        for images, drawn, captions, right in batches.epoch():
+            with autocast(device):
+                loss = head.loss(
+                    views[torch.from_numpy(images), torch.from_numpy(drawn)],
+                    texts[torch.from_numpy(captions)],
+                    torch.from_numpy(right).to(device),
+                )
+            losses.append(loop.step(loss))
         head_to_evaluate = loop.evaluation_model
         assert isinstance(head_to_evaluate, TwoTowerHead)
         recalls = (math.nan,) * 3 if validation is None else head_recall(head_to_evaluate, validation)
@@ -386,3 +440,38 @@ def _train_head(
         raise ConfigError("encoder.epochs is 0: the two-tower head needs at least 1 epoch.")
     loop.restore_best()
     return TwoTowerRun(head=head, history=tuple(history), best=history[loop.best_epoch])
+
+
+class _Batches:
+    """Draws pictures, their views and their texts, and says which texts of a batch are right for which pictures."""
+
+    def __init__(self, train: PairedFeatures, config: EncoderConfig, seed: int) -> None:
+        self._captions = CaptionsByImage(train.pairs)
+        self._texts_each = config.captions
+        self._views = 1 if train.views is None else train.views.shape[1]
+        self._random = np.random.default_rng(seed)
+        self._concepts = np.unique(np.asarray(train.concepts), return_inverse=True)[1]
+        self._keys = np.unique(train.pairs[:, 0].astype(np.int64) * len(train.texts) + train.pairs[:, 1])
+        self._text_count = len(train.texts)
+        self._is_shared = np.bincount(train.pairs[:, 1], minlength=len(train.texts)) > 1
+        images = len(self._captions.images)
+        # a small set would have one step an epoch: too few to learn anything
+        self.steps = max(math.ceil(images / config.batch_size), min(_LEAST_STEPS, images // _LEAST_BATCH))
+
+    def epoch(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+        """Yield (images), (images) views, (captions, images) texts, and (captions, images, images) right ones."""
+        captions, random = self._captions, self._random
+        order = random.permutation(len(captions.images))
+        # the first text is drawn, and the next ones follow it, so that they differ where there are enough
+        first = random.integers(0, captions.counts)
+        drawn = np.stack([captions.at((first + turn) % captions.counts) for turn in range(self._texts_each)])
+        views = random.integers(0, self._views, len(order)) if self._views > 1 else np.zeros(len(order), np.int64)
+        for rows in np.array_split(order, self.steps):
+            images, texts = captions.images[rows], drawn[:, rows]
+            concepts = self._concepts[images]
+            right = np.repeat((concepts[:, None] == concepts[None, :])[None], len(texts), axis=0)
+            for mask, numbers in zip(right, texts, strict=True):
+                columns = np.flatnonzero(self._is_shared[numbers])
+                keys = images.astype(np.int64)[:, None] * self._text_count + numbers[columns]
+                mask[:, columns] |= np.isin(keys, self._keys)
+            yield images, views[rows], texts, right

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from voken.decoding.trie import VokenTrie
 from voken.errors import EmptyDataError, ResumeError
 from voken.generator.interface import Generator
 from voken.metrics import FirstRelevant, mean_recall
-from voken.optimisation import TrainingLoop, one_caption_per_image
+from voken.optimisation import TrainingLoop, autocast, one_caption_per_image
 from voken.progress import Progress, no_progress
 from voken.shapes import Bool, Float, Int
 
@@ -298,7 +297,7 @@ class _GeneratorTraining:
             for step in range(loop.steps_taken % loop.steps_per_epoch, loop.steps_per_epoch):
                 batch = rows[step * size : (step + 1) * size]
                 torch.manual_seed(int(np.random.SeedSequence([self.seed, number, epoch, step]).generate_state(1)[0]))
-                with _autocast(self.model.device, config.autocast):
+                with autocast(self.model.device, config.autocast):
                     batch_loss = self._loss(batch, stage)
                 loss += loop.step(batch_loss) * len(batch)
                 self.progress(f"generator, {stage.name}", loop.steps_taken, loop.steps)
@@ -434,9 +433,3 @@ def _stages(config: GeneratorConfig) -> list[_Stage]:
         return [generation]
     rate = config.discrimination_learning_rate
     return [generation, _Stage("discrimination", config.discrimination_epochs, rate, True)]
-
-
-def _autocast(device: torch.device, enabled: bool) -> AbstractContextManager[Any]:
-    if not enabled or (device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()):
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)

@@ -31,10 +31,9 @@ def prefill_graph(generator: LiteGenerator, encoder: BuiltInEncoder, precision: 
     """
     graph = Graph(precision)
     reader = SentenceReader.inputs(graph)
-    states = reader.read(encoder.sentences)
-    vector = text_vectors(graph, reader.pooled(states), encoder)
-    if generator.text is not None:
-        states = reader.read(generator.text)
+    every = reader.read(encoder.sentences)
+    vector = text_vectors(reader, every, encoder)
+    states = every[-1] if generator.text is None else reader.read(generator.text)[-1]
     layers = _Layers(generator, graph)
     memory = graph.linear(states, matrix(generator.read), array(generator.read.bias))
     memory, mask = reader.texts.padded(memory), reader.texts.mask
@@ -222,8 +221,8 @@ class SentenceReader:
         """Declare the inputs."""
         return cls(PackedTexts.inputs(graph), graph.input("offset", "int64", ["tokens"]))
 
-    def read(self, encoder: SentenceEncoder) -> str:
-        """The state of every token in the last layer, (tokens, 384)."""
+    def read(self, encoder: SentenceEncoder) -> list[str]:
+        """Every token's word piece and its states in all layers, each (tokens, 384)."""
         graph, texts = self.texts.graph, self.texts
         words = graph.op("Gather", graph.constant(array(encoder.words.weight)), texts.tokens)
         graph.set_row_count(words)
@@ -231,6 +230,7 @@ class SentenceReader:
         first = encoder.first_norm
         hidden, _ = graph.add_layer_norm(places, words, array(first.weight), array(first.bias), _SENTENCE_EPSILON)
         layers: Any = encoder.layers
+        every = [words]
         for layer in layers:
             joint = texts.padded(graph.linear(hidden, matrix(layer.qkv), array(layer.qkv.bias)))
             query, keys, values = graph.split(joint, *[encoder.dim] * 3)
@@ -247,22 +247,43 @@ class SentenceReader:
             hidden, _ = graph.add_layer_norm(
                 out, hidden, array(layer.norm.weight), array(layer.norm.bias), _SENTENCE_EPSILON, array(layer.down.bias)
             )
-        return hidden
+            every.append(hidden)
+        return every
 
     def pooled(self, states: str) -> str:
         """The mean over a text's tokens, at unit length, (queries, 384)."""
+        return self.texts.graph.op("LpNormalization", self._total(states), axis=-1, p=2)
+
+    def pooled_layers(self, every: list[str]) -> str:
+        """As `SentenceEncoder.pool_layers`, (queries, 2,688)."""
+        graph = self.texts.graph
+        count = graph.op("ReduceSum", graph.op("Cast", self.texts.mask, to=1), graph.ints(1), keepdims=1)
+        means = [graph.op("Div", self._total(states), count) for states in every[:-1]]
+        return graph.op("Concat", *means, self.pooled(every[-1]), axis=1)
+
+    def _total(self, states: str) -> str:
         graph = self.texts.graph
         weight = graph.op("Unsqueeze", graph.op("Cast", self.texts.mask, to=1), graph.ints(2))
-        total = graph.op("ReduceSum", graph.op("Mul", self.texts.padded(states), weight), graph.ints(1), keepdims=0)
-        return graph.op("LpNormalization", total, axis=-1, p=2)
+        return graph.op("ReduceSum", graph.op("Mul", self.texts.padded(states), weight), graph.ints(1), keepdims=0)
 
 
-def text_vectors(graph: Graph, pooled: str, encoder: BuiltInEncoder) -> str:
-    """Unit vectors (queries, dim), as `encode_texts`. They are cheap, so they are always float32."""
+def text_vectors(reader: SentenceReader, every: list[str], encoder: BuiltInEncoder) -> str:
+    """Unit vectors (queries, dim), as `encode_texts`, from what `read` returned. They are always float32: they are
+    cheap."""
+    graph = reader.texts.graph
     if isinstance(encoder, ZeroShotEncoder):
+        pooled = reader.pooled(every[-1])
         relative = graph.op("Sub", pooled, graph.constant(encoder.vectors.query_centre))
         return graph.op("LpNormalization", relative, axis=-1, p=2)
-    tower = encoder.head.text_tower
+    pooled = reader.pooled_layers(every) if encoder.head.config.text_layers else reader.pooled(every[-1])
+    vectors = [_tower(graph, pooled, tower) for tower in encoder.head.text_towers]
+    if len(vectors) == 1:
+        return vectors[0]
+    scale = graph.constant(np.array(len(vectors) ** -0.5, dtype=np.float32))
+    return graph.op("Mul", graph.op("Concat", *vectors, axis=1), scale)
+
+
+def _tower(graph: Graph, pooled: str, tower: Any) -> str:
     inputs = graph.op("Sub", pooled, graph.constant(array(tower.mean)))
     inputs = graph.op("Div", inputs, graph.constant(array(tower.std)))
     skipped = graph.linear(inputs, matrix(tower.skip), array(tower.skip.bias), exact=True)
@@ -277,6 +298,6 @@ def text_vector_graph(encoder: BuiltInEncoder, precision: Precision) -> Graph:
     """Turns texts into `vector` (queries, dim) of a built-in encoder, for generators that do not read with it."""
     graph = Graph(precision)
     reader = SentenceReader.inputs(graph)
-    pooled = reader.pooled(reader.read(encoder.sentences))
-    graph.output("vector", text_vectors(graph, pooled, encoder), ["queries", encoder.dim])
+    vectors = text_vectors(reader, reader.read(encoder.sentences), encoder)
+    graph.output("vector", vectors, ["queries", encoder.dim])
     return graph

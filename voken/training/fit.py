@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from voken import artifact
 from voken.config import EncoderConfig, ReadOutWeights, RunConfig
 from voken.data.captions import CaptionedImage, Dataset
 from voken.data.skipped import Skipped
-from voken.encoders.builtin import PictureFeatures, SentenceEncoder
+from voken.encoders.builtin import PictureFeatures, SentenceEncoder, feature_counts
 from voken.encoders.cache import VectorCache, picture_vectors
 from voken.encoders.clip import HubEncoder
 from voken.encoders.interface import Encoder
@@ -155,27 +156,46 @@ def _fit_encoder(
         ]
         sides = [side_of(images, vectors, encoder.encode_texts) for images, vectors, _ in encoded]
         return TrainingInputs(encoder, sides[0], sides[1], (*encoded[0][2], *encoded[1][2]))
-    pictures, sentences = PictureFeatures(config.encoder.image_size, device=device), SentenceEncoder(device=device)
-    encoded = [_encode(side, pictures.encode, pictures.fingerprint, cache, progress) for side in (train, validation)]
-    sides = [side_of(images, features, sentences.encode) for images, features, _ in encoded]
+    settings = config.encoder
+    pictures = PictureFeatures(settings.image_size, settings.networks, mirror=settings.mirror, device=device)
+    sentences = SentenceEncoder(device=device)
+    images, views, skipped = _encode_views(train, pictures, settings.crops, cache, progress)
+    encoded = [
+        (images, pictures.of_views(views), skipped),
+        _encode(validation, pictures.encode, pictures.fingerprint, cache, progress),
+    ]
+    read = partial(sentences.encode, every_layer=settings.text_layers)
+    sides = [side_of(images, features, read) for images, features, _ in encoded]
     folder = work / "encoder"
     if not artifact.is_artifact(folder):
         run = train_two_tower(
-            _paired_features(sides[0]),
+            replace(_paired_features(sides[0]), views=views, networks=feature_counts(settings.networks)),
             config.encoder,
             seed=config.seed,
             validation=_paired_features(sides[1]) if len(sides[1].pairs) else None,
             device=device,
             progress=progress,
         )
-        with artifact.writing(folder, kind="encoder", version=1) as partial:
-            TwoTowerEncoder(run.head, pictures=pictures, sentences=sentences, device=device).save(partial)
+        with artifact.writing(folder, kind="encoder", version=1) as unfinished:
+            TwoTowerEncoder(run.head, pictures=pictures, sentences=sentences, device=device).save(unfinished)
     two_tower = TwoTowerEncoder.load(folder, device=device)
     sides = [
         replace(side, images=two_tower.project_images(side.images), texts=two_tower.project_texts(side.texts))
         for side in sides
     ]
     return TrainingInputs(two_tower, sides[0], sides[1], (*encoded[0][2], *encoded[1][2]))
+
+
+def _encode_views(
+    train: Dataset, pictures: PictureFeatures, crops: int, cache: VectorCache, progress: Progress
+) -> tuple[list[CaptionedImage], Float[np.ndarray, "images views features"], list[Skipped]]:
+    count = pictures.view_count(crops)
+    if count == 1:
+        images, features, skipped = _encode(train, pictures.encode, pictures.fingerprint, cache, progress)
+    else:
+        encode = partial(pictures.encode_views, crops=crops)
+        images, features, skipped = _encode(train, encode, pictures.views_fingerprint(crops), cache, progress)
+    return images, features.reshape(len(images), count, pictures.dim), skipped
 
 
 def _frozen_encoder(config: EncoderConfig, device: torch.device) -> Encoder:
@@ -212,9 +232,9 @@ def _fit_tokenizer(
             device=inputs.device,
             progress=progress,
         )
-        with artifact.writing(folder, kind="image tokenizer", version=1) as partial:
-            tokenizer.save(partial)
-            artifact.write_json(partial / "history.json", asdict(history))
+        with artifact.writing(folder, kind="image tokenizer", version=1) as unfinished:
+            tokenizer.save(unfinished)
+            artifact.write_json(unfinished / "history.json", asdict(history))
     return ImageTokenizer.load(folder).to(inputs.device), artifact.read_json(folder / "history.json")
 
 
