@@ -187,7 +187,8 @@ def _check_sizes(part: Path) -> None:
     for name, value in settings.items():
         if name in _WIDTHS and isinstance(value, int) and value > room:
             raise CorruptArtifactError(f"{path}: {name} is {value}, more than its weights. Restore it from a copy.")
-    entries, width = settings.get("codebook_size"), settings.get("code_dim")
+    # without layers, a tokenizer's entries are as wide as its vectors
+    entries, width = settings.get("codebook_size"), settings.get("code_dim" if settings.get("layers") else "dim")
     if isinstance(entries, int) and isinstance(width, int) and entries * width > room:
         raise CorruptArtifactError(
             f"{path}: a codebook of {entries} × {width} is more than its weights. Restore it from a copy."
