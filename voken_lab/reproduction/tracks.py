@@ -91,7 +91,10 @@ def _sixth_of_concepts(dataset: Dataset, seed: int) -> Dataset:
 
 
 _QUICK = {
+    "encoder.networks": '["lite0"]',
     "encoder.image_size": "64",
+    "encoder.mirror": "false",
+    "encoder.crops": "0",
     "encoder.epochs": "10",
     "tokenizer.codebook_size": "256",
     "tokenizer.levels": "4",
@@ -105,15 +108,12 @@ TRACKS: dict[str, Track] = {
     "flickr8k": Track(
         "flickr8k",
         "default",
-        {"encoder.image_size": "224"},
         distance=None,
         queries=None,
         distinct=False,
         quick_settings=_QUICK,
     ),
-    "rsicd": Track(
-        "rsicd", "default", {"encoder.image_size": "160"}, queries=None, distinct=False, quick_settings=_QUICK
-    ),
+    "rsicd": Track("rsicd", "default", queries=None, distinct=False, quick_settings=_QUICK),
     "flickr30k": Track("flickr30k", "default", _CLIP, distance=None, queries=None, distinct=False),
     "coco5k": Track("coco5k", "default", _CLIP, distance=None, queries=None, distinct=False),
 }
