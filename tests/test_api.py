@@ -280,8 +280,8 @@ def test_watch_reports_each_change_and_goes_on_after_a_fault(tmp_path, model, mo
     folder = tmp_path / "in"
     pictures = paint_many(folder, 4)
 
-    def changes(root):
-        assert root == folder
+    def changes(root, without):
+        assert (root, without) == (folder, tmp_path / "c")
         paint(folder / "new.png", COLOURS["red"])
         yield {folder / "new.png"}
         contents = {path: path.read_bytes() for path in folder.iterdir()}

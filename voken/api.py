@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,11 +31,19 @@ from voken import artifact
 from voken.collection.filters import fields_of, parse_all
 from voken.collection.snapshot import UPLOAD_PREFIX, CollectionSize, Snapshot, stored_path
 from voken.collection.store import KIND as COLLECTION
-from voken.collection.store import PICTURES, Change, IndexReport, Store
+from voken.collection.store import PICTURES, Change, IndexOptions, IndexReport, Store
 from voken.config import ReadOutName
 from voken.data.metadata import metadata_fields, metadata_text
 from voken.data.skipped import Skipped
-from voken.errors import ConfigError, CorruptArtifactError, DataError, EmptyDataError
+from voken.errors import (
+    BusyError,
+    ConfigError,
+    CorruptArtifactError,
+    DataError,
+    EmptyDataError,
+    StorageError,
+    VokenError,
+)
 from voken.model import compiled
 from voken.progress import Progress, no_progress
 from voken.search import explain
@@ -72,6 +81,9 @@ __all__ = [
 ]
 
 Why = explain.Why
+
+_BUSY_SECONDS = 5.0
+"""After so long a folder that is watched is looked at again if another process was indexing it."""
 
 
 @dataclass(frozen=True)
@@ -218,9 +230,12 @@ class Collection:
         *,
         split: str | None = None,
         images: str | Path | None = None,
-        vectors: bool = True,
+        exclude: Sequence[str] | None = None,
+        max_pixels: int | None = None,
+        vectors: bool | None = None,
         model_folder: Path | None = None,
         replace: bool = False,
+        remove_missing: bool = False,
         cache: str | Path | VectorCache | None = None,
         device: str = "cpu",
         threads: int = 0,
@@ -228,44 +243,85 @@ class Collection:
     ) -> IndexReport:
         """Create a collection of `pictures` at `path`, or bring the collection that is there up to date with them.
 
-        `pictures` is a folder, a data set, or paths. With `split` only that part of a data set is indexed, and `images`
-        is the folder of its pictures if they are elsewhere. Only new and changed files are read, pictures whose files
-        no longer exist are removed, and files that cannot be used are skipped and reported. `model` is the folder of a
-        trained model, or the model itself; then `model_folder` is the folder in which searches will find it. It may be
-        left out for an existing collection. `vectors` stores a vector per picture, for the best read-out. `replace`
-        creates the collection again. `cache` is a folder of picture vectors: no picture is encoded twice.
+        `pictures` is a folder, a data set, or paths. With `split` only that part of a data set is indexed ("all": all
+        parts), and `images` is the folder of its pictures if they are elsewhere. `exclude` are patterns of files and
+        folders that are left out (see `voken.data.picture_folder.list_folder`), and so are pictures of more than
+        `max_pixels`. The collection remembers these three, and None means what it remembers.
+
+        Only new and changed files are read, pictures whose files no longer exist are removed, and everything that is
+        not indexed is reported. If more than a quarter of the files is missing, a drive may be: the pictures stay and
+        are counted, unless `remove_missing`. `model` is the folder of a trained model, or the model itself; then
+        `model_folder` is the folder in which searches will find it. It may be left out for an existing collection.
+        `vectors` stores a vector per picture, for the best read-out; by default they are stored. `replace` creates the
+        collection again. `cache` is a folder of picture vectors: no picture is encoded twice.
 
         Raises `EmptyDataError` if no picture can be used, `ArtifactError` if `path` holds something else or was made
-        with another model, `ConfigError` if it holds the pictures of another folder. A collection that was created by
-        this call is then removed. If the call is interrupted, or if the disk refuses (`StorageError`), the pictures
-        that were committed stay, and the same call continues from there.
+        with another model, `ConfigError` if it holds the pictures of another folder or if `vectors` is not what it was
+        created with, `BusyError` if another process is indexing it. A collection that was created by this call is then
+        removed. If the call is interrupted, or if the disk refuses (`StorageError`), the pictures that were committed
+        stay, and the same call continues from there.
         """
         from voken.collection import indexing
+        from voken.collection.index_lock import index_lock
+        from voken.data.images import MAX_PIXELS
 
-        path, dataset = Path(path), _read_pictures(pictures, split, images)
-        if not len(dataset):
-            raise EmptyDataError(f"{dataset.name}: there is no picture to index.")
+        path = Path(path)
         is_new = replace or not artifact.is_artifact(path)
-        if model is None:
-            if is_new:
-                raise ConfigError(f"{path}: there is no collection yet. Name the folder of a trained model (--model).")
-            model = Store.open(path).snapshot().find_model()
-        picture_model = indexing.SavedModel(Path(model), device, threads) if isinstance(model, str | Path) else model
-        if is_new:
-            model_folder = picture_model.folder if isinstance(picture_model, indexing.SavedModel) else model_folder
-            store = indexing.new_store(
-                path, dataset.root, picture_model, vectors=vectors, model_folder=model_folder, replace=replace
+        if model is None and is_new:
+            raise ConfigError(f"{path}: there is no collection yet. Name the folder of a trained model (--model).")
+        with ExitStack() as locks:
+            if artifact.is_artifact(path):
+                locks.enter_context(index_lock(path))
+            existing = None if is_new else Store.open(path)
+            options = IndexOptions() if existing is None else existing.index_options
+            options = _index_options(options, split, exclude, max_pixels)
+            if isinstance(pictures, str | Path):
+                dataset = _read_pictures(pictures, options.split or None, images, options.exclude)
+            else:
+                dataset = _read_pictures(pictures, split, images)
+            if not len(dataset):
+                raise EmptyDataError(f"{dataset.name}: there is no picture to index.")
+            if existing is not None:
+                if vectors is not None and vectors != existing.stores_vectors:
+                    raise ConfigError(
+                        f"{path}: was created {'with' if existing.stores_vectors else 'without'} vectors, which cannot "
+                        "be changed. Create it again (--replace), or leave the option out."
+                    )
+                model = model or existing.snapshot().find_model()
+            picture_model = (
+                indexing.SavedModel(Path(model), device, threads) if isinstance(model, str | Path) else model
             )
-        else:
-            store = Store.open(path)
-        try:
-            return indexing.index_pictures(
-                store, dataset, picture_model, cache=_cache(cache), workers=threads, compact=is_new, progress=progress
-            )
-        except BaseException:
-            if is_new and not len(store.snapshot()):
-                shutil.rmtree(path, ignore_errors=True)
-            raise
+            assert picture_model is not None
+            store = existing
+            if store is None:
+                saved = isinstance(picture_model, indexing.SavedModel)
+                store = indexing.new_store(
+                    path,
+                    dataset.root,
+                    picture_model,
+                    vectors=vectors is not False,
+                    model_folder=cast(indexing.SavedModel, picture_model).folder if saved else model_folder,
+                    replace=replace,
+                )
+                locks.enter_context(index_lock(path))
+            if options != store.index_options:
+                store.remember(options)
+            try:
+                return indexing.index_pictures(
+                    store,
+                    dataset,
+                    picture_model,
+                    cache=_cache(cache),
+                    workers=threads,
+                    compact=is_new,
+                    max_pixels=options.max_pixels or MAX_PIXELS,
+                    remove_missing=remove_missing,
+                    progress=progress,
+                )
+            except BaseException:
+                if is_new and not len(store.snapshot()):
+                    shutil.rmtree(path, ignore_errors=True)
+                raise
 
     @classmethod
     def watch(
@@ -279,37 +335,54 @@ class Collection:
         device: str = "cpu",
         threads: int = 0,
         **options: Any,
-    ) -> Iterator[IndexReport | DataError]:
-        """Call `index` now and whenever the folder changes, without end. Yields the report of each run.
+    ) -> Iterator[IndexReport | VokenError]:
+        """Call `index` now and whenever the folder changes, without end. Yields the report of each run with a change.
 
-        The arguments are those of `index`. The first run raises what `index` raises. In later runs a `DataError` is
-        yielded, because the folder may be half written and its next change may correct it. Raises `MissingExtraError`
-        if watchfiles is not installed.
+        The arguments are those of `index`. The first run raises what `index` raises. In later runs a `DataError`,
+        `BusyError` or `StorageError` is yielded once, because the folder may be half written or its drive removed, and
+        the next change may correct it. Raises `MissingExtraError` if watchfiles is not installed.
         """
         from voken.collection.indexing import SavedModel
         from voken.collection.watching import folder_changes
 
-        changes = folder_changes(_read_pictures(pictures, split, images).root)
+        changes = folder_changes(_read_pictures(pictures, split, images).root, Path(path))
         if model is None and artifact.is_artifact(Path(path)):
             model = Store.open(Path(path)).snapshot().find_model()
         saved_model = None if model is None else SavedModel(Path(model), device, threads)
-        yield cls.index(path, pictures, saved_model, split=split, images=images, threads=threads, **options)
-        for _ in changes:
+        last: IndexReport | VokenError = cls.index(
+            path, pictures, saved_model, split=split, images=images, threads=threads, **options
+        )
+        yield last
+        options["replace"] = False
+
+        def index_again() -> IndexReport | VokenError:
             try:
-                options["replace"] = False
-                yield cls.index(path, pictures, saved_model, split=split, images=images, threads=threads, **options)
-            except DataError as error:
-                yield error
+                return cls.index(path, pictures, saved_model, split=split, images=images, threads=threads, **options)
+            except (DataError, BusyError, StorageError) as error:
+                return error
+
+        for _ in changes:
+            report = index_again()
+            while isinstance(report, BusyError):
+                if _is_news(report, last):
+                    yield report
+                last = report
+                time.sleep(_BUSY_SECONDS)
+                report = index_again()
+            if _is_news(report, last):
+                yield report
+            last = report
 
     @staticmethod
-    def doctor(path: str | Path, *, progress: Progress = no_progress) -> list[Finding]:
+    def doctor(path: str | Path, *, pictures: bool = False, progress: Progress = no_progress) -> list[Finding]:
         """Check every byte of a collection. Returns what is right, what is wrong, and what to do about it.
 
-        Raises `ArtifactError` only if there is no collection.
+        With `pictures` the files of the pictures are read, too, and compared with what was indexed. Raises
+        `ArtifactError` only if there is no collection.
         """
         from voken.collection.doctor import examine
 
-        return examine(Path(path), progress=progress)
+        return examine(Path(path), pictures=pictures, progress=progress)
 
     def __len__(self) -> int:
         return len(self._current())
@@ -484,12 +557,10 @@ class Collection:
     def picture(self, image_id: str) -> Picture:
         """The picture with this id. Raises `DataError` if there is none."""
         snapshot = self._current()
-        row = snapshot.find(image_id)
-        if row is None:
-            raise DataError(f"{image_id}: no picture of the collection has that id.")
+        row = _row_of(snapshot, image_id)
         path = snapshot.path(row)
         return Picture(
-            image_id,
+            snapshot.ids[row],
             path,
             tuple(snapshot.sequence(row).tolist()),
             _metadata(snapshot, row),
@@ -506,19 +577,23 @@ class Collection:
         pictures: Sequence[str | Path],
         *,
         ids: Sequence[str] | None = None,
-        metadata: Sequence[dict[str, Any]] | None = None,
+        metadata: Sequence[dict[str, Any] | None] | None = None,
         cache: str | Path | VectorCache | None = None,
         progress: Progress = no_progress,
     ) -> Change:
         """Add files in one transaction; a file whose id exists replaces that picture. Unusable files are skipped.
 
-        `ids` and `metadata` have an entry per file. By default the id is the file's path, relative to the collection's
-        folder of pictures if the file is in it, else absolute. Raises `StorageError` if the disk refuses,
-        `MissingExtraError` if torch is not installed.
+        `ids` and `metadata` have an entry per file. By default the id is the one that the file has in the collection,
+        or else its path, relative to the collection's folder of pictures if the file is in it, else absolute. Without
+        `metadata`, or where it is None, a picture keeps the metadata that it has. A file that occurs twice with the
+        same id is added once. Raises `ConfigError` for a wrong number of ids or metadata, `StorageError` if the disk
+        refuses, `MissingExtraError` if torch is not installed.
         """
         from voken.collection.indexing import add_pictures
 
-        texts = None if metadata is None else [metadata_text(fields) for fields in metadata]
+        texts = None
+        if metadata is not None:
+            texts = [None if fields is None else metadata_text(fields) for fields in metadata]
         paths, model = [Path(path) for path in pictures], self._encoding_model()
         with self._encoding:
             change = add_pictures(
@@ -533,9 +608,13 @@ class Collection:
         The ids and paths that no picture has are listed in `Change.absent`.
         """
         snapshot = self._store.snapshot()
-        stored_paths = {str(path): stored_path(Path(path), snapshot.root) for path in paths}
+        stored_paths = {
+            str(path): self._store.upload_path(Path(path)) or stored_path(Path(path), snapshot.root) for path in paths
+        }
         ids_of_paths = snapshot.ids_of_paths(list(stored_paths.values()))
-        change = self._store.commit(remove=[*ids, *ids_of_paths.values()])
+        rows = {image_id: snapshot.find(image_id) for image_id in ids}
+        stored_ids = [image_id if row is None else snapshot.ids[row] for image_id, row in rows.items()]
+        change = self._store.commit(remove=[*stored_ids, *ids_of_paths.values()])
         self._refresh()
         absent = (path for path, stored in stored_paths.items() if stored not in ids_of_paths)
         return replace(change, absent=(*change.absent, *absent))
@@ -552,7 +631,11 @@ class Collection:
         if not accepted:
             return Change(self.version, skipped=tuple(skipped))
         with uploads.storing(self._store, accepted) as titles:
-            change = self.add(list(titles), metadata=[{"title": title} for title in titles.values()])
+            ids = [path.relative_to(self._store.folder).as_posix() for path in titles]
+            fields = [
+                {**self.metadata(image_id), "title": titles[path]} for path, image_id in zip(titles, ids, strict=True)
+            ]
+            change = self.add(list(titles), ids=ids, metadata=fields)
         skipped += [Skipped(titles[Path(file.path)], file.reason) for file in change.skipped]
         return replace(change, skipped=tuple(skipped))
 
@@ -560,12 +643,14 @@ class Collection:
         """Remove a picture, and delete its file if it was uploaded. Raises `DataError` if there is no such picture."""
         from voken.collection import uploads
 
-        path, folder = self.picture(image_id).path, self.folder
-        uploaded = uploads.is_upload(path, folder)
-        with uploads.lock(folder) if uploaded else nullcontext():
+        snapshot = self._store.snapshot(self._current())
+        row = _row_of(snapshot, image_id)
+        with uploads.lock(self.folder) if snapshot.is_upload(row) else nullcontext():
             change = self.remove([image_id])
-            if uploaded and change.removed:
-                uploads.delete([path])
+            after = self._store.snapshot(snapshot)
+            # a file that was added under two ids must stay for the other
+            if snapshot.is_upload(row) and change.removed and not after.ids_of_paths([snapshot.stored_paths[row]]):
+                uploads.delete([snapshot.path(row)])
         if not change.removed:
             raise DataError(f"{image_id}: no picture of the collection has that id.")
         return change
@@ -763,20 +848,42 @@ def use_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
+def _is_news(report: IndexReport | VokenError, last: IndexReport | VokenError) -> bool:
+    if isinstance(report, VokenError) or isinstance(last, VokenError):
+        return str(report) != str(last)
+    return report.changes > 0 or (report.skipped, report.missing) != (last.skipped, last.missing)
+
+
+def _index_options(
+    remembered: IndexOptions, split: str | None, exclude: Sequence[str] | None, max_pixels: int | None
+) -> IndexOptions:
+    if max_pixels is not None and max_pixels < 1:
+        raise ConfigError(f"max_pixels: {max_pixels} is not a number of pixels. Give 1 or more.")
+    return IndexOptions(
+        split=remembered.split if split is None else "" if split == "all" else split,
+        exclude=remembered.exclude if exclude is None else tuple(pattern for pattern in exclude if pattern),
+        max_pixels=remembered.max_pixels if max_pixels is None else max_pixels,
+        described=remembered.described,
+    )
+
+
 def _read_pictures(
-    pictures: str | Path | Dataset | Iterable[Path], split: str | None, images: str | Path | None
+    pictures: str | Path | Dataset | Iterable[Path],
+    split: str | None,
+    images: str | Path | None,
+    exclude: Sequence[str] = (),
 ) -> Dataset:
     from voken.data.captions import Dataset, read_dataset
 
     if isinstance(pictures, str | Path):
-        dataset = read_dataset(Path(pictures), None if images is None else Path(images))
+        dataset = read_dataset(Path(pictures), None if images is None else Path(images), exclude)
     elif isinstance(pictures, Dataset):
         dataset = pictures
     else:
         from voken.collection.indexing import dataset_of
 
         dataset = dataset_of(pictures)
-    return dataset if split is None else dataset.split(split)
+    return dataset if split is None or split == "all" else dataset.split(split)
 
 
 def _cache(cache: str | Path | VectorCache | None) -> VectorCache | None:
@@ -797,6 +904,13 @@ def _folder_of(snapshot: Snapshot, row: int, path: Path) -> Path:
     if stored.startswith(UPLOAD_PREFIX) and snapshot.folder is not None:
         return snapshot.folder / PICTURES
     return path.parent if Path(stored).is_absolute() else snapshot.root
+
+
+def _row_of(snapshot: Snapshot, image_id: str) -> int:
+    row = snapshot.find(image_id)
+    if row is None:
+        raise DataError(f"{image_id}: no picture of the collection has that id.")
+    return row
 
 
 def _metadata(snapshot: Snapshot, row: int | None) -> dict[str, Any]:

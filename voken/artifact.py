@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 MANIFEST = "manifest.json"
+_LARGEST_MANIFEST = 1 << 24
+_OF_THE_SYSTEM = {".DS_Store", "Thumbs.db", "desktop.ini"}
+"""File managers write these files into every folder that they show."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 WAIT_SECONDS = 60.0
 """How long another process may hold the lock of a database."""
@@ -88,16 +91,16 @@ def writing(
 ) -> Iterator[Path]:
     """Yield an empty folder to fill; if the block succeeds, it becomes `destination`, with its manifest.
 
-    With `replace` an older artifact is replaced as soon as the new one is complete. Anything else in its place raises
-    `ArtifactError`. If the block raises, nothing is left behind. `sealed=False` is for a folder whose files change
-    later: its manifest lists no files.
+    With `replace` an older artifact is replaced as soon as the new one is complete, unless somebody has put other files
+    into it. Anything else in its place raises `ArtifactError`. If the block raises, nothing is left behind.
+    `sealed=False` is for a folder whose files change later: its manifest lists no files, and the caller checks that
+    nothing of others is in the folder.
     """
     destination = Path(destination)
     if not _may_write(destination, replace):
-        raise ArtifactError(
-            f"{destination}: already exists. Remove it or choose another folder"
-            + ("." if is_artifact(destination) else " (it is not something voken saved).")
-        )
+        raise _already_exists(destination)
+    if replace and sealed and is_artifact(destination):
+        refuse_other_files(destination, set(_read_manifest(destination, kind)["files"]) | {MANIFEST})
     partial = destination.with_name(f".{destination.name}.partial-{os.getpid()}")
     with storage_errors(destination):
         try:
@@ -106,7 +109,7 @@ def writing(
             partial.mkdir(parents=True)
             yield partial
             _write_manifest(partial, kind=kind, version=version, sealed=sealed)
-            _swap(partial, destination)
+            _swap(partial, destination, replace)
         finally:
             if partial.exists():
                 shutil.rmtree(partial, ignore_errors=True)
@@ -223,6 +226,37 @@ def _expected_objects(tables: str) -> frozenset[tuple[str, str, str]]:
 def is_artifact(folder: Path) -> bool:
     """Whether `folder` holds something voken saved."""
     return (Path(folder) / MANIFEST).is_file()
+
+
+def saved_kind(folder: Path) -> str | None:
+    """The kind of thing that voken saved in `folder`; None if it saved nothing there. Never raises, and never blocks.
+
+    Other programs write files of this name too; theirs do not have the three keys.
+    """
+    try:
+        status = os.lstat(folder / MANIFEST)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST_MANIFEST:
+            return None
+        return str(_read_manifest(folder, "")["kind"])
+    except (OSError, ValueError, RecursionError, ArtifactError):
+        return None
+
+
+def refuse_other_files(folder: Path, ours: set[str]) -> None:
+    """Raise `ArtifactError` if `folder`, which is about to be replaced, holds a file that voken did not write there.
+
+    `ours` are the paths of files, and of folders in which every file is ours, relative to `folder`, with "/".
+    """
+    for here, folders, files in os.walk(folder):
+        place = Path(here).relative_to(folder)
+        folders[:] = [name for name in folders if (place / name).as_posix() not in ours]
+        links = [name for name in folders if (Path(here) / name).is_symlink()]
+        for name in (*files, *links):
+            if (place / name).as_posix() not in ours and name not in _OF_THE_SYSTEM and ".partial-" not in name:
+                raise ArtifactError(
+                    f"{folder / place / name}: voken did not write this file, and to replace {folder} would delete it. "
+                    "Move it away first, or choose another folder."
+                )
 
 
 def kind_of(folder: Path) -> str:
@@ -443,15 +477,24 @@ def _may_write(destination: Path, replace: bool) -> bool:
     return destination.is_dir() and not any(destination.iterdir())
 
 
-def _swap(partial: Path, destination: Path) -> None:
+def _already_exists(destination: Path) -> ArtifactError:
+    return ArtifactError(
+        f"{destination}: already exists. Remove it or choose another folder"
+        + ("." if is_artifact(destination) else " (it is not something voken saved).")
+    )
+
+
+def _swap(partial: Path, destination: Path, replace: bool) -> None:
     retired = destination.with_name(f".{destination.name}.retired-{os.getpid()}")
-    if destination.exists():
+    if replace and destination.exists():
         destination.replace(retired)
     try:
         partial.replace(destination)
-    except OSError:
+    except OSError as error:
         if retired.exists():
             retired.replace(destination)
+        if error.errno in {errno.ENOTEMPTY, errno.EEXIST}:  # another process has written it meanwhile
+            raise _already_exists(destination) from error
         raise
     with suppress(OSError):
         sync_folder(destination.parent)

@@ -106,7 +106,9 @@ def test_index_without_vectors_and_of_one_split(data, work, model):
     assert report["with_vectors"] is False
     assert report["skipped"] == []
     assert json.loads(run("search", work / "small", "dot", "--json").stdout)["readout"] == "voken"
-    again = json.loads(run(*arguments, "--json").stdout)  # brought up to date: all splits, as no --split is given
+    again = json.loads(run(*arguments, "--json").stdout)  # it remembers the split
+    assert (again["pictures"], again["unchanged"], again["added"]) == (8, 8, 0)
+    again = json.loads(run(*arguments, "--split", "all", "--json").stdout)
     assert (again["unchanged"], again["removed"]) == (8, 0)
     assert again["with_vectors"] is False
     assert again["pictures"] == 8 + again["added"] > 8

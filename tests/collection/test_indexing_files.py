@@ -59,7 +59,8 @@ def test_every_file_is_indexed_or_named(folder, tmp_path):
     model = tiny_model()
     store = new_store(tmp_path / "c", folder, model)
     report = index_pictures(store, read_dataset(folder), model)
-    assert {os.path.relpath(one.path, folder): one.reason for one in report.skipped} == NO_FILES
+    links = dict.fromkeys(("to-folder.png", "up"), "a link to a folder, which is not followed")
+    assert {os.path.relpath(one.path, folder): one.reason for one in report.skipped} == NO_FILES | links
     expected = {os.fsdecode(name) for name in NAMES} | {"folder.png/in.png", "linked.png"}
     for _ in range(2):
         snapshot = store.snapshot()

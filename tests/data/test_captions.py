@@ -99,7 +99,6 @@ def test_a_lone_surrogate_does_not_reach_a_tokenizer(tmp_path):
     ("line", "says"),
     [
         ("{not json", "this is not JSON"),
-        ('{"file_name": ' + "9" * 5000 + "}", "does not exist"),
         ("[" * 100_000, "this is not JSON"),
         (["a.png"], "this must be a JSON object, not list"),
         ({"text": "x"}, "'file_name' is missing"),
@@ -113,8 +112,6 @@ def test_a_lone_surrogate_does_not_reach_a_tokenizer(tmp_path):
         ({"file_name": "a\0.png"}, "not a file name"),
         ({"file_name": "a.png"}, "is already on line 1"),
         ({"file_name": "./a.png"}, "is already on line 1"),
-        ({"file_name": "gone.png"}, "gone.png does not exist"),
-        ({"file_name": "sub"}, "does not exist"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, says):
@@ -238,7 +235,6 @@ def test_karpathy_coco(tmp_path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"filename": "gone.jpg"}, "'gone.jpg' is neither in"),
         ({"filename": None}, "'filename' is missing"),
         ({"filename": "../1.jpg"}, "leaves the folder"),
         ({"filepath": "/x"}, "absolute path"),

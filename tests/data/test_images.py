@@ -18,9 +18,9 @@ import pytest
 from PIL import Image, ImageFile
 
 from voken.data import images
-from voken.data.images import MAX_BYTES, date_taken, file_hash, list_images, load_images, open_image
+from voken.data.images import MAX_BYTES, date_taken, file_hash, load_images, open_image
 from voken.data.skipped import Skipped
-from voken.errors import ConfigError, DataError, PictureError
+from voken.errors import ConfigError, PictureError
 
 
 def pixels(image: Image.Image) -> np.ndarray:
@@ -390,15 +390,6 @@ def test_large_pictures_are_not_decoded_ahead(tmp_path, monkeypatch, workers):
     stream = load_images([tmp_path / "0.png"] * 100, workers=workers)
     next(stream)
     stream.close()  # whoever waits is let go
-
-
-def test_list_images(tmp_path):
-    for name in ("b/x.PNG", "a.jpeg", "a.txt", ".hidden.png", ".git/y.png", "b/z.webp"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert list_images(tmp_path) == [tmp_path / "a.jpeg", tmp_path / "b" / "x.PNG", tmp_path / "b" / "z.webp"]
-    with pytest.raises(DataError, match="no such folder"):
-        list_images(tmp_path / "gone")
 
 
 def test_file_hash(tmp_path):

@@ -48,7 +48,7 @@ from voken.collection.doctor import examine
 from voken.collection.store import Store
 from voken.config import ReadOutWeights, SearchConfig
 from voken.data.captions import CaptionedImage, Dataset
-from voken.data.images import list_images
+from voken.data.picture_folder import list_folder
 from voken.decoding.nearest import NearestSequences
 
 LEVELS, ENTRIES, SIDE = 3, 64, 4
@@ -187,7 +187,7 @@ def index(pictures: Path, collection: Path) -> None:
     tell(memory=resident())
     model = Colours.new()
     root = pictures.absolute()
-    captioned = tuple(CaptionedImage(path.relative_to(root).as_posix(), path) for path in list_images(root))
+    captioned = tuple(CaptionedImage(path.relative_to(root).as_posix(), path) for path in list_folder(root).pictures)
     store = (
         Store.open(collection)
         if (collection / "manifest.json").exists()
@@ -462,7 +462,7 @@ def run(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     there, skipped = contents(collection)
     rows = {kind: Row(kind) for kind in sorted({one.kind for one in files})}
     left = [one for one in files if str(one.path) not in moved]
-    listed = set(map(str, list_images(pictures)))
+    listed = set(map(str, list_folder(pictures).pictures))
     odd = [judge(rows[one.kind], one, listed, there, skipped) for one in left]
     wrong = [one.what for one in examine(collection) if one.level == "wrong" and "was made with" not in one.what]
     runs: dict[str, Any] = {"index": indexed}

@@ -33,7 +33,7 @@ from voken.cli.console import (
     warn,
 )
 from voken.cli.training import print_model, tokenizer_app, training_app
-from voken.errors import ConfigError, DataError, MissingExtraError, PictureError, VokenError
+from voken.errors import ConfigError, MissingExtraError, PictureError, VokenError
 
 if TYPE_CHECKING:
     from voken.api import Collection, CollectionInfo, Hit, IndexReport, Picture
@@ -133,13 +133,35 @@ def index(
         Path | None,
         typer.Option("--model", "-m", help="Folder of a trained model. Not needed if the collection exists."),
     ] = None,
-    split: Annotated[str | None, typer.Option("--split", help="Only this part of a data set.")] = None,
-    vectors: Annotated[
-        bool,
+    split: Annotated[
+        str | None, typer.Option("--split", help="Only this part of a data set; all: everything. It is remembered.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
         typer.Option(
-            help="Store a vector per picture, for the best ranking. Without it a picture takes only a few bytes."
+            "--exclude",
+            metavar="PATTERN",
+            help="Leave out files and folders whose name or path matches, as in drafts, *.gif or 2019/*/raw. "
+            "Repeatable, and remembered.",
         ),
-    ] = True,
+    ] = None,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option("--max-pixels", min=1, help="Leave out larger pictures. It is remembered. (default: 100 million)"),
+    ] = None,
+    remove_missing: Annotated[
+        bool,
+        typer.Option("--remove-missing", help="Remove pictures whose files are gone, even if they are very many."),
+    ] = False,
+    vectors: Annotated[
+        bool | None,
+        typer.Option(
+            "--vectors/--no-vectors",
+            help="Store a vector per picture, for the best ranking. Without it a picture takes only a few bytes. "
+            "(default: store them)",
+            show_default=False,
+        ),
+    ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Create the collection again if it exists.")] = False,
     watch: Annotated[
         bool, typer.Option("--watch", help="Keep running, and update the collection whenever the folder changes.")
@@ -154,13 +176,15 @@ def index(
     """Make pictures searchable, or bring a collection up to date with its folder. No captions are needed.
 
     Only new and changed files are read, moved files are recognised, and pictures whose files no longer exist are
-    removed. Pictures that cannot be read are left out and listed. If the command is interrupted, run it again to
-    continue; pictures that are indexed already can be searched meanwhile.
+    removed. If more than a quarter of the files are missing, they stay: a drive may not be mounted. Everything in the
+    folder that is not indexed is counted. If the command is interrupted, run it again to continue; pictures that are
+    indexed already can be searched meanwhile.
     """
-    from voken.api import Collection
+    from voken.api import Collection, IndexReport
 
     options: dict[str, Any] = {"split": split, "images": images, "vectors": vectors, "replace": replace}
     options |= {"cache": cache_folder(cache), "threads": threads, "device": device}
+    options |= {"exclude": exclude, "max_pixels": max_pixels, "remove_missing": remove_missing}
     with progress_bars() as progress:
         options["progress"] = progress
         updates = Collection.watch(out, pictures, model, **options) if watch else iter(())
@@ -172,6 +196,8 @@ def index(
         print_next("search", out, "what the picture shows")
     for update in updates:
         _print_update(out, update, as_json, verbose)
+    if isinstance(first, IndexReport) and first.missing:
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: voken add photos.voken new.jpg ~/more/*.png")
@@ -300,6 +326,16 @@ def search(
 
     if (query is None) == (like is None):
         raise ConfigError("Give either QUERY, or --like with the id of a picture.")
+    is_picture = query is not None and _is_picture_file(query)
+    if like is not None or is_picture:
+        for name, value in (
+            ("--threshold", threshold),
+            ("--precision", precision),
+            ("--readout", readout),
+            ("--beams", beams),
+        ):
+            if value is not None:
+                raise ConfigError(f"{name}: only a search by words has it, not one by a picture. Leave it out.")
     collection = Collection.open(
         folder, model=model, beams=beams, readout=readout, threads=threads, device=device, once=True
     )
@@ -307,7 +343,7 @@ def search(
     start = time.perf_counter()
     if like is not None:
         hits = collection.similar(like, k, where=filters)
-    elif query is not None and _is_file(query):
+    elif query is not None and is_picture:
         hits = collection.search_picture(query, k, where=filters)
     else:
         hits = collection.search(query or "", k, where=filters, threshold=threshold, precision=precision)
@@ -376,12 +412,18 @@ def info(
 
 
 @app.command(epilog="Example: voken doctor photos.voken")
-def doctor(folder: _Collection, as_json: AsJson = False) -> None:
+def doctor(
+    folder: _Collection,
+    pictures: Annotated[
+        bool, typer.Option("--pictures", help="Read the files of the pictures, too: have they changed?")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Check every byte of a collection, and say what is wrong and what to do. Exit code 1 if something is wrong."""
     from voken.api import Collection
 
     with progress_bars() as progress:
-        findings = Collection.doctor(folder, progress=progress)
+        findings = Collection.doctor(folder, pictures=pictures, progress=progress)
     wrong = any(finding.level == "wrong" for finding in findings)
     if as_json:
         rows = [asdict(finding) for finding in findings]
@@ -449,8 +491,8 @@ def serve(
     run(folder, settings, model=model, threads=threads, open_page=open_page, report=typer.echo, warn=warn)
 
 
-def _print_update(out: Path, report: IndexReport | DataError, as_json: bool, verbose: bool) -> None:
-    if isinstance(report, DataError):
+def _print_update(out: Path, report: IndexReport | VokenError, as_json: bool, verbose: bool) -> None:
+    if isinstance(report, VokenError):
         warn(f"not updated: {printable(str(report))}")
         return
     if as_json:
@@ -463,6 +505,7 @@ def _print_update(out: Path, report: IndexReport | DataError, as_json: bool, ver
                 "updated": report.updated,
                 "moved": report.moved,
                 "removed": report.removed,
+                "missing": report.missing,
                 "unchanged": report.unchanged,
                 "sequences": report.sequences,
                 "bytes_per_picture": round(report.bytes_per_picture, 2),
@@ -480,6 +523,11 @@ def _print_update(out: Path, report: IndexReport | DataError, as_json: bool, ver
         f"{report.bytes_per_picture:,.0f} bytes per picture, in {duration(report.seconds)}{rate}"
     )
     print_skipped(report.skipped, verbose)
+    if report.missing:
+        warn(
+            f"The files of {report.missing:,} pictures are missing. The pictures stay, because a drive may not be "
+            "mounted. If you deleted them, run the command again with --remove-missing."
+        )
 
 
 def _print_info_json(folder: Path, info: CollectionInfo, parts: dict[str, int], list_skipped: bool) -> None:
@@ -505,9 +553,11 @@ def _print_info_json(folder: Path, info: CollectionInfo, parts: dict[str, int], 
     )
 
 
-def _is_file(query: str) -> bool:
+def _is_picture_file(query: str) -> bool:
+    """Whether a query is the path of a file. One word is a word, even if a file has that name."""
     try:
-        return Path(query).is_file()
+        path = Path(query)
+        return path.is_file() and (bool(path.suffix) or path.name != query)
     except (OSError, ValueError):  # too long for a path, or holds a NUL
         return False
 

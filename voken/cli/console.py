@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -35,7 +36,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, for
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="List every picture that was left out.")]
 SplitName = Annotated[str, typer.Option("--split", help="Which part of the data set: train, validation or test.")]
 
-_SKIPPED_SHOWN = 3
+_KINDS_SHOWN = 5
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, str]:
@@ -84,14 +85,23 @@ def as_dicts(skipped: Sequence[Skipped]) -> list[dict[str, str]]:
 
 
 def print_skipped(skipped: Sequence[Skipped], verbose: bool) -> None:
-    """Print skipped pictures to standard error: all if `verbose`, else the first few."""
+    """Print skipped pictures to standard error: all if `verbose`, else one for each of the commonest reasons."""
     if not skipped:
         return
     warn(f"{len(skipped):,} left out:")
-    for picture in skipped if verbose else skipped[:_SKIPPED_SHOWN]:
-        typer.echo(f"  {printable(picture.path)}: {printable(picture.reason)}", err=True)
-    if not verbose and len(skipped) > _SKIPPED_SHOWN:
-        typer.echo(f"  … and {len(skipped) - _SKIPPED_SHOWN:,} more (--verbose lists them)", err=True)
+    if verbose:
+        for picture in skipped:
+            typer.echo(f"  {printable(picture.path)}: {printable(picture.reason)}", err=True)
+        return
+    kinds = Counter(picture.reason for picture in skipped)
+    first = {picture.reason: picture for picture in reversed(skipped)}
+    for reason, count in kinds.most_common(_KINDS_SHOWN):
+        path = printable(first[reason].path)
+        typer.echo(f"  {path}{f' and {count - 1:,} more' if count > 1 else ''}: {printable(reason)}", err=True)
+    if len(kinds) > _KINDS_SHOWN or max(kinds.values()) > 1:
+        rest = sum(kinds.values()) - sum(count for _, count in kinds.most_common(_KINDS_SHOWN))
+        more = f"… and {rest:,} for other reasons " if rest else ""
+        typer.echo(f"  {more}(--verbose lists all)", err=True)
 
 
 def warn(message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -13,8 +14,9 @@ import numpy as np
 from voken import artifact
 from voken.collection.snapshot import Snapshot
 from voken.collection.store import Store
+from voken.data.images import file_hash
 from voken.decoding.trie import VokenTrie
-from voken.errors import ArtifactError, VokenError
+from voken.errors import ArtifactError, PictureError, VokenError
 from voken.model import compiled
 from voken.progress import Progress, no_progress
 
@@ -32,10 +34,11 @@ class Finding:
     remedy: str = ""
 
 
-def examine(folder: Path, *, progress: Progress = no_progress) -> list[Finding]:
+def examine(folder: Path, *, pictures: bool = False, progress: Progress = no_progress) -> list[Finding]:
     """Check every byte of a collection. A fault does not end the checks.
 
-    Raises `ArtifactError` only if there is no collection.
+    The pictures' files are judged by size and time, and only with `pictures` by their content. Raises `ArtifactError`
+    only if there is no collection.
     """
     store = Store.open(folder)
     progress("examine", 0, 5)
@@ -56,7 +59,8 @@ def examine(folder: Path, *, progress: Progress = no_progress) -> list[Finding]:
             Finding("good", f"{len(snapshot):,} pictures, version {snapshot.version}; {changes}"),
             Finding("good", "every file has the checksum it was written with"),
         ]
-    checks: tuple[Callable[[Snapshot], list[Finding]], ...] = (_check_rows, _check_model, _check_files)
+    check_files = partial(_check_files, contents=pictures)
+    checks: tuple[Callable[[Snapshot], list[Finding]], ...] = (_check_rows, _check_model, check_files)
     for step, check in enumerate(checks, start=1):
         progress("examine", step, 5)
         try:
@@ -134,10 +138,11 @@ def _check_model(snapshot: Snapshot) -> list[Finding]:
     return findings
 
 
-def _check_files(snapshot: Snapshot) -> list[Finding]:
-    """Check that the pictures' files exist and have not changed."""
+def _check_files(snapshot: Snapshot, *, contents: bool) -> list[Finding]:
+    """Check that the pictures' files exist and have not changed, by size and time or by `contents`."""
     gone: list[str] = []
     changed: list[str] = []
+    other: list[str] = []
     facts = None if snapshot.facts is None else snapshot.facts[snapshot.rows]
     for place, row in enumerate(snapshot.rows.tolist()):
         path = snapshot.path(row)
@@ -148,8 +153,10 @@ def _check_files(snapshot: Snapshot) -> list[Finding]:
             continue
         if facts is not None and bytes(facts["hash"][place]) != bytes(16):
             recorded = int(facts["size"][place]), int(facts["modified"][place])
-            if recorded != (status.st_size, status.st_mtime_ns):
+            if recorded != (status.st_size, status.st_mtime_ns) and not contents:
                 changed.append(str(path))
+            elif contents and not _has_content(path, bytes(facts["hash"][place])):
+                other.append(str(path))
     remedy = f"run: voken index {snapshot.root} --out {snapshot.folder}"
     findings = []
     if gone:
@@ -157,7 +164,19 @@ def _check_files(snapshot: Snapshot) -> list[Finding]:
         findings.append(Finding("note", what, remedy))
     if changed:
         findings.append(Finding("note", f"{len(changed):,} files of pictures have changed: {_first(changed)}", remedy))
-    return findings or [Finding("good", "every picture's file exists and is unchanged")]
+    if other:
+        # the next `voken index` would not look into a file of the same size and time
+        what = f"{len(other):,} files of pictures have other content, or cannot be read: {_first(other)}"
+        findings.append(Finding("note", what, f"run: voken index {snapshot.root} --out {snapshot.folder} --replace"))
+    how = "content" if contents else "size and time"
+    return findings or [Finding("good", f"every picture's file exists and has the {how} that it was indexed with")]
+
+
+def _has_content(path: Path, digest: bytes) -> bool:
+    try:
+        return file_hash(path) == digest.hex()
+    except PictureError:
+        return False
 
 
 def _first(paths: list[str]) -> str:

@@ -26,7 +26,8 @@ from voken.collection.snapshot import UPLOAD_PREFIX, Snapshot, stored_path
 from voken.collection.store import Change, Entry, FileFacts, IndexReport, SkippedFile, Store
 from voken.data.captions import CaptionedImage, Dataset
 from voken.data.dates import NO_DATE, date_in_metadata
-from voken.data.images import date_taken, file_hash
+from voken.data.images import MAX_PIXELS, date_taken, file_hash
+from voken.data.paths import absolute_path, is_same_folder
 from voken.data.skipped import Skipped
 from voken.encoders.cache import picture_vectors
 from voken.errors import ConfigError, EmptyDataError, MissingExtraError, PictureError
@@ -39,7 +40,9 @@ if TYPE_CHECKING:
     from voken.image_tokenizer.model import ImageTokenizer
     from voken.model.model import PictureSide
 
-_PICTURES_PER_COMMIT = 512
+_PICTURES_IN_FIRST_COMMIT, _PICTURES_PER_COMMIT = 32, 512
+_FEW_PICTURES, _MISSING_SHARE = 10, 0.25
+"""If the files of more pictures are missing at once, they are not taken for removed."""
 _REASONS_SHOWN = 3
 
 
@@ -132,43 +135,60 @@ def index_pictures(
     cache: VectorCache | None = None,
     workers: int = 0,
     compact: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    remove_missing: bool = False,
     progress: Progress = no_progress,
 ) -> IndexReport:
     """Make the collection hold the pictures of `dataset`, the uploaded pictures, and no others.
 
     `workers` threads read and decode; 0 means one per core. `compact` compacts the collection at the end, which
-    otherwise happens only after many changes. Raises `ConfigError` if the collection holds the pictures of another
-    folder, `ArtifactError` if it was made with another model, and `EmptyDataError` if the collection would be empty,
-    because none of the pictures can be used.
+    otherwise happens only after many changes. Pictures in folders that the system does not list stay. If the files of
+    more than a quarter of the pictures, and of more than ten, no longer exist, a drive may be missing: then these
+    pictures stay, too, and the report counts them, unless `remove_missing`. If the collection's folder of pictures is
+    gone and `dataset` holds most of its pictures, the folder was moved, and the collection follows it. Raises
+    `ConfigError` if the collection holds the pictures of another folder, `ArtifactError` if it was made with another
+    model, and `EmptyDataError` if the collection would be empty, because none of the pictures can be used.
     """
     start = time.perf_counter()
     workers = workers or os.cpu_count() or 1
     before = store.snapshot()
     before.check_model(model)
-    if dataset.root.absolute() != before.root.absolute():
-        raise ConfigError(
-            f"{store.folder}: holds the pictures of {before.root}, not of {dataset.root}. Name that folder, or another "
-            "collection. `voken add` adds single pictures from any folder."
-        )
-    plan = _plan_changes(before, dataset, store.skipped(), workers, progress)
+    if not is_same_folder(dataset.root, before.root):
+        if not _has_moved(before, dataset):
+            raise ConfigError(
+                f"{store.folder}: holds the pictures of {before.root}, not of {dataset.root}. Name that folder, or "
+                "another collection. `voken add` adds single pictures from any folder."
+            )
+        store.move_root(dataset.root)
+        before = store.snapshot()
+    options = store.index_options
+    # a metadata file that is gone takes its fields with it; fields that were given with single pictures stay
+    keep_metadata = not options.described
+    plan = _plan_changes(before, dataset, store.skipped(), max_pixels, keep_metadata, workers, progress)
     counts = Counter[str](unchanged=plan.unchanged)
     for part in _parts(plan.encoded):
         _commit_encoded(store, before, part, counts)
     moved = {picture.moved_from for picture in plan.encoded}
     removed = [image_id for image_id in plan.removed if image_id not in moved]
+    missing = [] if remove_missing else _suspiciously_missing(before, removed)
+    removed = [image_id for image_id in removed if image_id not in set(missing)]
     if removed or plan.skipped or plan.forgotten:
         change = store.commit(remove=removed, skipped=plan.skipped, forget=plan.forgotten)
         counts["removed"] += len(change.removed)
     completed = 0
     for part in _parts(plan.new):
         entries, skipped = _encode(
-            part, model, cache, progress, store.stores_vectors, before=completed, total=len(plan.new)
+            part, model, cache, max_pixels, progress, store.stores_vectors, before=completed, total=len(plan.new)
         )
         _commit_new(store, part, entries, skipped, counts)
         completed += len(part)
+    described = any(image.is_described for image in dataset.images)
+    if described != options.described:
+        store.remember(replace(options, described=described))
     after = store.snapshot(before)
     if not len(after):
-        raise EmptyDataError(_all_skipped(dataset, after.skipped))
+        others = {file.path for file in dataset.left_out}
+        raise EmptyDataError(_all_skipped(dataset, [file for file in after.skipped if file.path not in others]))
     if compact or store.wants_compaction:
         store.compact()
         after = store.snapshot(after)
@@ -180,6 +200,7 @@ def index_pictures(
         with_vectors=after.vectors is not None,
         seconds=time.perf_counter() - start,
         skipped=after.skipped,
+        missing=len(missing),
         **counts,
     )
 
@@ -190,38 +211,45 @@ def add_pictures(
     model: PictureModel,
     *,
     ids: Sequence[str] | None = None,
-    metadata: Sequence[str] | None = None,
+    metadata: Sequence[str | None] | None = None,
     cache: VectorCache | None = None,
     progress: Progress = no_progress,
 ) -> Change:
     """Add single pictures in one transaction. A picture whose id is in the collection already replaces that picture.
 
-    `ids` and `metadata` have an entry per path; if a path occurs twice, its first entries count. By default the id is
-    the path, relative to the collection's folder of pictures if the file is in it, else absolute. Pictures that cannot
-    be used are skipped. Raises `ConfigError` for a wrong number of `ids` or `metadata`, and what `Store.commit` raises.
+    `ids` and `metadata` have an entry per path. By default the id is the one that the file has in the collection, or
+    else the path, relative to the collection's folder of pictures if the file is in it, or else absolute. A picture
+    without an entry in `metadata`, or with None, keeps the metadata of its id. A file that occurs twice with the same
+    id is added once. Pictures that cannot be used are skipped. Raises `ConfigError` for a wrong number of `ids` or
+    `metadata`, and if a file occurs twice with different metadata, and what `Store.commit` raises.
     """
     if any(values is not None and len(values) != len(paths) for values in (ids, metadata)):
         raise ConfigError(f"Give an id and metadata for each of the {len(paths)} pictures, or for none.")
     before = store.snapshot()
     before.check_model(model)
     pictures, unreadable = [], []
-    first_places: dict[Path, int] = {}
-    for place, path in enumerate(paths):
-        first_places.setdefault(path, place)
-    for path, place in first_places.items():
-        stored = store.upload_path(path) or stored_path(path, before.root)
-        image = CaptionedImage(
-            image_id=ids[place] if ids else stored.removeprefix(UPLOAD_PREFIX),
-            path=path,
-            metadata=metadata[place] if metadata else "",
-        )
+    stored_paths = [store.upload_path(path) or stored_path(path, before.root) for path in paths]
+    known_ids = {} if ids else before.ids_of_paths(list(dict.fromkeys(stored_paths)))
+    first_places: dict[tuple[str, str], int] = {}
+    for place, stored in enumerate(stored_paths):
+        image_id = ids[place] if ids else known_ids.get(stored, stored.removeprefix(UPLOAD_PREFIX))
+        first = first_places.setdefault((image_id, stored), place)
+        if metadata and metadata[first] != metadata[place]:
+            raise ConfigError(f"{paths[place]}: occurs twice, with different metadata. Give every file once.")
+    for (image_id, stored), place in first_places.items():
+        path, row = absolute_path(paths[place]), before.find(image_id)
+        text = metadata[place] if metadata else None
+        if text is None:
+            text = "" if row is None else before.metadata(row)
+        image = CaptionedImage(image_id if row is None else before.ids[row], path, metadata=text)
         try:
             size, modified = _size_and_time(path)
             facts = FileFacts(size, modified, *_date_and_hash(image))
             pictures.append(_PendingPicture(image, stored, facts, "added"))
         except PictureError as error:
             unreadable.append(Skipped(error.path, error.reason))
-    entries, skipped = _encode(pictures, model, cache, progress, before.vectors is not None)
+    max_pixels = store.index_options.max_pixels or MAX_PIXELS
+    entries, skipped = _encode(pictures, model, cache, max_pixels, progress, before.vectors is not None)
     path_of = {picture.stored_path: str(picture.image.path) for picture in pictures}
     reasons = (Skipped(path_of[file.path], file.reason) for file in skipped)
     return replace(store.commit(entries), skipped=(*unreadable, *reasons))
@@ -229,7 +257,7 @@ def add_pictures(
 
 def dataset_of(paths: Iterable[Path]) -> Dataset:
     """A data set of pictures without captions. Ids are paths relative to the deepest folder that holds all pictures."""
-    absolute = list(dict.fromkeys(Path(path).absolute() for path in paths))
+    absolute = list(dict.fromkeys(absolute_path(Path(path)) for path in paths))
     if not absolute:
         raise EmptyDataError("There is no picture to index.")
     root = Path(os.path.commonpath([path.parent for path in absolute]))
@@ -270,13 +298,19 @@ class _Plan:
 
 
 def _plan_changes(
-    before: Snapshot, dataset: Dataset, skipped: dict[str, SkippedFile], workers: int, progress: Progress
+    before: Snapshot,
+    dataset: Dataset,
+    skipped: dict[str, SkippedFile],
+    max_pixels: int,
+    keep_metadata: bool,
+    workers: int,
+    progress: Progress,
 ) -> _Plan:
     """Decide what to do with each file, by its size and time, and by its content if these have changed."""
     rows = before.rows.tolist()
     facts = np.zeros(0, FACTS) if before.facts is None else before.facts[before.rows]
     place_of = {before.ids[row]: place for place, row in enumerate(rows)}
-    unchanged, unusable, changed = 0, [], []
+    unchanged, unusable, changed, forgotten = 0, [], [], []
     listed_ids, listed_paths = set(), set()
     for count, image in enumerate(dataset.images, start=1):
         listed_ids.add(image.image_id)
@@ -288,22 +322,34 @@ def _plan_changes(
             unusable.append(SkippedFile(path, error.reason))
             continue
         place = place_of.get(image.image_id)
+        if place is not None and keep_metadata and not image.is_described and (text := before.metadata(rows[place])):
+            image = replace(image, metadata=text)
         if place is not None and len(facts):
             same_file = (facts["size"][place], facts["modified"][place]) == (size, modified)
             if same_file and before.metadata(rows[place]) == image.metadata:
                 unchanged += 1
+                if path in skipped:
+                    forgotten.append(path)  # it could not be read for a while
                 continue
         earlier = skipped.get(path)
         if place is None and earlier is not None and (earlier.size, earlier.modified) == (size, modified):
-            continue
+            reason = Skipped(path, earlier.reason)
+            if not reason.may_pass and reason.is_within(max_pixels):
+                continue
         changed.append((image, path, size, modified))
         if count % 1000 == 0:
             progress("check files", count, len(dataset))
     progress("check files", len(dataset), len(dataset))
+    left_out = [
+        SkippedFile(stored_path(Path(file.path), dataset.root), file.reason)
+        for file in (*dataset.skipped, *dataset.left_out)
+    ]
+    listed_paths.update(file.path for file in left_out)
+    unlisted = tuple(f"{stored_path(folder, dataset.root)}/" for folder in dataset.unlisted)
     removed = [
         image_id
         for image_id, place in place_of.items()
-        if image_id not in listed_ids and not before.stored_paths[rows[place]].startswith(UPLOAD_PREFIX)
+        if image_id not in listed_ids and not before.stored_paths[rows[place]].startswith((UPLOAD_PREFIX, *unlisted))
     ]
     unclaimed = set(removed)
     encoded: list[_PendingPicture] = []
@@ -329,8 +375,41 @@ def _plan_changes(
             elif source_id in unclaimed and kind == "added":
                 kind = "moved"
                 unclaimed.discard(source_id)  # further files with this content are copies
+                if keep_metadata and not image.is_described:
+                    picture = replace(picture, image=replace(image, metadata=before.metadata(row)))
             encoded.append(replace(picture, kind=kind, row=row, moved_from=source_id if kind == "moved" else ""))
-    return _Plan(unchanged, encoded, new, removed, unusable, [path for path in skipped if path not in listed_paths])
+    newly_skipped = [file for file in (*left_out, *unusable) if file != skipped.get(file.path)]
+    forgotten += [path for path in skipped if path not in listed_paths and not path.startswith(unlisted)]
+    return _Plan(unchanged, encoded, new, removed, newly_skipped, forgotten)
+
+
+def _has_moved(before: Snapshot, dataset: Dataset) -> bool:
+    """Whether the collection's folder of pictures is gone, and most of the pictures are in the data set's."""
+    if before.root.is_dir():
+        return False
+    ids = {image.image_id for image in dataset.images}
+    rows = [row for row in before.rows.tolist() if not before.is_upload(row)]
+    return 2 * sum(before.ids[row] in ids for row in rows) > len(rows)
+
+
+def _suspiciously_missing(before: Snapshot, removed: list[str]) -> list[str]:
+    """The pictures among `removed` whose files do not exist, if they are so many that a drive may be missing."""
+    limit = max(_FEW_PICTURES, len(before) * _MISSING_SHARE)
+    if len(removed) <= limit:
+        return []
+    rows = {image_id: before.find(image_id) for image_id in removed}
+    missing = [image_id for image_id, row in rows.items() if row is not None and not _exists(before.path(row))]
+    return missing if len(missing) > limit else []
+
+
+def _exists(path: Path) -> bool:
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _commit_encoded(store: Store, before: Snapshot, part: list[_PendingPicture], counts: Counter[str]) -> None:
@@ -347,17 +426,26 @@ def _commit_new(
 ) -> None:
     kinds = {picture.image.image_id: picture.kind for picture in part}
     usable = {entry.image_id for entry in entries}
-    # these files were pictures and no longer are
-    broken = [image_id for image_id, kind in kinds.items() if kind == "updated" and image_id not in usable]
-    change = store.commit(entries, remove=broken, skipped=skipped)
+    # these files were pictures and no longer are; if they only cannot be read now, the pictures stay
+    may_pass = {file.path for file in skipped if Skipped(file.path, file.reason).may_pass}
+    broken = [
+        picture.image.image_id
+        for picture in part
+        if picture.kind == "updated" and picture.image.image_id not in usable and picture.stored_path not in may_pass
+    ]
+    known = store.skipped()
+    newly_skipped = [file for file in skipped if file != known.get(file.path)]
+    if entries or broken or newly_skipped:
+        change = store.commit(entries, remove=broken, skipped=newly_skipped)
+        counts["removed"] += len(change.removed)
     counts.update(kinds[image_id] for image_id in usable)
-    counts["removed"] += len(change.removed)
 
 
 def _encode(
     pictures: Sequence[_PendingPicture],
     model: PictureModel,
     cache: VectorCache | None,
+    max_pixels: int,
     progress: Progress,
     store_vectors: bool,
     *,
@@ -372,6 +460,7 @@ def _encode(
         [picture.image.path for picture in pictures],
         cache=cache,
         hashes=[picture.facts.hash.hex() for picture in pictures],
+        max_pixels=max_pixels,
         progress=progress,
         before=before,
         total=total,
@@ -391,8 +480,11 @@ def _encode(
 
 
 def _parts(pictures: list[_PendingPicture]) -> Iterator[list[_PendingPicture]]:
-    for start in range(0, len(pictures), _PICTURES_PER_COMMIT):
-        yield pictures[start : start + _PICTURES_PER_COMMIT]
+    """The pictures of each commit. The first parts are small, so that there is soon something to search."""
+    start, count = 0, min(_PICTURES_IN_FIRST_COMMIT, _PICTURES_PER_COMMIT)
+    while start < len(pictures):
+        yield pictures[start : start + count]
+        start, count = start + count, min(2 * count, _PICTURES_PER_COMMIT)
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:

@@ -7,6 +7,7 @@ again before that.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,6 +28,7 @@ from voken.collection.base import (
     column,
 )
 from voken.data.metadata import metadata_fields
+from voken.data.paths import absolute_path, relative_path
 from voken.data.skipped import Skipped
 from voken.decoding.merged_trie import merged_trie, places_of
 from voken.decoding.trie import VokenTrie
@@ -228,6 +230,10 @@ class Snapshot:
         """The paths of all pictures' files, in the order of `rows`."""
         return [self.path(row) for row in self.rows.tolist()]
 
+    def is_upload(self, row: int) -> bool:
+        """Whether a picture was uploaded, so that the collection has the only copy of its file."""
+        return self.stored_paths[row].startswith(UPLOAD_PREFIX)
+
     def metadata(self, row: int) -> str:
         """The JSON object of a picture's metadata; the empty text if it has none."""
         if row < len(self.base):
@@ -240,7 +246,17 @@ class Snapshot:
         return self.base.field_names.union(*map(metadata_fields, self.added.metadata))
 
     def find(self, image_id: str) -> int | None:
-        """The row of the picture with this id, or None."""
+        """The row of the picture with this id, or None.
+
+        An id in another composition of the same letters is found, too: a name from a Mac has é as two characters.
+        """
+        row = self._row_of(image_id)
+        if row is None and not image_id.isascii():
+            forms = dict.fromkeys(unicodedata.normalize(form, image_id) for form in ("NFC", "NFD"))
+            return next((row for row in map(self._row_of, forms) if row is not None), None)
+        return row
+
+    def _row_of(self, image_id: str) -> int | None:
         row = self.added.row_of.get(image_id)
         if row is not None:
             return row
@@ -346,7 +362,7 @@ class Snapshot:
             vectors=vectors.astype(np.float16) if keep_vectors else None,
             lookup=Lookup.of(ids),
         )
-        return cls(base, Origin(pictures.root.absolute(), model.fingerprint))
+        return cls(base, Origin(absolute_path(pictures.root), model.fingerprint))
 
     def check_model(self, model: Fingerprinted) -> None:
         """Raise `ArtifactError` if the collection was not made with `model`."""
@@ -372,11 +388,8 @@ class Snapshot:
 
 def stored_path(path: Path, root: Path) -> str:
     """A picture's path as a collection stores it: relative to `root` if it is in that folder, else absolute."""
-    absolute = path.absolute()
-    try:
-        return absolute.relative_to(root.absolute()).as_posix()
-    except ValueError:
-        return absolute.as_posix()
+    inside = relative_path(path, root)
+    return absolute_path(path).as_posix() if inside is None else inside
 
 
 def refuse_repeats(ids: Sequence[str]) -> None:

@@ -30,8 +30,10 @@ import numpy as np
 
 from voken import artifact
 from voken.artifact import map_array, open_database
+from voken.collection import index_lock
 from voken.collection.base import FACTS, Base, write_base
 from voken.collection.snapshot import UPLOAD_PREFIX, AddedPictures, Origin, Snapshot, refuse_repeats
+from voken.data.paths import absolute_path, is_same_folder, relative_path
 from voken.data.skipped import Skipped
 from voken.decoding.merged_trie import places_of
 from voken.decoding.trie import MAX_ENTRIES, MAX_LEVELS, VokenTrie
@@ -44,6 +46,11 @@ _DAMAGED = (
     "the collection's changes cannot be read ({why}). Restore the folder from a copy, or index the pictures again"
 )
 _AGAIN = "Index the pictures again."
+_BASES = re.compile(r"base-\d{6,12}|\.base-\d{6,12}\.(partial|retired)-\d+")
+"""The names of bases and of those that a killed compaction left."""
+_FILES = {artifact.MANIFEST, CODEBOOKS, PICTURES} | {
+    name + end for name in (FILE, index_lock.FILE) for end in ("", "-journal", "-wal", "-shm")
+}
 _TABLES = """
     CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE added (
@@ -62,6 +69,8 @@ _BASE = re.compile(r"(base-\d{6,12})?")
 _MAX_NUMBER, MAX_DIM = 1 << 63, 1 << 16
 _LEAST_BYTES = {"settings": 2, "added": 32, "removed": 4, "skipped": 8}
 """What a row of each table takes in the file, at least. In a hostile file pages may follow one another in a circle."""
+_PATHS_TRIED = 16
+"""Pictures that must be looked for to tell the original of a folder from its copy."""
 
 
 class Codebooks(Protocol):
@@ -148,12 +157,28 @@ class IndexReport:
     """Their file no longer exists."""
     unchanged: int = 0
     skipped: tuple[Skipped, ...] = ()
-    """All files that could not be used, now or earlier."""
+    """All files that could not be used, now or earlier, and everything else in the folder that is not a picture."""
+    missing: int = 0
+    """Pictures that stay although their files do not exist, because they are so many. A drive may be missing."""
 
     @property
     def changes(self) -> int:
         """How many pictures were changed."""
         return self.added + self.updated + self.moved + self.removed
+
+
+@dataclass(frozen=True)
+class IndexOptions:
+    """Which files a collection is to hold. It remembers them for the next run."""
+
+    split: str = ""
+    """The part of a data set; empty for all of it."""
+    exclude: tuple[str, ...] = ()
+    """Patterns of names and paths that are left out (see `voken.data.picture_folder.list_folder`)."""
+    max_pixels: int = 0
+    """Larger pictures are left out; 0 means `voken.data.images.MAX_PIXELS`."""
+    described: bool = False
+    """Whether a file such as metadata.jsonl described the pictures in the last run."""
 
 
 @dataclass(frozen=True)
@@ -183,6 +208,11 @@ class _State:
     root_relative: str
     model: str
     model_relative: str
+    split: str = ""
+    exclude: str = ""
+    """Patterns, one per line."""
+    max_pixels: int = 0
+    described: bool = False
 
 
 @dataclass(eq=False)
@@ -193,6 +223,9 @@ class Store:
     _base: tuple[str, Base] | None = field(default=None, repr=False)
     """The base that was opened last, and the key that identifies it."""
     _codebooks: np.ndarray | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self.folder = absolute_path(Path(self.folder))  # the working folder may change
 
     @classmethod
     def create(
@@ -217,12 +250,15 @@ class Store:
             kind = artifact.kind_of(folder)
             if not replace or kind != KIND:
                 raise ArtifactError(f"{folder}: a saved {kind} is there already. Remove it or choose another folder.")
-            if any(not path.name.startswith(".") for path in (folder / PICTURES).rglob("*.*")):
+            if any(path.is_file() and not path.name.startswith(".") for path in (folder / PICTURES).rglob("*")):
                 raise ArtifactError(
                     f"{folder / PICTURES}: holds pictures that were uploaded, and there is no other copy of them. Move "
                     "them away first, or choose another folder."
                 )
-        model = None if model_folder is None else Path(model_folder).absolute()
+            bases = {path.name for path in folder.iterdir() if _BASES.fullmatch(path.name)}
+            artifact.refuse_other_files(folder, bases | _FILES)
+        folder, root = absolute_path(folder), absolute_path(root)
+        model = None if model_folder is None else absolute_path(Path(model_folder))
         state = _State(
             uid=secrets.token_hex(8),
             version=1,
@@ -232,10 +268,10 @@ class Store:
             codebook_size=tokenizer.codebook_size,
             dim=vectors,
             fingerprint=fingerprint,
-            root=str(root.absolute()),
-            root_relative=os.path.relpath(root.absolute(), folder.absolute()),
+            root=str(root),
+            root_relative=os.path.relpath(root, folder),
             model="" if model is None else str(model),
-            model_relative="" if model is None else os.path.relpath(model, folder.absolute()),
+            model_relative="" if model is None else os.path.relpath(model, folder),
         )
         with artifact.writing(folder, kind=KIND, version=VERSION, replace=replace, sealed=False) as partial:
             if base is not None and state.base:
@@ -321,6 +357,7 @@ class Store:
         with self._transaction() as (connection, state):
             base = self._open_base(state)
             _check_entries(entries, state)
+            remove = tuple(dict.fromkeys(remove))
             obsolete = list(dict.fromkeys([*(entry.image_id for entry in entries), *remove]))
             existed = {image_id for image_id in obsolete if _delete_added(connection, image_id)}
             rows = {}
@@ -355,6 +392,24 @@ class Store:
             absent=tuple(image_id for image_id in remove if image_id not in existed),
         )
 
+    def move_root(self, root: Path) -> None:
+        """Record that the folder of the pictures is now `root`."""
+        root = absolute_path(root)
+        with self._transaction() as (connection, state):
+            relative = os.path.relpath(root, self.folder)
+            _write_settings(connection, version=state.version + 1, root=str(root), root_relative=relative)
+
+    @property
+    def index_options(self) -> IndexOptions:
+        """Which files it is to hold."""
+        state = self._state()
+        return IndexOptions(state.split, tuple(state.exclude.splitlines()), state.max_pixels, state.described)
+
+    def remember(self, options: IndexOptions) -> None:
+        """Record which files it is to hold."""
+        with self._transaction() as (connection, _):
+            _write_settings(connection, **{**vars(options), "exclude": "\n".join(options.exclude)})
+
     def skipped(self) -> dict[str, SkippedFile]:
         """The files that could not be used, by stored path."""
         with self._reading() as connection:
@@ -367,11 +422,8 @@ class Store:
 
     def upload_path(self, path: Path) -> str | None:
         """The stored path of an uploaded picture, in the collection's own folder; None for a file elsewhere."""
-        try:
-            inside = path.absolute().relative_to((self.folder / PICTURES).absolute())
-        except ValueError:
-            return None
-        return f"{UPLOAD_PREFIX}{PICTURES}/{inside.as_posix()}"
+        inside = relative_path(path, self.folder / PICTURES)
+        return None if inside is None else f"{UPLOAD_PREFIX}{PICTURES}/{inside}"
 
     @property
     def wants_compaction(self) -> bool:
@@ -499,16 +551,24 @@ class Store:
         return base
 
     def _origin(self, state: _State) -> Origin:
-        absolute, relative = Path(state.root), self.folder / state.root_relative
-        models = (Path(state.model), self.folder / state.model_relative) if state.model else ()
-        # a collection and its pictures may have moved together
-        root = absolute if absolute.is_dir() else relative.resolve() if relative.is_dir() else absolute
-        return Origin(root, state.fingerprint, self.folder, models)
+        absolute, relative = Path(state.root), absolute_path(self.folder / state.root_relative)
+        # a collection and its pictures, or its model, may have been moved or copied together
+        root = relative if relative.is_dir() and self._has_pictures(state, relative, absolute) else absolute
+        models = (absolute_path(self.folder / state.model_relative), Path(state.model)) if state.model else ()
+        if models and not artifact.is_artifact(models[0]):
+            models = models[::-1]
+        return Origin(root, state.fingerprint, self.folder, tuple(dict.fromkeys(models)))
+
+    def _has_pictures(self, state: _State, root: Path, other: Path) -> bool:
+        """Whether the collection's pictures are in `root` rather than in `other`, judged by a few of its base."""
+        if not other.is_dir() or is_same_folder(root, other):
+            return True
+        stored_paths = self._open_base(state).stored_paths
+        few = [path for path in stored_paths[:_PATHS_TRIED] if not path.startswith(UPLOAD_PREFIX)]
+        return not few or any((root / path).is_file() for path in few)
 
     def _other_bases(self, base: str) -> list[Path]:
-        return sorted(
-            path for path in self.folder.iterdir() if path.name.lstrip(".").startswith("base-") and path.name != base
-        )
+        return sorted(path for path in self.folder.iterdir() if _BASES.fullmatch(path.name) and path.name != base)
 
     def _remove_other_bases(self, base: str) -> None:
         """Remove every base but `base`. Only the process that holds the write lock may call it."""

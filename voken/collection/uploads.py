@@ -86,11 +86,6 @@ def storing(store: Store, files: Uploads) -> Iterator[dict[Path, str]]:
                 delete([path for path in written if snapshot.find(path.relative_to(root).as_posix()) is None])
 
 
-def is_upload(path: Path, collection: Path) -> bool:
-    """Whether a picture's file is in the collection's own folder."""
-    return path.resolve().is_relative_to((collection / PICTURES).resolve())
-
-
 def delete(paths: Sequence[Path]) -> None:
     """Delete files that the collection no longer lists. A file that cannot be deleted is ignored."""
     for path in paths:

@@ -25,14 +25,14 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from voken.config import MAX_TEXT_CHARACTERS
-from voken.data.images import list_images
 from voken.data.metadata import (
     METADATA,
     METADATA_CSV,
@@ -42,7 +42,9 @@ from voken.data.metadata import (
     read_records,
     without_surrogates,
 )
-from voken.data.skipped import Skipped
+from voken.data.paths import absolute_path
+from voken.data.picture_folder import FolderListing, is_excluded, list_folder
+from voken.data.skipped import CANNOT_LIST, Skipped, by_reason
 from voken.errors import DataError, EmptyDataError, StorageError
 
 MAX_CAPTION_CHARACTERS = MAX_TEXT_CHARACTERS
@@ -52,7 +54,7 @@ SPLITS = ("train", "validation", "test")
 
 _METADATA_FILES = (METADATA, METADATA_CSV)
 """If both are in a folder, the first is read."""
-_FILES_NAMED = 3
+_REASONS_SHOWN = 3
 _NOT_METADATA = {"file_name", "captions", "caption", "text"}
 _SPLIT_NAMES = {
     "": "",
@@ -86,6 +88,8 @@ class CaptionedImage:
     vendor: str = ""
     metadata: str = field(default="", compare=False)
     """The fields of its line in metadata.jsonl that searches filter by, as a JSON object; "" if there are none."""
+    is_described: bool = field(default=True, compare=False)
+    """False if no such file describes the picture, so that nothing is known of its fields."""
 
     def __post_init__(self) -> None:
         if not self.concept:
@@ -108,6 +112,10 @@ class Dataset:
     images: tuple[CaptionedImage, ...] = field(repr=False)
     skipped: tuple[Skipped, ...] = field(default=(), repr=False)
     unused_values: tuple[Skipped, ...] = field(default=(), repr=False, compare=False)
+    left_out: tuple[Skipped, ...] = field(default=(), repr=False, compare=False)
+    """What else is in the folder, and why it is not part of the set."""
+    unlisted: tuple[Path, ...] = field(default=(), repr=False, compare=False)
+    """Folders that the system did not list: pictures in them may exist."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -133,42 +141,36 @@ class Dataset:
         if not images:
             splits = sorted({image.split or "(none)" for image in self.images})
             raise EmptyDataError(f"{self.name}: no picture in split {name!r}; the data set has {', '.join(splits)}")
-        return Dataset(self.name, self.root, images)
+        return replace(self, images=images)
 
 
-def read_dataset(path: Path, images: Path | None = None) -> Dataset:
+def read_dataset(path: Path, images: Path | None = None, exclude: Sequence[str] = ()) -> Dataset:
     """Read a data set in any of the three layouts of this module's docstring.
 
     `path` is the folder, a `metadata.jsonl` or a Karpathy `.json` file; `images` is the folder of the pictures if they
-    are elsewhere. Raises DataError, which names the file, the line and the fault, and EmptyDataError.
+    are elsewhere. `exclude` are patterns of what is left out (see `list_folder`). A listed picture that does not exist
+    is skipped. Raises DataError, which names the file, the line and the fault, and EmptyDataError.
     """
     path = Path(path)
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     if path.is_file():
         if path.name.endswith((".jsonl", ".csv")):
-            return _read_imagefolder(images or path.parent, path, [])
+            return _read_imagefolder(images or path.parent, path, [], exclude)
         if path.suffix == ".json":
-            return _read_karpathy(path, _karpathy_json(path), images or path.parent, [])
+            return _read_karpathy(path, _karpathy_json(path), images or path.parent, [], exclude)
         raise DataError(f"{path}: this is not a folder, a metadata.jsonl, a metadata.csv or a Karpathy .json file")
     skipped: list[Skipped] = []
     if metadata := _metadata_file(path, skipped):
-        return _read_imagefolder(images or path, metadata, skipped)
+        return _read_imagefolder(images or path, metadata, skipped, exclude)
     sources = _karpathy_sources(path, skipped)
     if len(sources) > 1:
         raise DataError(
             f"{path}: several data set files ({', '.join(file.name for file in sources)}); name one of them"
         )
     for source, content in sources.items():
-        return _read_karpathy(source, content, images or path, skipped)
-    if deeper := _deeper_metadata_files(path, skipped):
-        return _read_folders(path, deeper, skipped)
-    root = path.absolute()
-    pictures = tuple(CaptionedImage(file.relative_to(root).as_posix(), file) for file in list_images(root))
-    if not pictures:
-        others = "".join(f"; {Path(file.path).name}: {file.reason}" for file in skipped[:_FILES_NAMED])
-        raise EmptyDataError(f"{path}: the folder has no metadata.jsonl, no dataset_*.json and no picture{others}")
-    return Dataset(root.name, root, pictures, tuple(skipped))
+        return _read_karpathy(source, content, images or path, skipped, exclude)
+    return _read_folders(path, skipped, exclude)
 
 
 def write_dataset(destination: Path, name: str, images: Iterable[CaptionedImage]) -> Dataset:
@@ -235,75 +237,126 @@ def _fault_of_first_line(metadata: Path) -> str:
     return "" if "file_name" in record else "line 1: 'file_name' is missing"
 
 
-def _deeper_metadata_files(root: Path, skipped: list[Skipped]) -> list[Path]:
-    """The files below `root` that list pictures, the topmost of each branch, in order."""
-    found = []
-    for here, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if Path(here) != root and any(name.startswith("metadata.") for name in files):
-            file = _metadata_file(Path(here), skipped, named=True)
+def _deeper_metadata_files(listing: FolderListing, skipped: list[Skipped]) -> list[Path]:
+    """The files of a folder's subfolders that list pictures, the topmost of each branch, in order."""
+    others = (Path(file.path) for file in listing.left_out)
+    folders = sorted({file.parent for file in others if file.name.startswith("metadata.")})
+    files: list[Path] = []
+    for folder in folders:
+        if not any(folder.is_relative_to(file.parent) for file in files):
+            file = _metadata_file(folder, skipped, named=True)
             if file is not None:
-                found.append(file)
-                folders.clear()
-    return found
+                files.append(file)
+    return files
 
 
-def _read_imagefolder(root: Path, metadata: Path, skipped: list[Skipped]) -> Dataset:
-    root = root.absolute()
-    unused: list[Skipped] = []
-    images = _listed_images(root, root, metadata, unused)
+def _read_imagefolder(root: Path, metadata: Path, skipped: list[Skipped], exclude: Sequence[str]) -> Dataset:
+    root = absolute_path(root)
+    listing = list_folder(root, exclude)
+    reader = _Reader(root, exclude, skipped)
+    images = reader.listed_images(root, metadata)
     if not images:
-        raise EmptyDataError(f"{metadata}: it lists no picture")
-    return Dataset(root.name, root, tuple(images), tuple(skipped), tuple(unused))
+        raise EmptyDataError(f"{metadata}: it lists no picture{_contents(reader.skipped)}")
+    left_out = _unlisted_files(listing, images, [metadata], reader.skipped)
+    return reader.dataset(root.name, images, listing, left_out)
 
 
-def _read_folders(root: Path, files: list[Path], skipped: list[Skipped]) -> Dataset:
-    """The pictures that `files`, deeper in `root`, list, and all pictures of the folders that no file describes."""
-    root = root.absolute()
-    unused: list[Skipped] = []
+def _read_folders(root: Path, skipped: list[Skipped], exclude: Sequence[str]) -> Dataset:
+    """The pictures that metadata files in subfolders list, and all pictures of the folders that no file describes."""
+    folder, root = root, absolute_path(root)
+    listing = list_folder(root, exclude)
+    files = _deeper_metadata_files(listing, skipped)
+    reader = _Reader(root, exclude, skipped)
     images: list[CaptionedImage] = []
     for metadata in files:
-        images += _listed_images(root, metadata.parent.absolute(), metadata, unused)
-    described = tuple(f"{metadata.parent.absolute()}{os.sep}" for metadata in files)
-    others = (file for file in list_images(root) if not str(file).startswith(described))
-    images += (CaptionedImage(file.relative_to(root).as_posix(), file) for file in others)
+        images += reader.listed_images(metadata.parent, metadata)
+    described = tuple(f"{metadata.parent}{os.sep}" for metadata in files)
+    others = [file for file in listing.pictures if not str(file).startswith(described)]
+    images += (CaptionedImage(file.relative_to(root).as_posix(), file, is_described=False) for file in others)
+    left_out = _unlisted_files(listing, images, files, reader.skipped)
     if not images:
-        raise EmptyDataError(f"{files[0]}: it lists no picture")
-    return Dataset(root.name, root, tuple(images), tuple(skipped), tuple(unused))
+        contents = _contents([*reader.skipped, *left_out])
+        raise EmptyDataError(f"{folder}: the folder has no metadata.jsonl, no dataset_*.json and no picture{contents}")
+    return reader.dataset(root.name, images, listing, left_out)
 
 
-def _listed_images(root: Path, folder: Path, metadata: Path, unused: list[Skipped]) -> list[CaptionedImage]:
-    """The pictures that `metadata` lists, by names relative to `folder`. Values that cannot be used go to `unused`."""
-    images: list[CaptionedImage] = []
-    first_line: dict[str, int] = {}
-    listing = _Listing(folder)
-    prefix = "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
-    folder_split = next((_SPLIT_NAMES[name] for name in prefix.lower().split("/") if name in _SPLIT_NAMES), "")
-    splits = _Splits(metadata, unused)
-    for number, record in read_records(metadata):
-        place = f"{metadata}, line {number}"
-        name = _inside(_text(record, "file_name", place, required=True), place)
-        if name in first_line:
-            raise DataError(f"{place}: file_name {name!r} is already on line {first_line[name]}")
-        first_line[name] = number
-        picture = folder / name
-        if not listing.holds(name):
-            raise DataError(f"{place}: the picture {picture} does not exist")
-        images.append(
-            CaptionedImage(
-                image_id=prefix + name,
-                path=picture,
-                captions=_captions(record, place, unused),
-                split=splits.of(record, number) or folder_split,
-                concept=_label(record, "concept", place, unused),
-                licence=_label(record, "licence", place, []) or _label(record, "license", place, []),
-                family=_label(record, "family", place, unused),
-                vendor=_label(record, "vendor", place, []),
-                metadata=_metadata(record),
-            )
+def _unlisted_files(
+    listing: FolderListing, images: Sequence[CaptionedImage], sources: Sequence[Path], skipped: Sequence[Skipped]
+) -> list[Skipped]:
+    """What a folder holds beside the pictures of a data set, the files that list them, and what is `skipped` anyway."""
+    others = (*sources, *(Path(file.path) for file in skipped))
+    mentioned = {str(image.path) for image in images} | {str(absolute_path(path)) for path in others}
+    names = " and ".join(sorted({source.name for source in sources}))
+    unlisted = (Skipped(str(file), f"not listed in {names}") for file in listing.pictures)
+    return [file for file in (*listing.left_out, *unlisted) if file.path not in mentioned]
+
+
+class _Reader:
+    """Reads the pictures of one data set, and collects what cannot be used."""
+
+    def __init__(self, root: Path, exclude: Sequence[str], skipped: list[Skipped]) -> None:
+        self.root = root
+        self.exclude = exclude
+        self.skipped = skipped
+        self.unused: list[Skipped] = []
+        self.files = _Files()
+
+    def dataset(
+        self, name: str, images: Sequence[CaptionedImage], listing: FolderListing, left_out: Sequence[Skipped]
+    ) -> Dataset:
+        """The data set of `images`, with everything that was collected."""
+        unlisted = dict.fromkeys((*listing.unlisted, *self.files.unlisted))
+        return Dataset(
+            name,
+            self.root,
+            tuple(images),
+            tuple(self.skipped),
+            tuple(self.unused),
+            left_out=tuple(left_out),
+            unlisted=tuple(unlisted),
         )
-    splits.report()
-    return images
+
+    def skip_missing(self, path: Path, place: str) -> None:
+        """Record a listed picture that is not there."""
+        reason = self.files.unlisted.get(path.parent)
+        self.skipped.append(Skipped(str(path), reason or f"{place} lists it, but it does not exist"))
+
+    def listed_images(self, folder: Path, metadata: Path) -> list[CaptionedImage]:
+        """The pictures that `metadata` lists, by names relative to `folder`."""
+        images: list[CaptionedImage] = []
+        first_line: dict[Path, int] = {}
+        unused = self.unused
+        prefix = "" if folder == self.root else f"{folder.relative_to(self.root).as_posix()}/"
+        folder_split = next((_SPLIT_NAMES[name] for name in prefix.lower().split("/") if name in _SPLIT_NAMES), "")
+        splits = _Splits(metadata, unused)
+        for number, record in read_records(metadata):
+            place = f"{metadata}, line {number}"
+            name = _inside(_text(record, "file_name", place, required=True), place)
+            if is_excluded(prefix + name, self.exclude):
+                continue
+            file = self.files.find(folder / name)
+            picture = file or folder / name
+            if picture in first_line:
+                raise DataError(f"{place}: file_name {name!r} is already on line {first_line[picture]}")
+            first_line[picture] = number
+            if file is None:
+                self.skip_missing(picture, f"{metadata.name}, line {number},")
+                continue
+            images.append(
+                CaptionedImage(
+                    image_id=prefix + name,
+                    path=file,
+                    captions=_captions(record, place, unused),
+                    split=splits.of(record, number) or folder_split,
+                    concept=_label(record, "concept", place, unused),
+                    licence=_label(record, "licence", place, []) or _label(record, "license", place, []),
+                    family=_label(record, "family", place, unused),
+                    vendor=_label(record, "vendor", place, []),
+                    metadata=_metadata(record),
+                )
+            )
+        splits.report()
+        return images
 
 
 def _karpathy_sources(folder: Path, skipped: list[Skipped]) -> dict[Path, dict[str, Any]]:
@@ -330,16 +383,18 @@ def _karpathy_json(source: Path) -> dict[str, Any]:
     return raw
 
 
-def _read_karpathy(source: Path, raw: dict[str, Any], folder: Path, skipped: list[Skipped]) -> Dataset:
-    root = folder.absolute()
+def _read_karpathy(
+    source: Path, raw: dict[str, Any], folder: Path, skipped: list[Skipped], exclude: Sequence[str]
+) -> Dataset:
+    root = absolute_path(folder)
     if not root.is_dir():
         raise DataError(f"{root}: no such folder of pictures")
-    listing = _Listing(root)
+    listing = list_folder(root, exclude)
+    reader = _Reader(root, exclude, skipped)
     folders = ["", *sorted(f"{entry.name}/" for entry in root.iterdir() if entry.is_dir())]
     images: list[CaptionedImage] = []
     seen: set[str] = set()
-    unused: list[Skipped] = []
-    splits = _Splits(source, unused)
+    splits = _Splits(source, reader.unused)
     for index, record in enumerate(raw["images"]):
         place = f"{source}, images[{index}]"
         if not isinstance(record, dict):
@@ -353,43 +408,74 @@ def _read_karpathy(source: Path, raw: dict[str, Any], folder: Path, skipped: lis
         seen.add(name)
         # copies of the data set differ in the folders between the file and its pictures
         candidates = [above + end for end in dict.fromkeys((name, name.rpartition("/")[2])) for above in folders]
-        file = next((candidate for candidate in candidates if listing.holds(candidate)), None)
+        files = filter(None, (reader.files.find(root / candidate) for candidate in candidates))
+        file = next(files, None)
         if file is None:
-            raise DataError(f"{place}: the picture {name!r} is neither in {root} nor in one of its folders")
+            reader.skip_missing(root / name, f"{source.name}, images[{index}],")
+            continue
+        if is_excluded(file.relative_to(root).as_posix(), exclude):
+            continue
         images.append(
             CaptionedImage(
                 image_id=name,
-                path=root / file,
-                captions=_sentences(record, place, unused),
+                path=file,
+                captions=_sentences(record, place, reader.unused),
                 split=splits.of(record, index),
             )
         )
     splits.report()
     if not images:
-        raise EmptyDataError(f"{source}: it lists no picture")
+        raise EmptyDataError(f"{source}: it lists no picture{_contents(reader.skipped)}")
     title = raw.get("dataset")
     name = without_surrogates(title) if isinstance(title, str) else ""
-    return Dataset(name or source.stem.removeprefix("dataset_"), root, tuple(images), tuple(skipped), tuple(unused))
+    left_out = _unlisted_files(listing, images, [source], reader.skipped)
+    return reader.dataset(name or source.stem.removeprefix("dataset_"), images, listing, left_out)
 
 
-class _Listing:
-    """The files below a folder. Each folder is listed once, because a system call per file would be slow."""
+class _Files:
+    """The files of folders. Each folder is listed once, because a system call per file would be slow."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._folders: dict[str, frozenset[str]] = {}
+    def __init__(self) -> None:
+        self.unlisted: dict[Path, str] = {}
+        """The folders that exist and that the system did not list, and why."""
+        self._names: dict[Path, dict[str, Path]] = {}
 
-    def holds(self, name: str) -> bool:
-        folder, _, file = name.rpartition("/")
-        files = self._folders.get(folder)
-        if files is None:
-            try:
-                with os.scandir(self._root / folder) as entries:
-                    files = frozenset(entry.name for entry in entries if entry.is_file())
-            except OSError:
-                files = frozenset()
-            self._folders[folder] = files
-        return file in files
+    def find(self, path: Path) -> Path | None:
+        """The file at `path`, also if names are composed otherwise on the disk (é as two characters)."""
+        if path.parent not in self._names:
+            self._names[path.parent] = self._list(path.parent)
+        names = self._names[path.parent]
+        return names.get(path.name) or names.get(unicodedata.normalize("NFC", path.name))
+
+    def _list(self, folder: Path) -> dict[str, Path]:
+        try:
+            existing = _existing_folder(folder)
+            files = [] if existing is None else [path for path in existing.iterdir() if not path.is_dir()]
+        except OSError as error:
+            self.unlisted[folder] = f"{CANNOT_LIST} ({error.strerror or error})"
+            return {}
+        return {unicodedata.normalize("NFC", file.name): file for file in files} | {file.name: file for file in files}
+
+
+def _existing_folder(folder: Path) -> Path | None:
+    """The folder at this path, also if names are composed otherwise on the disk; None if there is none."""
+    if folder.is_dir():
+        return folder
+    above = None if folder.parent == folder else _existing_folder(folder.parent)
+    wanted = unicodedata.normalize("NFC", folder.name)
+    folders = () if above is None else (path for path in above.iterdir() if path.is_dir())
+    return next((path for path in folders if unicodedata.normalize("NFC", path.name) == wanted), None)
+
+
+def _contents(left_out: Sequence[Skipped]) -> str:
+    """What a folder without pictures holds, for a message."""
+    groups = by_reason(left_out)
+    shown = [
+        f"{len(files):,} × {reason}" if len(files) > 1 else f"{Path(files[0].path).name}: {reason}"
+        for reason, files in groups.items()
+    ]
+    more = " …" if len(shown) > _REASONS_SHOWN else ""
+    return f" (it holds {'; '.join(shown[:_REASONS_SHOWN])}{more})" if shown else ""
 
 
 def _text(record: dict[str, Any], key: str, place: str, *, required: bool = False) -> str:

@@ -7,6 +7,7 @@ it continues after such a file and yields a `Skipped` in its place.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import stat
@@ -20,15 +21,17 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
+from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from voken.data.dates import date_in_exif
-from voken.data.skipped import Skipped
-from voken.errors import ConfigError, DataError, PictureError
+from voken.data.skipped import CANNOT_READ, INSTALL, OVER_LIMIT, Skipped
+from voken.errors import ConfigError, PictureError
 from voken.progress import Progress
 
 MAX_PIXELS = 100_000_000
@@ -37,14 +40,56 @@ MAX_PIXELS = 100_000_000
 MAX_BYTES = 1 << 30
 """A larger file is not read. 100 million pixels of four 16-bit channels take 0.8 of this."""
 
-SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-"""The suffixes of the files that `list_images` lists, in lower case. `open_image` recognises pictures by content."""
 
+def _suffixes(names: str) -> frozenset[str]:
+    return frozenset(f".{name}" for name in names.split())
+
+
+SUFFIXES = _suffixes("apng avif bmp dib gif jfi jfif jif jpe jpeg jpg mpo pbm pgm png pnm ppm tif tiff webp")
+"""The suffixes of pictures, in lower case. `open_image` recognises pictures by content."""
+
+_RAW_SUFFIXES = _suffixes(
+    "3fr arw cr2 cr3 crw dcr dng erf fff iiq kdc mef mos mrw nef nrw orf pef raf raw rw2 rwl sr2 srf srw x3f"
+)
 # only formats that Pillow decodes itself: its EPS reader, for example, starts another program
 _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+
+
+@dataclass(frozen=True)
+class _Decoder:
+    """A library of the extra `pictures`."""
+
+    module: str
+    what: str
+    """What it reads, with an article."""
+    suffixes: frozenset[str]
+    format: str = ""
+    """The format that it adds to Pillow; empty if it adds none."""
+
+    @property
+    def is_installed(self) -> bool:
+        return _is_installed(self.module)
+
+    @property
+    def missing(self) -> str:
+        return f'{self.what}. {INSTALL} "voken-search[pictures]"'
+
+
+_HEIF = _Decoder("pillow_heif", "a HEIC picture", frozenset({".heic", ".heics", ".heif", ".heifs", ".hif"}), "HEIF")
+_JPEG_XL = _Decoder("pillow_jxl", "a JPEG XL picture", frozenset({".jxl"}), "JXL")
+_RAW = _Decoder("rawpy", "a camera's raw picture", _RAW_SUFFIXES)
+_DECODERS = (_HEIF, _JPEG_XL, _RAW)
+_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+_JPEG_XL_STARTS = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
+_SMALLEST_PREVIEW = 256
+"""A camera's raw picture whose preview has a shorter side than this is developed instead."""
 _PIXELS_AT_ONCE = 1 << 20
 _PIXELS_AHEAD = 1 << 25
 """The pixels that are decoded ahead of the consumer: 128 MB, because Pillow uses four bytes per pixel."""
+_INTEGER_WHITES = (255.0, 1023.0, 4095.0, 16383.0, 65535.0)
+_NEARLY_ALL = 0.999
+_FLOAT_LIGHTS = 16.0
+"""Floating-point pictures whose largest number is above 1 and below this hold bright lights, and not 0 to 255."""
 _FILE_TYPES = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -72,6 +117,8 @@ _PICTURE_FORMATS = {
     "BMP": PictureFormat("image/bmp", ".bmp"),
     "PPM": PictureFormat("image/x-portable-anymap", ".ppm"),
     "DIB": PictureFormat("image/bmp", ".dib"),
+    "HEIF": PictureFormat("image/heic", ".heic"),
+    "JXL": PictureFormat("image/jxl", ".jxl"),
 }
 _PREFIX_BYTES = 16
 """Pillow recognises a format by so many bytes at the start of a file."""
@@ -79,11 +126,53 @@ _PREFIX_BYTES = 16
 
 def picture_format(file: BinaryIO) -> PictureFormat | None:
     """The format of an open file by its first bytes, or None if `open_image` cannot read it. Rewinds the file."""
-    Image.init()
+    readable = _formats()
     file.seek(0)
     prefix = file.read(_PREFIX_BYTES)
     file.seek(0)
-    return next((file_format for name, file_format in _PICTURE_FORMATS.items() if _accepts(name, prefix)), None)
+    formats = ((name, file_format) for name, file_format in _PICTURE_FORMATS.items() if name in readable)
+    return next((file_format for name, file_format in formats if _accepts(name, prefix)), None)
+
+
+def reason_of_suffix(suffix: str) -> str | None:
+    """Whether files with this suffix, in lower case, are pictures: "" if they are, else the reason why they are not.
+
+    None means that the suffix says nothing.
+    """
+    if suffix in SUFFIXES:
+        return ""
+    decoder = next((decoder for decoder in _DECODERS if suffix in decoder.suffixes), None)
+    return None if decoder is None else "" if decoder.is_installed else decoder.missing
+
+
+def reason_of_content(path: Path) -> str:
+    """Whether a file is a picture, by its first bytes: "" if it is, else why it is not used. Reads no more of it."""
+    try:
+        with _open_file(path) as file:
+            prefix = file.read(_PREFIX_BYTES)
+            return "" if picture_format(file) else _reason_of_prefix(prefix)
+    except PictureError as error:
+        return error.reason
+    except OSError as error:
+        return f"{CANNOT_READ} ({error.strerror or error})"
+
+
+def _reason_of_prefix(prefix: bytes) -> str:
+    if not prefix:
+        return "empty file"
+    if prefix[4:8] == b"ftyp" and prefix[8:12] in _HEIF_BRANDS and not _HEIF.is_installed:
+        return _HEIF.missing
+    if prefix.startswith(_JPEG_XL_STARTS) and not _JPEG_XL.is_installed:
+        return _JPEG_XL.missing
+    return _UNKNOWN
+
+
+_UNKNOWN = "not a picture of a known kind"
+
+
+@cache
+def _is_installed(module: str) -> bool:
+    return find_spec(module) is not None
 
 
 def _accepts(name: str, prefix: bytes) -> bool:
@@ -92,25 +181,6 @@ def _accepts(name: str, prefix: bytes) -> bool:
         return accept is not None and accept(prefix) is True
     except (SyntaxError, IndexError, TypeError, struct.error):
         return False  # the prefix is shorter than the test expects
-
-
-def list_images(folder: Path) -> list[Path]:
-    """The files below `folder` with a picture's suffix, sorted by path, without hidden files and folders.
-
-    Raises DataError if `folder` is not a folder.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder")
-    paths: list[Path] = []
-    for here, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        paths.extend(
-            Path(here) / name
-            for name in files
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122
-        )
-    return sorted(paths)
 
 
 def file_hash(path: Path) -> str:
@@ -124,7 +194,7 @@ def file_hash(path: Path) -> str:
             while block := source.read(1 << 20):
                 digest.update(block)
     except OSError as error:
-        raise PictureError(path, f"cannot be read ({error.strerror or error})") from error
+        raise PictureError(path, f"{CANNOT_READ} ({error.strerror or error})") from error
     return digest.hexdigest()
 
 
@@ -161,7 +231,7 @@ def open_image(path: Path | BinaryIO, *, size: int | None = None, max_pixels: in
     except FileNotFoundError:
         raise PictureError(name, "no such file") from None
     except UnidentifiedImageError:
-        raise PictureError(name, "not a picture of a known kind") from None
+        raise PictureError(name, _UNKNOWN) from None
     except Image.DecompressionBombError as error:
         number = re.search(r"\d+", str(error))
         pixels = f"{int(number[0]):,} pixels" if number else "too many pixels"
@@ -170,16 +240,23 @@ def open_image(path: Path | BinaryIO, *, size: int | None = None, max_pixels: in
         raise PictureError(name, "too large for the available memory") from None
     # Pillow may raise any exception for a hostile file
     except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system's, not Pillow's
+            raise PictureError(name, f"{CANNOT_READ} ({error.strerror})") from error
         raise PictureError(name, f"cannot be decoded ({error or type(error).__name__})") from error
 
 
 def load_images(
-    paths: Sequence[Path], *, size: int | None = None, workers: int = 2, progress: Progress | None = None
+    paths: Sequence[Path],
+    *,
+    size: int | None = None,
+    workers: int = 2,
+    max_pixels: int = MAX_PIXELS,
+    progress: Progress | None = None,
 ) -> Iterator[tuple[int, Image.Image | Skipped]]:
     """Open many pictures with `workers` threads. Yields pairs of index into `paths` and picture or `Skipped`, in order.
 
     Only a few pictures per thread are in memory at once, and fewer if they are large, even if the consumer is slow.
-    `open_image` explains `size`.
+    `open_image` explains `size` and `max_pixels`.
     """
     if workers < 1:
         raise ConfigError(f"workers must be at least 1, not {workers}")
@@ -188,7 +265,7 @@ def load_images(
     def load(index: int) -> Image.Image | Skipped:
         ahead.wait(index)
         try:
-            image = open_image(paths[index], size=size)
+            image = open_image(paths[index], size=size, max_pixels=max_pixels)
         except PictureError as error:
             return Skipped(error.path, error.reason)
         ahead.add(image)
@@ -266,6 +343,10 @@ class _Quiet:
                 self._stack.enter_context(warnings.catch_warnings())
                 warnings.filterwarnings("ignore", module=r"PIL\b")
                 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+                # the caller's limit counts, which is checked before the pixels are decoded
+                limit = Image.MAX_IMAGE_PIXELS
+                Image.MAX_IMAGE_PIXELS = None
+                self._stack.callback(setattr, Image, "MAX_IMAGE_PIXELS", limit)
             self._inside += 1
 
     def __exit__(self, *exception: object) -> None:
@@ -302,18 +383,29 @@ def _open_file(path: str | os.PathLike[str]) -> BinaryIO:
 @cache
 def _formats() -> tuple[str, ...]:
     Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
+    if _HEIF.is_installed:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
+    if _JPEG_XL.is_installed:
+        import pillow_jxl  # noqa: F401 -- the import adds the format to Pillow
+    added = (decoder.format for decoder in _DECODERS if decoder.format)
+    return tuple(name for name in (*_FORMATS, *added) if name in Image.OPEN)
 
 
 def _decode(source: BinaryIO, name: str, size: int | None, max_pixels: int) -> Image.Image:
     start = source.tell()
-    if not source.read(1):
-        raise PictureError(name, "empty file")
+    prefix = source.read(_PREFIX_BYTES)
     source.seek(start)
+    reason = _reason_of_prefix(prefix)
+    if reason != _UNKNOWN:
+        raise PictureError(name, reason)
+    if os.path.splitext(name)[1].lower() in _RAW_SUFFIXES:  # noqa: PTH122 -- `name` is a text
+        return _decode_raw(source, name, size, max_pixels)
     with Image.open(source, formats=_formats()) as image:
         width, height = image.size
         if width * height > max_pixels:
-            raise PictureError(name, f"claims {width:,} × {height:,} pixels, over the limit of {max_pixels:,}")
+            raise PictureError(name, f"claims {width:,} × {height:,} {OVER_LIMIT} {max_pixels:,}")
         if size is not None:
             # twice the size, so that the bicubic step still averages several pixels
             image.draft("RGB", (2 * size, 2 * size))
@@ -323,6 +415,51 @@ def _decode(source: BinaryIO, name: str, size: int | None, max_pixels: int) -> I
             ImageOps.exif_transpose(image, in_place=True)
         rgb = _rgb(image)
     return rgb if size is None else _square(rgb, size)
+
+
+def _decode_raw(source: BinaryIO, name: str, size: int | None, max_pixels: int) -> Image.Image:
+    """A camera's raw picture: the preview that the camera put into the file, or else the developed picture."""
+    if not _RAW.is_installed:
+        raise PictureError(name, _RAW.missing)
+    import rawpy
+
+    try:
+        with rawpy.imread(source) as raw:
+            width, height = raw.sizes.width, raw.sizes.height
+            if width * height > max_pixels:
+                raise PictureError(name, f"claims {width:,} × {height:,} {OVER_LIMIT} {max_pixels:,}")
+            picture = _preview(raw, max_pixels, max(size or 0, _SMALLEST_PREVIEW))
+            if picture is None:
+                developed = raw.postprocess(use_camera_wb=True, half_size=min(width, height) > 4 * _SMALLEST_PREVIEW)
+                picture = Image.fromarray(developed)
+    except rawpy.LibRawError as error:
+        text = error.args[0].decode(errors="replace") if error.args and isinstance(error.args[0], bytes) else error
+        raise PictureError(name, f"cannot be decoded ({text})") from error
+    return picture if size is None else _square(picture, size)
+
+
+def _preview(raw: Any, max_pixels: int, smallest: int) -> Image.Image | None:
+    """The preview in a raw picture, upright; None if it has none whose shorter side is at least `smallest`."""
+    import rawpy
+
+    try:
+        thumbnail = raw.extract_thumb()
+    except (rawpy.LibRawNoThumbnailError, rawpy.LibRawUnsupportedThumbnailError):
+        return None
+    if thumbnail.format == rawpy.ThumbFormat.BITMAP:
+        preview = Image.fromarray(thumbnail.data)
+    else:
+        preview = Image.open(BytesIO(thumbnail.data), formats=("JPEG",))
+    if not smallest <= min(preview.size) or preview.width * preview.height > max_pixels:
+        return None
+    turned = preview.getexif().get(ExifTags.Base.Orientation) is not None
+    upright = ImageOps.exif_transpose(preview) if turned else preview
+    turn = None if turned else _TURNS.get(raw.sizes.flip)
+    return _rgb(upright if turn is None else upright.transpose(turn))
+
+
+_TURNS = {3: Image.Transpose.ROTATE_180, 5: Image.Transpose.ROTATE_90, 6: Image.Transpose.ROTATE_270}
+"""LibRaw's `flip`."""
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -355,13 +492,22 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 
 def _white_level(image: Image.Image) -> float:
-    """The value that becomes 255. Files do not give the range of 32-bit greys: the narrowest usual range is used."""
-    if image.mode.startswith("I;16"):
-        return 65535.0
-    maximum = max((float(_numbers(image.crop(box)).max(initial=0.0)) for box in _strips(image)), default=0.0)
-    if image.mode == "F" and maximum <= 1.0:
+    """The value that becomes 255. Files do not give the range of deep greys: the narrowest usual range is used.
+
+    A sensor's 10, 12 or 14 bits lie in 16. Floating-point numbers end at 1 or at 255; if they end elsewhere, at the
+    largest, without the few that are far beyond the rest, such as the sun and broken pixels.
+    """
+    if image.mode != "F":
+        maximum = max((float(_numbers(image.crop(box)).max(initial=0.0)) for box in _strips(image)), default=0.0)
+        return next((limit for limit in _INTEGER_WHITES if maximum <= limit), maximum)
+    step = max(1, math.isqrt(image.width * image.height // _PIXELS_AT_ONCE))
+    sample = [np.asarray(image.crop(box))[::, ::step].ravel()[::step] for box in _strips(image)]
+    with np.errstate(invalid="ignore"):
+        values = np.nan_to_num(np.concatenate(sample).astype(np.float64), posinf=0.0, neginf=0.0)
+    largest = float(np.quantile(values, _NEARLY_ALL)) if values.size else 0.0
+    if largest <= 1.0:
         return 1.0
-    return next((limit for limit in (255.0, 65535.0) if maximum <= limit), maximum)
+    return 255.0 if _FLOAT_LIGHTS < largest <= 255.0 else largest
 
 
 def _eight_bits(image: Image.Image, white: float) -> Image.Image:

@@ -19,7 +19,7 @@ import numpy as np
 from PIL.Image import Image
 
 from voken.artifact import open_database, storage_errors
-from voken.data.images import file_hash, load_images
+from voken.data.images import MAX_PIXELS, file_hash, load_images
 from voken.data.skipped import Skipped
 from voken.encoders.interface import Encoder
 from voken.errors import ArtifactVersionError, ConfigError, CorruptArtifactError, PictureError, StorageError
@@ -122,6 +122,7 @@ class VectorCache:
         batch_size: int = 64,
         workers: int = 2,
         hashes: Sequence[str] | None = None,
+        max_pixels: int = MAX_PIXELS,
         progress: Progress = no_progress,
         before: int = 0,
         total: int | None = None,
@@ -131,8 +132,9 @@ class VectorCache:
         `encode` turns pictures (RGB, upright) into vectors, one row per picture. Files of equal content are encoded
         once. A batch is decoded before it is encoded, so batches of large pictures are smaller. A file that cannot be
         read or decoded is skipped; the skipped files are in the order of the paths. `hashes` are the files' hashes from
-        `file_hash`; if None, they are computed. If the files are part of a longer list, `before` is the number of files
-        before them and `total` the length of the whole list, both for `progress`.
+        `file_hash`; if None, they are computed. Pictures of more than `max_pixels` are skipped. If the files are part
+        of a longer list, `before` is the number of files before them and `total` the length of the whole list, both
+        for `progress`.
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, not {batch_size}.")
@@ -157,7 +159,7 @@ class VectorCache:
         batch: list[str] = []
         pixels = 0
         first = [paths[positions[file][0]] for file in missing]
-        for index, picture in load_images(first, workers=workers):
+        for index, picture in load_images(first, workers=workers, max_pixels=max_pixels):
             if isinstance(picture, Skipped):
                 for position in positions[missing[index]]:
                     skipped[position] = Skipped(str(paths[position]), picture.reason)
@@ -207,6 +209,7 @@ def picture_vectors(
     *,
     cache: VectorCache | None = None,
     hashes: Sequence[str] | None = None,
+    max_pixels: int = MAX_PIXELS,
     progress: Progress = no_progress,
     before: int = 0,
     total: int | None = None,
@@ -228,6 +231,7 @@ def picture_vectors(
             two_tower.features_of_images if two_tower else encoder.encode_images,
             two_tower.pictures.fingerprint if two_tower else encoder.fingerprint,
             hashes=hashes,
+            max_pixels=max_pixels,
             progress=progress,
             before=before,
             total=total,

@@ -422,6 +422,6 @@ def readable_text(text: str, place: int) -> str:
     """The part of the query at `place` (from 0) that is read. Raises `ConfigError` if it is empty."""
     # a lone surrogate, which a terminal may pass on, breaks every tokenizer
     cut = text.strip()[:MAX_TEXT_CHARACTERS].rstrip().encode("utf-8", "replace").decode("utf-8")
-    if not cut:
+    if not any(character.isprintable() and not character.isspace() for character in cut):
         raise ConfigError(f"Query {place + 1} is empty. Describe the picture in a few words.")
     return cut
