@@ -90,7 +90,7 @@ def test_equal_bytes(pictures, tmp_path):
     equal_bytes.main(list(map(str, arguments)))
     rows = json.loads(out.read_text())["rows"]
     assert len(rows) == 10
-    assert {row["bytes_per_picture"] for row in rows} == {2, 64}
+    assert {row["bytes_per_picture"] for row in rows} == {2, 128}  # two networks' vectors of 16 floats
     assert len({row["query_count"] for row in rows}) == 1
     draw(out, tmp_path, {f"bytes-{pictures.name}-test"})
 

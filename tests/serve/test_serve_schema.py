@@ -19,6 +19,7 @@ from builders.served import TOKEN, Served, as_file, noise
 
 EXAMPLES = 6
 """Per operation and phase, besides what is always tried (limits, methods, types)."""
+UNKNOWN_FIELD = "no picture has this field"
 
 
 @pytest.fixture
@@ -34,6 +35,8 @@ def failures(event):
         for check in checks:
             if check.failure_info is not None:
                 answer = event.recorder.interactions[case_id].response
+                if answer is not None and check.name == "positive_data_acceptance" and UNKNOWN_FIELD in answer.text:
+                    continue  # which fields there are is known to the collection, not to the schema
                 response = f"{answer.status_code} {answer.text[:300]}" if answer is not None else ""
                 request = event.recorder.cases[case_id].value.as_curl_command()
                 yield f"{check.name}: {check.failure_info.failure}\n{response}\n{request[:2000]}"

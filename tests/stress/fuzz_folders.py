@@ -237,6 +237,7 @@ def run(original: Path, mutations: range, seed: int, *, report: Any = None) -> t
             if report is not None:
                 report(f"{number}: {how}")
             _forget_peak()
+            megabytes_before = _peak_megabytes()  # the process may have done much else
             faulthandler.dump_traceback_later(SECONDS, exit=True)
             try:
                 use(folder)
@@ -251,8 +252,9 @@ def run(original: Path, mutations: range, seed: int, *, report: Any = None) -> t
                 failures.append(Failure(number, f"{how}: {traceback.format_exc()}"))
             finally:
                 faulthandler.cancel_dump_traceback_later()
-            if _peak_megabytes() > MEGABYTES:
-                failures.append(Failure(number, f"{how}: {_peak_megabytes():.0f} MB of memory"))
+            megabytes = _peak_megabytes() - megabytes_before
+            if megabytes > MEGABYTES:
+                failures.append(Failure(number, f"{how}: {megabytes:.0f} MB of memory"))
             if _state(outside) != before:
                 failures.append(Failure(number, f"{how}: something outside was changed"))
     return ends, failures
