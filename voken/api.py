@@ -154,6 +154,8 @@ class ModelInfo:
     search: dict[str, Any]
     """The search settings that training chose."""
     bytes: dict[str, int]
+    warnings: tuple[str, ...] = ()
+    """What training found wrong with the image tokenizer, and what to change."""
 
 
 class Collection:
@@ -728,6 +730,7 @@ def info(path: str | Path) -> CollectionInfo | ModelInfo:
         engine=precision if compiled.is_compiled(folder) else None,
         search=search,
         bytes=sizes,
+        warnings=tuple(config["validation"].get("tokenizer", {}).get("warnings", [])),
     )
 
 

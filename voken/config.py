@@ -80,9 +80,10 @@ class TokenizerConfig:
     """Stage 1, the image tokenizer (section 3.1 of the paper)."""
 
     codebook_size: int = 1024
-    """N, the number of entries in a codebook."""
+    """N, the number of entries in a codebook. 0: by the size of the set, the largest power of two with at least 16
+    training pictures per entry, between 16 and 1,024."""
     levels: int = 4
-    """M, the number of vokens per picture."""
+    """M, the number of vokens per picture. 0: as many as fit in 8 bytes, at most 8."""
     shared_codebook: bool = True
     """One codebook for all levels, as in the paper, or one per level."""
     layers: tuple[int, ...] = (1024, 512)
@@ -106,13 +107,21 @@ class TokenizerConfig:
     alignment_weight: float = 1.0
     alignment_temperature: float = 0.01
     """Temperature of "infonce"."""
-    mixture: float = 0.0
-    """Share of the training rows that are (image + caption) mixtures instead of image vectors."""
+    mixture: bool = False
+    """Also train on normalised (image + caption) sums: k-means on one for every pair, and an epoch of gradients on one
+    in place of every second picture. (Up to version 0.1.0 this was the share of such rows; a share is read as true.)"""
+    encoding_beams: int = 1
+    """Beams of the search for a picture's vokens. 1 takes the nearest entry at each level, as in Eq. 2; more find sums
+    of entries that are nearer to the picture."""
+    input_scale: Literal["unit", "rms"] = "unit"
+    """With `layers`: the MLPs see vectors of length 1, or vectors times √dim, whose components have a mean square of 1.
+    Only "rms" balances L_recon and L_align (Eqs. 3 and 5) with L_commit (Eq. 4)."""
     revive_unused: bool = True
     """Move entries that no picture chose during an epoch."""
     epochs: int = 100
     """Largest number of epochs; see `patience`. With 0 the codebooks stay as they were initialised."""
     batch_size: int = 2048
+    """Largest number of pictures in a batch. A small set has smaller batches, so that an epoch has about 20 steps."""
     learning_rate: float = 1e-4
     weight_decay: float = 0.0
     patience: int = 10
@@ -277,7 +286,7 @@ def _unused(run: RunConfig) -> Iterator[tuple[str, str, str]]:
         used = "family" if encoder.family == "photos" else "family checkpoint"
         yield f"encoder.family is {encoder.family}", "encoder", fields.replace(used, "")
     if not tokenizer.layers:
-        yield "tokenizer.layers is empty", "tokenizer", "code_dim dropout"
+        yield "tokenizer.layers is empty", "tokenizer", "code_dim dropout input_scale"
     if not tokenizer.epochs:
         yield (
             "tokenizer.epochs is 0",
@@ -330,10 +339,15 @@ def preset(name: str) -> RunConfig:
     "demo"        the default, sized for the demo's few minutes
     """
     if name == "paper":
-        return RunConfig(name, generator=GeneratorConfig(family="t5", checkpoint="t5-base"))
+        return RunConfig(
+            name,
+            tokenizer=TokenizerConfig(input_scale="rms"),
+            generator=GeneratorConfig(family="t5", checkpoint="t5-base"),
+        )
     if name == "paper-lite":
         return RunConfig(
             name,
+            tokenizer=TokenizerConfig(input_scale="rms"),
             generator=GeneratorConfig(family="lite", epochs=4, patience=2),
             search=SearchConfig(beams=100),
         )
@@ -351,12 +365,13 @@ def preset(name: str) -> RunConfig:
             patience=10,
         ),
         tokenizer=TokenizerConfig(
-            codebook_size=1024,
-            levels=6,
+            codebook_size=256,
+            levels=8,
             shared_codebook=False,
             layers=(),
             alignment="none",
-            mixture=0.5,
+            mixture=True,
+            encoding_beams=8,
             epochs=0,
         ),
         generator=GeneratorConfig(
@@ -379,7 +394,7 @@ def preset(name: str) -> RunConfig:
     if name == "default":
         return default
     if name == "demo":
-        tokenizer = dataclasses.replace(default.tokenizer, codebook_size=256, levels=4)
+        tokenizer = dataclasses.replace(default.tokenizer, levels=4)
         return dataclasses.replace(default, name="demo", encoder=EncoderConfig(), tokenizer=tokenizer)
     raise ConfigError(f"{name!r}: no such preset. There are: default, paper, paper-lite, demo.")
 
@@ -392,11 +407,20 @@ def user_cache(name: str) -> Path:
 
 def from_dict(cls: type[Any], values: dict[str, Any]) -> Any:
     """Build the frozen dataclass `cls` from nested dictionaries, checking names and types."""
+    if cls is TokenizerConfig:
+        values = _tokenizer_values(values)
     hints = typing.get_type_hints(cls)
     unknown = values.keys() - hints.keys()
     if unknown:
         raise ConfigError(f"{cls.__name__} has no setting {', '.join(sorted(unknown))}.")
     return cls(**{name: _convert(hints[name], value, f"{cls.__name__}.{name}") for name, value in values.items()})
+
+
+def _tokenizer_values(values: dict[str, Any]) -> dict[str, Any]:
+    """The values as they are named now: up to version 0.1.0, `mixture` was a share."""
+    mixture = values.get("mixture")
+    is_share = isinstance(mixture, int | float) and not isinstance(mixture, bool) and 0 <= mixture <= 1
+    return values | {"mixture": mixture > 0} if is_share else values
 
 
 def _parse(text: str) -> Any:

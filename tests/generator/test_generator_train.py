@@ -218,7 +218,7 @@ def test_text_only_loss_is_added_by_hand():
 
 
 def test_discrimination_loss_is_added_by_hand():
-    """With as many beams as sequences, the list is every sequence but those of the concept, and the last beam."""
+    """With as many beams as sequences, the list is every sequence but those of the concept."""
     pairs = one_caption_a_picture(make_pairs())
     sequences = np.unique(pairs.vokens, axis=0)
     logits = log_softmax(logits_by_text(list(pairs.texts), sequences))
@@ -226,8 +226,7 @@ def test_discrimination_loss_is_added_by_hand():
     total = 0.0
     for picture, text in pairs.pairs:
         positives = [tuple(pairs.vokens[other]) for other in range(picture % CONCEPTS, PICTURES, CONCEPTS)]
-        best_first = np.argsort(-scores[text])[:-1]
-        negatives = [scores[text, row] for row in best_first if tuple(sequences[row]) not in positives]
+        negatives = [scores[text, row] for row in range(len(sequences)) if tuple(sequences[row]) not in positives]
         positive = scores[text, [tuple(row) for row in sequences].index(tuple(pairs.vokens[picture]))]
         total += np.log(np.exp([positive, *negatives]).sum()) - positive
     plain = first_loss(pairs)
@@ -452,9 +451,10 @@ def test_candidates(beams):
     pairs = make_pairs()
     search = CandidateSearch(pairs, SIZE)
     images = np.arange(0, PICTURES, 7)
-    texts = [pairs.texts[2 * (image % CONCEPTS)] for image in images]
+    batch = np.stack([images, 2 * (images % CONCEPTS)], 1)
+    texts = [pairs.texts[row] for row in batch[:, 1]]
     with torch.no_grad():
-        candidates = search.find(model, model.encode(texts), images, beams)
+        candidates = search.find(model, model.encode(texts), batch, beams)
         state_again = model.encode(texts)
     assert candidates.vokens.shape[:2] == candidates.rows.shape == candidates.usable.shape
     assert candidates.rows.shape[1] <= beams
@@ -467,13 +467,40 @@ def test_candidates(beams):
         listed = [tuple(vokens) for vokens in candidates.vokens[row][candidates.usable[row]].tolist()]
         expected = [
             tuple(vokens)
-            for vokens, leaf in zip(
-                beams_found.vokens[row, : beams - 1].tolist(), beams_found.leaf[row, : beams - 1], strict=True
-            )
+            for vokens, leaf in zip(beams_found.vokens[row].tolist(), beams_found.leaf[row], strict=True)
             if leaf >= 0 and tuple(vokens) not in right
-        ]
+        ][: beams - 1]
         assert listed == [tuple(pairs.vokens[image].tolist()), *expected]
         assert len(listed) == len(set(listed))
+
+
+def test_a_list_is_full_if_the_search_returned_its_positive():
+    model, pairs = make_model().eval(), make_pairs()
+    own = np.arange(PICTURES)
+    texts = [str(row) for row in own]  # a concept and a text for every picture: only the positive itself is right
+    pairs = dataclasses.replace(pairs, concepts=own, pairs=np.stack([own] * 2, 1), texts=texts)
+    search = CandidateSearch(pairs, SIZE)
+    with torch.no_grad():
+        state = model.encode(["a small"])
+        best = beam_search_from_state(model, state, search.trie, 4).vokens[0].tolist()
+        positive = int((pairs.vokens == best[0]).all(1).argmax())
+        lists = search.find(model, model.encode(["a small"]), np.array([[positive, positive]]), 4)
+    assert lists.usable.tolist() == [[True] * 4]
+    assert lists.vokens[0].tolist() == best
+
+
+def test_pictures_with_the_query_as_their_caption_are_no_negatives():
+    pairs = make_pairs()
+    texts = [*pairs.texts, pairs.texts[0]]  # the last row repeats text 0
+    extra = np.array([[1, len(texts) - 1], [13, 0]])  # two pictures of concept 1 have text 0 too, under either row
+    pairs = dataclasses.replace(pairs, texts=texts, pairs=np.concatenate([pairs.pairs, extra]))
+    model, search = make_model().eval(), CandidateSearch(pairs, SIZE)
+    with torch.no_grad():
+        lists = search.find(model, model.encode([texts[0]] * 2), np.array([[0, 0], [0, 1]]), 50)
+    listed = [{tuple(row) for row in lists.vokens[query][lists.usable[query]].tolist()} for query in range(2)]
+    same_text = {tuple(pairs.vokens[picture].tolist()) for picture in (1, 13)}
+    assert not same_text & listed[0]
+    assert same_text <= listed[1], "text 1 is not their caption"
 
 
 def expected_recall(order: list[int], leaf: np.ndarray, answer: int, cut: int) -> float:

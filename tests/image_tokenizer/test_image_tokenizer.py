@@ -1,6 +1,7 @@
 """Stage 1: the losses by hand, training that does what each setting says, and what is saved."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -13,6 +14,10 @@ from voken.image_tokenizer.train import (
     PairedVectors,
     alignment_loss,
     commitment_loss,
+    epoch_batch_size,
+    kmeans_rows,
+    quality_warnings,
+    sized_for,
     tokenizer_loss,
     tokenizer_report,
     train_tokenizer,
@@ -66,6 +71,116 @@ def test_alignment_losses_by_hand():
     assert float(alignment_loss(torch.eye(2), torch.eye(2), contrast)) == pytest.approx(np.log1p(np.exp(-1)), rel=1e-6)
 
 
+def test_scaled_inputs_scale_the_losses_of_eqs_3_and_5():
+    config = dataclasses.replace(SMALL, layers=(12,), code_dim=6, dropout=0.0, commitment_weight=0.0)
+    torch.manual_seed(0)
+    tokenizer = ImageTokenizer(8, dataclasses.replace(config, input_scale="rms")).eval()
+    data = clustered(20)
+    images, texts = torch.from_numpy(data.images), torch.from_numpy(data.texts)
+    loss, _ = tokenizer_loss(tokenizer, images, texts, torch.ones(20, dtype=torch.bool))
+    # by hand, in vectors whose components have a mean square of 1
+    rms = 8**0.5
+    summed = quantize(tokenizer.encoder(rms * images), tokenizer.stacked_books()).entries.sum(1)
+    rebuilt = tokenizer.decoder(summed)
+    expected = (rebuilt - rms * images).pow(2).mean() + (rebuilt - rms * texts).pow(2).mean()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(tokenizer.rebuild(summed), rebuilt / rms)
+    assert ImageTokenizer(8, dataclasses.replace(SMALL, input_scale="rms")).scale == 1, "no MLP, no units"
+
+
+def test_rows_of_kmeans_by_hand():
+    images, texts = np.eye(2, 4, dtype=np.float32), np.eye(4, dtype=np.float32)[[2, 3, 2]]
+    views = np.stack([np.eye(4, dtype=np.float32)[[3, 3]]])
+    pairs = np.array([[0, 0], [0, 1], [1, 2]])
+    random = torch.Generator().manual_seed(0)
+    bare = PairedVectors(images, texts, pairs)
+    assert kmeans_rows(bare, mixtures=False, random=random).tolist() == images.tolist()
+    rows = kmeans_rows(dataclasses.replace(bare, views=views), mixtures=True, random=random)
+    # two pictures, their other views, and the pairs with the picture, the other view and the picture again
+    mixed = [[1, 0, 1, 0], [0, 0, 0, 2], [0, 1, 1, 0]]
+    np.testing.assert_allclose(rows, np.concatenate([images, views[0], unit(np.array(mixed, float))]), rtol=1e-6)
+
+
+def test_rows_of_kmeans_are_bounded(monkeypatch):
+    data = clustered(50)
+    monkeypatch.setattr("voken.image_tokenizer.train._KMEANS_ROWS", 30)
+    rows = kmeans_rows(data, mixtures=True, random=torch.Generator().manual_seed(0))
+    everything = np.concatenate([data.images, unit(data.images + data.texts)])
+    assert rows.shape == (30, 8)
+    assert (np.abs(rows[:, None] - everything).sum(2).min(1) < 1e-5).all()
+    assert len(np.unique(rows, axis=0)) == 30
+
+
+def test_small_sets_have_small_batches():
+    assert [epoch_batch_size(pictures, 2048) for pictures in (0, 639, 6_000, 1_000_000)] == [32, 32, 300, 2048]
+    assert epoch_batch_size(6_000, 64) == 64
+
+
+def test_views_and_mixtures_train_the_codebooks():
+    """Texts and views lie off the pictures: codebooks that never saw anything near them rebuild them badly."""
+    pictures = clustered(300)
+    images = np.pad(pictures.images, ((0, 0), (0, 2)))
+    texts, views = (unit(images + np.eye(10)[row]) for row in (8, 9))
+    data = PairedVectors(images, texts, pictures.pairs)
+    config = dataclasses.replace(SMALL, epochs=0)
+
+    def error(train, config, vectors):
+        tokenizer, _ = train_tokenizer(train, data, config, seed=0)
+        return ((tokenizer.decode(tokenizer.encode(vectors)) - vectors) ** 2).sum(1).mean()
+
+    mixed = unit(images + texts)
+    assert error(data, dataclasses.replace(config, mixture=True), mixed) < 0.5 * error(data, config, mixed)
+    assert error(dataclasses.replace(data, views=views[None]), config, views) < 0.5 * error(data, config, views)
+
+
+def test_sizes_follow_the_size_of_the_set():
+    chosen = dataclasses.replace(SMALL, codebook_size=0, levels=0)
+    sizes = {pictures: sized_for(chosen, pictures) for pictures in (1, 300, 1_500, 6_000, 10_000, 10**6)}
+    assert {pictures: (config.codebook_size, config.levels) for pictures, config in sizes.items()} == {
+        1: (16, 8),
+        300: (16, 8),
+        1_500: (64, 8),
+        6_000: (256, 8),
+        10_000: (512, 7),
+        10**6: (1024, 6),
+    }
+    assert sized_for(SMALL, 6_000) == SMALL
+    assert sized_for(dataclasses.replace(chosen, codebook_size=1000), 6_000).levels == 6
+    tokenizer, _ = train_tokenizer(clustered(600), clustered(40, 1), dataclasses.replace(chosen, epochs=0), seed=0)
+    assert tokenizer.encode(clustered(5, 2).images).shape == (5, 8)
+    assert tokenizer.config.codebook_size == 32
+
+
+def test_a_collapsed_tokenizer_is_reported_with_a_remedy():
+    held_out = clustered(200, 1)
+    answers = held_out.pairs[:, ::-1].copy()
+    small = dataclasses.replace(SMALL, codebook_size=4, levels=1, epochs=0)
+    collapsed, _ = train_tokenizer(clustered(300), held_out, small, seed=0)
+    collisions, ceiling = quality_warnings(
+        tokenizer_report(collapsed, held_out.images, held_out.texts, answers), dataclasses.replace(small, layers=(8,))
+    )
+    assert collisions.startswith("100 % of the 200 pictures share their voken sequence")
+    assert "R@10" in ceiling
+    for remedy in ("tokenizer.levels (1)", "tokenizer.codebook_size (4)", "tokenizer.input_scale=rms"):
+        assert remedy in collisions
+    large = dataclasses.replace(SMALL, codebook_size=128, levels=4, epochs=0, encoding_beams=4)
+    fine, _ = train_tokenizer(clustered(2000), held_out, large, seed=0)
+    assert quality_warnings(tokenizer_report(fine, held_out.images, held_out.texts, answers), large) == ()
+
+
+def test_a_saved_tokenizer_of_version_0_1_0_loads(tmp_path):
+    tokenizer, _ = train_tokenizer(clustered(200), clustered(40, 1), SMALL, seed=0)
+    tokenizer.save(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    for name in ("encoding_beams", "input_scale"):
+        del values[name]
+    (tmp_path / "config.json").write_text(json.dumps(values | {"mixture": 0.5}), encoding="utf-8")
+    loaded = ImageTokenizer.load(tmp_path)
+    assert (loaded.config.encoding_beams, loaded.config.mixture, loaded.scale) == (1, True, 1)
+    images = clustered(50, 2).images
+    assert (loaded.encode(images) == tokenizer.encode(images)).all()
+
+
 def test_total_loss_is_the_sum_of_its_terms():
     tokenizer = ImageTokenizer(8, SMALL)
     data = clustered(20)
@@ -99,7 +214,9 @@ def test_straight_through_gives_the_encoder_the_gradient_of_the_sum():
         {"shared_codebook": True},
         {"layers": (12,), "code_dim": 6},
         {"update": "ema"},
-        {"alignment": "infonce", "mixture": 0.3},
+        {"alignment": "infonce", "mixture": True},
+        {"encoding_beams": 4},
+        {"layers": (12,), "code_dim": 6, "input_scale": "rms"},
         {"commitment": "paper", "initialisation": "random", "alignment": "none"},
     ],
 )
@@ -156,6 +273,20 @@ def test_soft_targets_against_a_loop():
     assert (entries[0, :, 0] == tokenizer.encode(image)[0]).all()
 
 
+def test_soft_targets_put_the_vokens_of_the_beam_first():
+    config = dataclasses.replace(SMALL, encoding_beams=8)
+    tokenizer, _ = train_tokenizer(clustered(200), clustered(40, 1), config, seed=0)
+    images = clustered(60, 5).images
+    vokens = tokenizer.encode(images)
+    entries, weights = tokenizer.soft_targets(images, temperature=0.1, entries=4)
+    np.testing.assert_array_equal(entries[:, :, 0], vokens)
+    assert (np.diff(weights, axis=2) <= 0).all()
+    np.testing.assert_allclose(weights.sum(2), 1, rtol=1e-5)
+    assert all(len(set(row)) == 4 for row in entries.reshape(-1, 4).tolist())
+    tokenizer.config = SMALL
+    assert (tokenizer.encode(images) != vokens).any(), "greedy chooses the same: no test"
+
+
 def test_saved_and_loaded_are_equal(tmp_path):
     config = dataclasses.replace(SMALL, layers=(12,), code_dim=6)
     tokenizer, _ = train_tokenizer(clustered(200), clustered(40, 1), config, seed=0)
@@ -202,7 +333,7 @@ def test_report_on_a_hand_made_set():
     assert [(line.exact, line.quantized) for line in got.recall] == [(100, 75), (100, 100)]
 
 
-@pytest.mark.parametrize("changes", [{"levels": 0}, {"codebook_size": 1}, {"mixture": 1.0}, {"layers": (0,)}])
+@pytest.mark.parametrize("changes", [{"levels": 0}, {"codebook_size": 1}, {"encoding_beams": 0}, {"layers": (0,)}])
 def test_impossible_settings_are_refused(changes):
     with pytest.raises(ConfigError):
         ImageTokenizer(8, dataclasses.replace(SMALL, **changes))

@@ -1,11 +1,13 @@
 """The quantizer against a plain loop, and against vector-quantize-pytorch's ResidualVQ."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from vector_quantize_pytorch import ResidualVQ
 
-from voken.image_tokenizer.model import kmeans, nearest, quantize, residual_kmeans
+from voken.image_tokenizer.model import kmeans, nearest, nearest_sequences, quantize, residual_kmeans
 
 
 def loop_quantize(vectors, codebooks):
@@ -58,6 +60,60 @@ def test_nearest_in_blocks_equals_at_once(monkeypatch):
     at_once = torch.cdist(vectors, codebook).argmin(1)
     monkeypatch.setattr("voken.image_tokenizer.model._DISTANCES_PER_BATCH", 27)
     assert nearest(vectors, codebook).tolist() == at_once.tolist()
+
+
+def sums_of(codebooks):
+    """Every sequence and the sum of its entries."""
+    levels, entries, _ = codebooks.shape
+    sequences = np.array(list(itertools.product(range(entries), repeat=levels)))
+    return sequences, codebooks[np.arange(levels), sequences].sum(1)
+
+
+@pytest.mark.parametrize(("levels", "entries", "width"), [(1, 5, 2), (3, 4, 2), (2, 9, 3)])
+def test_enough_beams_find_the_nearest_sum_of_all(levels, entries, width):
+    random = np.random.default_rng(levels)
+    codebooks = random.standard_normal((levels, entries, width)).astype(np.float32)
+    vectors = random.standard_normal((60, width)).astype(np.float32)
+    sequences, sums = sums_of(codebooks.astype(np.float64))
+    nearest_of_all = sequences[((vectors[:, None] - sums[None]) ** 2).sum(2).argmin(1)]
+    got = nearest_sequences(torch.from_numpy(vectors), torch.from_numpy(codebooks), entries ** (levels - 1)).numpy()
+    np.testing.assert_array_equal(got, nearest_of_all)
+    if levels == 3:
+        assert (loop_quantize(vectors, codebooks) != nearest_of_all).any(), "greedy finds all of them too: no test"
+
+
+def test_some_beams_equal_a_loop_over_beams():
+    random = np.random.default_rng(0)
+    codebooks, vectors = random.standard_normal((4, 6, 3)), random.standard_normal((30, 3))
+    expected = []
+    for vector in vectors:
+        beams = [((), vector)]
+        for codebook in codebooks:
+            longer = [((*beam, n), rest - entry) for beam, rest in beams for n, entry in enumerate(codebook)]
+            beams = sorted(longer, key=lambda beam: (beam[1] ** 2).sum())[:3]
+        expected.append(list(beams[0][0]))
+    tensors = torch.from_numpy(vectors).float(), torch.from_numpy(codebooks).float()
+    assert nearest_sequences(*tensors, 3).tolist() == expected
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_blocks_of_rows_give_the_same_sequences(monkeypatch, beams):
+    vectors, codebooks = torch.randn(50, 4), torch.randn(3, 8, 4)
+    at_once = nearest_sequences(vectors, codebooks, beams)
+    monkeypatch.setattr("voken.image_tokenizer.model._BEAM_FLOATS_PER_BATCH", 100)
+    assert torch.equal(nearest_sequences(vectors, codebooks, beams), at_once)
+    assert nearest_sequences(vectors[:0], codebooks, beams).shape == (0, 3)
+
+
+def test_beams_change_the_choice_but_not_what_follows_from_it():
+    vectors, codebooks = torch.randn(80, 4), torch.randn(3, 5, 4)
+    greedy, searched = quantize(vectors, codebooks), quantize(vectors, codebooks, beams=25)
+    errors = [(vectors - got.entries.sum(1)).pow(2).sum(1) for got in (greedy, searched)]
+    assert (errors[1] <= errors[0] + 1e-5).all()
+    assert (errors[1] < errors[0] - 1e-3).any()
+    for level in range(3):
+        torch.testing.assert_close(searched.entries[:, level], codebooks[level][searched.vokens[:, level]])
+        torch.testing.assert_close(searched.residuals[:, level], vectors - searched.entries[:, :level].sum(1))
 
 
 def test_kmeans_finds_well_separated_clusters():

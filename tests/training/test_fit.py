@@ -19,7 +19,7 @@ from voken.errors import ConfigError, CorruptArtifactError, EmptyDataError, Resu
 from voken.model.compiled import CompiledModel
 from voken.model.model import Model
 from voken.training.fit import fit, prepare
-from voken.training.sides import caption_memory, side_of, with_pool
+from voken.training.sides import TrainingInputs, caption_memory, side_of, with_pool
 from voken_lab.evaluation.benchmark import benchmark
 
 COLOURS = {"red": (230, 30, 30), "green": (30, 200, 40), "blue": (30, 60, 230), "yellow": (240, 220, 40)}
@@ -223,6 +223,31 @@ def test_caption_memory_by_hand(pictures):
     expected[:2] = 2**-0.5
     np.testing.assert_allclose(memory.pictures[0], expected, rtol=1e-6)
     assert len(caption_memory(side, codes, size=4, seed=0).texts) == 4
+
+
+def test_families_are_known_to_both_stages(pictures):
+    images = [
+        dataclasses.replace(image, family="red" if "red" in image.concept else "")
+        for image in read_dataset(pictures).images[:8]
+    ]  # three red concepts and a green one
+    side = side_of(images, np.eye(8, dtype=np.float32), lambda texts: np.ones((len(texts), 8), np.float32))
+    assert side.concepts.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert side.related.tolist() == [0, 0, 0, 0, 0, 0, 1, 1]
+    hidden = caption_memory(side, side.images, size=100, seed=0).related_rows
+    assert hidden["a red wide bar"].tolist() == [0, 1, 2, 3, 4, 5], "the captions of the whole family are left out"
+    assert hidden["a green wide bar"].tolist() == [6, 7]
+    assert dataclasses.replace(side, families=None).related.tolist() == side.concepts.tolist()
+
+
+def test_the_pool_adds_its_pictures_to_every_part_of_a_side(pictures):
+    images = read_dataset(pictures).images[:4]
+    side = side_of(images, np.eye(4, 8, dtype=np.float32), lambda texts: np.ones((len(texts), 8), np.float32))
+    side = dataclasses.replace(side, views=np.zeros((3, 4, 8), np.float32))
+    extended = with_pool(TrainingInputs(None, side, side), np.ones((2, 8), np.float32)).train
+    assert extended.families.tolist() == [0, 0, 1, 1, 2, 3]
+    assert extended.views.shape == (3, 6, 8)
+    assert (extended.views[:, 4:] == 1).all(), "a picture of the pool is its own view"
+    assert extended.paired_vectors().views is extended.views
 
 
 @torch.inference_mode()

@@ -27,6 +27,7 @@ from voken.cli.console import (
     print_next,
     print_skipped,
     progress_bars,
+    warn,
 )
 from voken.errors import ConfigError
 
@@ -165,6 +166,8 @@ def fit(
     typer.echo(f"{display_path(out)}: trained on {counts} pictures in {duration(seconds)}")
     if recall := _best_recall(validation.get("generator", {})):
         typer.echo(f"Mean of R@1, R@5 and R@10 on validation, by log-probability alone: {100 * recall:.1f}%")
+    for warning in validation.get("tokenizer", {}).get("warnings", []):
+        warn(f"The image tokenizer: {warning}")
     print_skipped([api.Skipped(**picture) for picture in validation.get("skipped", [])], verbose)
     print_next("index", "PICTURES", "--model", out, "--out", "COLLECTION")
 
@@ -233,12 +236,15 @@ def print_model(folder: Path, model: ModelInfo, as_json: bool) -> None:
                 "engine": model.engine,
                 "search": model.search,
                 "bytes": model.bytes,
+                "warnings": model.warnings,
             }
         )
         return
     typer.echo(f"{display_path(folder)}: a {model.family} model; engine: {model.engine or 'none, searched with torch'}")
     for name, size in [*model.bytes.items(), ("total", sum(model.bytes.values()))]:
         typer.echo(f"{name:<16}{size:>15,} bytes")
+    for warning in model.warnings:
+        warn(f"The image tokenizer: {warning}")
 
 
 def _best_recall(history: dict[str, Any]) -> float | None:

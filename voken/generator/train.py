@@ -53,7 +53,7 @@ class VokenPairs:
     texts: Sequence[str]
     vokens: Int[np.ndarray, "images M"]
     concepts: Int[np.ndarray, " images"]
-    """Pictures of one concept are never negatives of each other's texts."""
+    """Pictures of one concept are never negatives of each other's texts. Families of concepts may stand here too."""
     pairs: Int[np.ndarray, "pairs 2"]
     """Rows (picture, text)."""
     soft: SoftTargets | None = None
@@ -222,20 +222,28 @@ class CandidateSearch:
         self._leaf_of_image = self.trie.leaf_of(pairs.vokens)
         self._first_image = np.unique(self._leaf_of_image, return_index=True)[1]
         self._leaves = self.trie.sequences
-        self._right = np.unique(pairs.concepts.astype(np.int64) * self._leaves + self._leaf_of_image)
+        number_of_text = {text: number for number, text in enumerate(dict.fromkeys(pairs.texts))}
+        self._text_number = np.array([number_of_text[text] for text in pairs.texts], np.int64)
+        self._concept_leaves = np.unique(pairs.concepts.astype(np.int64) * self._leaves + self._leaf_of_image)
+        pictures, texts = pairs.pairs.T
+        self._text_leaves = np.unique(self._text_number[texts] * self._leaves + self._leaf_of_image[pictures])
 
-    def find(self, model: Generator, state: Any, images: Int[np.ndarray, " queries"], beams: int) -> Candidates:
-        """Lists of at most `beams` sequences for the queries in the model's `state`, whose positives are `images`.
+    def find(self, model: Generator, state: Any, batch: Int[np.ndarray, "queries 2"], beams: int) -> Candidates:
+        """Lists of at most `beams` sequences for the queries in the model's `state`: rows (picture, text) of `batch`.
 
         As in the official code, the positive comes first and beams equal to it are dropped. A beam with another
-        picture of the same concept is a right answer too, so it is not used as a negative.
+        picture of the same concept, or with a picture that has the query's very text as a caption, is a right answer
+        too, so it is not used as a negative. What is left is cut to `beams` - 1.
         """
         leaf = beam_search_from_state(model, state, self.trie, beams).leaf
-        positive = self._leaf_of_image[images][:, None]
-        key = self._pairs.concepts[images].astype(np.int64)[:, None] * self._leaves + leaf
-        usable = (leaf >= 0) & (leaf != positive) & ~np.isin(key, self._right)
-        # The positive replaces the last beam, so a list is never longer than the number of beams.
-        leaf, usable = leaf[:, : beams - 1], usable[:, : beams - 1]
+        images, texts = batch.T
+        of_concept = self._pairs.concepts[images].astype(np.int64)[:, None] * self._leaves + leaf
+        of_text = self._text_number[texts][:, None] * self._leaves + leaf
+        right = np.isin(of_concept, self._concept_leaves) | np.isin(of_text, self._text_leaves)
+        usable = (leaf >= 0) & (leaf != self._leaf_of_image[images][:, None]) & ~right
+        # The negatives first, in the order of the beams. Only a search without the positive has one too many.
+        order = np.argsort(~usable, axis=1, kind="stable")[:, : beams - 1]
+        leaf, usable = np.take_along_axis(leaf, order, 1), np.take_along_axis(usable, order, 1)
         rows = np.concatenate([images[:, None], self._first_image[leaf.clip(0)]], 1)
         usable = np.concatenate([np.ones((len(images), 1), bool), usable], 1)
         return Candidates(self._pairs.vokens[rows], rows, usable)
@@ -366,7 +374,7 @@ class _GeneratorTraining:
         self.model.eval()
         with torch.no_grad():
             search_state = self.model.encode([self.pairs.texts[row] for row in batch[:, 1]])
-            lists = self.candidates.find(self.model, search_state, batch[:, 0], self.config.discrimination_beams)
+            lists = self.candidates.find(self.model, search_state, batch, self.config.discrimination_beams)
         self.model.train()
         vokens = torch.from_numpy(lists.vokens).long().to(self.model.device)
         usable = torch.from_numpy(lists.usable).to(self.model.device)

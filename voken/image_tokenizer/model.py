@@ -31,6 +31,8 @@ from voken.shapes import Float, Int
 _ROWS_PER_BATCH = 4096
 _DISTANCES_PER_BATCH = 1 << 24
 """64 MB of floats."""
+_BEAM_FLOATS_PER_BATCH = 1 << 21
+"""8 MB of floats for the distances of a block, and as much for its residuals."""
 
 
 class ImageTokenizer(nn.Module):
@@ -44,6 +46,7 @@ class ImageTokenizer(nn.Module):
         _check_config(config)
         self.dim = dim
         self.config = config
+        self.scale = dim**0.5 if config.layers and config.input_scale == "rms" else 1.0
         self.code_dim = config.code_dim if config.layers else dim
         widths = [dim, *config.layers, self.code_dim]
         self.encoder: nn.Module = _mlp(widths, config.dropout) if config.layers else nn.Identity()
@@ -76,16 +79,16 @@ class ImageTokenizer(nn.Module):
 
     def quantize_coded(self, coded: Float[Tensor, "n e"]) -> Quantized:
         """Quantize outputs of `code`, with gradients."""
-        return quantize(coded, self.stacked_books())
+        return quantize(coded, self.stacked_books(), beams=self.config.encoding_beams)
 
     def code(self, vectors: Float[Tensor, "n dim"]) -> Float[Tensor, "n e"]:
         """The encoder MLP's output, or the vectors themselves if there is no MLP. This is what is quantized."""
-        coded: Tensor = self.encoder(vectors)
+        coded: Tensor = self.encoder(vectors * self.scale)
         return coded
 
     def rebuild(self, summed: Float[Tensor, "n e"]) -> Float[Tensor, "n dim"]:
         """v̂ of Eq. 3, the decoder MLP's output for a sum of entries. It is not normalised."""
-        rebuilt: Tensor = self.decoder(summed)
+        rebuilt: Tensor = self.decoder(summed) / self.scale
         return rebuilt
 
     def encode(self, vectors: Float[np.ndarray, "images dim"]) -> Int[np.ndarray, "images M"]:
@@ -123,18 +126,23 @@ class ImageTokenizer(nn.Module):
         """At each level, a softmax over minus the squared distances between the residual and the codebook entries.
 
         The residual is computed with the picture's own vokens at earlier levels, as in teacher forcing. Returns
-        the numbers of the `entries` most probable entries, and their probabilities scaled to sum to 1.
+        the numbers of the `entries` most probable entries, and their probabilities scaled to sum to 1. The picture's
+        own voken comes first. If the beam chose another entry than the nearest, it counts as equally near.
         """
         self._check_width(vectors)
         top_entries, weights = [], []
         with self._inference():
             for rows in self._rows(vectors):
-                residuals = self.quantize(rows).residuals
+                quantized = self.quantize(rows)
                 books = enumerate(self.stacked_books())
-                scores = torch.stack([-squared_distances(residuals[:, level], book) for level, book in books], 1)
-                top = (scores / temperature).topk(min(entries, self.codebook_size), dim=-1)
+                scores = torch.stack(
+                    [-squared_distances(quantized.residuals[:, level], book) for level, book in books], 1
+                )
+                own_first = scores.scatter(-1, quantized.vokens[..., None], torch.inf)
+                top = own_first.topk(min(entries, self.codebook_size), dim=-1)
+                top.values[..., 0] = scores.amax(-1)
                 top_entries.append(top.indices.cpu().numpy().astype(np.int32))
-                weights.append(top.values.softmax(-1).cpu().numpy())
+                weights.append((top.values / temperature).softmax(-1).cpu().numpy())
         return np.concatenate(top_entries), np.concatenate(weights)
 
     def save(self, folder: Path) -> None:
@@ -186,20 +194,55 @@ class Quantized:
     """The chosen entries; their sum over levels is ẑ^(M)."""
 
 
-def quantize(vectors: Float[Tensor, "n e"], codebooks: Float[Tensor, "M N e"]) -> Quantized:
-    """Greedy residual quantization (Eq. 2). Of equally near entries, the one with the lowest number is chosen.
+def quantize(vectors: Float[Tensor, "n e"], codebooks: Float[Tensor, "M N e"], *, beams: int = 1) -> Quantized:
+    """Residual quantization with the vokens of `nearest_sequences`. With one beam it is Eq. 2 as written.
 
     Gradients flow into `codebooks` and `vectors` through `entries` and `residuals`, but not through the choice.
     """
-    residual, vokens, residuals, entries = vectors, [], [], []
-    for codebook in codebooks:
-        chosen = nearest(residual.detach(), codebook.detach())
+    vokens = nearest_sequences(vectors.detach(), codebooks.detach(), beams)
+    residual, residuals, entries = vectors, [], []
+    for codebook, chosen in zip(codebooks, vokens.unbind(1), strict=True):
         entry = codebook[chosen]
-        vokens.append(chosen)
         residuals.append(residual)
         entries.append(entry)
         residual = residual - entry
-    return Quantized(torch.stack(vokens, 1), torch.stack(residuals, 1), torch.stack(entries, 1))
+    return Quantized(vokens, torch.stack(residuals, 1), torch.stack(entries, 1))
+
+
+def nearest_sequences(
+    vectors: Float[Tensor, "n e"], codebooks: Float[Tensor, "M N e"], beams: int
+) -> Int[Tensor, "n M"]:
+    """For each vector, a sequence of entries whose sum is near to it, by beam search over the levels.
+
+    Every level keeps the `beams` beginnings that leave the smallest residuals. One beam is the greedy choice of Eq. 2;
+    N^(M-1) beams find the nearest sum of all. At the last level, of equally near entries the first one is chosen.
+    """
+    entries, width = codebooks.shape[1:]
+    block = max(1, _BEAM_FLOATS_PER_BATCH // (beams * max(entries, width)))
+    parts = [_nearest_sequences(part, codebooks, beams) for part in vectors.split(block)]
+    return torch.cat(parts) if parts else torch.zeros((0, len(codebooks)), dtype=torch.long, device=vectors.device)
+
+
+def _nearest_sequences(
+    vectors: Float[Tensor, "n e"], codebooks: Float[Tensor, "M N e"], beams: int
+) -> Int[Tensor, "n M"]:
+    rows = torch.arange(len(vectors), device=vectors.device)[:, None]
+    residuals = vectors[:, None]
+    errors = torch.zeros((len(vectors), 1), device=vectors.device)  # ‖residual‖² − ‖vector‖² of every beam
+    vokens = torch.zeros((len(vectors), 1, 0), dtype=torch.long, device=vectors.device)
+    for level, codebook in enumerate(codebooks):
+        entries = len(codebook)
+        distances = squared_distances(residuals, codebook)
+        reached = (distances if beams == 1 else errors[..., None] + distances).flatten(1)
+        if beams == 1 or level == len(codebooks) - 1:
+            chosen = reached.argmin(1, keepdim=True)
+        else:
+            chosen = reached.topk(min(beams, reached.shape[1]), largest=False).indices
+        beam, entry = chosen // entries, chosen % entries
+        errors = reached.gather(1, chosen)
+        residuals = residuals[rows, beam] - codebook[entry]
+        vokens = torch.cat([vokens[rows, beam], entry[..., None]], 2)
+    return vokens[:, 0]
 
 
 def nearest(vectors: Float[Tensor, "n e"], codebook: Float[Tensor, "N e"]) -> Int[Tensor, " n"]:
@@ -281,7 +324,7 @@ def _check_config(config: TokenizerConfig) -> None:
             f"tokenizer.levels is {config.levels} and tokenizer.codebook_size {config.codebook_size}; "
             "they must be at least 1 and 2."
         )
-    if not 0 <= config.mixture < 1:
-        raise ConfigError(f"tokenizer.mixture is {config.mixture}; it is a share, and must be 0 or more and below 1.")
+    if config.encoding_beams < 1:
+        raise ConfigError(f"tokenizer.encoding_beams is {config.encoding_beams}; it must be at least 1.")
     if config.layers and min(*config.layers, config.code_dim) < 1:
         raise ConfigError("tokenizer.layers and tokenizer.code_dim are widths, and must be 1 or more.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,6 +17,12 @@ from voken.optimisation import CaptionsByImage, TrainingLoop
 from voken.progress import Progress, no_progress
 from voken.shapes import Float, Int
 
+_STEPS_PER_EPOCH, _SMALLEST_BATCH = 20, 32
+_MOST_COLLISIONS, _LEAST_CEILING, _CEILING_CUT = 0.2, 0.9, 10
+_SEQUENCE_BITS, _MOST_LEVELS = 64, 8
+_KMEANS_ROWS = 1 << 18
+"""512 MB of vectors of width 512."""
+
 
 @dataclass(frozen=True)
 class PairedVectors:
@@ -29,6 +35,8 @@ class PairedVectors:
     images: Float[np.ndarray, "images dim"]
     texts: Float[np.ndarray, "texts dim"]
     pairs: Int[np.ndarray, "pairs 2"]
+    views: Float[np.ndarray, "views images dim"] | None = None
+    """Vectors of other views of each picture, such as its mirror image and crops."""
 
 
 @dataclass(frozen=True)
@@ -99,24 +107,29 @@ def train_tokenizer(
 ) -> tuple[ImageTokenizer, TokenizerHistory]:
     """Train the codebooks, and the MLPs if there are any. The result has the weights with the best `validation_score`.
 
-    Each epoch uses every picture once, with one of its captions drawn at random (the official code uses all its
-    captions). On one device, the same seed gives the same tokenizer. Raises `EmptyDataError` without training pictures.
+    Each epoch uses every picture once, in one of its views, with one of its captions drawn at random (the official
+    code uses all its captions). On one device, the same seed gives the same tokenizer. Raises `EmptyDataError` without
+    training pictures.
     """
     if not len(train.images):
         raise EmptyDataError("The image tokenizer has no training pictures. Check the splits of the data set.")
+    config = sized_for(config, len(train.images))
     random = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     tokenizer = ImageTokenizer(train.images.shape[1], config).to(device)
     captions = _CaptionVectors(train, random)
     images = torch.from_numpy(train.images).to(device)
     if config.initialisation == "kmeans":
-        _initialise(tokenizer, _with_mixtures(images, captions.draw(), config.mixture, random), random, progress)
+        rows = torch.from_numpy(kmeans_rows(train, mixtures=config.mixture, random=random)).to(device)
+        _initialise(tokenizer, rows, random, progress)
     optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    batch_size = epoch_batch_size(len(images), config.batch_size)
+    views = None if train.views is None else torch.from_numpy(train.views).to(device)
     loop = TrainingLoop(
         tokenizer,
         optimizer,
         epochs=config.epochs,
-        steps_per_epoch=math.ceil(len(images) / config.batch_size),
+        steps_per_epoch=math.ceil(len(images) / batch_size),
         schedule="constant",
         patience=config.patience,
     )
@@ -124,7 +137,8 @@ def train_tokenizer(
     loop.record_score(scores[0])
     averages = _MovingAverages(tokenizer, config.ema_decay) if config.update == "ema" else None
     for epoch in loop.epochs():
-        losses.append(_train_epoch(loop, tokenizer, images, captions.draw(), averages, random))
+        rows = images if views is None else _drawn_views(images, views, random)
+        losses.append(_train_epoch(loop, tokenizer, rows, captions.draw(), averages, batch_size, random))
         scores.append(validation_score(tokenizer, validation))
         progress("tokenizer", epoch + 1, config.epochs)
         loop.record_score(scores[-1])
@@ -132,24 +146,72 @@ def train_tokenizer(
     return tokenizer, TokenizerHistory(tuple(losses), tuple(scores), loop.best_epoch + 1)
 
 
+def sized_for(config: TokenizerConfig, pictures: int) -> TokenizerConfig:
+    """The settings with sizes for so many training pictures in place of 0.
+
+    N is the largest power of two with at least 16 pictures per entry, between 16 and 1,024: more entries learn the
+    pictures by heart. M is the number of levels that fit in 8 bytes, at most 8.
+
+    >>> sized = sized_for(TokenizerConfig(codebook_size=0, levels=0), 6_000)
+    >>> sized.codebook_size, sized.levels
+    (256, 8)
+    """
+    size = config.codebook_size or min(max(1 << max(pictures // 16, 1).bit_length() - 1, 16), 1024)
+    levels = config.levels or min(_SEQUENCE_BITS // max((size - 1).bit_length(), 1), _MOST_LEVELS)
+    return replace(config, codebook_size=size, levels=levels)
+
+
+def epoch_batch_size(pictures: int, largest: int) -> int:
+    """The batch size of an epoch over `pictures` with at least about 20 steps, if batches of 32 allow as many.
+
+    >>> epoch_batch_size(100_000, 2048), epoch_batch_size(6_000, 2048), epoch_batch_size(100, 2048)
+    (2048, 300, 32)
+    """
+    return min(largest, max(_SMALLEST_BATCH, pictures // _STEPS_PER_EPOCH))
+
+
+def kmeans_rows(data: PairedVectors, *, mixtures: bool, random: torch.Generator) -> Float[np.ndarray, "rows dim"]:
+    """What k-means is trained on: all pictures, all their other views, and a mixture for every pair if asked for.
+
+    A mixture is the normalised sum of a caption and a view of its picture. The captions of a picture take its views in
+    turn. If there are more than `_KMEANS_ROWS` rows, so many are drawn.
+    """
+    views = data.images[None] if data.views is None else np.concatenate([data.images[None], data.views])
+    own = len(views) * len(data.images)
+    total = own + (len(data.pairs) if mixtures else 0)
+    rows = np.arange(total)
+    if total > _KMEANS_ROWS:
+        rows = np.sort(torch.randperm(total, generator=random)[:_KMEANS_ROWS].numpy())
+    view, image = np.divmod(rows[rows < own], len(data.images))
+    parts = [views[view, image]]
+    pair = rows[rows >= own] - own
+    if len(pair):
+        image, caption = data.pairs[pair].T
+        mixed = views[pair % len(views), image] + data.texts[caption]
+        parts.append(mixed / np.linalg.norm(mixed, axis=1, keepdims=True).clip(1e-12))
+    return np.concatenate(parts).astype(np.float32, copy=False)
+
+
 def tokenizer_loss(
     tokenizer: ImageTokenizer, images: Float[Tensor, "n dim"], texts: Float[Tensor, "n dim"], paired: Tensor
 ) -> tuple[Tensor, Quantized]:
     """Eq. 6 for a batch of vectors. `paired` is True for rows of `texts` that are a caption of the row's picture.
 
-    All three terms are means over rows and dimensions, as in the official code.
+    All three terms are means over rows and dimensions, as in the official code. Vectors are compared in the MLPs'
+    units, that is, times `tokenizer.scale`.
     """
-    config = tokenizer.config
+    config, squared_scale = tokenizer.config, tokenizer.scale**2
     coded = tokenizer.code(images)
     quantized = tokenizer.quantize_coded(coded)
     summed = quantized.entries.sum(1)
     # The straight-through estimator is over the sum: one per level would give later levels no gradient.
     straight_through = summed + coded - coded.detach() if tokenizer.config.layers else summed
     rebuilt = tokenizer.rebuild(straight_through)
-    loss = nn.functional.mse_loss(rebuilt, images)
+    loss = squared_scale * nn.functional.mse_loss(rebuilt, images)
     loss = loss + config.commitment_weight * commitment_loss(quantized, coded, config.commitment)
     if config.alignment != "none" and paired.any():
-        loss = loss + config.alignment_weight * alignment_loss(rebuilt[paired], texts[paired], config)
+        unit = squared_scale if config.alignment == "mse" else 1.0  # InfoNCE compares cosines
+        loss = loss + unit * config.alignment_weight * alignment_loss(rebuilt[paired], texts[paired], config)
     return loss, quantized
 
 
@@ -206,6 +268,32 @@ def tokenizer_report(
     )
 
 
+def quality_warnings(report: TokenizerReport, config: TokenizerConfig) -> tuple[str, ...]:
+    """What makes a tokenizer unfit for the pictures of `report`, each with what to change; empty if it is fit.
+
+    That is, more than 20 % collisions, or a ceiling under 0.9 of exact search at R@10.
+    """
+    remedies = [f"Raise tokenizer.levels ({config.levels}) or tokenizer.codebook_size ({config.codebook_size})"]
+    if config.layers and config.input_scale == "unit":
+        remedies.append("set tokenizer.input_scale=rms")
+    if config.encoding_beams == 1:
+        remedies.append("set tokenizer.encoding_beams=8")
+    remedy = ", or ".join(remedies) + ", and train again."
+    warnings = []
+    if report.collision_rate > _MOST_COLLISIONS:
+        warnings.append(
+            f"{100 * report.collision_rate:.0f} % of the {report.pictures:,} pictures share their voken sequence with "
+            f"another picture, and a search over vokens cannot tell those apart. {remedy}"
+        )
+    for line in report.recall:
+        if line.cut == _CEILING_CUT and line.quantized < _LEAST_CEILING * line.exact:
+            warnings.append(
+                f"R@{line.cut} over vectors rebuilt from vokens is {line.quantized:.1f} %, and {line.exact:.1f} % over "
+                f"the vectors themselves: the vokens lose too much. {remedy}"
+            )
+    return tuple(warnings)
+
+
 class _CaptionVectors:
     """Draws the vector of one caption per picture."""
 
@@ -249,7 +337,7 @@ class _MovingAverages:
 
 def _initialise(tokenizer: ImageTokenizer, rows: Tensor, random: torch.Generator, progress: Progress) -> None:
     with torch.no_grad():
-        tokenizer.train()  # batch norm has no saved statistics yet
+        _measure_batch_norm(tokenizer, rows)
         coded = torch.cat([tokenizer.code(part) for part in rows.split(4096)])
         config = tokenizer.config
         books = residual_kmeans(
@@ -263,16 +351,31 @@ def _initialise(tokenizer: ImageTokenizer, rows: Tensor, random: torch.Generator
         tokenizer.books.copy_(books)
 
 
-def _with_mixtures(images: Tensor, captions: tuple[Tensor, Tensor], share: float, random: torch.Generator) -> Tensor:
-    """The image vectors, followed by normalised (image + caption) sums. The sums are `share` of the result."""
-    texts, has_caption = captions
-    count = min(int(share / (1 - share) * len(images)), int(has_caption.sum()))
-    if not count:
-        return images
-    rows = has_caption.nonzero()[:, 0]
-    rows = rows[torch.randperm(len(rows), generator=random)[:count]]
-    mixed = nn.functional.normalize(images[rows] + texts[rows].to(images.device), dim=1)
-    return torch.cat([images, mixed])
+def _measure_batch_norm(tokenizer: ImageTokenizer, rows: Tensor) -> None:
+    """Save the statistics of `rows` in batch norm, and leave the tokenizer in evaluation mode.
+
+    K-means then starts from the codes that evaluation will see, without dropout.
+    """
+    tokenizer.eval()
+    layers = [module for module in tokenizer.encoder.modules() if isinstance(module, nn.BatchNorm1d)]
+    usual = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.train()
+        layer.momentum = None  # the mean over all batches
+    if layers:
+        for part in rows.split(4096):
+            if len(part) > 1:
+                tokenizer.code(part)
+    for layer, momentum in zip(layers, usual, strict=True):
+        layer.momentum = momentum
+    tokenizer.eval()
+
+
+def _drawn_views(images: Tensor, views: Tensor, random: torch.Generator) -> Tensor:
+    """One view per picture, drawn from the picture's own vector and its other views."""
+    every = torch.cat([images[None], views])
+    drawn = torch.randint(len(every), (len(images),), generator=random).to(images.device)
+    return every[drawn, torch.arange(len(images), device=images.device)]
 
 
 def _train_epoch(
@@ -281,18 +384,19 @@ def _train_epoch(
     images: Tensor,
     captions: tuple[Tensor, Tensor],
     averages: _MovingAverages | None,
+    batch_size: int,
     random: torch.Generator,
 ) -> float:
     config, (texts, has_caption) = tokenizer.config, captions
     used = torch.zeros(tokenizer.books.shape[:2], dtype=torch.bool, device=images.device)
     total, last_batch = 0.0, None
-    for batch in torch.randperm(len(images), generator=random).split(config.batch_size):
+    for batch in torch.randperm(len(images), generator=random).split(batch_size):
         if len(batch) < 2 and config.layers:
             continue  # batch norm needs more than one row
         rows, row_texts = images[batch], texts[batch].to(images.device)
         paired = has_caption[batch].to(images.device)
         if config.mixture:
-            mixed = (torch.rand(len(batch), generator=random) < config.mixture).to(images.device) & paired
+            mixed = (torch.rand(len(batch), generator=random) < 0.5).to(images.device) & paired
             rows = torch.where(mixed[:, None], nn.functional.normalize(rows + row_texts, dim=1), rows)
         loss, quantized = tokenizer_loss(tokenizer, rows, row_texts, paired)
         total += loop.step(loss) * len(batch)

@@ -33,7 +33,7 @@ from voken.generator.interface import Generator
 from voken.generator.lite import LiteGenerator
 from voken.generator.train import SoftTargets, VokenPairs, train_generator
 from voken.image_tokenizer.model import ImageTokenizer
-from voken.image_tokenizer.train import tokenizer_report, train_tokenizer
+from voken.image_tokenizer.train import quality_warnings, tokenizer_report, train_tokenizer
 from voken.model.calibration import Calibration
 from voken.model.model import FAMILIES, Model
 from voken.optimisation import keep_freed_memory
@@ -130,7 +130,8 @@ def fit_stages(
         calibration, calibration_report = calibrate(read_out_answers, beams=config.search.beams, seed=config.seed)
     quality = tokenizer_report(tokenizer, validation.images, validation.texts, validation.pairs[:, ::-1].copy())
     reports = {
-        "tokenizer": tokenizer_history | {"report": asdict(quality)},
+        "tokenizer": tokenizer_history
+        | {"report": asdict(quality), "warnings": list(quality_warnings(quality, tokenizer.config))},
         "generator": generator_history,
         "search": recalls,
         "calibration": calibration_report,
@@ -183,6 +184,8 @@ def _fit_encoder(
         replace(side, images=two_tower.project_images(side.images), texts=two_tower.project_texts(side.texts))
         for side in sides
     ]
+    if views.shape[1] > 1:
+        sides[0] = replace(sides[0], views=np.stack([two_tower.project_images(view) for view in views.swapaxes(0, 1)]))
     return TrainingInputs(two_tower, sides[0], sides[1], (*encoded[0][2], *encoded[1][2]))
 
 
@@ -255,7 +258,7 @@ def _fit_generator(
     pairs = VokenPairs(
         train.captions,
         vokens,
-        train.concepts,
+        train.related,
         train.pairs,
         soft=soft(train.images) if settings.targets == "soft" else None,
         text_soft=soft(train.texts) if settings.text_only_weight else None,

@@ -39,10 +39,20 @@ class Side:
     pairs: Int[np.ndarray, "pairs 2"]
     """Rows (picture, caption)."""
     concepts: Int[np.ndarray, " images"]
+    families: Int[np.ndarray, " images"] | None = None
+    """Groups of concepts that are too similar to be negatives of each other (see `CaptionedImage.family`). None: every
+    concept is a family of its own."""
+    views: Float[np.ndarray, "views images dim"] | None = None
+    """Vectors of other views of each picture, such as its mirror image and crops."""
+
+    @property
+    def related(self) -> Int[np.ndarray, " images"]:
+        """The family of each picture if families are known, or else its concept."""
+        return self.concepts if self.families is None else self.families
 
     def paired_vectors(self) -> PairedVectors:
         """The part that stage 1 is trained on."""
-        return PairedVectors(self.images, self.texts, self.pairs)
+        return PairedVectors(self.images, self.texts, self.pairs, self.views)
 
 
 class CachedTextReader:
@@ -144,6 +154,7 @@ def side_of(
     row_of = {caption: row for row, caption in enumerate(captions)}
     pairs = [(row, row_of[caption]) for row, image in enumerate(images) for caption in dict.fromkeys(image.captions)]
     concepts = {concept: row for row, concept in enumerate(dict.fromkeys(image.concept for image in images))}
+    families = {family: row for row, family in enumerate(dict.fromkeys(image.family for image in images))}
     texts = encode_texts(captions) if captions else np.zeros((0, vectors.shape[1]), np.float32)
     return Side(
         vectors,
@@ -151,6 +162,7 @@ def side_of(
         captions,
         np.array(pairs, np.int64).reshape(-1, 2),
         np.array([concepts[image.concept] for image in images], np.int64),
+        np.array([families[image.family] for image in images], np.int64),
     )
 
 
@@ -165,7 +177,7 @@ def with_pool(
 
     `captions` holds a few captions per picture, written by a captioner (see `voken_lab.systems.blip`), as in the
     official code. If it is None, each picture gets the `per_picture` training captions nearest to it. Every picture
-    of the pool is a concept of its own. The encoder is not trained again.
+    of the pool is a concept and a family of its own, and has no other views. The encoder is not trained again.
     """
     train = inputs.train
     if captions is None:
@@ -186,18 +198,28 @@ def with_pool(
             texts = np.concatenate([texts, inputs.encoder.encode_texts(new_captions)])
     pairs = np.array(pool_pairs, np.int64).reshape(-1, 2)
     pairs[:, 0] += len(train.images)
+    same_views = None if train.views is None else np.broadcast_to(pool, (len(train.views), *pool.shape))
     extended = Side(
         images=np.concatenate([train.images, pool]),
         texts=texts,
         captions=all_captions,
         pairs=np.concatenate([train.pairs, pairs]),
-        concepts=np.concatenate([train.concepts, train.concepts.max() + 1 + np.arange(len(pool))]),
+        concepts=_with_own_groups(train.concepts, len(pool)),
+        families=None if train.families is None else _with_own_groups(train.families, len(pool)),
+        views=None if same_views is None else np.concatenate([train.views, same_views], 1),
     )
     return replace(inputs, train=extended, _readers={})
 
 
+def _with_own_groups(groups: Int[np.ndarray, " images"], count: int) -> Int[np.ndarray, " more"]:
+    return np.concatenate([groups, groups.max() + 1 + np.arange(count)])
+
+
 def caption_memory(train: Side, codes: Float[np.ndarray, "images e"], *, size: int, seed: int) -> CaptionMemory:
-    """A memory of the training captions (at most `size`, drawn by `seed`), each with the mean code of its pictures."""
+    """A memory of the training captions (at most `size`, drawn by `seed`), each with the mean code of its pictures.
+
+    In training, a text does not see the captions of its own pictures' families.
+    """
     used = np.unique(train.pairs[:, 1])
     if len(used) > size:
         used = np.sort(np.random.default_rng(seed).choice(used, size, replace=False))
@@ -207,12 +229,13 @@ def caption_memory(train: Side, codes: Float[np.ndarray, "images e"], *, size: i
     pictures = np.zeros((len(used), codes.shape[1]), np.float32)
     np.add.at(pictures, row_of[pairs[:, 1]], codes[pairs[:, 0]])
     pictures /= np.linalg.norm(pictures, axis=1, keepdims=True).clip(1e-12)
-    rows_of_concept: dict[int, set[int]] = {}
+    related = train.related
+    rows_of_family: dict[int, set[int]] = {}
     for picture, caption in pairs:
-        rows_of_concept.setdefault(int(train.concepts[picture]), set()).add(int(row_of[caption]))
+        rows_of_family.setdefault(int(related[picture]), set()).add(int(row_of[caption]))
     hidden: dict[str, set[int]] = {}
     for picture, caption in train.pairs:
-        rows = rows_of_concept.get(int(train.concepts[picture]), set())
+        rows = rows_of_family.get(int(related[picture]), set())
         hidden.setdefault(train.captions[caption], set()).update(rows)
     return CaptionMemory(
         [train.captions[caption] for caption in used],

@@ -102,7 +102,7 @@ def genius_tokenizer(**changes: Any) -> TokenizerConfig:
         levels=6,
         shared_codebook=False,
         layers=(),
-        mixture=0.5,
+        mixture=True,
         alignment="infonce",
         alignment_temperature=0.05,
         epochs=30,
