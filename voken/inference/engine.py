@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from voken.artifact import read_json
+from voken.artifact import map_array, read_json
 from voken.errors import ArtifactVersionError, ConfigError, CorruptArtifactError
 from voken.shapes import Float32, Int, Int64
 
@@ -30,6 +30,7 @@ HEADER, FORMAT = "engine.json", 1
 QUERY_POINT = "aim"
 """The name of query points in saved graphs and headers."""
 TEXT_ENCODER_GRAPH, TEXT_ENCODER_HEADER = "vectors.onnx", "vectors.json"
+CODEBOOKS = "codebooks.npy"
 _UNSEEN = 1 << 30
 """A distance that is larger than every table of `voken.inference.graph.BeamTree.bias`, so that a node is not seen."""
 _threads: int | None = None
@@ -230,6 +231,23 @@ class Engine:
         results = self._graph("rebuild.onnx").run({"vokens": _ort_value(np.asarray(vokens, dtype=np.int64))})
         vectors: np.ndarray = results["vector"].numpy()
         return vectors
+
+    @cached_property
+    def codebooks(self) -> Float32[np.ndarray, "M N e"] | None:
+        """The entries that sum to the vectors of pictures; None if the image tokenizer has layers, or if an older voken
+        wrote the engine."""
+        path = self.folder / CODEBOOKS
+        if not path.is_file():
+            return None
+        codebooks: np.ndarray = map_array(path)
+        if (
+            codebooks.dtype != np.float32
+            or codebooks.ndim != 3
+            or codebooks.shape[:2] != (self.levels, self.codebook_size)
+            or not np.isfinite(codebooks).all()
+        ):
+            raise CorruptArtifactError(f"{path}: does not fit the engine. Create the engine again.")
+        return codebooks
 
     @cached_property
     def _packer(self) -> TextPacker:
