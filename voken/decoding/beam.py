@@ -276,9 +276,7 @@ def _no_beams(queries: int, beams: int, levels: int) -> Beams:
     )
 
 
-def _check(
-    model: StepModel, trie: VokenTrie, beams: int, logit_temperature: float, bias: NodeBias | None
-) -> None:
+def _check(model: StepModel, trie: VokenTrie, beams: int, logit_temperature: float, bias: NodeBias | None) -> None:
     if beams < 1:
         raise ConfigError(f"beams {beams}: must be at least 1.")
     if not 0 < logit_temperature < float("inf"):

@@ -102,14 +102,15 @@ class NodeBias:
     def of_sequences(
         self, vokens: Integer[np.ndarray, "sequences M"], leaves: Int64[np.ndarray, " sequences"], trie: VokenTrie
     ) -> Float32[np.ndarray, " sequences"]:
-        """The sum of the terms along each sequence; `leaves` are its leaves in `trie`."""
+        """The sum of the terms along each sequence; `leaves` are its leaves in `trie`, or -1: no prior is known."""
         total = np.zeros(len(vokens), dtype=np.float32)
         if self.norm_weight:
             assert self.codebooks is not None
             total -= np.float32(self.norm_weight) * squared_lengths(self.codebooks, vokens)
         if self.prior_weight:
             assert self.prior is not None
-            total -= np.float32(self.prior_weight) * sequence_prior(self.prior, trie)[leaves]
+            prior = sequence_prior(self.prior, trie)[np.maximum(leaves, 0)]
+            total -= np.float32(self.prior_weight) * np.where(leaves >= 0, prior, np.float32(0))
         return total
 
     def _gained_lengths(
@@ -190,7 +191,7 @@ def prior_from(
     known: tuple[VokenTrie, NodePrior], model: StepModel, texts: Sequence[str], trie: VokenTrie
 ) -> NodePrior:
     """`measure_prior` of `trie`, which looks up the nodes of another trie and measures only new sequences."""
-    known_trie, known_prior = known
+    known_trie = known[0]
     sequences = trie.leaf_vokens(np.arange(trie.sequences))
     new = sequences[known_trie.leaf_of(sequences) < 0]
     sources = [known]
