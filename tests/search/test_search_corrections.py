@@ -14,6 +14,7 @@ from builders.tiny_model import paint_many, tiny_model
 from voken.config import ReadOutWeights, SearchConfig
 from voken.decoding.trie import VokenTrie
 from voken.errors import ConfigError, CorruptArtifactError
+from voken.inference.engine import Engine
 from voken.model.calibration import Calibration, ReadOutCalibration
 from voken.model.compiled import CompiledModel, search_from_dict
 from voken.model.model import Model, search_to_dict
@@ -146,7 +147,8 @@ def test_a_saved_model_and_its_engine_correct_alike(layers, tmp_path):
 
 def test_damaged_codebooks_of_an_engine_are_named(tmp_path):
     make_whole_model(SearchConfig()).save(tmp_path / "model")
-    path = tmp_path / "model" / "engine" / "codebooks.npy"
-    np.save(path, np.zeros((3, 4, 8), np.float32))
-    with pytest.raises(CorruptArtifactError, match=r"codebooks.npy: does not fit the engine"):
-        CompiledModel.load(tmp_path / "model").generator.codebooks  # noqa: B018
+    engine = tmp_path / "model" / "engine"
+    for damaged in (np.zeros((3, 4, 8), np.float32), np.full((3, 5, 8), np.nan, np.float32)):
+        np.save(engine / "codebooks.npy", damaged)
+        with pytest.raises(CorruptArtifactError, match=r"codebooks.npy: does not fit the engine"):
+            Engine.load(engine).codebooks  # noqa: B018

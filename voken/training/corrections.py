@@ -140,10 +140,8 @@ def choose_corrections(search: SearchConfig, scores: ExactScores) -> tuple[ReadO
 
 def prior_captions(captions: Sequence[str], seed: int) -> tuple[str, ...]:
     """The training captions with which a model's prior is measured, drawn by `seed`."""
-    drawn = np.arange(len(captions))
-    if len(drawn) > _PRIOR_CAPTIONS:
-        drawn = np.sort(np.random.default_rng(seed).choice(drawn, _PRIOR_CAPTIONS, replace=False))
-    return tuple(captions[row] for row in drawn)
+    drawn = np.random.default_rng(seed).permutation(len(captions))[:_PRIOR_CAPTIONS]
+    return tuple(captions[row] for row in sorted(drawn.tolist()))
 
 
 def choose_memory_weight(generator: LiteGenerator, validation: ValidationQueries) -> dict[str, float]:
