@@ -199,10 +199,13 @@ class GeneratorConfig:
 
 @dataclass(frozen=True)
 class ReadOutWeights:
-    """Weights of the cosine in the read-outs "voken" and "vector"; None if training did not choose one."""
+    """The weights that training chose on validation: of the cosine in the read-outs "voken" and "vector", and of the
+    corrections of all scores (`voken.decoding.node_bias`). None if training did not choose one."""
 
     voken: float | None = None
     vector: float | None = None
+    norm: float | None = None
+    prior: float | None = None
 
 
 @dataclass(frozen=True)
@@ -218,6 +221,12 @@ class SearchConfig:
     """Weight of the cosine in "voken". None: the weight that training chose on validation."""
     vector_weight: float | None = None
     """The same for "vector"."""
+    norm_weight: float | None = None
+    """Every score loses this × the squared length of the vector that the vokens sum to, in log-probability per squared
+    length. It only works without `tokenizer.layers`. None: what training chose on validation; 0 if it chose nothing."""
+    prior_weight: float | None = None
+    """Every score loses this × the sequence's log-probability without a query, the mean over training captions. None:
+    what training chose on validation; 0 if it chose nothing."""
     precision: Literal["float32", "int8"] = "float32"
     """Precision of the weights in the saved engine (docs/reference/speed.md). Searches in torch ignore it."""
 
@@ -226,6 +235,8 @@ class SearchConfig:
         return ReadOutWeights(
             chosen.voken if self.voken_weight is None else self.voken_weight,
             chosen.vector if self.vector_weight is None else self.vector_weight,
+            chosen.norm if self.norm_weight is None else self.norm_weight,
+            chosen.prior if self.prior_weight is None else self.prior_weight,
         )
 
 
@@ -287,6 +298,8 @@ def _unused(run: RunConfig) -> Iterator[tuple[str, str, str]]:
         yield f"encoder.family is {encoder.family}", "encoder", fields.replace(used, "")
     if not tokenizer.layers:
         yield "tokenizer.layers is empty", "tokenizer", "code_dim dropout input_scale"
+    else:
+        yield "tokenizer.layers is not empty", "search", "norm_weight"
     if not tokenizer.epochs:
         yield (
             "tokenizer.epochs is 0",
@@ -419,8 +432,9 @@ def from_dict(cls: type[Any], values: dict[str, Any]) -> Any:
 def _tokenizer_values(values: dict[str, Any]) -> dict[str, Any]:
     """The values as they are named now: up to version 0.1.0, `mixture` was a share."""
     mixture = values.get("mixture")
-    is_share = isinstance(mixture, int | float) and not isinstance(mixture, bool) and 0 <= mixture <= 1
-    return values | {"mixture": mixture > 0} if is_share else values
+    if isinstance(mixture, int | float) and not isinstance(mixture, bool) and 0 <= mixture <= 1:
+        return values | {"mixture": mixture > 0}
+    return values
 
 
 def _parse(text: str) -> Any:

@@ -91,8 +91,13 @@ class TinyModel:
     search: SearchConfig = field(default_factory=lambda: SearchConfig(beams=4))
     weights: ReadOutWeights = field(default_factory=lambda: ReadOutWeights(2.0, 3.0))
     calibration: Calibration | None = None
+    prior_captions: tuple[str, ...] = ()
     config: RunConfig = field(default_factory=RunConfig)
     fingerprint: str = "f1f2f3"
+
+    @property
+    def codebooks(self):
+        return self.tokenizer.codebooks
 
     def query_vectors(self, texts, state=None):
         return self.encoder.encode_texts(texts)

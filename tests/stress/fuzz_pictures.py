@@ -77,6 +77,7 @@ class Colours:
     log_probs: bool = False
     reads_trees: bool = False
     calibration: None = None
+    prior_captions: tuple[str, ...] = ()
 
     @classmethod
     def new(cls) -> Any:

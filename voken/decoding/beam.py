@@ -2,7 +2,8 @@
 
 The search knows nothing about text or pictures: it asks a step model for logits and the trie for children, and moves
 integers. A beam is a node of the trie. The softmax is over all N vokens of a level, not only over those that the trie
-allows, so a score is log p(sequence | query), whichever other sequences the trie holds.
+allows, so a score is log p(sequence | query), whichever other sequences the trie holds. A `NodeBias` adds to it terms
+of the nodes that do not depend on the query.
 
 At level l the search keeps min(b, nodes of level l) beams. Every node has a child, so there are always that many
 beams, and only a result with more beams than sequences is padded. The search starts with a single beam, the root, so
@@ -15,13 +16,13 @@ imported only then.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from voken.decoding.interface import DIVERGED, IMPOSSIBLE, BeamState, Expansion, StepModel
+from voken.decoding.interface import DIVERGED, IMPOSSIBLE, BeamState, Expansion, StepModel, without_gradients
+from voken.decoding.node_bias import NodeBias
 from voken.decoding.trie import VokenTrie
 from voken.errors import ConfigError, VokenError
 from voken.shapes import Float32, Int32, Int64
@@ -44,34 +45,47 @@ class Beams:
     leaf: Int64[np.ndarray, "queries beams"]
     """Leaves of the trie; -1 at the end if there are fewer sequences than beams."""
     log_prob: Float32[np.ndarray, "queries beams"]
-    """Log-probability of the sequence, a sum over its levels; -inf if `leaf` is -1."""
+    """Log-probability of the sequence, a sum over its levels, plus the bias of its nodes; -inf if `leaf` is -1."""
 
 
 def beam_search(
-    model: StepModel, trie: VokenTrie, texts: Sequence[str], beams: int, *, logit_temperature: float = 1.0
+    model: StepModel,
+    trie: VokenTrie,
+    texts: Sequence[str],
+    beams: int,
+    *,
+    logit_temperature: float = 1.0,
+    bias: NodeBias | None = None,
 ) -> Beams:
     """The `beams` most probable sequences of `trie` for each text, by the sum of log-probabilities in Eq. 9.
 
-    `logit_temperature` divides the logits. Raises `ConfigError` if model and trie differ in codebook size or levels, or
-    if a number is out of range.
+    `logit_temperature` divides the logits. `bias` is added to the scores, so it also decides which beams are kept.
+    Raises `ConfigError` if model, bias and trie differ in codebook size or levels, or if a number is out of range.
     """
-    _check(model, trie, beams, logit_temperature)
+    _check(model, trie, beams, logit_temperature, bias)
     if not len(texts):
         return _no_beams(0, beams, trie.levels)
-    with _without_gradients(model):
-        return beam_search_from_state(model, model.prefill(texts), trie, beams, logit_temperature=logit_temperature)
+    with without_gradients(model):
+        state = model.prefill(texts)
+        return beam_search_from_state(model, state, trie, beams, logit_temperature=logit_temperature, bias=bias)
 
 
 def beam_search_from_state(
-    model: StepModel, state: Any, trie: VokenTrie, beams: int, *, logit_temperature: float = 1.0
+    model: StepModel,
+    state: Any,
+    trie: VokenTrie,
+    beams: int,
+    *,
+    logit_temperature: float = 1.0,
+    bias: NodeBias | None = None,
 ) -> Beams:
     """`beam_search` from a `state` that the model's `prefill` (or a generator's `encode`) returned.
 
     The state is not changed: a trainer may search from it, and then compute a loss from it.
     """
-    _check(model, trie, beams, logit_temperature)
-    with _without_gradients(model):
-        leaves = _search(model, state, trie, beams, logit_temperature)
+    _check(model, trie, beams, logit_temperature, bias)
+    with without_gradients(model):
+        leaves = _search(model, state, trie, beams, logit_temperature, bias)
     best_first = np.argsort(-leaves.log_prob, axis=1, kind="stable")
     log_prob = np.take_along_axis(leaves.log_prob, best_first, 1)
     possible = log_prob > IMPOSSIBLE
@@ -84,10 +98,12 @@ def beam_search_from_state(
     return result
 
 
-def _search(model: StepModel, state: Any, trie: VokenTrie, count: int, logit_temperature: float) -> BeamState:
+def _search(
+    model: StepModel, state: Any, trie: VokenTrie, count: int, logit_temperature: float, bias: NodeBias | None
+) -> BeamState:
     """The beams at the leaves, in ascending order of leaves, as numpy arrays."""
     logits, state = model.step(state, None, None)
-    expansion = _expansion(model, trie)
+    expansion = _expansion(model, trie, bias)
     beams = expansion.root(len(logits))
     ahead = None
     for level in range(trie.levels):
@@ -101,12 +117,12 @@ def _search(model: StepModel, state: Any, trie: VokenTrie, count: int, logit_tem
     return expansion.as_numpy(beams)
 
 
-def _expansion(model: StepModel, trie: VokenTrie) -> Expansion:
+def _expansion(model: StepModel, trie: VokenTrie, bias: NodeBias | None) -> Expansion:
     if model.device is None:
-        return NumpyExpansion(trie)
+        return NumpyExpansion(trie, bias)
     from voken.decoding.torch_expansion import TorchExpansion
 
-    return TorchExpansion.of(trie, model.device)
+    return TorchExpansion.of(trie, model.device, bias)
 
 
 @dataclass(frozen=True)
@@ -157,6 +173,7 @@ class NumpyExpansion:
     """Expands many nodes at once, directly from the trie's arrays, mapped or not."""
 
     trie: VokenTrie
+    bias: NodeBias | None = None
 
     def root(self, queries: int) -> BeamState:
         """See `Expansion`."""
@@ -195,6 +212,8 @@ class NumpyExpansion:
                 scores -= total
         np.maximum(scores, _IMPOSSIBLE, out=scores)
         scores += state.log_prob.reshape(-1, 1)
+        if self.bias is not None:
+            scores += self.bias.of_children(level, state.path.reshape(queries * width, level), start, widths, voken)
         if narrowest < widest:
             scores[np.arange(widest, dtype=np.int32) >= widths.astype(np.int32)[:, None]] = -np.inf
         flat = _best(scores.reshape(queries, -1), min(beams, self.trie.nodes(level + 1)))
@@ -249,14 +268,6 @@ def _best(scores: Float32[np.ndarray, "queries candidates"], count: int) -> Int6
     return best
 
 
-def _without_gradients(model: StepModel) -> AbstractContextManager[Any]:
-    if model.device is None:
-        return nullcontext()
-    import torch
-
-    return torch.inference_mode()
-
-
 def _no_beams(queries: int, beams: int, levels: int) -> Beams:
     return Beams(
         vokens=np.zeros((queries, beams, levels), dtype=np.int32),
@@ -265,7 +276,7 @@ def _no_beams(queries: int, beams: int, levels: int) -> Beams:
     )
 
 
-def _check(model: StepModel, trie: VokenTrie, beams: int, logit_temperature: float) -> None:
+def _check(model: StepModel, trie: VokenTrie, beams: int, logit_temperature: float, bias: NodeBias | None) -> None:
     if beams < 1:
         raise ConfigError(f"beams {beams}: must be at least 1.")
     if not 0 < logit_temperature < float("inf"):
@@ -275,3 +286,5 @@ def _check(model: StepModel, trie: VokenTrie, beams: int, logit_temperature: flo
             f"The model writes {model.levels} vokens of {model.codebook_size}, but the collection holds "
             f"{trie.levels} of {trie.codebook_size}. Create the collection again with this model."
         )
+    if bias is not None:
+        bias.check(trie)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -74,7 +75,7 @@ class BeamState:
     nodes: Any
     """int64 (queries, beams): nodes of the current level."""
     log_prob: Any
-    """float32 (queries, beams): log-probability summed over the levels so far."""
+    """float32 (queries, beams): log-probability summed over the levels so far, plus the bias of the nodes."""
     parents: Any
     """int64 (queries, beams): index of the previous level's beam that each beam extends."""
     path: Any
@@ -101,3 +102,12 @@ class Expansion(Protocol):
     def as_numpy(self, state: BeamState) -> BeamState:
         """The same beams as numpy arrays."""
         ...
+
+
+def without_gradients(model: StepModel) -> AbstractContextManager[Any]:
+    """A context in which a torch model computes no gradients; nothing for a numpy model."""
+    if model.device is None:
+        return nullcontext()
+    import torch
+
+    return torch.inference_mode()

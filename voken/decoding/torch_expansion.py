@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from voken.decoding.interface import DIVERGED, IMPOSSIBLE, BeamState
+from voken.decoding.node_bias import NodeBias
 from voken.decoding.trie import VokenTrie
 from voken.errors import VokenError
 from voken.shapes import Float, Int, Shaped
@@ -35,14 +36,21 @@ class TorchExpansion:
     """Node of level 1 for each voken; -1 if no sequence starts with it."""
     second: Int[Tensor, "nodes N"] | None
     """Node of level 2 for each node of level 1 and voken, -1 if there is none. None if no table is used."""
+    bias: TorchBias | None = None
 
     @classmethod
-    def of(cls, trie: VokenTrie, device: torch.device | str) -> TorchExpansion:
-        """The arrays of `trie` on `device`, unpacked once for as long as the trie lives."""
+    def of(cls, trie: VokenTrie, device: torch.device | str, bias: NodeBias | None = None) -> TorchExpansion:
+        """The arrays of `trie` and `bias` on `device`, unpacked once for as long as the trie and the bias live."""
         unpacked = _UNPACKED.setdefault(trie, {})
         if str(device) not in unpacked:
             unpacked[str(device)] = cls._unpack(trie, device)
-        return unpacked[str(device)]
+        expansion = unpacked[str(device)]
+        if bias is None:
+            return expansion
+        biases = _UNPACKED_BIASES.setdefault(bias, {})
+        if str(device) not in biases:
+            biases[str(device)] = TorchBias.of(bias, device)
+        return replace(expansion, bias=biases[str(device)])
 
     @classmethod
     def _unpack(cls, trie: VokenTrie, device: torch.device | str) -> Self:
@@ -84,6 +92,9 @@ class TorchExpansion:
         """See `Expansion`. `log_probs` is ignored: the sum is computed in any case."""
         children, is_table = self.children(level, state.nodes)
         scores = self._child_scores(level, logits, children, is_table, temperature)
+        if self.bias is not None:
+            vokens = None if is_table else self.voken_of(level + 1, children.clamp(min=0))
+            scores = scores + self.bias.of_children(level, state.path, children.clamp(min=0), vokens)
         scores = (state.log_prob.unsqueeze(-1) + scores).flatten(1)
         chosen = _best(scores, min(beams, self.counts[level + 1]))
         parents = chosen // children.shape[-1]
@@ -138,6 +149,46 @@ class TorchExpansion:
         return (logits - total).clamp(min=IMPOSSIBLE).masked_fill(children < 0, -torch.inf)
 
 
+@dataclass(frozen=True, eq=False)
+class TorchBias:
+    """A `NodeBias` on a device."""
+
+    norm_weight: float
+    codebooks: Float[Tensor, "M N e"] | None
+    prior_weight: float
+    prior: tuple[Float[Tensor, " _"], ...]
+
+    @classmethod
+    def of(cls, bias: NodeBias, device: torch.device | str) -> Self:
+        """Copy its arrays to `device`."""
+        codebooks = None
+        if bias.norm_weight:
+            codebooks = torch.from_numpy(np.array(bias.codebooks, dtype=np.float32)).to(device)
+        prior = (bias.prior or ()) if bias.prior_weight else ()
+        tensors = tuple(torch.from_numpy(np.array(values)).to(device) for values in prior)
+        return cls(bias.norm_weight, codebooks, bias.prior_weight, tensors)
+
+    def of_children(
+        self,
+        level: int,
+        path: Int[Tensor, "queries beams level"],
+        children: Int[Tensor, "queries beams width"],
+        vokens: Int[Tensor, "queries beams width"] | None,
+    ) -> Float[Tensor, "queries beams width"]:
+        """See `NodeBias.of_children`. Without `vokens`, column v of `children` is the child with voken v."""
+        bias = torch.zeros(children.shape, device=children.device)
+        if self.codebooks is not None:
+            book = self.codebooks[level]
+            summed = torch.zeros(*path.shape[:2], book.shape[1], device=book.device)
+            for above in range(level):
+                summed = summed + self.codebooks[above][path[:, :, above]]
+            gained = 2 * (summed @ book.T) + book.square().sum(1)
+            bias = bias - self.norm_weight * (gained if vokens is None else gained.gather(2, vokens))
+        if self.prior:
+            bias = bias - self.prior_weight * self.prior[level][children]
+        return bias
+
+
 def _best(scores: Float[Tensor, "queries candidates"], count: int) -> Int[Tensor, "queries count"]:
     """Positions of the `count` best candidates, ascending; of those tied for the last place, the first ones.
 
@@ -162,3 +213,4 @@ def _table(trie: VokenTrie, level: int) -> Int[np.ndarray, "nodes N"]:
 
 
 _UNPACKED: WeakKeyDictionary[VokenTrie, dict[str, TorchExpansion]] = WeakKeyDictionary()
+_UNPACKED_BIASES: WeakKeyDictionary[NodeBias, dict[str, TorchBias]] = WeakKeyDictionary()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from torch.nn.functional import cross_entropy
 from voken import optimisation
 from voken.config import GeneratorConfig
 from voken.decoding.beam import beam_search, beam_search_from_state
+from voken.decoding.node_bias import NodeBias, measure_prior
 from voken.decoding.trie import VokenTrie
 from voken.errors import EmptyDataError, ResumeError
 from voken.generator.interface import Generator
@@ -34,6 +35,8 @@ from voken.progress import Progress, no_progress
 from voken.shapes import Bool, Float, Int
 
 _VALIDATION_BEAMS = 10
+_PRIOR_CAPTIONS = 32
+"""Training captions whose mean log-probabilities are the prior that validation takes out after every epoch."""
 _TEACHER_TEMPERATURE = 0.05
 _CHECKPOINT_SECONDS = 60.0
 
@@ -118,8 +121,12 @@ def train_generator(
     seed: int,
     checkpoints: Path | None = None,
     progress: Progress = no_progress,
+    prior_weight: float = 0.0,
 ) -> GeneratorHistory:
     """Train `model` in place. It ends with the weights of the epoch that had the best validation recall.
+
+    With `prior_weight` (see `SearchConfig`), epochs are compared by scores without the prior that L_gen learns. This
+    takes a step of the model for each of 32 captions and each node of the validation pictures' trie, per epoch.
 
     If `checkpoints` is a folder, the run is saved in it every minute and after every epoch. The same call then
     continues an interrupted run and ends with the same weights. Ctrl-C loses at most a minute.
@@ -128,11 +135,19 @@ def train_generator(
     if not len(pairs.pairs):
         raise EmptyDataError("The generator has no training pairs: no picture of the train split has a caption.")
     assert isinstance(model, nn.Module)
-    return _GeneratorTraining(model, pairs, validation, config, seed, checkpoints, progress).run()
+    return _GeneratorTraining(model, pairs, validation, config, seed, checkpoints, progress, prior_weight).run()
 
 
-def validation_recall(model: Generator, validation: ValidationQueries, beams: int = _VALIDATION_BEAMS) -> float:
+def validation_recall(
+    model: Generator,
+    validation: ValidationQueries,
+    beams: int = _VALIDATION_BEAMS,
+    *,
+    bias: Callable[[VokenTrie], NodeBias | None] | None = None,
+) -> float:
     """Mean of R@1, R@5 and R@10 over the validation pictures, ranked by log-probability alone; 0 without queries.
+
+    `bias` makes the bias of the validation pictures' trie, which is added to the log-probabilities.
 
     `voken_lab.evaluation` measures the figures to report.
     """
@@ -141,7 +156,8 @@ def validation_recall(model: Generator, validation: ValidationQueries, beams: in
     trie = VokenTrie.from_vokens(validation.vokens, model.codebook_size)
     leaf_of_image = trie.leaf_of(validation.vokens)
     blocks = [validation.texts[start : start + 64] for start in range(0, len(validation.texts), 64)]
-    leaf = np.concatenate([beam_search(model, trie, texts, beams).leaf for texts in blocks])
+    node_bias = None if bias is None else bias(trie)
+    leaf = np.concatenate([beam_search(model, trie, texts, beams, bias=node_bias).leaf for texts in blocks])
     pictures = np.where(leaf >= 0, np.bincount(leaf_of_image)[leaf.clip(0)], 0)
     right_in_leaf = np.zeros((len(leaf), trie.sequences), np.int32)
     np.add.at(right_in_leaf, (validation.relevant[:, 0], leaf_of_image[validation.relevant[:, 1]]), 1)
@@ -259,6 +275,7 @@ class _GeneratorTraining:
         seed: int,
         checkpoints: Path | None,
         progress: Progress,
+        prior_weight: float,
     ) -> None:
         self.model, self.pairs, self.validation, self.config = model, pairs, validation, config
         self.seed, self.folder, self.progress = seed, checkpoints, progress
@@ -266,6 +283,9 @@ class _GeneratorTraining:
         self.records: list[EpochRecord] = []
         self.untrained_recall, self.best_index = 0.0, -1
         self.saved_at = time.monotonic()
+        self.prior_weight = prior_weight
+        captions = np.random.default_rng(seed).permutation(len(pairs.texts))[:_PRIOR_CAPTIONS]
+        self.prior_captions = [pairs.texts[row] for row in np.sort(captions)]
 
     def run(self) -> GeneratorHistory:
         position = optimisation.load_position(self.folder) if self.folder else None
@@ -338,7 +358,11 @@ class _GeneratorTraining:
 
     def _recall(self) -> float:
         self.model.eval()
-        return validation_recall(self.model, self.validation)
+        return validation_recall(self.model, self.validation, bias=self._bias if self.prior_weight else None)
+
+    def _bias(self, trie: VokenTrie) -> NodeBias:
+        prior = measure_prior(self.model, self.prior_captions, trie)
+        return NodeBias(prior_weight=self.prior_weight, prior=prior)
 
     def _loss(self, batch: Int[np.ndarray, "rows 2"], stage: _Stage) -> Tensor:
         config, images = self.config, batch[:, 0]
@@ -428,7 +452,7 @@ class _GeneratorTraining:
             "config": {name: list(value) if isinstance(value, tuple) else value for name, value in settings},
             "pairs": len(self.pairs.pairs),
             "vokens": int(self.pairs.vokens.astype(np.int64).sum()),
-        }
+        } | ({"prior_weight": self.prior_weight} if self.prior_weight else {})
 
     def _module(self) -> nn.Module:
         assert isinstance(self.model, nn.Module)

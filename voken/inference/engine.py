@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from voken.artifact import open_file, plain_path, read_json
+from voken.artifact import map_array, open_file, plain_path, read_json
 from voken.decoding.trie import MAX_ENTRIES, MAX_LEVELS
 from voken.errors import ArtifactVersionError, ConfigError, CorruptArtifactError
 from voken.shapes import Float32, Int, Int64
@@ -36,6 +36,7 @@ _MAX_TOKENS = 1 << 16
 _MAX_TOKENIZER_BYTES = 64 << 20
 _READER = {"file": str, "max_tokens": int, "cut": str, "added": list, "stand_in": int}
 """The settings of a tokenizer, and their types."""
+CODEBOOKS = "codebooks.npy"
 _UNSEEN = 1 << 30
 """A distance that is larger than every table of `voken.inference.graph.BeamTree.bias`, so that a node is not seen."""
 _threads: int | None = None
@@ -246,6 +247,23 @@ class Engine:
         graph = self._graph("rebuild.onnx")
         results = graph.run({"vokens": _ort_value(np.asarray(vokens, dtype=np.int64))})
         return graph.checked(results.get("vector"), (len(vokens), -1))
+
+    @cached_property
+    def codebooks(self) -> Float32[np.ndarray, "M N e"] | None:
+        """The entries that sum to the vectors of pictures; None if the image tokenizer has layers, or if an older voken
+        wrote the engine."""
+        path = self.folder / CODEBOOKS
+        if not path.is_file():
+            return None
+        codebooks: np.ndarray = map_array(path)
+        if (
+            codebooks.dtype != np.float32
+            or codebooks.ndim != 3
+            or codebooks.shape[:2] != (self.levels, self.codebook_size)
+            or not np.isfinite(codebooks).all()
+        ):
+            raise CorruptArtifactError(f"{path}: does not fit the engine. Create the engine again.")
+        return codebooks
 
     @cached_property
     def _packer(self) -> TextPacker:

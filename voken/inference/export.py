@@ -5,6 +5,7 @@ prefill.onnx         reads the texts
 step_….onnx          predicts a level; levels with the same graph share a file
 vectors.onnx         turns texts into vectors, if the generator has no query point
 rebuild.onnx         turns vokens back into vectors
+codebooks.npy        the entries that sum to vectors, if the image tokenizer has no layers
 tokenizer.json       the tokenizer of the texts, as `tokenizers` reads it
 *.weights            the weights of each graph
 """
@@ -27,7 +28,14 @@ from voken.encoders.builtin import sentence_folder
 from voken.encoders.two_tower import TwoTowerEncoder
 from voken.encoders.zero_shot import ZeroShotEncoder
 from voken.errors import ConfigError, MissingExtraError
-from voken.inference.engine import FORMAT, HEADER, QUERY_POINT, TEXT_ENCODER_GRAPH, TEXT_ENCODER_HEADER
+from voken.inference.engine import (
+    CODEBOOKS,
+    FORMAT,
+    HEADER,
+    QUERY_POINT,
+    TEXT_ENCODER_GRAPH,
+    TEXT_ENCODER_HEADER,
+)
 
 if TYPE_CHECKING:
     from voken.encoders.interface import Encoder
@@ -131,6 +139,8 @@ def export_generator(
             vectors = _write_text_encoder(encoder, folder, precision)
         if tokenizer is not None:
             _save(rebuild_graph(tokenizer), folder / "rebuild.onnx")
+            if not tokenizer.config.layers:
+                np.save(folder / CODEBOOKS, tokenizer.codebooks.astype(np.float32), allow_pickle=False)
     header = {
         "vectors": vectors,
         "family": generator.family,

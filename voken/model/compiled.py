@@ -34,6 +34,8 @@ class CompiledModel:
     fingerprint: str
     weights: ReadOutWeights = field(default_factory=ReadOutWeights)
     calibration: Calibration | None = None
+    prior_captions: tuple[str, ...] = ()
+    """See `voken.model.model.Model.prior_captions`."""
 
     @classmethod
     def load(cls, folder: Path, *, threads: int = 0, once: bool = False) -> Self:
@@ -49,10 +51,17 @@ class CompiledModel:
         description = artifact.read_json(folder / "config.json")
         try:
             search, weights, calibration = search_from_dict(description["search"])
+            captions = prior_captions_from(description)
         except (AttributeError, KeyError, TypeError, ConfigError) as error:
             raise CorruptArtifactError(f"{folder / 'config.json'}: does not describe a model ({error}).") from error
         engine = Engine.load(folder / FOLDER, threads=threads, once=once)
-        return cls(engine, engine, search, artifact.contents_digest(folder, without=FOLDER), weights, calibration)
+        fingerprint = artifact.contents_digest(folder, without=FOLDER)
+        return cls(engine, engine, search, fingerprint, weights, calibration, captions)
+
+    @property
+    def codebooks(self) -> Float32[np.ndarray, "M N e"] | None:
+        """See `voken.model.model.Model.codebooks`."""
+        return self.generator.codebooks
 
     def query_vectors(self, texts: Sequence[str], state: Any = None) -> Float32[np.ndarray, "texts dim"]:
         """See `voken.model.model.Model.query_vectors`."""
@@ -61,15 +70,23 @@ class CompiledModel:
 
 def search_from_dict(values: dict[str, Any]) -> tuple[SearchConfig, ReadOutWeights, Calibration | None]:
     """The inverse of `voken.model.model.search_to_dict`. Raises `ConfigError` for values that it cannot write."""
-    chosen_in_training = ("voken_weight", "vector_weight", "calibration")
+    chosen_in_training = ("voken_weight", "vector_weight", "norm_weight", "prior_weight", "calibration")
     settings = {name: value for name, value in values.items() if name not in chosen_in_training}
-    weights = {"voken": values.get("voken_weight"), "vector": values.get("vector_weight")}
+    weights = {name: values.get(f"{name}_weight") for name in ("voken", "vector", "norm", "prior")}
     calibration = values.get("calibration")
     return (
         from_dict(SearchConfig, settings),
         from_dict(ReadOutWeights, weights),
         None if calibration is None else from_dict(Calibration, calibration),
     )
+
+
+def prior_captions_from(description: dict[str, Any]) -> tuple[str, ...]:
+    """The captions in a model's config.json with which its prior is measured. Raises `ConfigError`."""
+    captions = description.get("prior_captions", [])
+    if not (isinstance(captions, list) and all(isinstance(caption, str) for caption in captions)):
+        raise ConfigError("prior_captions is not a list of texts.")
+    return tuple(captions)
 
 
 def is_compiled(folder: Path) -> bool:

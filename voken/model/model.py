@@ -45,7 +45,7 @@ from voken.inference.export import (
     t5_graphs,
 )
 from voken.model.calibration import Calibration
-from voken.model.compiled import FOLDER, KIND, VERSION, search_from_dict
+from voken.model.compiled import FOLDER, KIND, VERSION, prior_captions_from, search_from_dict
 from voken.shapes import Float
 
 _WIDTHS = {"dim", "codebook_size", "levels", "code_dim", "width", "image_features", "text_features"}
@@ -94,6 +94,8 @@ class Model:
     """Weights of the read-outs, chosen on validation."""
     calibration: Calibration | None = None
     """How likely a hit is right; None if the validation set was too small to measure it."""
+    prior_captions: tuple[str, ...] = ()
+    """Training captions with which a search measures the generator's prior; none if its weight is 0."""
     fingerprint: str = ""
     """A hexadecimal digest of the saved files; empty until the model is saved."""
 
@@ -101,6 +103,11 @@ class Model:
     def has_query_point(self) -> bool:
         """Whether the generator maps each query to a point in the pictures' space, near which its picture lies."""
         return self.generator.has_query_point and not self.tokenizer.config.layers
+
+    @property
+    def codebooks(self) -> Float[np.ndarray, "M N e"] | None:
+        """The entries that sum to the vectors of pictures; None if the tokenizer's layers come in between."""
+        return None if self.tokenizer.config.layers else self.tokenizer.codebooks
 
     def query_vectors(self, texts: Sequence[str], state: Any = None) -> Float[np.ndarray, "texts dim"]:
         """Unit vectors of queries in the pictures' space. Read-outs compare them with the pictures' vectors.
@@ -128,6 +135,7 @@ class Model:
                 "run": self.config.to_dict(),
                 "search": search_to_dict(self.search, self.weights, self.calibration),
                 "validation": self.validation,
+                "prior_captions": list(self.prior_captions),
             }
             artifact.write_json(partial / "config.json", description)
             if family.can_export(self.encoder):
@@ -153,6 +161,7 @@ class Model:
         try:
             config = RunConfig.from_dict(description["run"])
             search, weights, calibration = search_from_dict(description["search"])
+            captions = prior_captions_from(description)
             validation = description["validation"]
         except (AttributeError, KeyError, TypeError, ConfigError) as error:
             raise CorruptArtifactError(f"{folder / 'config.json'}: does not describe a model ({error}).") from error
@@ -161,7 +170,7 @@ class Model:
             generator = FAMILIES[config.generator.family].load(folder / "generator", pictures.encoder)
         generator.to(device or "cpu")
         parts = (config, pictures.encoder, pictures.tokenizer, generator)
-        return cls(*parts, search, validation, weights, calibration, pictures.fingerprint)
+        return cls(*parts, search, validation, weights, calibration, captions, pictures.fingerprint)
 
 
 @contextmanager
@@ -201,6 +210,8 @@ def search_to_dict(search: SearchConfig, weights: ReadOutWeights, calibration: C
     return dataclasses.asdict(search) | {
         "voken_weight": used.voken,
         "vector_weight": used.vector,
+        "norm_weight": used.norm,
+        "prior_weight": used.prior,
         "calibration": None if calibration is None else dataclasses.asdict(calibration),
     }
 

@@ -42,6 +42,8 @@ class Why:
 
     log_prob: float
     """Log-probability of the whole sequence: the sum over its levels."""
+    correction: float
+    """What the search adds to it for the sequence's prior and the length of its vector; 0 if their weights are 0."""
     beam_rank: int | None
     """Rank of the sequence among the beams, from 1; None if no beam reaches it."""
     cosine: float | None
@@ -60,13 +62,17 @@ def explain(searcher: Searcher, text: str, hits: Sequence[Hit]) -> list[Why]:
         raise ConfigError(f"These hits have no sequences of {trie.levels} vokens: they are of another collection.")
     search = searcher.prepare([text], len(hits))
     state = model.generator.prefill(search.texts)
-    beams = beam_search_from_state(model.generator, state, trie, max(1, min(search.key.beams, trie.sequences)))
+    bias = searcher.corrections.of(trie)
+    count = max(1, min(search.key.beams, trie.sequences))
+    beams = beam_search_from_state(model.generator, state, trie, count, bias=bias)
     rank_of_leaf = {leaf: rank for rank, leaf in enumerate(beams.leaf[0].tolist(), start=1) if leaf >= 0}
     log_probs = _log_probs(model.generator, state, vokens)
     voken_log_probs = np.take_along_axis(log_probs, vokens[:, :, None], 2)[:, :, 0]
     ranks = 1 + (log_probs > voken_log_probs[:, :, None]).sum(2)
     counts = _pictures_below(trie, vokens)
     leaves = trie.leaf_of(vokens)
+    # a picture that has left the collection since has no leaf
+    corrections = np.zeros(len(vokens)) if bias is None else bias.of_sequences(vokens, leaves, trie)
     read_out = ReadOut("voken" if pool.snapshot.vectors is None else "vector", 1.0)
     beams_of_hits = Beams(vokens[None], leaves[None], voken_log_probs.sum(1)[None])
     candidates = Candidates.of(trie, beams_of_hits.leaf[0], beams_of_hits.log_prob[0])
@@ -75,6 +81,7 @@ def explain(searcher: Searcher, text: str, hits: Sequence[Hit]) -> list[Why]:
     return [
         Why(
             log_prob=float(voken_log_probs[place].sum()),
+            correction=float(corrections[place]),
             beam_rank=rank_of_leaf.get(int(leaves[place])),
             cosine=None if (row := pool.snapshot.find(hit.image_id)) is None else cosine_of_row.get(row),
             levels=tuple(

@@ -1,6 +1,6 @@
 """Read-outs rank the pictures that the beams reached, and say how likely each is right.
 
-    generate   log p(Y|q) alone
+    generate   log p(Y|q) alone, less the corrections of `voken.decoding.node_bias` if the model has any
     voken      + weight × cosine of the query's vector with the vector rebuilt from the picture's vokens
     vector     + weight × cosine of the query's vector with the picture's stored vector
 
@@ -61,7 +61,7 @@ class Candidates:
     leaves: Int64[np.ndarray, " pictures"]
     rows: Int64[np.ndarray, " pictures"]
     log_prob: Float[np.ndarray, " pictures"]
-    """Log-probability of the picture's sequence."""
+    """Log-probability of the picture's sequence, with the corrections that do not depend on the query."""
     shared: Int64[np.ndarray, " pictures"]
     """The number of pictures with this picture's sequence, itself included."""
 

@@ -33,6 +33,7 @@ from voken.decoding.nearest import NearestSequences
 from voken.decoding.trie import VokenTrie
 from voken.errors import ArtifactError, ConfigError, DataError, StorageError
 from voken.model.calibration import Calibration
+from voken.search.corrections import Corrections
 from voken.search.hit import Hit
 from voken.search.readouts import Candidates, Pool, ReadOut, VectorBuilder
 from voken.shapes import Float
@@ -81,6 +82,16 @@ class SearchModel(Protocol):
     @property
     def calibration(self) -> Calibration | None:
         """The calibration of its confidences, if it has one."""
+        ...
+
+    @property
+    def codebooks(self) -> Float[np.ndarray, "M N e"] | None:
+        """The entries that sum to the vectors of pictures, if they do."""
+        ...
+
+    @property
+    def prior_captions(self) -> tuple[str, ...]:
+        """The captions with which the generator's prior is measured, if it is taken out of the scores."""
         ...
 
     @property
@@ -168,6 +179,9 @@ class Searcher:
         self.model = model
         self.search_config = search
         self.read_out = _read_out(search, model, collection)
+        weights = search.weights(model.weights)
+        codebooks = model.codebooks if weights.norm else None
+        self.corrections = Corrections(model.generator, codebooks, model.prior_captions, weights)
         self._widen = widen
         self._store = store
         self._snapshot = collection
@@ -318,7 +332,7 @@ class Searcher:
     def _answer_block(self, pool: Pool, texts: list[str], k: int, count: int) -> list[list[Hit]]:
         generator = self.model.generator
         state = generator.prefill(texts)
-        beams = beam_search_from_state(generator, state, pool.trie, count)
+        beams = beam_search_from_state(generator, state, pool.trie, count, bias=self.corrections.of(pool.trie))
         queries = self.model.query_vectors(texts, state) if self.read_out.needs_cosines else None
         return _ranked_hits(pool, self.read_out, beams, queries, k)
 
@@ -409,7 +423,9 @@ def _read_out(search: SearchConfig, model: SearchModel, collection: Snapshot) ->
     weight = {"generate": 0.0, "voken": weights.voken, "vector": weights.vector}[name]
     if weight is None:
         raise ConfigError(f"search.{name}_weight was not chosen when the model was trained. Give it a value.")
-    return ReadOut.calibrated(name, float(weight), model.calibration)
+    # confidences were fitted on scores with the model's own corrections
+    same = (weights.norm or 0.0, weights.prior or 0.0) == (model.weights.norm or 0.0, model.weights.prior or 0.0)
+    return ReadOut.calibrated(name, float(weight), model.calibration if same else None)
 
 
 def check_k(k: int) -> None:

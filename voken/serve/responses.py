@@ -108,6 +108,7 @@ class Why(BaseModel):
     """How the search reached a picture."""
 
     log_prob: float
+    correction: float = Field(description="Added to log_prob for what does not depend on the query.")
     beam_rank: int | None
     cosine: float | None
     levels: list[Step]

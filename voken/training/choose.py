@@ -22,12 +22,15 @@ from voken.errors import ConfigError
 from voken.metrics import first_relevant, mean_recall
 from voken.model.calibration import Calibration, ReadOutCalibration, Threshold
 from voken.model.model import Model
+from voken.search.corrections import Corrections
 from voken.search.readouts import ReadOut, sigmoid
 from voken.shapes import Bool, Float, Int
 from voken.training.sides import Side, query_rows
 
-_WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
-"""The rerank weights that are tried."""
+_WEIGHTS = (0.0, *(2 ** (half / 2) for half in range(-4, 15)))
+"""The rerank weights that are tried first: 0, and ¼ to 128 in steps of √2."""
+_LARGEST_WEIGHT = 2.0**14
+"""While the largest weight is the best, a larger one is tried, up to this one."""
 HITS = 10
 """The fit uses this many of the first hits of each answer."""
 PRECISIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -125,24 +128,28 @@ class Cases:
         return scaled
 
 
-def validation_answers(model: Model, validation: Side) -> dict[ReadOutName, Answers]:
+def validation_answers(
+    model: Model, validation: Side, corrections: Corrections | None = None
+) -> dict[ReadOutName, Answers]:
     """Per read-out, the model's answers to at most a thousand validation captions over the validation pictures.
 
-    The read-outs differ in their cosines: "vector" compares queries with the pictures' vectors, the others compare
-    them with the vectors rebuilt from vokens.
+    The scores hold the `corrections`. The read-outs differ in their cosines: "vector" compares queries with the
+    pictures' vectors, the others compare them with the vectors rebuilt from vokens.
     """
     tokenizer = model.tokenizer
     captions = query_rows(validation, model.config.seed)
     vokens = tokenizer.encode(validation.images)
     trie = VokenTrie.from_vokens(vokens, tokenizer.codebook_size)
     leaf_of_image = trie.leaf_of(vokens)
+    bias = None if corrections is None else corrections.of(trie)
     log_prob = np.full((len(captions), trie.sequences), -np.inf, np.float32)
     queries = np.zeros((len(captions), validation.images.shape[1]), np.float32)
     for start in range(0, len(captions), 64):
         texts = [validation.captions[row] for row in captions[start : start + 64]]
         state = model.generator.prefill(texts)
         queries[start : start + 64] = model.query_vectors(texts, state)
-        beams = beam_search_from_state(model.generator, state, trie, min(model.search.beams, trie.sequences))
+        count = min(model.search.beams, trie.sequences)
+        beams = beam_search_from_state(model.generator, state, trie, count, bias=bias)
         rows = np.arange(start, start + len(texts))[:, None]
         log_prob[rows, beams.leaf] = beams.log_prob
     relevant = np.zeros((len(captions), len(vokens)), bool)
@@ -163,6 +170,8 @@ def choose_weights(
 ) -> tuple[ReadOutWeights, dict[str, dict[str, float]]]:
     """Choose the weights of the two reranks by validation recall. A weight that is set in `search` is not changed.
 
+    The grid goes on until its best weight is not its largest: the best may be far from what any other data had.
+
     The second value is the recall of each weight that was tried, per read-out.
     """
     recalls: dict[str, dict[str, float]] = {}
@@ -170,10 +179,15 @@ def choose_weights(
     for name in best:
         answer = answers[name]
         if len(answer.relevant):
-            scores = (ReadOut(name, weight).score(answer.log_prob, answer.cosine) for weight in _WEIGHTS)
-            by_weight = [mean_recall(first_relevant(score, answer.relevant)) for score in scores]
-            recalls[name] = dict(zip(map(str, _WEIGHTS), by_weight, strict=True))
-            best[name] = _WEIGHTS[int(np.argmax(by_weight))]
+            by_weight: dict[float, float] = {}
+            weights = list(_WEIGHTS)
+            for weight in weights:  # it grows
+                score = ReadOut(name, weight).score(answer.log_prob, answer.cosine)
+                by_weight[weight] = mean_recall(first_relevant(score, answer.relevant))
+                best[name] = max(by_weight, key=lambda tried: (by_weight[tried], -tried))
+                if weight == weights[-1] == best[name] < _LARGEST_WEIGHT:
+                    weights.append(weight * 2**0.5)
+            recalls[name] = {f"{weight:g}": recall for weight, recall in by_weight.items()}
     return search.weights(ReadOutWeights(best["voken"], best["vector"])), recalls
 
 

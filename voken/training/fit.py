@@ -38,8 +38,16 @@ from voken.model.calibration import Calibration
 from voken.model.model import FAMILIES, Model
 from voken.optimisation import keep_freed_memory
 from voken.progress import Progress, no_progress
+from voken.search.corrections import Corrections
 from voken.shapes import Float
 from voken.training.choose import calibrate, choose_weights, read_outs, validation_answers
+from voken.training.corrections import (
+    choose_corrections,
+    choose_memory_weight,
+    exact_scores,
+    prior_captions,
+    recall_by_beams,
+)
 from voken.training.sides import (
     Side,
     TrainingInputs,
@@ -109,7 +117,7 @@ def prepare(
 def fit_stages(
     inputs: TrainingInputs, config: RunConfig, work: Path, *, reranks: bool = True, progress: Progress = no_progress
 ) -> Model:
-    """Train both stages, then choose the rerank weights and the calibration. The model is not saved.
+    """Train both stages, then choose the corrections, the rerank weights and the calibration. The model is not saved.
 
     Finished parts are stored in `work`, and the same call continues from there. Without `reranks` no validation query
     is searched: the model has only the read-out "generate", and its hits have no confidence.
@@ -118,14 +126,28 @@ def fit_stages(
     train, validation = inputs.train, inputs.validation
     tokenizer, tokenizer_history = _fit_tokenizer(inputs, config, work, progress)
     generator, generator_history = _fit_generator(inputs, tokenizer, config, work, progress)
+    queries = validation_queries(validation, tokenizer.encode(validation.images), config.seed)
+    memory = choose_memory_weight(generator, queries) if reranks and isinstance(generator, LiteGenerator) else {}
     model = Model(config, inputs.encoder, tokenizer, generator, config.search, {})
     weights = config.search.weights(ReadOutWeights(0.0, 0.0))
     calibration: Calibration | None = None
     recalls: dict[str, Any] = {}
     calibration_report: dict[str, Any] = {}
+    correction_report: dict[str, Any] = {}
+    beams_report: dict[str, float] = {}
+    captions = prior_captions(train.captions, config.seed)
     if reranks:
-        answers = validation_answers(model, validation)
+        # an untrained generator has no prior, and if the weight is 0 none is needed
+        has_prior = config.search.prior_weight != 0 and (
+            generator_history["best"] >= 0 or config.search.prior_weight is not None
+        )
+        scores = exact_scores(model, queries, captions if has_prior else (), seed=config.seed)
+        chosen, correction_report = choose_corrections(config.search, scores)
+        corrections = Corrections(generator, model.codebooks, captions, chosen)
+        beams_report = {str(beams): recall for beams, recall in recall_by_beams(model, queries, corrections)}
+        answers = validation_answers(model, validation, corrections)
         weights, recalls = choose_weights(config.search, answers)
+        weights = replace(weights, norm=chosen.norm, prior=chosen.prior)
         read_out_answers = {read_out: answers[name] for name, read_out in read_outs(weights).items()}
         calibration, calibration_report = calibrate(read_out_answers, beams=config.search.beams, seed=config.seed)
     quality = tokenizer_report(tokenizer, validation.images, validation.texts, validation.pairs[:, ::-1].copy())
@@ -133,12 +155,21 @@ def fit_stages(
         "tokenizer": tokenizer_history
         | {"report": asdict(quality), "warnings": list(quality_warnings(quality, tokenizer.config))},
         "generator": generator_history,
+        "memory": memory,
+        "corrections": correction_report,
+        "beams": beams_report,
         "search": recalls,
         "calibration": calibration_report,
         "pictures": {"train": len(train.images), "validation": len(validation.images)},
         "skipped": [asdict(item) for item in inputs.skipped],
     }
-    return replace(model, weights=weights, calibration=calibration, validation=reports)
+    return replace(
+        model,
+        weights=weights,
+        calibration=calibration,
+        validation=reports,
+        prior_captions=captions if weights.prior else (),
+    )
 
 
 def _fit_encoder(
@@ -273,6 +304,7 @@ def _fit_generator(
         seed=config.seed,
         checkpoints=work / "generator",
         progress=progress,
+        prior_weight=config.search.prior_weight or 0.0,
     )
     if isinstance(generator, LiteGenerator):
         generator.end_training()
