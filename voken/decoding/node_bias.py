@@ -28,8 +28,8 @@ from voken.decoding.trie import VokenTrie
 from voken.errors import ConfigError
 from voken.shapes import Float, Float32, Int64, Integer
 
-NodePrior = tuple[Float32[np.ndarray, " _"], ...]
-"""For each level 1 … M: the mean of log p(last voken | the vokens before it) at each node of a trie."""
+NodePrior = tuple[np.ndarray, ...]
+"""For each level 1 … M: the mean of log p(last voken | the vokens before it), a float32 for each node of a trie."""
 _LEAVES_AT_ONCE = 256
 _LOGITS_AT_ONCE = 1 << 22
 """Largest captions × nodes × N in one step of the model while a prior is measured: 16 MB of float32."""
