@@ -143,12 +143,18 @@ def test_a_setting_without_effect_is_refused(changes, key, reason):
 
 def test_settings_with_an_effect_are_accepted():
     lite = preset("paper-lite").override(
-        {"generator.query_vector": "true", "generator.memory_weight": "1", "generator.targets": "soft"}
+        {
+            "generator.query_vector": "true",
+            "generator.memory_weight": "1",
+            "generator.point_epochs": "3",
+            "generator.targets": "soft",
+        }
     )
     values = {part: values for part, values in lite.to_dict().items() if isinstance(values, dict)}
     unused = {"encoder.checkpoint", "tokenizer.ema_decay", "tokenizer.alignment_temperature", "generator.checkpoint"}
     unused |= {"generator.lora_rank", "generator.discrimination_epochs", "generator.discrimination_learning_rate"}
-    unused |= {"search.readout"}
+    unused |= {"generator.generation_beside_discrimination"}
+    unused |= {"search.readout", "search.norm_weight"}
     lite.check_used({f"{part}.{name}" for part in values for name in values[part]} - unused)
     preset("default").check_used(["tokenizer.levels", "generator.epochs", "generator.layers", "search.beams"])
 

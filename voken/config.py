@@ -149,6 +149,10 @@ class GeneratorConfig:
     """lite with the built-in encoder: also train a copy of the sentence encoder. Slow on a CPU."""
     query_vector: bool = False
     """lite: give the decoder the query's vector and its inner products with the codebook."""
+    point_epochs: int = 0
+    """lite with query_vector: largest number of epochs of L_dis over all training sequences at once, before L_gen. They
+    move the query's vector by what the decoder reads in the query's tokens."""
+    point_learning_rate: float = 1e-3
     query_noise: float = 0.0
     """lite with query_vector: length of the noise that training adds to the query's vector, because the encoder fits
     training captions better than new queries."""
@@ -170,6 +174,8 @@ class GeneratorConfig:
     """L_gen divides logits by this, as the official code does."""
     discrimination: Literal["staged", "joint", "none"] = "joint"
     """L_dis is trained after L_gen (the official code), summed with it from the start (Eq. 10), or not at all."""
+    generation_beside_discrimination: bool = False
+    """If staged: keep L_gen beside L_dis, as in Eq. 10."""
     discrimination_weight: float = 1.0
     discrimination_epochs: int = 5
     """If staged: largest number of epochs of L_dis."""
@@ -195,6 +201,11 @@ class GeneratorConfig:
     """Epochs without a better validation recall before a stage stops."""
     autocast: bool = True
     """Compute in bf16 if the device can."""
+
+    @property
+    def moves_query_point(self) -> bool:
+        """Whether a `lite` generator learns a correction of the query's vector."""
+        return self.query_vector and self.point_epochs > 0
 
 
 @dataclass(frozen=True)
@@ -317,28 +328,37 @@ def _unused(run: RunConfig) -> Iterator[tuple[str, str, str]]:
     if generator.family == "lite":
         yield "generator.family is lite", "generator", "checkpoint lora_rank"
     else:
-        names = f"width layers heads tune_encoder query_vector query_noise memory_weight {memory}"
+        point = "point_epochs point_learning_rate query_noise"
+        names = f"width layers heads tune_encoder query_vector {point} memory_weight {memory}"
         other = "lora_rank" if generator.family == "t5" else "dropout"
         yield f"generator.family is {generator.family}", "generator", f"{names} {other}"
+    staged = generator.discrimination == "staged"
     if not generator.query_vector:
-        yield "generator.query_vector is false", "generator", f"query_noise memory_weight {memory}"
+        yield (
+            "generator.query_vector is false",
+            "generator",
+            f"point_epochs point_learning_rate query_noise memory_weight {memory}",
+        )
+    elif not generator.point_epochs:
+        yield "generator.point_epochs is 0", "generator", "point_learning_rate"
     if not generator.memory_weight:
         yield "generator.memory_weight is 0", "generator", memory
     if not generator.epochs:
-        names = "targets soft_temperature logit_temperature text_only_weight learning_rate"
-        yield "generator.epochs is 0", "generator", names
+        beside = staged and generator.generation_beside_discrimination
+        names = "" if beside else "targets soft_temperature logit_temperature text_only_weight "
+        yield "generator.epochs is 0", "generator", names + "learning_rate"
     if generator.targets != "soft" and not generator.text_only_weight:
         yield f"generator.targets is {generator.targets}", "generator", "soft_temperature"
-    staged = generator.discrimination == "staged"
+    both = "generation_beside_discrimination"
     lists = "discrimination_weight discrimination_beams distillation_weight"
     if not staged:
         reason = f"generator.discrimination is {generator.discrimination}"
-        yield reason, "generator", "discrimination_epochs discrimination_learning_rate"
+        yield reason, "generator", f"discrimination_epochs discrimination_learning_rate {both}"
     if generator.discrimination == "none":
         yield "generator.discrimination is none", "generator", lists
     if staged and not generator.discrimination_epochs:
-        yield "generator.discrimination_epochs is 0", "generator", f"{lists} discrimination_learning_rate"
-    if not generator.epochs and not (staged and generator.discrimination_epochs):
+        yield "generator.discrimination_epochs is 0", "generator", f"{lists} discrimination_learning_rate {both}"
+    if not generator.moves_query_point and not generator.epochs and not (staged and generator.discrimination_epochs):
         names = f"{lists} batch_size weight_decay warmup gradient_clip patience autocast"
         yield "the generator has no epochs", "generator", names
 

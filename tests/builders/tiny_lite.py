@@ -28,6 +28,8 @@ SETTINGS = {
     "query vector": {},
     "query vector, random rows": {"copy_voken_embeddings": False},
     "memory": {"memory_weight": 0.7},
+    "moved query point": {"point_epochs": 1},
+    "moved query point, memory": {"point_epochs": 1, "memory_weight": 0.7},
     "one layer, as wide as the codes": {"layers": 1, "width": 8, "heads": 2},
 }
 

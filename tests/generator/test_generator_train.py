@@ -17,7 +17,8 @@ import torch
 from builders import tiny_llama, tiny_t5
 from voken import optimisation
 from voken.config import GeneratorConfig
-from voken.decoding.beam import beam_search_from_state
+from voken.decoding.beam import beam_search, beam_search_from_state
+from voken.decoding.trie import VokenTrie
 from voken.encoders.text_reader import TextStates
 from voken.errors import EmptyDataError, ResumeError
 from voken.generator import train
@@ -29,6 +30,7 @@ from voken.generator.train import (
     SoftTargets,
     ValidationQueries,
     VokenPairs,
+    cosine_bias,
     train_generator,
     validation_recall,
 )
@@ -144,6 +146,8 @@ VARIANTS = {
         "distillation_weight": 1.0,
     },
     "bf16": {"autocast": True},
+    "query point": {"point_epochs": 5},
+    "query point, staged": {"point_epochs": 5, "discrimination": "staged", "generation_beside_discrimination": True},
     "no query vector": {"query_vector": False, "epochs": 30},
 }
 
@@ -165,11 +169,18 @@ def test_training_learns(name):
     assert generation[-1].loss < 0.7 * generation[0].loss
     assert history.untrained_recall < 0.6
     assert history.epochs[history.best].recall > 0.9
-    assert validation_recall(model, make_validation()) == pytest.approx(history.epochs[history.best].recall)
+    bias = cosine_bias(model)
+    recall = validation_recall(model, make_validation(), bias=lambda trie: bias)
+    assert recall == pytest.approx(history.epochs[history.best].recall)
     assert not model.training
     stages = [record.stage for record in history.epochs]
     later = 2 if VARIANTS[name].get("discrimination") == "staged" else 0
-    assert stages == ["generation"] * model.config.epochs + ["discrimination"] * later
+    assert (
+        stages
+        == ["query point"] * model.config.point_epochs
+        + ["generation"] * model.config.epochs
+        + ["discrimination"] * later
+    )
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -232,6 +243,71 @@ def test_discrimination_loss_is_added_by_hand():
     plain = first_loss(pairs)
     both = first_loss(pairs, discrimination="joint", discrimination_weight=0.5, discrimination_beams=len(sequences))
     assert both - plain == pytest.approx(0.5 * total / PICTURES, rel=1e-4)
+
+
+def point_scores_by_hand(model: LiteGenerator, texts: list[str], sequences: np.ndarray) -> np.ndarray:
+    """Similarity × (<t, ẑ> - 0.4 ‖ẑ‖²), in double precision."""
+    books = make_codebooks().astype(np.float64)
+    rebuilt = sum(books[level][sequences[:, level]] for level in range(LEVELS))
+    points = model.prefill(texts).query_point.double().numpy()
+    return float(model.similarity.detach()[0]) * (points @ rebuilt.T - 0.4 * np.square(rebuilt).sum(1))
+
+
+def test_at_the_start_the_scores_of_query_points_are_those_of_the_beam_search():
+    model = make_model(point_epochs=1)
+    torch.nn.init.normal_(model.point_out.weight)
+    model.eval()
+    trie = VokenTrie.from_vokens(picture_vokens(), SIZE)
+    beams = beam_search(model, trie, WORDS, trie.sequences, bias=cosine_bias(model))
+    searched = np.zeros((len(WORDS), trie.sequences))
+    np.put_along_axis(searched, beams.leaf, beams.log_prob, 1)
+    sequences = trie.leaf_vokens(np.arange(trie.sequences))
+    with torch.no_grad():
+        scores = model.point_scores(model.encode(WORDS), torch.from_numpy(sequences).long()).numpy()
+    np.testing.assert_allclose(scores, point_scores_by_hand(model, WORDS, sequences), rtol=1e-4, atol=1e-4)
+    centred = (part - part.mean(1, keepdims=True) for part in (scores, searched))
+    np.testing.assert_allclose(*centred, atol=1e-4)
+    assert not np.allclose(model.prefill(WORDS).query_point, make_model().eval().prefill(WORDS).query_point)
+
+
+def test_the_query_point_is_trained_on_all_sequences_at_once():
+    """The first loss by hand: of all sequences, those of the query's concept are left out, but for its own."""
+    pairs = one_caption_a_picture(make_pairs())
+    settings = {"point_epochs": 1, "epochs": 0, "dropout": 0.0, "batch_size": PICTURES}
+    model = make_model(**settings)
+    history = train_generator(model, pairs, make_validation(), model.config, seed=0)
+    untrained = make_model(**settings).eval()
+    sequences = np.unique(pairs.vokens, axis=0)
+    losses = []
+    for similarity in (5.0, 7.0, 10.0, 14.0, 20.0, 28.0, 40.0, 56.0, 80.0):
+        untrained.similarity.data.fill_(similarity)
+        scores = point_scores_by_hand(untrained, list(pairs.texts), sequences)
+        total = 0.0
+        for picture, text in pairs.pairs:
+            related = {tuple(pairs.vokens[other]) for other in range(picture % CONCEPTS, PICTURES, CONCEPTS)}
+            own = tuple(pairs.vokens[picture])
+            kept = [row for row, sequence in enumerate(sequences) if tuple(sequence) not in related - {own}]
+            at = [tuple(sequence) for sequence in sequences].index(own)
+            total += np.log(np.exp(scores[text, kept]).sum()) - scores[text, at]
+        losses.append(total / PICTURES)
+    assert [record.stage for record in history.epochs] == ["query point"]
+    assert history.epochs[0].loss == pytest.approx(min(losses), rel=1e-4), "it starts with the best similarity"
+    assert not model.voken_out.any()
+
+
+def test_lists_of_the_query_point_hold_the_batch_if_not_all_fit():
+    pairs = make_pairs()
+    candidates = CandidateSearch(pairs, SIZE)
+    batch = pairs.pairs[:7]
+    leaves = candidates.leaves_beside(batch, 15, seed=3)
+    assert len(leaves) == 15 < candidates.trie.sequences
+    own, right = candidates.right_answers(batch, leaves)
+    vokens = candidates.vokens_of(leaves)
+    np.testing.assert_array_equal(vokens[own], pairs.vokens[batch[:, 0]])
+    for row, (picture, _) in enumerate(batch):
+        related = {tuple(pairs.vokens[other]) for other in range(picture % CONCEPTS, PICTURES, CONCEPTS)}
+        expected = [tuple(sequence) in related - {tuple(pairs.vokens[picture])} for sequence in vokens]
+        assert right[row].tolist() == expected
 
 
 def test_one_seed_gives_one_result_and_another_another():

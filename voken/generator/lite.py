@@ -1,14 +1,18 @@
 """The `lite` family: a pretrained text encoder reads the query, a shallow decoder writes the vokens.
 
 With a shallow decoder, a CPU can train it in minutes and search with it in milliseconds. The decoder is a pre-norm
-transformer with cross-attention to the query's token states. Three settings of `GeneratorConfig` extend it:
+transformer with cross-attention to the query's token states. Four settings of `GeneratorConfig` extend it:
 
 - `copy_voken_embeddings` initialises the voken rows, for input and output, from the codebook (end of the first
   paragraph of section 3.2), through a fixed orthonormal map if the widths differ.
 - `query_vector` gives the decoder the query's vector t: as a token to attend to, and through the inner products of t,
   and of the sum of the entries so far, with the entries of the level. If entries sum to the picture's vector ẑ, the
   inner products alone rank sequences by <t, ẑ>. So the decoder starts as an exact search of quantized vectors, and
-  learns corrections.
+  learns corrections; its output rows start at zero.
+- `point_epochs` adds to t a linear map of the decoder's state at the start position, which has attended to the query's
+  tokens. The map starts at zero and is trained by L_dis over all sequences of the training set at once. As long as the
+  voken rows of the output are zero, log p(Y|q) is Σ s_l·<t, c_l> less a constant of the query, so the softmax over
+  every sequence is one product of matrices.
 - `memory_weight` adds to t the pictures of the training captions nearest to the query: the mean of the vectors rebuilt
   from the pictures' vokens, weighted by a softmax over the captions' similarities (the cache of Zhang et al. 2022,
   "Tip-Adapter", with sequences in place of classes). In training, captions of the query's concept are left out, so
@@ -40,6 +44,8 @@ _ROW_RMS = 0.05
 """Root mean square of the entries of a voken row before training."""
 _SIMILARITY = 10.0
 """Factor of the inner products with the query's vector before training."""
+COSINE = 0.4
+"""With this × s as the weight of ‖ẑ‖², s·<t, ẑ> ranks nearly as the cosine does, for vectors of about unit length."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +232,7 @@ class LiteGenerator(nn.Module):
         copies = config.copy_voken_embeddings
         rows = _copied_rows(self.entries, width) if copies else torch.randn(levels, entries, width) * _ROW_RMS
         self.voken_in = nn.Parameter(rows.clone())
-        self.voken_out = nn.Parameter(rows * 0.1 if config.query_vector else rows.clone())
+        self.voken_out = nn.Parameter(torch.zeros_like(rows) if config.query_vector else rows.clone())
         self.bias = nn.Parameter(torch.zeros(levels, entries))
         if config.query_vector:
             self.vector_in = nn.Linear(reader.dim, width)
@@ -234,6 +240,9 @@ class LiteGenerator(nn.Module):
             nn.init.eye_(self.to_code.weight)
             self.similarity = nn.Parameter(torch.full((levels,), _SIMILARITY))
             self.repetition = nn.Parameter(torch.zeros(levels))
+        if config.moves_query_point:
+            self.point_out = nn.Linear(width, code_dim, bias=False)
+            nn.init.zeros_(self.point_out.weight)
         self._related_rows: Mapping[str, Int[np.ndarray, " rows"]] = {}
         self.register_buffer("memory_vectors", torch.zeros(0, reader.dim))
         self.register_buffer("memory_pictures", torch.zeros(0, code_dim))
@@ -289,14 +298,15 @@ class LiteGenerator(nn.Module):
             ids, mask = self.text.tokenize(texts, self.config.max_query_tokens)
             tokens = self.text(ids.to(self.device), mask.to(self.device))
         tokens, mask = tokens.to(self.device, self.start.dtype), mask.to(self.device)
-        vectors = states.vectors.to(self.device, self.start.dtype)
+        vectors = self._noisy(states.vectors.to(self.device, self.start.dtype))
         memory = self.read(tokens)
         if self.config.query_vector:
             memory = torch.cat([self.vector_in(vectors)[:, None], memory], 1)
             mask = torch.cat([torch.ones_like(mask[:, :1]), mask], 1)
         memory = self.dropout(self.read_norm(memory))
         cross = tuple(layer.cross_keys(memory) for layer in self._layers())
-        return LiteState(cross, mask[:, None, None], self._query_point(texts, vectors))
+        mask = mask[:, None, None]
+        return LiteState(cross, mask, self._query_point(texts, vectors, cross, mask))
 
     def step(
         self,
@@ -343,6 +353,19 @@ class LiteGenerator(nn.Module):
         ]
         return torch.stack([part.expand(-1, sequences, -1) for part in logits], 2)
 
+    def point_scores(
+        self, state: LiteState, vokens: Int[Tensor, "sequences levels"]
+    ) -> Float[Tensor, "queries sequences"]:
+        """What `query_vector` adds to the score of each sequence: Σ s_l·<t, c_l>, less the length of ẑ as in a cosine.
+
+        As long as `voken_out` and `repetition` are zero, these are the scores of a search (see
+        `voken.decoding.node_bias`) up to a term of each query.
+        """
+        level = torch.arange(self.levels, device=self.device)
+        entries = self.entries[level, vokens]
+        scores = state.query_point @ (self.similarity[:, None] * entries).sum(1).T
+        return scores - COSINE * self.similarity.mean() * entries.sum(1).square().sum(1)
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """See `decay_groups`."""
         return decay_groups(self)
@@ -369,13 +392,28 @@ class LiteGenerator(nn.Module):
             assert isinstance(layer, DecoderLayer)
             yield layer
 
-    def _query_point(self, texts: Sequence[str], vectors: Float[Tensor, "queries dim"]) -> Float[Tensor, "queries e"]:
+    def _noisy(self, vectors: Float[Tensor, "queries dim"]) -> Float[Tensor, "queries dim"]:
+        if not (self.training and self.config.query_vector and self.config.query_noise):
+            return vectors
+        spread = self.config.query_noise * vectors.shape[1] ** -0.5
+        return normalize(vectors + spread * torch.randn_like(vectors), dim=-1)
+
+    def _query_point(
+        self,
+        texts: Sequence[str],
+        vectors: Float[Tensor, "queries dim"],
+        cross: tuple[tuple[Tensor, Tensor], ...],
+        mask: Tensor,
+    ) -> Float[Tensor, "queries e"]:
         if not self.config.query_vector:
             return torch.zeros(len(vectors), self.entries.shape[2], device=self.device)
-        if self.training and self.config.query_noise:
-            spread = self.config.query_noise * vectors.shape[1] ** -0.5
-            vectors = normalize(vectors + spread * torch.randn_like(vectors), dim=-1)
         point: Tensor = self.to_code(vectors)
+        if self.config.moves_query_point:
+            hidden = self.dropout((self.start + self.place[0]).expand(len(vectors), 1, -1))
+            attends = torch.ones(1, 1, dtype=torch.bool, device=self.device)
+            for number, layer in enumerate(self._layers()):
+                hidden = layer.teacher_forced(hidden, attends, cross[number], mask)
+            point = normalize(point + self.point_out(self.norm(hidden[:, 0])), dim=-1)
         if not (self.config.memory_weight and len(self.memory_vectors)):
             return point
         similarity = vectors @ self.memory_vectors.to(vectors.dtype).T / self.config.memory_temperature

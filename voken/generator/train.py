@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ from voken.decoding.node_bias import NodeBias, measure_prior
 from voken.decoding.trie import VokenTrie
 from voken.errors import EmptyDataError, ResumeError
 from voken.generator.interface import Generator
-from voken.metrics import FirstRelevant, mean_recall
+from voken.generator.lite import COSINE, LiteGenerator
+from voken.metrics import FirstRelevant, first_relevant, mean_recall
 from voken.optimisation import TrainingLoop, autocast, one_caption_per_image
 from voken.progress import Progress, no_progress
 from voken.shapes import Bool, Float, Int
@@ -39,6 +40,11 @@ _PRIOR_CAPTIONS = 32
 """Training captions whose mean log-probabilities are the prior that validation takes out after every epoch."""
 _TEACHER_TEMPERATURE = 0.05
 _CHECKPOINT_SECONDS = 60.0
+POINT_STAGE = "query point"
+_SIMILARITIES = (5.0, 7.0, 10.0, 14.0, 20.0, 28.0, 40.0, 56.0, 80.0)
+_FIT_QUERIES, _FIT_SEED = 1024, 1 << 20
+_WHOLE_LIST = 8192
+"""Largest number of sequences in the lists that move the query's point."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ class EpochRecord:
     """Loss and validation recall of one epoch."""
 
     stage: str
-    """"generation", or "discrimination" if L_dis is trained after it."""
+    """"query point", "generation", or "discrimination" if L_dis is trained after it."""
     epoch: int
     loss: float
     recall: float
@@ -109,6 +115,7 @@ class _Stage:
     name: str
     epochs: int
     learning_rate: float
+    generates: bool
     discriminates: bool
 
 
@@ -166,6 +173,15 @@ def validation_recall(
     query, first, returned = np.arange(len(leaf)), (right > 0).argmax(1), right.any(1)
     above = (pictures.cumsum(1) - pictures)[query, first] * returned
     return mean_recall(FirstRelevant(above, pictures[query, first] * returned, right[query, first]))
+
+
+def cosine_bias(model: Generator) -> NodeBias | None:
+    """The bias with which epochs are compared: a generator that starts from inner products with the query's vector
+    ranks nearly by cosines. None for other generators."""
+    if not (isinstance(model, LiteGenerator) and model.has_query_point):
+        return None
+    similarity = float(model.similarity.detach().mean())
+    return NodeBias(norm_weight=COSINE * similarity, codebooks=model.entries.cpu().numpy())
 
 
 def generation_loss(
@@ -264,6 +280,37 @@ class CandidateSearch:
         usable = np.concatenate([np.ones((len(images), 1), bool), usable], 1)
         return Candidates(self._pairs.vokens[rows], rows, usable)
 
+    def leaves_beside(self, batch: Int[np.ndarray, "queries 2"], count: int, seed: int) -> Int[np.ndarray, " leaves"]:
+        """The leaves of the batch's pictures and a draw of others, `count` in all; every leaf if there are no more."""
+        if self._leaves <= count:
+            return np.arange(self._leaves)
+        others = np.random.default_rng(seed).choice(self._leaves, count, replace=False)
+        own = np.unique(self._leaf_of_image[batch[:, 0]])
+        return np.unique(np.concatenate([own, np.setdiff1d(others, own)[: max(count - len(own), 0)]]))
+
+    def vokens_of(self, leaves: Int[np.ndarray, " leaves"]) -> Int[np.ndarray, "leaves M"]:
+        """The sequences of leaves."""
+        return self._pairs.vokens[self._first_image[leaves]]
+
+    def right_answers(
+        self, batch: Int[np.ndarray, "queries 2"], leaves: Int[np.ndarray, " leaves"]
+    ) -> tuple[Int[np.ndarray, " queries"], Bool[np.ndarray, "queries leaves"]]:
+        """The column of each query's own sequence, and which other columns are right answers too; see `find`."""
+        images, texts = batch.T
+        own = np.searchsorted(leaves, self._leaf_of_image[images])
+        right = np.zeros((len(batch), len(leaves)), bool)
+        for keys, known in (
+            (self._pairs.concepts[images].astype(np.int64), self._concept_leaves),
+            (self._text_number[texts], self._text_leaves),
+        ):
+            starts, ends = (np.searchsorted(known, (keys + more) * self._leaves) for more in (0, 1))
+            for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
+                of_row = known[start:end] % self._leaves
+                column = np.searchsorted(leaves, of_row).clip(max=len(leaves) - 1)
+                right[row, column[leaves[column] == of_row]] = True
+        right[np.arange(len(batch)), own] = False
+        return own, right
+
 
 class _GeneratorTraining:
     def __init__(
@@ -318,6 +365,11 @@ class _GeneratorTraining:
             loss = position["loss"]
         elif previous is not None:
             loop.best_score, loop.best_weights = previous.best_score, previous.best_weights
+            if self._stage_before(number) == POINT_STAGE:
+                loop.best_score = self._recall()  # of a beam search, as in the stages to come
+        elif stage.name == POINT_STAGE:
+            self._fit_similarity()
+            loop.record_score(self._point_recall())
         else:
             loop.record_score(self.untrained_recall)
         for epoch in loop.epochs():
@@ -331,7 +383,7 @@ class _GeneratorTraining:
                 self.progress(f"generator, {stage.name}", loop.steps_taken, loop.steps)
                 if time.monotonic() - self.saved_at > _CHECKPOINT_SECONDS and step + 1 < loop.steps_per_epoch:
                     self._save(loop, number, epoch, step + 1, loss)
-            recall = self._recall()
+            recall = self._point_recall() if stage.name == POINT_STAGE else self._recall()
             self.records.append(EpochRecord(stage.name, epoch + 1, loss / len(rows), recall))
             if loop.record_score(recall if self.validation.texts else None):
                 self.best_index = len(self.records) - 1
@@ -358,17 +410,40 @@ class _GeneratorTraining:
 
     def _recall(self) -> float:
         self.model.eval()
-        return validation_recall(self.model, self.validation, bias=self._bias if self.prior_weight else None)
+        return validation_recall(self.model, self.validation, bias=self._bias)
 
-    def _bias(self, trie: VokenTrie) -> NodeBias:
+    def _stage_before(self, number: int) -> str:
+        return _stages(self.config)[number - 1].name
+
+    def _point_recall(self) -> float:
+        """The validation recall of `LiteGenerator.point_scores`, without a beam search."""
+        assert isinstance(self.model, LiteGenerator)
+        self.model.eval()
+        validation = self.validation
+        if not len(validation.texts):
+            return 0.0
+        vokens = torch.from_numpy(validation.vokens).long().to(self.model.device)
+        with torch.inference_mode():
+            blocks = [validation.texts[start : start + 256] for start in range(0, len(validation.texts), 256)]
+            scores = [self.model.point_scores(self.model.encode(texts), vokens).cpu().numpy() for texts in blocks]
+        relevant = np.zeros((len(validation.texts), len(vokens)), bool)
+        relevant[validation.relevant[:, 0], validation.relevant[:, 1]] = True
+        return mean_recall(first_relevant(np.concatenate(scores), relevant))
+
+    def _bias(self, trie: VokenTrie) -> NodeBias | None:
+        cosine = cosine_bias(self.model)
+        if not self.prior_weight:
+            return cosine
         prior = measure_prior(self.model, self.prior_captions, trie)
-        return NodeBias(prior_weight=self.prior_weight, prior=prior)
+        return replace(cosine or NodeBias(), prior_weight=self.prior_weight, prior=prior)
 
     def _loss(self, batch: Int[np.ndarray, "rows 2"], stage: _Stage) -> Tensor:
         config, images = self.config, batch[:, 0]
         state = self.model.encode([self.pairs.texts[row] for row in batch[:, 1]])
         total = torch.zeros((), device=self.model.device)
-        if not (stage.discriminates and config.discrimination == "staged"):
+        if stage.name == POINT_STAGE:
+            return self._whole_discrimination(state, batch)
+        if stage.generates:
             total = total + self._generation(state, self.pairs.vokens[images], self.pairs.soft, images)
             if config.text_only_weight and self.pairs.text_soft is not None:
                 # The first entry of a text's soft target is its own voken: targets are sorted by weight.
@@ -392,13 +467,42 @@ class _GeneratorTraining:
             logits, entries, torch.from_numpy(soft.weights[rows]).to(device), temperature=temperature
         )
 
-    def _discrimination(self, state: Any, batch: Int[np.ndarray, "rows 2"]) -> Tensor:
+    def _fit_similarity(self) -> None:
+        """Set the factor of the inner products to the one of a grid at which the first stage starts with the least
+        loss: a step of the optimizer would move it by little."""
+        assert isinstance(self.model, LiteGenerator)
+        rows = self.pairs.draw(np.random.default_rng([self.seed, _FIT_SEED]))[:_FIT_QUERIES]
+        losses = {}
+        self.model.train()
+        with torch.no_grad():
+            for factor in _SIMILARITIES:
+                self.model.similarity.fill_(factor)
+                torch.manual_seed(self.seed)  # the same noise for all
+                state = self.model.encode([self.pairs.texts[row] for row in rows[:, 1]])
+                losses[factor] = float(self._whole_discrimination(state, rows))
+            self.model.similarity.fill_(min(losses, key=losses.__getitem__))
+
+    def _whole_discrimination(self, state: Any, batch: Int[np.ndarray, "rows 2"]) -> Tensor:
+        """L_dis with every sequence of the training set in the list, or a draw of them beside the batch's own."""
+        assert isinstance(self.model, LiteGenerator)
+        leaves = self._candidates().leaves_beside(batch, _WHOLE_LIST, int(torch.randint(1 << 31, (1,))))
+        own, right = self._candidates().right_answers(batch, leaves)
+        vokens = torch.from_numpy(self._candidates().vokens_of(leaves)).long().to(self.model.device)
+        scores = self.model.point_scores(state, vokens).float()
+        device = scores.device
+        scores = scores.masked_fill(torch.from_numpy(right).to(device), float("-inf"))
+        return cross_entropy(scores, torch.from_numpy(own).to(device))
+
+    def _candidates(self) -> CandidateSearch:
         if self.candidates is None:
             self.candidates = CandidateSearch(self.pairs, self.model.codebook_size)
+        return self.candidates
+
+    def _discrimination(self, state: Any, batch: Int[np.ndarray, "rows 2"]) -> Tensor:
         self.model.eval()
         with torch.no_grad():
             search_state = self.model.encode([self.pairs.texts[row] for row in batch[:, 1]])
-            lists = self.candidates.find(self.model, search_state, batch, self.config.discrimination_beams)
+            lists = self._candidates().find(self.model, search_state, batch, self.config.discrimination_beams)
         self.model.train()
         vokens = torch.from_numpy(lists.vokens).long().to(self.model.device)
         usable = torch.from_numpy(lists.usable).to(self.model.device)
@@ -460,8 +564,12 @@ class _GeneratorTraining:
 
 
 def _stages(config: GeneratorConfig) -> list[_Stage]:
-    generation = _Stage("generation", config.epochs, config.learning_rate, config.discrimination == "joint")
-    if config.discrimination != "staged":
-        return [generation]
-    rate = config.discrimination_learning_rate
-    return [generation, _Stage("discrimination", config.discrimination_epochs, rate, True)]
+    point = _Stage(POINT_STAGE, config.point_epochs, config.point_learning_rate, generates=False, discriminates=False)
+    joint = config.discrimination == "joint"
+    stages = [_Stage("generation", config.epochs, config.learning_rate, generates=True, discriminates=joint)]
+    if config.moves_query_point:
+        stages.insert(0, point)
+    if config.discrimination == "staged":
+        rate, keeps = config.discrimination_learning_rate, config.generation_beside_discrimination
+        stages.append(_Stage("discrimination", config.discrimination_epochs, rate, generates=keeps, discriminates=True))
+    return stages

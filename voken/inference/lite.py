@@ -55,8 +55,6 @@ def prefill_graph(generator: LiteGenerator, encoder: BuiltInEncoder, precision: 
         for name, part in zip("kv", parts, strict=True):
             graph.output(f"shared_{name}{number}", part, ["queries", layers.heads, "memory", layers.head_dim])
         shared.append(parts)
-    query_point = _query_point(graph, generator, vector)
-    graph.output(QUERY_POINT, query_point, ["queries", generator.entries.shape[2]])
     start = graph.constant(array(generator.start + generator.place[0])[None])
     hidden = graph.op("Expand", start, graph.op("Concat", queries, graph.ints(layers.width), axis=0))
     graph.set_row_count(hidden)
@@ -67,6 +65,8 @@ def prefill_graph(generator: LiteGenerator, encoder: BuiltInEncoder, precision: 
             graph.output(f"{name}{number}", placed, ["queries", layers.heads, 1, layers.head_dim])
         # the start attends only to itself, so the result of attention is its values
         hidden = layers.after_attention(hidden, values, shared[number], mask, number, queries)
+    query_point = _query_point(graph, generator, layers, vector, hidden)
+    graph.output(QUERY_POINT, query_point, ["queries", generator.entries.shape[2]])
     summed = graph.constant(np.zeros((1, 1, generator.entries.shape[2]), dtype=np.float32))
     graph.output(
         "first", layers.log_probs(hidden, 0, query_point, summed, queries), ["queries", 1, generator.codebook_size]
@@ -149,10 +149,14 @@ class _Layers:
         out = graph.linear(inside, matrix(layer.down), array(layer.down.bias))
         return graph.op("Add", hidden, out)
 
+    def last_norm(self, hidden: str) -> str:
+        """The norm after the last layer."""
+        return self._norm(hidden, self._generator.norm.weight, self._generator.norm.bias)
+
     def log_probs(self, hidden: str, level: int, query_point: str, summed: str, queries: str) -> str:
         """(queries, beams, N). The inner products with the codebook matter most, so they are always float32."""
         graph, generator = self._graph, self._generator
-        normed = self._norm(hidden, generator.norm.weight, generator.norm.bias)
+        normed = self.last_norm(hidden)
         logits = graph.linear(normed, array(generator.voken_out[level]).T, array(generator.bias[level]))
         logits = graph.reshape(logits, queries, -1, generator.codebook_size)
         if generator.config.query_vector:
@@ -175,12 +179,16 @@ class _Layers:
         return self._graph.add_layer_norm(change, hidden, array(scale), shift, _EPSILON, array(bias))
 
 
-def _query_point(graph: Graph, generator: LiteGenerator, vector: str) -> str:
+def _query_point(graph: Graph, generator: LiteGenerator, layers: _Layers, vector: str, start: str) -> str:
+    """`start` is the decoder's state at the start position, (queries, width)."""
     if not generator.config.query_vector:
         zero = graph.scalar(0.0)
         shape = graph.op("Concat", graph.size(vector, 0), graph.ints(generator.entries.shape[2]), axis=0)
         return graph.op("Expand", zero, shape)
     point = graph.linear(vector, matrix(generator.to_code), exact=True)
+    if generator.config.moves_query_point:
+        moved = graph.linear(layers.last_norm(start), matrix(generator.point_out), exact=True)
+        point = graph.op("LpNormalization", graph.op("Add", point, moved), axis=-1, p=2)
     if not (generator.config.memory_weight and len(generator.memory_vectors)):
         return point
     recalled = graph.op("LpNormalization", _recalled(graph, generator, vector), axis=-1, p=2)

@@ -127,6 +127,8 @@ def fit_stages(
     tokenizer, tokenizer_history = _fit_tokenizer(inputs, config, work, progress)
     generator, generator_history = _fit_generator(inputs, tokenizer, config, work, progress)
     queries = validation_queries(validation, tokenizer.encode(validation.images), config.seed)
+    if isinstance(generator, LiteGenerator):
+        generator.begin_training(inputs.caption_reader(config.generator.max_query_tokens))  # reads each caption once
     memory = choose_memory_weight(generator, queries) if reranks and isinstance(generator, LiteGenerator) else {}
     model = Model(config, inputs.encoder, tokenizer, generator, config.search, {})
     weights = config.search.weights(ReadOutWeights(0.0, 0.0))
@@ -150,6 +152,8 @@ def fit_stages(
         weights = replace(weights, norm=chosen.norm, prior=chosen.prior)
         read_out_answers = {read_out: answers[name] for name, read_out in read_outs(weights).items()}
         calibration, calibration_report = calibrate(read_out_answers, beams=config.search.beams, seed=config.seed)
+    if isinstance(generator, LiteGenerator):
+        generator.end_training()
     quality = tokenizer_report(tokenizer, validation.images, validation.texts, validation.pairs[:, ::-1].copy())
     reports = {
         "tokenizer": tokenizer_history

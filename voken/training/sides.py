@@ -112,13 +112,13 @@ class TrainingInputs:
     _readers: dict[int, CachedTextReader | None] = field(default_factory=dict, repr=False)
 
     def caption_reader(self, max_tokens: int) -> CachedTextReader | None:
-        """A reader that holds the token states of all training captions, or None if they take too much memory.
+        """A reader that holds the token states of all captions, or None if they take too much memory.
 
         The same reader is returned each time, so the frozen encoder reads each caption only once for all trainings.
         """
         if max_tokens not in self._readers:
             reader = text_reader(self.encoder)
-            captions = self.train.captions
+            captions = [*self.train.captions, *self.validation.captions]
             longest = max((len(caption.split()) for caption in captions), default=0)
             tokens = min(max_tokens, 2 * longest + 2)
             fits = len(captions) * tokens * reader.text_width * 2 <= _TOKEN_STATE_BYTES
