@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from voken.config import user_cache
+from voken.device import check_device
 from voken.errors import ConfigError
 from voken.json_text import json_text
 from voken.progress import no_progress
@@ -31,7 +32,9 @@ ImagesFolder = Annotated[
     Path | None, typer.Option("--images", help="Folder of the pictures, if a Karpathy .json is elsewhere.")
 ]
 Threads = Annotated[int, typer.Option("--threads", min=0, help="Processor threads; 0: as many as there are cores.")]
-Device = Annotated[str, typer.Option("--device", help="Where the networks run: cpu, cuda, cuda:1, mps.")]
+Device = Annotated[
+    str, typer.Option("--device", callback=check_device, help="Where the networks run: cpu, cuda, cuda:1, mps.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="List every picture that was left out.")]
 SplitName = Annotated[str, typer.Option("--split", help="Which part of the data set: train, validation or test.")]
