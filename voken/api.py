@@ -185,7 +185,7 @@ class Collection:
         max_queue: int | None = None,
     ) -> None:
         if readout is not None and readout not in get_args(ReadOutName):
-            raise ConfigError(f"readout: {readout!r} is not generate, voken or vector.")
+            raise ConfigError(f"readout: {readout!r} is not generate, voken or vector. Use one of them.")
         self._store = store
         self._search_model, self._model_folder = model, model_folder
         self._beams, self._readout = beams, cast(ReadOutName | None, readout)
@@ -294,7 +294,7 @@ class Collection:
             else:
                 dataset = _read_pictures(pictures, split, images)
             if not len(dataset):
-                raise EmptyDataError(f"{dataset.name}: there is no picture to index.")
+                raise EmptyDataError(f"{dataset.name}: there is no picture to index. Give at least one.")
             if existing is not None:
                 if vectors is not None and vectors != existing.stores_vectors:
                     raise ConfigError(
@@ -671,7 +671,7 @@ class Collection:
             if snapshot.is_upload(row) and change.removed and not after.ids_of_paths([snapshot.stored_paths[row]]):
                 uploads.delete([snapshot.path(row)])
         if not change.removed:
-            raise DataError(f"{image_id}: no picture of the collection has that id.")
+            raise DataError(f"{image_id}: no picture of the collection has that id. A search shows the ids (--json).")
         return change
 
     def stored_version(self) -> int:
@@ -741,7 +741,9 @@ def info(path: str | Path) -> CollectionInfo | ModelInfo:
         family, search = config["run"]["generator"]["family"], config["search"]
         precision = search.get("precision", "float32")
     except (AttributeError, KeyError, TypeError) as error:
-        raise CorruptArtifactError(f"{folder / 'config.json'}: does not describe a model ({error}).") from error
+        raise CorruptArtifactError(
+            f"{folder / 'config.json'}: does not describe a model ({error}). Restore it from a copy."
+        ) from error
     return ModelInfo(
         family=str(family),
         fingerprint=artifact.contents_digest(folder, without=compiled.FOLDER),
@@ -787,7 +789,7 @@ def compile_model(path: str | Path, precision: str = "float32") -> None:
     change, so collections stay valid. Raises `ConfigError` for another precision.
     """
     if precision not in ("float32", "int8"):
-        raise ConfigError(f"precision: {precision!r} is not float32 or int8.")
+        raise ConfigError(f"precision: {precision!r} is not float32 or int8. Use one of them.")
     from voken.model.model import Model
 
     model = Model.load(Path(path))
@@ -824,7 +826,7 @@ def tokenizer_report(
         picture_side.encoder, [image.path for image in dataset.images], cache=_cache(cache), progress=progress
     )
     if not len(encoded.rows):
-        raise EmptyDataError(f"{dataset.root}: none of the {len(dataset)} pictures can be read.")
+        raise EmptyDataError(f"{dataset.root}: none of the {len(dataset)} pictures can be read. Give others.")
     images_used = [dataset.images[row] for row in encoded.rows]
     side = side_of(images_used, encoded.vectors, picture_side.encoder.encode_texts)
     report = tokenizer_report(picture_side.tokenizer, side.images, side.texts, side.pairs[:, ::-1].copy())
@@ -957,7 +959,7 @@ def _folder_of(snapshot: Snapshot, row: int, path: Path) -> Path:
 def _row_of(snapshot: Snapshot, image_id: str) -> int:
     row = snapshot.find(image_id)
     if row is None:
-        raise DataError(f"{image_id}: no picture of the collection has that id.")
+        raise DataError(f"{image_id}: no picture of the collection has that id. A search shows the ids (--json).")
     return row
 
 

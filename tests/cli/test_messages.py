@@ -15,7 +15,7 @@ from voken.cli import app
 from voken.cli.app import _names_picture
 from voken.config import preset
 from voken.device import check_device
-from voken.errors import ArtifactError, ConfigError, DataError, MissingExtraError
+from voken.errors import ArtifactError, ConfigError, DataError, MissingExtraError, VokenError
 from voken.extras import extra_errors
 
 VOKEN = [sys.executable, "-m", "voken"]
@@ -239,3 +239,45 @@ def test_what_the_system_refuses_names_the_file(pictures, tmp_path, monkeypatch)
     monkeypatch.setattr(Collection, "index", refused)
     sentence = sentence_of(run("index", pictures, "--out", tmp_path / "d"))
     assert sentence == f"{tmp_path / 'file' / 'inside'}: Not a directory. Correct that and run the command again."
+
+
+# ---- one sentence, and then what to do ----
+
+
+@pytest.mark.parametrize(
+    ("command", "remedy"),
+    [
+        (("index", "{none}", "--out", "{out}", "--model", "{m}"), "Correct the path"),
+        (("index", "{notes}", "--out", "{out}", "--model", "{m}"), "Give one of these"),
+        (("index", "{pictures}", "--out", "{out}", "--model", "{m}", "--images", "{none}"), "Correct the path"),
+        (("index", "{pictures}", "--out", "{out}", "--model", "{m}", "--images", "{pictures}"), "Leave --images out"),
+        (("index", "{pictures}", "--out", "{out}", "--model", "{m}", "--split", "test"), "field 'split'"),
+        (("index", "{pictures}", "--out", "{c}", "--cache", "{notes}"), "Choose another folder"),
+        (("search", "{c}", "x", "--readout", "best"), "Use one of them"),
+        (("search", "{c}", "--like", "none"), "shows the ids"),
+        (("search", "{c}", "x", "--like", "a.jpg"), "Give either"),
+        (("fit", "{none}", "--out", "{out}"), "Correct the path"),
+        (("fit", "{pictures}", "--out", "{out}"), "Give captions"),
+        (("fit", "{pictures}", "--out", "{out}", "--set", "tokenizer.levels=a"), "--show-config"),
+        (("eval", "--model", "{m}", "--data", "{none}"), "Correct the path"),
+        (("data", "photos", "{out}"), "Choose emoji"),
+    ],
+)
+def test_every_refusal_says_what_to_do(command, remedy, collection, pictures, tmp_path):
+    (tmp_path / "notes.txt").write_text("no picture")
+    folders = {name: tmp_path / name for name in ("m", "c", "out", "none")}
+    folders |= {"notes": tmp_path / "notes.txt", "pictures": pictures}
+    sentence = sentence_of(run(*(word.format(**folders) for word in command)))
+    assert remedy in sentence
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.rglob("*.partial-*"))
+
+
+def test_a_collection_that_cannot_be_created(pictures, tmp_path):
+    (tmp_path / "notes.txt").write_text("no folder")
+    before = sorted(tmp_path.rglob("*"))
+    for place in (tmp_path / "notes.txt" / "x", tmp_path / ("x" * 250), pictures, tmp_path / "notes.txt"):
+        with pytest.raises(VokenError, match="hoose another folder") as caught:
+            Collection.index(place, pictures, tiny_model(), model_folder=tmp_path / "m")
+        assert str(caught.value).startswith(f"{place}: ")
+    assert sorted(tmp_path.rglob("*")) == before
