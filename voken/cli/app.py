@@ -288,7 +288,7 @@ def remove(
     else:
         typer.echo(f"{display_path(folder)}: {len(change.removed):,} removed")
         for picture in change.absent:
-            warn(f"not in the collection: {printable(picture)}")
+            warn(f"not in the collection: {picture}")
     if change.absent:
         raise typer.Exit(1)
 
@@ -530,12 +530,16 @@ def serve(
         strip_location=strip_location,
         follow_links=follow_links,
     )
-    run(folder, settings, model=model, threads=threads, open_page=open_page, report=typer.echo, warn=warn)
+
+    def report(line: str) -> None:
+        typer.echo(printable(line))
+
+    run(folder, settings, model=model, threads=threads, open_page=open_page, report=report, warn=warn)
 
 
 def _print_update(out: Path, report: IndexReport | VokenError, as_json: bool, verbose: bool) -> None:
     if isinstance(report, VokenError):
-        warn(f"not updated: {printable(str(report))}")
+        warn(f"not updated: {report}")
         return
     if as_json:
         print_json(
@@ -636,7 +640,7 @@ def _print_preview(picture: Picture) -> None:
     except ImportError as error:
         raise MissingExtraError(f"{error.name}, which shows pictures in a terminal,", "preview") from None
     except PictureError as error:
-        warn(f"      {printable(error.reason)}")
+        warn(f"      {error.reason}")
         return
     image.thumbnail((480, 480))
     Console().print(Preview(image, width=32, height="auto"))

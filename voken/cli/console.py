@@ -109,12 +109,12 @@ def print_skipped(skipped: Sequence[Skipped], verbose: bool) -> None:
 
 def warn(message: str) -> None:
     """Print a line to standard error, in yellow."""
-    typer.secho(message, fg=typer.colors.YELLOW, err=True)
+    typer.secho(printable(message), fg=typer.colors.YELLOW, err=True)
 
 
 def print_next(*words: object) -> None:
     """Print the command that usually comes next."""
-    typer.echo(f"Next: {shlex.join(['voken', *map(str, words)])}")
+    typer.echo(printable(f"Next: {shlex.join(['voken', *map(str, words)])}"))
 
 
 def print_json(value: object) -> None:

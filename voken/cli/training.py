@@ -26,6 +26,7 @@ from voken.cli.console import (
     print_json,
     print_next,
     print_skipped,
+    printable,
     progress_bars,
 )
 from voken.errors import ConfigError
@@ -236,9 +237,10 @@ def print_model(folder: Path, model: ModelInfo, as_json: bool) -> None:
             }
         )
         return
-    typer.echo(f"{display_path(folder)}: a {model.family} model; engine: {model.engine or 'none, searched with torch'}")
+    engine = model.engine or "none, searched with torch"
+    typer.echo(printable(f"{display_path(folder)}: a {model.family} model; engine: {engine}"))
     for name, size in [*model.bytes.items(), ("total", sum(model.bytes.values()))]:
-        typer.echo(f"{name:<16}{size:>15,} bytes")
+        typer.echo(printable(f"{name:<16}{size:>15,} bytes"))
 
 
 def _best_recall(history: dict[str, Any]) -> float | None:
