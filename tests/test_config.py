@@ -75,17 +75,17 @@ def test_an_unknown_override_is_named(key):
 @pytest.mark.parametrize(
     ("key", "text", "says"),
     [
-        ("tokenizer.levels", "many", "TokenizerConfig.levels: 'many' is not a int"),
-        ("tokenizer.levels", "2.5", "2.5 is not a int"),
-        ("tokenizer.levels", "true", "True is not a int"),
-        ("tokenizer.shared_codebook", "1", "1 is not a bool"),
-        ("tokenizer.commitment_weight", "true", "True is not a float"),
-        ("tokenizer.commitment_weight", "null", "None is not a float"),
-        ("tokenizer.mixture", "1.5", "1.5 is not a bool"),
+        ("tokenizer.levels", "many", "TokenizerConfig.levels: 'many' is not a whole number"),
+        ("tokenizer.levels", "2.5", "2.5 is not a whole number"),
+        ("tokenizer.levels", "true", "True is not a whole number"),
+        ("tokenizer.shared_codebook", "1", "1 is not true or false"),
+        ("tokenizer.commitment_weight", "true", "True is not a number"),
+        ("tokenizer.commitment_weight", "null", "None is not a number"),
+        ("tokenizer.mixture", "1.5", "1.5 is not true or false"),
         ("tokenizer.update", "adam", "TokenizerConfig.update: 'adam' is not one of 'gradient', 'ema'"),
         ("tokenizer.layers", "512", "512 is not a tuple"),
-        ("tokenizer.layers", '["wide"]', "'wide' is not a int"),
-        ("search.voken_weight", "heavy", "'heavy' is not a float"),
+        ("tokenizer.layers", '["wide"]', "'wide' is not a whole number"),
+        ("search.voken_weight", "heavy", "'heavy' is not a number"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_named(key, text, says):

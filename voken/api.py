@@ -15,6 +15,8 @@ The command line and the server use only this module. Functions that need torch 
 
 from __future__ import annotations
 
+import os
+import shlex
 import shutil
 import threading
 import time
@@ -22,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Self, cast, get_args
 
@@ -35,7 +38,9 @@ from voken.collection.store import PICTURES, Change, IndexOptions, IndexReport, 
 from voken.config import ReadOutName
 from voken.data.metadata import metadata_fields, metadata_text
 from voken.data.skipped import Skipped
+from voken.device import check_device
 from voken.errors import (
+    ArtifactError,
     BusyError,
     ConfigError,
     CorruptArtifactError,
@@ -44,6 +49,7 @@ from voken.errors import (
     StorageError,
     VokenError,
 )
+from voken.extras import extra_errors
 from voken.model import compiled
 from voken.progress import Progress, no_progress
 from voken.search import explain
@@ -84,6 +90,8 @@ Why = explain.Why
 
 _BUSY_SECONDS = 5.0
 """After so long a folder that is watched is looked at again if another process was indexing it."""
+_FILES_EXAMINED = 1_000
+"""Files of a folder that is no collection, among which a picture is looked for."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,7 @@ class Picture:
     """The folder that its file must lie in, None for any: the folder of the collection's pictures, that of the uploaded
     pictures, or the folder of a file that was added from elsewhere."""
 
+    @extra_errors()
     def open(self, *, follow_links: bool = False) -> OpenedPicture:
         """Open its file, which is then examined, decoded and sent without being opened again.
 
@@ -109,6 +118,7 @@ class Picture:
 
         return OpenedPicture.open(self.path, within=None if follow_links else self.within)
 
+    @extra_errors()
     def image(self) -> Image:
         """The picture in mode RGB, upright. Raises `PictureError` if its file cannot be read."""
         from voken.data.images import open_image
@@ -177,7 +187,7 @@ class Collection:
         max_queue: int | None = None,
     ) -> None:
         if readout is not None and readout not in get_args(ReadOutName):
-            raise ConfigError(f"readout: {readout!r} is not generate, voken or vector.")
+            raise ConfigError(f"readout: {readout!r} is not generate, voken or vector. Use one of them.")
         self._store = store
         self._search_model, self._model_folder = model, model_folder
         self._beams, self._readout = beams, cast(ReadOutName | None, readout)
@@ -214,6 +224,8 @@ class Collection:
         Raises `ArtifactError` if there is no collection, if its model is no longer where it was, or if the collection
         was made with another model than `model`, and `ConfigError` for impossible settings.
         """
+        _check_collection(Path(path))
+        check_device(device)
         store = Store.open(Path(path))
         folder = Path(model) if isinstance(model, str | Path) else None
         loaded = None if model is None or isinstance(model, str | Path) else model
@@ -224,6 +236,7 @@ class Collection:
         return collection
 
     @classmethod
+    @extra_errors()
     def index(
         cls,
         path: str | Path,
@@ -267,6 +280,7 @@ class Collection:
         from voken.collection.index_lock import index_lock
         from voken.data.images import MAX_PIXELS
 
+        check_device(device)
         path = Path(path)
         is_new = replace or not artifact.is_artifact(path)
         if model is None and is_new:
@@ -282,7 +296,7 @@ class Collection:
             else:
                 dataset = _read_pictures(pictures, split, images)
             if not len(dataset):
-                raise EmptyDataError(f"{dataset.name}: there is no picture to index.")
+                raise EmptyDataError(f"{dataset.name}: there is no picture to index. Give at least one.")
             if existing is not None:
                 if vectors is not None and vectors != existing.stores_vectors:
                     raise ConfigError(
@@ -344,8 +358,9 @@ class Collection:
         `BusyError` or `StorageError` is yielded once, because the folder may be half written or its drive removed, and
         the next change may correct it. Raises `MissingExtraError` if watchfiles is not installed.
         """
-        from voken.collection.indexing import SavedModel
-        from voken.collection.watching import folder_changes
+        with extra_errors():
+            from voken.collection.indexing import SavedModel
+            from voken.collection.watching import folder_changes
 
         changes = folder_changes(_read_pictures(pictures, split, images).root, Path(path))
         if model is None and artifact.is_artifact(Path(path)):
@@ -384,6 +399,7 @@ class Collection:
         """
         from voken.collection.doctor import examine
 
+        _check_collection(Path(path))
         return examine(Path(path), pictures=pictures, progress=progress)
 
     def __len__(self) -> int:
@@ -531,6 +547,7 @@ class Collection:
         """At most `k` pictures similar to one of the collection. Raises `DataError` if there is no such picture."""
         return self.searcher.similar(image_id, k, _filters(where))
 
+    @extra_errors()
     def search_picture(
         self,
         picture: str | Path | BinaryIO,
@@ -574,6 +591,7 @@ class Collection:
         snapshot = self._current()
         return _metadata(snapshot, snapshot.find(image_id))
 
+    @extra_errors()
     def add(
         self,
         pictures: Sequence[str | Path],
@@ -621,6 +639,7 @@ class Collection:
         absent = (path for path, stored in stored_paths.items() if stored not in ids_of_paths)
         return replace(change, absent=(*change.absent, *absent))
 
+    @extra_errors()
     def add_uploads(self, files: Sequence[tuple[str, BinaryIO]], max_pixels: int) -> Change:
         """Store open files in the collection's own folder, and add them. `files` are pairs of name and open file.
 
@@ -654,7 +673,7 @@ class Collection:
             if snapshot.is_upload(row) and change.removed and not after.ids_of_paths([snapshot.stored_paths[row]]):
                 uploads.delete([snapshot.path(row)])
         if not change.removed:
-            raise DataError(f"{image_id}: no picture of the collection has that id.")
+            raise DataError(f"{image_id}: no picture of the collection has that id. A search shows the ids (--json).")
         return change
 
     def stored_version(self) -> int:
@@ -711,6 +730,7 @@ class Collection:
 def info(path: str | Path) -> CollectionInfo | ModelInfo:
     """What a saved collection or model is. Raises `ArtifactError` if `path` holds neither."""
     folder = Path(path)
+    _check_collection(folder, "collection or model")
     if artifact.kind_of(folder) == COLLECTION:
         return Collection.open(folder, load=False).info()
     manifest = artifact.check(folder, kind=compiled.KIND, version=compiled.VERSION, checksums=False)
@@ -723,7 +743,9 @@ def info(path: str | Path) -> CollectionInfo | ModelInfo:
         family, search = config["run"]["generator"]["family"], config["search"]
         precision = search.get("precision", "float32")
     except (AttributeError, KeyError, TypeError) as error:
-        raise CorruptArtifactError(f"{folder / 'config.json'}: does not describe a model ({error}).") from error
+        raise CorruptArtifactError(
+            f"{folder / 'config.json'}: does not describe a model ({error}). Restore it from a copy."
+        ) from error
     return ModelInfo(
         family=str(family),
         fingerprint=artifact.contents_digest(folder, without=compiled.FOLDER),
@@ -734,6 +756,7 @@ def info(path: str | Path) -> CollectionInfo | ModelInfo:
     )
 
 
+@extra_errors()
 def fit(
     data: str | Path | Dataset,
     out: str | Path,
@@ -753,6 +776,7 @@ def fit(
     from voken.config import preset
     from voken.training import fit as training
 
+    check_device(device)
     dataset = _read_pictures(data, None, images)
     dataset = replace(dataset, skipped=(*dataset.skipped, *dataset.unused_values))
     use_threads(threads)
@@ -760,6 +784,7 @@ def fit(
     return training.fit(dataset, Path(out), config, cache=_cache(cache), device=device, progress=progress)
 
 
+@extra_errors()
 def compile_model(path: str | Path, precision: str = "float32") -> None:
     """Create a model's engine again. The engine searches without torch.
 
@@ -767,7 +792,7 @@ def compile_model(path: str | Path, precision: str = "float32") -> None:
     change, so collections stay valid. Raises `ConfigError` for another precision.
     """
     if precision not in ("float32", "int8"):
-        raise ConfigError(f"precision: {precision!r} is not float32 or int8.")
+        raise ConfigError(f"precision: {precision!r} is not float32 or int8. Use one of them.")
     from voken.model.model import Model
 
     model = Model.load(Path(path))
@@ -775,6 +800,7 @@ def compile_model(path: str | Path, precision: str = "float32") -> None:
     replace(model, search=search).save(Path(path), replace=True)
 
 
+@extra_errors()
 def tokenizer_report(
     model: str | Path,
     data: str | Path | Dataset,
@@ -795,6 +821,7 @@ def tokenizer_report(
     from voken.model.model import PictureSide
     from voken.training.sides import side_of
 
+    check_device(device)
     dataset = _read_pictures(data, split, images)
     use_threads(threads)
     picture_side = PictureSide.load(Path(model), device=device)
@@ -802,13 +829,14 @@ def tokenizer_report(
         picture_side.encoder, [image.path for image in dataset.images], cache=_cache(cache), progress=progress
     )
     if not len(encoded.rows):
-        raise EmptyDataError(f"{dataset.root}: none of the {len(dataset)} pictures can be read.")
+        raise EmptyDataError(f"{dataset.root}: none of the {len(dataset)} pictures can be read. Give others.")
     images_used = [dataset.images[row] for row in encoded.rows]
     side = side_of(images_used, encoded.vectors, picture_side.encoder.encode_texts)
     report = tokenizer_report(picture_side.tokenizer, side.images, side.texts, side.pairs[:, ::-1].copy())
     return report, encoded.skipped
 
 
+@extra_errors("data")
 def draw_dataset(
     name: str,
     folder: str | Path,
@@ -841,6 +869,28 @@ def draw_dataset(
     if name == "icons":
         return icons.build(folder, seed=seed, size=size or 64, progress=progress)
     return icons.build_all(folder, seed=seed, size=size or 64, every_licence=every_licence, progress=progress)
+
+
+def _check_collection(folder: Path, kind: str = "collection") -> None:
+    """Raise `ArtifactError` if nothing is saved in `folder`, and say how a collection is made."""
+    if artifact.is_artifact(folder) or folder.is_file():
+        return
+    if not folder.is_dir():
+        raise ArtifactError(
+            f"{folder}: no saved {kind} there. Make a collection: voken index PICTURES --model MODEL --out COLLECTION"
+        )
+    from mimetypes import guess_type
+
+    files = islice((name for _, _, names in os.walk(folder) for name in names), _FILES_EXAMINED)
+    if any((guess_type(name)[0] or "").startswith("image/") for name in files):
+        quoted = shlex.quote(str(folder))
+        raise ArtifactError(
+            f"{folder}: a folder of pictures, and no saved {kind} yet. Index it, then search that: "
+            f"voken index {quoted} --model MODEL --out {shlex.quote(f'{folder.absolute().name}.voken')}"
+        )
+    raise ArtifactError(
+        f"{folder}: no saved {kind} there (it has no {artifact.MANIFEST}). Name the folder that `voken index` made."
+    )
 
 
 def use_threads(threads: int) -> None:
@@ -912,7 +962,7 @@ def _folder_of(snapshot: Snapshot, row: int, path: Path) -> Path:
 def _row_of(snapshot: Snapshot, image_id: str) -> int:
     row = snapshot.find(image_id)
     if row is None:
-        raise DataError(f"{image_id}: no picture of the collection has that id.")
+        raise DataError(f"{image_id}: no picture of the collection has that id. A search shows the ids (--json).")
     return row
 
 

@@ -40,6 +40,7 @@ _LARGEST_MANIFEST = 1 << 24
 _OF_THE_SYSTEM = {".DS_Store", "Thumbs.db", "desktop.ini"}
 """File managers write these files into every folder that they show."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_UNFIT_PATHS = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
 WAIT_SECONDS = 60.0
 """How long another process may hold the lock of a database."""
 _MAX_JSON_BYTES = 16 << 20
@@ -106,13 +107,23 @@ def writing(
         try:
             # a killed process may have left this folder: in a container every process may have the same number
             shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
+            _make_folder(partial, destination)
             yield partial
             _write_manifest(partial, kind=kind, version=version, sealed=sealed)
             _swap(partial, destination, replace)
         finally:
-            if partial.exists():
-                shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _make_folder(partial: Path, destination: Path) -> None:
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        if error.errno in _UNFIT_PATHS:
+            raise StorageError(
+                f"{destination}: no folder can be created there ({error.strerror}). Choose another folder."
+            ) from error
+        raise
 
 
 @contextmanager
@@ -274,7 +285,7 @@ def check(folder: Path, *, kind: str, version: int, checksums: bool = True) -> d
     folder = Path(folder)
     manifest = _read_manifest(folder, kind)
     if manifest["kind"] != kind:
-        raise ArtifactVersionError(f"{folder}: holds a {manifest['kind']}, not a {kind}.")
+        raise ArtifactVersionError(f"{folder}: holds a {manifest['kind']}, not a {kind}. Name another folder.")
     if manifest["version"] > version:
         raise ArtifactVersionError(
             f"{folder}: {kind} format {manifest['version']} is newer than this voken reads ({version}). Upgrade voken."
@@ -435,9 +446,9 @@ def map_array(path: Path) -> np.ndarray:
 
 def _read_manifest(folder: Path, kind: str) -> dict[str, Any]:
     if folder.is_file():
-        raise ArtifactError(f"{folder}: is a file; a saved {kind} is a folder.")
+        raise ArtifactError(f"{folder}: is a file, but a saved {kind} is a folder. Name the folder.")
     if not is_artifact(folder):
-        raise ArtifactError(f"{folder}: no saved {kind} there (it has no {MANIFEST}).")
+        raise ArtifactError(f"{folder}: no saved {kind} there (it has no {MANIFEST}). Name another folder.")
     manifest = read_json(folder / MANIFEST)
     if not _is_manifest(manifest):
         raise CorruptArtifactError(f"{folder / MANIFEST}: is not a manifest. Create the folder again.")

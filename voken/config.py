@@ -432,6 +432,9 @@ def preset(name: str) -> RunConfig:
     raise ConfigError(f"{name!r}: no such preset. There are: default, paper, paper-lite, demo.")
 
 
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
 def user_cache(name: str) -> Path:
     """The folder for one kind of cached file: `voken/NAME` in the user's cache ($XDG_CACHE_HOME, else ~/.cache)."""
     cache = os.environ.get("XDG_CACHE_HOME")
@@ -472,7 +475,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         if value not in arguments:
-            raise ConfigError(f"{where}: {value!r} is not one of {', '.join(map(repr, arguments))}.")
+            raise ConfigError(f"{where}: {value!r} is not one of {', '.join(map(repr, arguments))}. Use one of them.")
         return value
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_convert(arguments[0], item, where) for item in value)
@@ -482,4 +485,5 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return float(value)
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    raise ConfigError(f"{where}: {value!r} is not a {getattr(hint, '__name__', hint)}.")
+    kind = _KINDS.get(hint, f"a {getattr(origin or hint, '__name__', hint)}")
+    raise ConfigError(f"{where}: {value!r} is not {kind}. `voken fit --show-config` shows every setting.")

@@ -12,6 +12,7 @@ from PIL import Image
 
 import equal_bytes
 import plots
+import quality
 import scaling
 import updates
 from builders.collections import make_collection
@@ -19,6 +20,7 @@ from builders.tiny_model import paint_many, tiny_model
 from voken.collection.store import Store
 from voken.config import preset
 from voken.data.captions import CaptionedImage, Dataset, read_dataset
+from voken.errors import ConfigError
 from voken.training.fit import fit
 
 SETTINGS = {
@@ -84,15 +86,33 @@ def test_scaling(pictures, artifacts, tmp_path, capsys):
 @pytest.mark.slow
 def test_equal_bytes(pictures, tmp_path):
     out = tmp_path / "bytes.json"
-    arguments = ["--quick", pictures, "--test-concepts", "10", "--validation-concepts", "5", "--queries", "8"]
-    arguments += ["--distance", "0", "--threads", "1", "--work", tmp_path / "work", "--json", out]
+    arguments = ["--quick", pictures, "--track", "flickr8k", "--threads", "1"]
+    arguments += ["--work", tmp_path / "work", "--json", out]
     arguments += ["--set", *(f"{name}={value}" for name, value in SETTINGS.items())]
     equal_bytes.main(list(map(str, arguments)))
     rows = json.loads(out.read_text())["rows"]
     assert len(rows) == 10
     assert {row["bytes_per_picture"] for row in rows} == {2, 128}  # two networks' vectors of 16 floats
-    assert len({row["query_count"] for row in rows}) == 1
+    # the set's own test split: four pictures of ten concepts, and both captions of each
+    assert {(row["pool_size"], row["query_count"]) for row in rows} == {(40, 80)}
     draw(out, tmp_path, {f"bytes-{pictures.name}-test"})
+
+
+@pytest.mark.slow
+def test_quality_follows_a_track(pictures, tmp_path, monkeypatch):
+    out = tmp_path / "quality.json"
+    settings = SETTINGS | {"tokenizer.codebook_size": "16", "tokenizer.levels": "2", "search.beams": "5"}
+    arguments = [pictures, "--track", "flickr8k", "--seeds", "0", "--work", tmp_path / "work", "--json", out]
+    arguments += ["--set", *(f"{name}={value}" for name, value in settings.items())]
+    monkeypatch.setattr("sys.argv", ["quality.py", *map(str, arguments)])
+    quality.main()
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["readout"] for row in rows[-3:]] == ["generate", "voken", "vector"]
+    assert {(row["pool_size"], row["query_count"]) for row in rows} == {(40, 80)}
+    assert {row["pool"] for row in rows} == {"all pictures, every caption a query"}
+    monkeypatch.setattr("sys.argv", ["quality.py", str(pictures)])
+    with pytest.raises(ConfigError, match=f"'{pictures.name}': there is no such track"):
+        quality.main()
 
 
 def test_updates(tmp_path, monkeypatch):

@@ -158,7 +158,7 @@ def test_eval_writes_figures_that_trec_files_agree_with(data, work, model):
     assert rows[-1]["beams"] == 2
     assert rows[-1]["pool"] == "all pictures"
     missing = run("eval", "--model", model, "--data", data, "--split", "nowhere")
-    assert "no picture in split 'nowhere'" in missing.stderr
+    assert "no picture is in split 'nowhere'" in missing.stderr
 
 
 def test_tokenizer_report(data, work, model):
@@ -204,7 +204,7 @@ def test_fit_says_what_it_needs(tmp_path):
         ([tmp_path / "none", "--out", tmp_path / "m"], "no such file or folder"),
         ([tmp_path, "--set", "levels"], "write NAME=VALUE"),
         ([tmp_path, "--set", "tokenizer.depth=3"], "no such setting"),
-        ([tmp_path, "--set", "tokenizer.levels=many"], "is not a int"),
+        ([tmp_path, "--set", "tokenizer.levels=many"], "is not a whole number"),
         ([tmp_path, "--preset", "best"], "no such preset"),
     ):
         result = run("fit", *arguments)

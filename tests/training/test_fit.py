@@ -309,7 +309,7 @@ def test_a_transductive_model_says_so_beside_every_number(pictures, cache, tmp_p
     rows = benchmark(Model.load(tmp_path / "model"), read_dataset(pictures), cache=cache).rows
     assert {row.conditions.protocol for row in rows} == {"transductive"}
     without = dataclasses.replace(read_dataset(pictures), images=read_dataset(pictures).split("train").images)
-    with pytest.raises(EmptyDataError, match="no picture in split 'test'"):
+    with pytest.raises(EmptyDataError, match="no picture is in split 'test'"):
         fit(without, tmp_path / "other", config, cache=cache)
 
 

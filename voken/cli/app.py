@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -33,12 +34,15 @@ from voken.cli.console import (
     warn,
 )
 from voken.cli.training import print_model, tokenizer_app, training_app
-from voken.errors import ConfigError, MissingExtraError, PictureError, VokenError
+from voken.errors import ConfigError, DataError, MissingExtraError, PictureError, StorageError, VokenError
+from voken.extras import extra_errors
 
 if TYPE_CHECKING:
     from voken.api import Collection, CollectionInfo, Hit, IndexReport, Picture
 
 _RESUMABLE = {"data", "fit", "index", "add", "demo", "reproduce"}
+_LARGER_EXTRAS = {"data": "data", "demo": "data"}
+"""The extras of commands that need more than the extra `train`."""
 
 
 class _Commands(TyperGroup):
@@ -51,15 +55,20 @@ class _Commands(TyperGroup):
     def get_command(self, ctx: Any, name: str) -> Any:
         """A command by name. Other packages are loaded only if this package has no such command."""
         command = super().get_command(ctx, name)
-        groups = [] if command is not None else _added_groups()
+        with extra_errors(_LARGER_EXTRAS.get(name)):
+            groups = [] if command is not None else _added_groups()
         return next((added for group in groups if (added := group.get_command(ctx, name)) is not None), command)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; exit with 1 for a `VokenError`, with 130 for Ctrl-C."""
+        """Run the command; exit with 1 for an error that a user can cause, with 130 for Ctrl-C."""
         try:
-            return super().invoke(ctx)
+            try:
+                return super().invoke(ctx)
+            except ModuleNotFoundError:
+                with extra_errors(_LARGER_EXTRAS.get(ctx.invoked_subcommand)):
+                    raise
         except VokenError as error:
-            typer.secho(f"error: {printable(' '.join(str(error).split()))}", fg=typer.colors.RED, err=True)
+            _print_error(error)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             warn(
@@ -67,10 +76,28 @@ class _Commands(TyperGroup):
                 + (" Run the same command again to continue." if ctx.invoked_subcommand in _RESUMABLE else "")
             )
             raise typer.Exit(130) from None
-        except BrokenPipeError:
-            # the reader of the output has closed it (`voken search … | head`); Python must not fail to flush at exit
+        except OSError as error:
+            raise typer.Exit(_exit_code(error)) from None
+
+
+def _print_error(error: Exception) -> None:
+    typer.secho(f"error: {printable(' '.join(str(error).split()))}", fg=typer.colors.RED, err=True)
+
+
+def _exit_code(error: OSError) -> int:
+    """Report an error of the system in one line, and return the exit code."""
+    if error.filename is None:
+        # the output: Python must not fail to flush it at exit
+        with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(0) from None
+    if isinstance(error, BrokenPipeError):  # the reader has closed it (`voken search … | head`)
+        return 0
+    if error.filename is None:
+        _print_error(StorageError(f"the output cannot be written ({error.strerror or error}). Send it elsewhere."))
+    else:
+        path = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else error.filename
+        _print_error(StorageError(f"{path}: {error.strerror}. Correct that and run the command again."))
+    return 1
 
 
 @cache
@@ -103,7 +130,22 @@ _OtherModel = Annotated[
 
 def main() -> None:
     """Run the command line."""
-    app()
+    _open_standard_streams()
+    try:
+        app()
+    except OSError as error:  # `voken --help > /dev/full`
+        sys.exit(_exit_code(error))
+
+
+def _open_standard_streams() -> None:
+    """Replace closed streams by ones that lead nowhere: the next file opened would get their number, and the output."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8", closefd=False))
 
 
 def _print_version(version_requested: bool) -> None:
@@ -246,7 +288,7 @@ def remove(
     else:
         typer.echo(f"{display_path(folder)}: {len(change.removed):,} removed")
         for picture in change.absent:
-            warn(f"not in the collection: {printable(picture)}")
+            warn(f"not in the collection: {picture}")
     if change.absent:
         raise typer.Exit(1)
 
@@ -326,8 +368,8 @@ def search(
 
     if (query is None) == (like is None):
         raise ConfigError("Give either QUERY, or --like with the id of a picture.")
-    is_picture = query is not None and _is_picture_file(query)
-    if like is not None or is_picture:
+    by_picture = query is not None and _names_picture(query)
+    if like is not None or by_picture:
         for name, value in (
             ("--threshold", threshold),
             ("--precision", precision),
@@ -343,8 +385,8 @@ def search(
     start = time.perf_counter()
     if like is not None:
         hits = collection.similar(like, k, where=filters)
-    elif query is not None and is_picture:
-        hits = collection.search_picture(query, k, where=filters)
+    elif by_picture:
+        hits = collection.search_picture(query or "", k, where=filters)
     else:
         hits = collection.search(query or "", k, where=filters, threshold=threshold, precision=precision)
     seconds = time.perf_counter() - start
@@ -488,12 +530,16 @@ def serve(
         strip_location=strip_location,
         follow_links=follow_links,
     )
-    run(folder, settings, model=model, threads=threads, open_page=open_page, report=typer.echo, warn=warn)
+
+    def report(line: str) -> None:
+        typer.echo(printable(line))
+
+    run(folder, settings, model=model, threads=threads, open_page=open_page, report=report, warn=warn)
 
 
 def _print_update(out: Path, report: IndexReport | VokenError, as_json: bool, verbose: bool) -> None:
     if isinstance(report, VokenError):
-        warn(f"not updated: {printable(str(report))}")
+        warn(f"not updated: {report}")
         return
     if as_json:
         print_json(
@@ -553,13 +599,25 @@ def _print_info_json(folder: Path, info: CollectionInfo, parts: dict[str, int], 
     )
 
 
-def _is_picture_file(query: str) -> bool:
-    """Whether a query is the path of a file. One word is a word, even if a file has that name."""
+def _names_picture(query: str) -> bool:
+    """Whether a query is the file of a picture and not words. Raises `DataError` if it can only be one, but is missing.
+
+    A bare word is never a file, even if there is a file of that name: `./word` is one.
+    """
+    from mimetypes import guess_type
+
+    has_separator = os.sep in query or (os.altsep is not None and os.altsep in query)
     try:
-        path = Path(query)
-        return path.is_file() and (bool(path.suffix) or path.name != query)
-    except (OSError, ValueError):  # too long for a path, or holds a NUL
+        path = Path(query).expanduser()
+        if path.is_dir() and has_separator:
+            raise DataError(f"{query}: is a folder. Give the file of one picture, or say what the picture shows.")
+        if path.is_file() and (has_separator or path.suffix):
+            return True
+    except (OSError, ValueError, RuntimeError):  # too long for a path, a NUL, or a home that is unknown
         return False
+    if (guess_type(query)[0] or "").startswith("image/"):
+        raise DataError(f"{query}: there is no such file. Correct the path, or say in words what the picture shows.")
+    return False
 
 
 def _print_hits(collection: Collection, hits: Sequence[Hit], preview: bool) -> None:
@@ -582,7 +640,7 @@ def _print_preview(picture: Picture) -> None:
     except ImportError as error:
         raise MissingExtraError(f"{error.name}, which shows pictures in a terminal,", "preview") from None
     except PictureError as error:
-        warn(f"      {printable(error.reason)}")
+        warn(f"      {error.reason}")
         return
     image.thumbnail((480, 480))
     Console().print(Preview(image, width=32, height="auto"))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from voken.config import user_cache
+from voken.device import check_device
 from voken.errors import ConfigError
 from voken.json_text import json_text
 from voken.progress import no_progress
@@ -31,7 +32,9 @@ ImagesFolder = Annotated[
     Path | None, typer.Option("--images", help="Folder of the pictures, if a Karpathy .json is elsewhere.")
 ]
 Threads = Annotated[int, typer.Option("--threads", min=0, help="Processor threads; 0: as many as there are cores.")]
-Device = Annotated[str, typer.Option("--device", help="Where the networks run: cpu, cuda, cuda:1, mps.")]
+Device = Annotated[
+    str, typer.Option("--device", callback=check_device, help="Where the networks run: cpu, cuda, cuda:1, mps.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="List every picture that was left out.")]
 SplitName = Annotated[str, typer.Option("--split", help="Which part of the data set: train, validation or test.")]
@@ -106,12 +109,12 @@ def print_skipped(skipped: Sequence[Skipped], verbose: bool) -> None:
 
 def warn(message: str) -> None:
     """Print a line to standard error, in yellow."""
-    typer.secho(message, fg=typer.colors.YELLOW, err=True)
+    typer.secho(printable(message), fg=typer.colors.YELLOW, err=True)
 
 
 def print_next(*words: object) -> None:
     """Print the command that usually comes next."""
-    typer.echo(f"Next: {shlex.join(['voken', *map(str, words)])}")
+    typer.echo(printable(f"Next: {shlex.join(['voken', *map(str, words)])}"))
 
 
 def print_json(value: object) -> None:

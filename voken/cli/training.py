@@ -26,6 +26,7 @@ from voken.cli.console import (
     print_json,
     print_next,
     print_skipped,
+    printable,
     progress_bars,
     warn,
 )
@@ -240,11 +241,12 @@ def print_model(folder: Path, model: ModelInfo, as_json: bool) -> None:
             }
         )
         return
-    typer.echo(f"{display_path(folder)}: a {model.family} model; engine: {model.engine or 'none, searched with torch'}")
+    engine = model.engine or "none, searched with torch"
+    typer.echo(printable(f"{display_path(folder)}: a {model.family} model; engine: {engine}"))
     for name, size in [*model.bytes.items(), ("total", sum(model.bytes.values()))]:
-        typer.echo(f"{name:<16}{size:>15,} bytes")
+        typer.echo(printable(f"{name:<16}{size:>15,} bytes"))
     for warning in model.warnings:
-        warn(f"The image tokenizer: {warning}")
+        warn(printable(f"The image tokenizer: {warning}"))
 
 
 def _best_recall(history: dict[str, Any]) -> float | None:

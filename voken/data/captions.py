@@ -140,7 +140,10 @@ class Dataset:
         images = tuple(image for image in self.images if image.split == name)
         if not images:
             splits = sorted({image.split or "(none)" for image in self.images})
-            raise EmptyDataError(f"{self.name}: no picture in split {name!r}; the data set has {', '.join(splits)}")
+            raise EmptyDataError(
+                f"{self.name}: no picture is in split {name!r}. Its pictures are in {', '.join(splits)}, as the "
+                f"field 'split' of {METADATA} says."
+            )
         return replace(self, images=images)
 
 
@@ -152,24 +155,33 @@ def read_dataset(path: Path, images: Path | None = None, exclude: Sequence[str] 
     is skipped. Raises DataError, which names the file, the line and the fault, and EmptyDataError.
     """
     path = Path(path)
+    if images and not images.is_dir():
+        raise DataError(f"{images}: no such folder of pictures. Correct the path (--images).")
     if not path.exists():
-        raise DataError(f"{path}: no such file or folder")
+        raise DataError(f"{path}: no such file or folder. Correct the path.")
     if path.is_file():
         if path.name.endswith((".jsonl", ".csv")):
             return _read_imagefolder(images or path.parent, path, [], exclude)
         if path.suffix == ".json":
             return _read_karpathy(path, _karpathy_json(path), images or path.parent, [], exclude)
-        raise DataError(f"{path}: this is not a folder, a metadata.jsonl, a metadata.csv or a Karpathy .json file")
+        raise DataError(
+            f"{path}: this is not a folder, a metadata.jsonl, a metadata.csv or a Karpathy .json file. Give one of "
+            "these."
+        )
     skipped: list[Skipped] = []
     if metadata := _metadata_file(path, skipped):
         return _read_imagefolder(images or path, metadata, skipped, exclude)
     sources = _karpathy_sources(path, skipped)
     if len(sources) > 1:
         raise DataError(
-            f"{path}: several data set files ({', '.join(file.name for file in sources)}); name one of them"
+            f"{path}: several data set files ({', '.join(file.name for file in sources)}). Name one of them."
         )
     for source, content in sources.items():
         return _read_karpathy(source, content, images or path, skipped, exclude)
+    if images:
+        raise DataError(
+            f"{images}: no file in {path} lists pictures that could be there. Leave --images out, or index that folder."
+        )
     return _read_folders(path, skipped, exclude)
 
 
@@ -181,7 +193,7 @@ def write_dataset(destination: Path, name: str, images: Iterable[CaptionedImage]
     root = Path(destination).absolute()
     pictures = tuple(images)
     if not pictures:
-        raise EmptyDataError(f"{destination}: there is no picture to write")
+        raise EmptyDataError(f"{destination}: there is no picture to write. Give at least one.")
     try:
         root.mkdir(parents=True, exist_ok=True)
         handle, draft = tempfile.mkstemp(dir=root, prefix=".metadata-", suffix=".part")
@@ -206,9 +218,11 @@ def write_dataset(destination: Path, name: str, images: Iterable[CaptionedImage]
         finally:
             Path(draft).unlink(missing_ok=True)
     except OSError as error:
-        raise StorageError(f"{root / METADATA}: cannot be written ({error})") from error
+        raise StorageError(
+            f"{root / METADATA}: cannot be written ({error.strerror}). Free some space, or choose another folder."
+        ) from error
     except ValueError as error:
-        raise DataError(f"{root / METADATA}: a path or a text in it cannot be written ({error})") from error
+        raise DataError(f"{root / METADATA}: a path or a text in it cannot be written ({error}). Rename it.") from error
     return Dataset(name, root, pictures)
 
 
@@ -256,7 +270,7 @@ def _read_imagefolder(root: Path, metadata: Path, skipped: list[Skipped], exclud
     reader = _Reader(root, exclude, skipped)
     images = reader.listed_images(root, metadata)
     if not images:
-        raise EmptyDataError(f"{metadata}: it lists no picture{_contents(reader.skipped)}")
+        raise EmptyDataError(f"{metadata}: it lists no picture{_contents(reader.skipped)}. Correct it, or remove it.")
     left_out = _unlisted_files(listing, images, [metadata], reader.skipped)
     return reader.dataset(root.name, images, listing, left_out)
 
@@ -276,7 +290,10 @@ def _read_folders(root: Path, skipped: list[Skipped], exclude: Sequence[str]) ->
     left_out = _unlisted_files(listing, images, files, reader.skipped)
     if not images:
         contents = _contents([*reader.skipped, *left_out])
-        raise EmptyDataError(f"{folder}: the folder has no metadata.jsonl, no dataset_*.json and no picture{contents}")
+        raise EmptyDataError(
+            f"{folder}: the folder has no metadata.jsonl, no dataset_*.json and no picture{contents}. Give a folder of "
+            "pictures."
+        )
     return reader.dataset(root.name, images, listing, left_out)
 
 
@@ -337,7 +354,9 @@ class _Reader:
             file = self.files.find(folder / name)
             picture = file or folder / name
             if picture in first_line:
-                raise DataError(f"{place}: file_name {name!r} is already on line {first_line[picture]}")
+                raise DataError(
+                    f"{place}: file_name {name!r} is already on line {first_line[picture]}. Remove one of them."
+                )
             first_line[picture] = number
             if file is None:
                 self.skip_missing(picture, f"{metadata.name}, line {number},")
@@ -375,9 +394,9 @@ def _karpathy_json(source: Path) -> dict[str, Any]:
     try:
         raw = parse_json(source.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{source}: cannot be read ({error})") from error
+        raise DataError(f"{source}: cannot be read ({error}). Correct or remove the file.") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{source}: this is not JSON ({error})") from error
+        raise DataError(f"{source}: this is not JSON ({error}). Correct or remove the file.") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("images"), list):
         raise DataError(f"{source}: this must be a JSON object with a list 'images', as in Karpathy's splits")
     return raw
@@ -388,7 +407,7 @@ def _read_karpathy(
 ) -> Dataset:
     root = absolute_path(folder)
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder of pictures")
+        raise DataError(f"{root}: no such folder of pictures. Correct the path (--images).")
     listing = list_folder(root, exclude)
     reader = _Reader(root, exclude, skipped)
     folders = ["", *sorted(f"{entry.name}/" for entry in root.iterdir() if entry.is_dir())]
@@ -404,7 +423,7 @@ def _read_karpathy(
         if filepath:
             name = f"{_inside(filepath, place)}/{name}"
         if name in seen:
-            raise DataError(f"{place}: filename {name!r} occurs earlier in the file")
+            raise DataError(f"{place}: filename {name!r} occurs earlier in the file. Remove one of them.")
         seen.add(name)
         # copies of the data set differ in the folders between the file and its pictures
         candidates = [above + end for end in dict.fromkeys((name, name.rpartition("/")[2])) for above in folders]
@@ -425,7 +444,7 @@ def _read_karpathy(
         )
     splits.report()
     if not images:
-        raise EmptyDataError(f"{source}: it lists no picture{_contents(reader.skipped)}")
+        raise EmptyDataError(f"{source}: it lists no picture{_contents(reader.skipped)}. Correct it, or remove it.")
     title = raw.get("dataset")
     name = without_surrogates(title) if isinstance(title, str) else ""
     left_out = _unlisted_files(listing, images, [source], reader.skipped)
@@ -482,7 +501,7 @@ def _text(record: dict[str, Any], key: str, place: str, *, required: bool = Fals
     value = record.get(key)
     if value is None or value == "":
         if required:
-            raise DataError(f"{place}: {key!r} is missing")
+            raise DataError(f"{place}: {key!r} is missing. Add it, or remove the entry.")
         return ""
     if not isinstance(value, str):
         raise DataError(f"{place}: {key!r} must be a string, not {type(value).__name__}")
@@ -573,10 +592,10 @@ def _inside(name: str, place: str) -> str:
     """`name` as a normalised relative path with forward slashes. Raises DataError if it leaves the folder."""
     slashed = name.replace("\\", "/")
     if slashed.startswith("/") or slashed[1:2] == ":":
-        raise DataError(f"{place}: {name!r} is an absolute path; give it relative to the folder")
+        raise DataError(f"{place}: {name!r} is an absolute path. Give it relative to the folder.")
     parts = [part for part in slashed.split("/") if part not in ("", ".")]
     if ".." in parts:
-        raise DataError(f"{place}: {name!r} leaves the folder; '..' is not allowed")
+        raise DataError(f"{place}: {name!r} leaves the folder. Write it without '..'.")
     if "\0" in name or not parts:
-        raise DataError(f"{place}: {name!r} is not a file name")
+        raise DataError(f"{place}: {name!r} is not a file name. Correct or remove it.")
     return "/".join(parts)

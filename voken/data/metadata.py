@@ -155,7 +155,7 @@ def _jsonl_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             record = parse_json(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{place}: this is not JSON ({error})") from error
+            raise DataError(f"{place}: this is not JSON ({error}). Correct or remove the line.") from error
         if not isinstance(record, dict):
             raise DataError(f"{place}: this must be a JSON object, not {type(record).__name__}")
         yield number, record
@@ -180,7 +180,9 @@ def _csv_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 values = {name: _csv_value(cell) for name, cell in zip(columns, cells, strict=False) if name}
                 yield number, {**values, "file_name": cells[columns.index("file_name")] if values else ""}
     except (csv.Error, IndexError) as error:
-        raise DataError(f"{path}, line {number}: this is not a line of a CSV file ({error})") from error
+        raise DataError(
+            f"{path}, line {number}: this is not a line of a CSV file ({error}). Correct or remove the line."
+        ) from error
 
 
 def _csv_value(cell: str) -> Any:
@@ -205,4 +207,4 @@ def _lines(path: Path, *, blank: bool = False) -> Iterator[tuple[int, str]]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}, line {number}: not UTF-8 ({error.reason}). Save the file as UTF-8.") from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}). Allow reading it.") from error

@@ -81,7 +81,7 @@ def list_folder(folder: Path, exclude: Sequence[str] = (), *, without: frozenset
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder")
+        raise DataError(f"{folder}: no such folder. Correct the path.")
     pictures: list[Path] = []
     left_out: list[Skipped] = []
     unlisted: list[Path] = []

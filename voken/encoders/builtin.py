@@ -328,7 +328,7 @@ def _package_folder(module: str, package: str) -> Path:
     # find_spec does not run the package, which would import all of sentence-transformers.
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
-        raise MissingExtraError(f"The package {package} (weights of the built-in encoder)", "data")
+        raise MissingExtraError(f"The package {package} (weights of the built-in encoder)", "train")
     return Path(spec.submodule_search_locations[0])
 
 

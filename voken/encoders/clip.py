@@ -22,6 +22,8 @@ from voken.errors import ArtifactError, ConfigError, CorruptArtifactError
 from voken.shapes import Float
 
 Family = Literal["clip", "siglip"]
+_EXAMPLES = {"clip": "openai/clip-vit-base-patch32", "siglip": "google/siglip-base-patch16-224"}
+_HUB_SECONDS = 10.0
 
 
 class HubEncoder:
@@ -46,11 +48,18 @@ class HubEncoder:
         """Load a checkpoint by hub name or from a folder. `device` None is the CPU.
 
         Raises `ArtifactError` if the folder does not hold all of it, or if neither the hub nor the local cache provides
-        it; `ConfigError` if the checkpoint is of another family.
+        it; `ConfigError` if no checkpoint is named, or one of another family.
         """
+        if not checkpoint:
+            raise ConfigError(
+                f"encoder.checkpoint is missing: name the folder or the hub name of a {family} model, e.g. "
+                f"--set encoder.checkpoint={_EXAMPLES[family]}."
+            )
         from transformers import AutoConfig, AutoTokenizer
 
-        local = Path(checkpoint).is_dir()
+        is_folder = Path(checkpoint).is_dir()
+        silence = "" if is_folder else _hub_silence(checkpoint)
+        local = is_folder or bool(silence)
         try:
             model_type = AutoConfig.from_pretrained(
                 checkpoint, local_files_only=local, trust_remote_code=False
@@ -64,10 +73,11 @@ class HubEncoder:
             images = image_class.from_pretrained(checkpoint, local_files_only=local)
             texts = AutoTokenizer.from_pretrained(checkpoint, local_files_only=local, trust_remote_code=False)
         except (OSError, ValueError, SafetensorError) as error:
-            problem = "The folder does not hold all of the model" if local else "The hub did not provide it"
+            problem = "The folder does not hold all of the model" if is_folder else "The hub did not provide it"
+            reason = silence or (str(error).splitlines() or [type(error).__name__])[0]
             raise ArtifactError(
-                f"{checkpoint}: {problem} ({str(error).splitlines()[0]}). Pass a folder that holds the model, its "
-                "tokenizer and its image processor, as save_pretrained writes them."
+                f"{checkpoint}: {problem} ({reason}). Pass a folder that holds the model, its tokenizer and its image "
+                "processor, as save_pretrained writes them."
             ) from error
         return cls(checkpoint, family, model.to(torch.device(device or "cpu")), images, texts)
 
@@ -174,6 +184,20 @@ class HubEncoder:
     def _unit_rows(self, parts: Iterator[Tensor]) -> np.ndarray:
         unit = [functional.normalize(part.float(), dim=-1).cpu().numpy() for part in parts]
         return np.concatenate([np.empty((0, self.dim), dtype=np.float32), *unit])
+
+
+def _hub_silence(name: str) -> str:
+    """Why the hub cannot be asked for a model; "" if it answers. transformers alone would retry for half a minute."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        HfApi().model_info(name, timeout=_HUB_SECONDS)
+    except (HfHubHTTPError, HFValidationError) as error:
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    except Exception as error:  # of the client for HTTP, whichever it is, or of the offline mode
+        return f"it cannot be reached: {(str(error).splitlines() or [type(error).__name__])[0]}"
+    return ""
 
 
 def _classes(family: Family) -> tuple[Any, Any]:

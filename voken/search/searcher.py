@@ -274,7 +274,7 @@ class Searcher:
         pool = self.pool(where)
         row = pool.snapshot.find(image_id)
         if row is None:
-            raise DataError(f"{image_id}: no picture of the collection has that id.")
+            raise DataError(f"{image_id}: no picture of the collection has that id. A search shows the ids (--json).")
         sequence = np.asarray(pool.snapshot.sequence(row)[None], dtype=np.int64)
         vectors = pool.snapshot.vectors
         if vectors is None:

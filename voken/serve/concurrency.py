@@ -154,7 +154,7 @@ class Compaction:
         try:
             self._collection.compact()
         except VokenError as error:
-            _log.warning("The collection was not compacted: %s", error)
+            _log.warning("The collection was not compacted: %r", str(error))
         except Exception:
             _log.exception("The collection was not compacted")
 

@@ -90,8 +90,7 @@ class Experiment:
     @cached_property
     def _readable_pool(self) -> tuple[list[CaptionedImage], Float[np.ndarray, "pool dim"]]:
         test = self.dataset.split("test")
-        one_each = self.track.test_concepts is not None
-        drawn = set(pool_of(test, one_per_concept=one_each, seed=self.seed).image_ids)
+        drawn = set(pool_of(test, one_per_concept=self.track.one_per_concept, seed=self.seed).image_ids)
         images = [image for image in test.images if image.image_id in drawn]
         encoded = picture_vectors(
             self.inputs.encoder, [image.path for image in images], cache=self.cache, progress=self.progress

@@ -40,9 +40,14 @@ class Track:
         return preset(self.preset).override(self.settings | quick_settings | {"seed": str(seed)})
 
     @property
+    def one_per_concept(self) -> bool:
+        """Whether the pool has one picture of each concept; otherwise it has all test pictures."""
+        return self.test_concepts is not None
+
+    @property
     def pool_in_words(self) -> str:
         """How the pool is drawn, for `Conditions.pool`."""
-        words = "one picture per concept" if self.test_concepts is not None else "all pictures"
+        words = "one picture per concept" if self.one_per_concept else "all pictures"
         if self.test_concepts is None and self.distance is not None:
             words += " but near-duplicates of training pictures"
         return words if self.distinct else f"{words}, every caption a query"
