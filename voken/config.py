@@ -151,7 +151,7 @@ class GeneratorConfig:
     """lite: give the decoder the query's vector and its inner products with the codebook."""
     point_epochs: int = 0
     """lite with query_vector: largest number of epochs of L_dis over all training sequences at once, before L_gen. They
-    move the query's vector by what the decoder reads in the query's tokens."""
+    train a perceptron that moves the query's vector."""
     point_learning_rate: float = 1e-3
     query_noise: float = 0.0
     """lite with query_vector: length of the noise that training adds to the query's vector, because the encoder fits

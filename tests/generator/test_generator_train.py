@@ -263,7 +263,8 @@ def test_at_the_start_the_scores_of_query_points_are_those_of_the_beam_search():
     np.put_along_axis(searched, beams.leaf, beams.log_prob, 1)
     sequences = trie.leaf_vokens(np.arange(trie.sequences))
     with torch.no_grad():
-        scores = model.point_scores(model.encode(WORDS), torch.from_numpy(sequences).long()).numpy()
+        points = model.query_points(WORDS, model.read_vectors(WORDS))
+        scores = model.point_scores(points, torch.from_numpy(sequences).long()).numpy()
     np.testing.assert_allclose(scores, point_scores_by_hand(model, WORDS, sequences), rtol=1e-4, atol=1e-4)
     centred = (part - part.mean(1, keepdims=True) for part in (scores, searched))
     np.testing.assert_allclose(*centred, atol=1e-4)

@@ -9,10 +9,9 @@ transformer with cross-attention to the query's token states. Four settings of `
   and of the sum of the entries so far, with the entries of the level. If entries sum to the picture's vector ẑ, the
   inner products alone rank sequences by <t, ẑ>. So the decoder starts as an exact search of quantized vectors, and
   learns corrections; its output rows start at zero.
-- `point_epochs` adds to t a linear map of the decoder's state at the start position, which has attended to the query's
-  tokens. The map starts at zero and is trained by L_dis over all sequences of the training set at once. As long as the
-  voken rows of the output are zero, log p(Y|q) is Σ s_l·<t, c_l> less a constant of the query, so the softmax over
-  every sequence is one product of matrices.
+- `point_epochs` adds to t what a perceptron makes of it. The perceptron starts at zero and is trained by L_dis over all
+  sequences of the training set at once. As long as the voken rows of the output are zero, log p(Y|q) is Σ s_l·<t, c_l>
+  less a constant of the query, so the softmax over every sequence is one product of matrices.
 - `memory_weight` adds to t the pictures of the training captions nearest to the query: the mean of the vectors rebuilt
   from the pictures' vokens, weighted by a softmax over the captions' similarities (the cache of Zhang et al. 2022,
   "Tip-Adapter", with sequences in place of classes). In training, captions of the query's concept are left out, so
@@ -44,6 +43,8 @@ _ROW_RMS = 0.05
 """Root mean square of the entries of a voken row before training."""
 _SIMILARITY = 10.0
 """Factor of the inner products with the query's vector before training."""
+_POINT_WIDTHS = 3
+"""Width of the perceptron that moves the query's point, in widths of a code."""
 COSINE = 0.4
 """With this × s as the weight of ‖ẑ‖², s·<t, ẑ> ranks nearly as the cosine does, for vectors of about unit length."""
 
@@ -241,7 +242,8 @@ class LiteGenerator(nn.Module):
             self.similarity = nn.Parameter(torch.full((levels,), _SIMILARITY))
             self.repetition = nn.Parameter(torch.zeros(levels))
         if config.moves_query_point:
-            self.point_out = nn.Linear(width, code_dim, bias=False)
+            self.point_in = nn.Linear(reader.dim, _POINT_WIDTHS * code_dim)
+            self.point_out = nn.Linear(_POINT_WIDTHS * code_dim, code_dim, bias=False)
             nn.init.zeros_(self.point_out.weight)
         self._related_rows: Mapping[str, Int[np.ndarray, " rows"]] = {}
         self.register_buffer("memory_vectors", torch.zeros(0, reader.dim))
@@ -305,8 +307,18 @@ class LiteGenerator(nn.Module):
             mask = torch.cat([torch.ones_like(mask[:, :1]), mask], 1)
         memory = self.dropout(self.read_norm(memory))
         cross = tuple(layer.cross_keys(memory) for layer in self._layers())
-        mask = mask[:, None, None]
-        return LiteState(cross, mask, self._query_point(texts, vectors, cross, mask))
+        return LiteState(cross, mask[:, None, None], self._query_point(texts, vectors))
+
+    def read_vectors(self, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:
+        """The vectors of texts, from which `query_points` starts."""
+        reader = self._training_reader or self._reader
+        blocks = [texts[start : start + 256] for start in range(0, len(texts), 256)]
+        parts = [reader.read_texts(block, max_tokens=self.config.max_query_tokens).vectors for block in blocks]
+        return torch.cat([part.to(self.device, self.start.dtype) for part in parts])
+
+    def query_points(self, texts: Sequence[str], vectors: Float[Tensor, "texts dim"]) -> Float[Tensor, "texts e"]:
+        """The query points of texts whose vectors are known, as `encode` computes them."""
+        return self._query_point(texts, self._noisy(vectors))
 
     def step(
         self,
@@ -354,7 +366,7 @@ class LiteGenerator(nn.Module):
         return torch.stack([part.expand(-1, sequences, -1) for part in logits], 2)
 
     def point_scores(
-        self, state: LiteState, vokens: Int[Tensor, "sequences levels"]
+        self, points: Float[Tensor, "queries e"], vokens: Int[Tensor, "sequences levels"]
     ) -> Float[Tensor, "queries sequences"]:
         """What `query_vector` adds to the score of each sequence: Σ s_l·<t, c_l>, less the length of ẑ as in a cosine.
 
@@ -363,7 +375,7 @@ class LiteGenerator(nn.Module):
         """
         level = torch.arange(self.levels, device=self.device)
         entries = self.entries[level, vokens]
-        scores = state.query_point @ (self.similarity[:, None] * entries).sum(1).T
+        scores = points @ (self.similarity[:, None] * entries).sum(1).T
         return scores - COSINE * self.similarity.mean() * entries.sum(1).square().sum(1)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -398,22 +410,13 @@ class LiteGenerator(nn.Module):
         spread = self.config.query_noise * vectors.shape[1] ** -0.5
         return normalize(vectors + spread * torch.randn_like(vectors), dim=-1)
 
-    def _query_point(
-        self,
-        texts: Sequence[str],
-        vectors: Float[Tensor, "queries dim"],
-        cross: tuple[tuple[Tensor, Tensor], ...],
-        mask: Tensor,
-    ) -> Float[Tensor, "queries e"]:
+    def _query_point(self, texts: Sequence[str], vectors: Float[Tensor, "queries dim"]) -> Float[Tensor, "queries e"]:
         if not self.config.query_vector:
             return torch.zeros(len(vectors), self.entries.shape[2], device=self.device)
         point: Tensor = self.to_code(vectors)
         if self.config.moves_query_point:
-            hidden = self.dropout((self.start + self.place[0]).expand(len(vectors), 1, -1))
-            attends = torch.ones(1, 1, dtype=torch.bool, device=self.device)
-            for number, layer in enumerate(self._layers()):
-                hidden = layer.teacher_forced(hidden, attends, cross[number], mask)
-            point = normalize(point + self.point_out(self.norm(hidden[:, 0])), dim=-1)
+            inside = self.point_in(self.dropout(vectors * vectors.shape[1] ** 0.5))
+            point = normalize(point + self.point_out(self.dropout(nn.functional.gelu(inside))), dim=-1)
         if not (self.config.memory_weight and len(self.memory_vectors)):
             return point
         similarity = vectors @ self.memory_vectors.to(vectors.dtype).T / self.config.memory_temperature

@@ -290,7 +290,8 @@ class CandidateSearch:
 
     def vokens_of(self, leaves: Int[np.ndarray, " leaves"]) -> Int[np.ndarray, "leaves M"]:
         """The sequences of leaves."""
-        return self._pairs.vokens[self._first_image[leaves]]
+        vokens: np.ndarray = self._pairs.vokens[self._first_image[leaves]]
+        return vokens
 
     def right_answers(
         self, batch: Int[np.ndarray, "queries 2"], leaves: Int[np.ndarray, " leaves"]
@@ -327,6 +328,7 @@ class _GeneratorTraining:
         self.model, self.pairs, self.validation, self.config = model, pairs, validation, config
         self.seed, self.folder, self.progress = seed, checkpoints, progress
         self.candidates: CandidateSearch | None = None
+        self.text_vectors: Tensor | None = None
         self.records: list[EpochRecord] = []
         self.untrained_recall, self.best_index = 0.0, -1
         self.saved_at = time.monotonic()
@@ -373,7 +375,7 @@ class _GeneratorTraining:
         else:
             loop.record_score(self.untrained_recall)
         for epoch in loop.epochs():
-            rows = self.pairs.draw(np.random.default_rng([self.seed, number, epoch]))
+            rows = self._rows(stage, np.random.default_rng([self.seed, number, epoch]))
             for step in range(loop.steps_taken % loop.steps_per_epoch, loop.steps_per_epoch):
                 batch = rows[step * size : (step + 1) * size]
                 torch.manual_seed(int(np.random.SeedSequence([self.seed, number, epoch, step]).generate_state(1)[0]))
@@ -396,17 +398,21 @@ class _GeneratorTraining:
         optimizer = torch.optim.AdamW(
             self.model.parameter_groups(), lr=stage.learning_rate, weight_decay=config.weight_decay, fused=True
         )
-        pictures = len(np.unique(self.pairs.pairs[:, 0]))
+        rows = len(self._rows(stage, np.random.default_rng(0)))
         return TrainingLoop(
             self._module(),
             optimizer,
             epochs=stage.epochs,
-            steps_per_epoch=math.ceil(pictures / config.batch_size),
+            steps_per_epoch=math.ceil(rows / config.batch_size),
             schedule="linear",
             warmup=config.warmup,
             patience=config.patience if config.patience > 0 else None,
             gradient_clip=config.gradient_clip,
         )
+
+    def _rows(self, stage: _Stage, random: np.random.Generator) -> Int[np.ndarray, "rows 2"]:
+        """The rows of an epoch: one per picture, or all pairs where that costs little."""
+        return random.permutation(self.pairs.pairs) if stage.name == POINT_STAGE else self.pairs.draw(random)
 
     def _recall(self) -> float:
         self.model.eval()
@@ -424,11 +430,11 @@ class _GeneratorTraining:
             return 0.0
         vokens = torch.from_numpy(validation.vokens).long().to(self.model.device)
         with torch.inference_mode():
-            blocks = [validation.texts[start : start + 256] for start in range(0, len(validation.texts), 256)]
-            scores = [self.model.point_scores(self.model.encode(texts), vokens).cpu().numpy() for texts in blocks]
+            points = self.model.query_points(validation.texts, self.model.read_vectors(validation.texts))
+            scores = self.model.point_scores(points, vokens).cpu().numpy()
         relevant = np.zeros((len(validation.texts), len(vokens)), bool)
         relevant[validation.relevant[:, 0], validation.relevant[:, 1]] = True
-        return mean_recall(first_relevant(np.concatenate(scores), relevant))
+        return mean_recall(first_relevant(scores, relevant))
 
     def _bias(self, trie: VokenTrie) -> NodeBias | None:
         cosine = cosine_bias(self.model)
@@ -439,10 +445,10 @@ class _GeneratorTraining:
 
     def _loss(self, batch: Int[np.ndarray, "rows 2"], stage: _Stage) -> Tensor:
         config, images = self.config, batch[:, 0]
+        if stage.name == POINT_STAGE:
+            return self._whole_discrimination(batch)
         state = self.model.encode([self.pairs.texts[row] for row in batch[:, 1]])
         total = torch.zeros((), device=self.model.device)
-        if stage.name == POINT_STAGE:
-            return self._whole_discrimination(state, batch)
         if stage.generates:
             total = total + self._generation(state, self.pairs.vokens[images], self.pairs.soft, images)
             if config.text_only_weight and self.pairs.text_soft is not None:
@@ -478,17 +484,20 @@ class _GeneratorTraining:
             for factor in _SIMILARITIES:
                 self.model.similarity.fill_(factor)
                 torch.manual_seed(self.seed)  # the same noise for all
-                state = self.model.encode([self.pairs.texts[row] for row in rows[:, 1]])
-                losses[factor] = float(self._whole_discrimination(state, rows))
+                losses[factor] = float(self._whole_discrimination(rows))
             self.model.similarity.fill_(min(losses, key=losses.__getitem__))
 
-    def _whole_discrimination(self, state: Any, batch: Int[np.ndarray, "rows 2"]) -> Tensor:
+    def _whole_discrimination(self, batch: Int[np.ndarray, "rows 2"]) -> Tensor:
         """L_dis with every sequence of the training set in the list, or a draw of them beside the batch's own."""
         assert isinstance(self.model, LiteGenerator)
+        if self.text_vectors is None:
+            self.text_vectors = self.model.read_vectors(self.pairs.texts)
+        texts = [self.pairs.texts[row] for row in batch[:, 1]]
+        points = self.model.query_points(texts, self.text_vectors[torch.from_numpy(batch[:, 1])])
         leaves = self._candidates().leaves_beside(batch, _WHOLE_LIST, int(torch.randint(1 << 31, (1,))))
         own, right = self._candidates().right_answers(batch, leaves)
         vokens = torch.from_numpy(self._candidates().vokens_of(leaves)).long().to(self.model.device)
-        scores = self.model.point_scores(state, vokens).float()
+        scores = self.model.point_scores(points, vokens).float()
         device = scores.device
         scores = scores.masked_fill(torch.from_numpy(right).to(device), float("-inf"))
         return cross_entropy(scores, torch.from_numpy(own).to(device))

@@ -65,7 +65,7 @@ def prefill_graph(generator: LiteGenerator, encoder: BuiltInEncoder, precision: 
             graph.output(f"{name}{number}", placed, ["queries", layers.heads, 1, layers.head_dim])
         # the start attends only to itself, so the result of attention is its values
         hidden = layers.after_attention(hidden, values, shared[number], mask, number, queries)
-    query_point = _query_point(graph, generator, layers, vector, hidden)
+    query_point = _query_point(graph, generator, vector)
     graph.output(QUERY_POINT, query_point, ["queries", generator.entries.shape[2]])
     summed = graph.constant(np.zeros((1, 1, generator.entries.shape[2]), dtype=np.float32))
     graph.output(
@@ -149,14 +149,10 @@ class _Layers:
         out = graph.linear(inside, matrix(layer.down), array(layer.down.bias))
         return graph.op("Add", hidden, out)
 
-    def last_norm(self, hidden: str) -> str:
-        """The norm after the last layer."""
-        return self._norm(hidden, self._generator.norm.weight, self._generator.norm.bias)
-
     def log_probs(self, hidden: str, level: int, query_point: str, summed: str, queries: str) -> str:
         """(queries, beams, N). The inner products with the codebook matter most, so they are always float32."""
         graph, generator = self._graph, self._generator
-        normed = self.last_norm(hidden)
+        normed = self._norm(hidden, generator.norm.weight, generator.norm.bias)
         logits = graph.linear(normed, array(generator.voken_out[level]).T, array(generator.bias[level]))
         logits = graph.reshape(logits, queries, -1, generator.codebook_size)
         if generator.config.query_vector:
@@ -179,15 +175,17 @@ class _Layers:
         return self._graph.add_layer_norm(change, hidden, array(scale), shift, _EPSILON, array(bias))
 
 
-def _query_point(graph: Graph, generator: LiteGenerator, layers: _Layers, vector: str, start: str) -> str:
-    """`start` is the decoder's state at the start position, (queries, width)."""
+def _query_point(graph: Graph, generator: LiteGenerator, vector: str) -> str:
     if not generator.config.query_vector:
         zero = graph.scalar(0.0)
         shape = graph.op("Concat", graph.size(vector, 0), graph.ints(generator.entries.shape[2]), axis=0)
         return graph.op("Expand", zero, shape)
     point = graph.linear(vector, matrix(generator.to_code), exact=True)
     if generator.config.moves_query_point:
-        moved = graph.linear(layers.last_norm(start), matrix(generator.point_out), exact=True)
+        scaled = graph.op("Mul", vector, graph.scalar(generator.vector_in.in_features**0.5))
+        inside = graph.linear(scaled, matrix(generator.point_in), exact=True)
+        inside = graph.op("BiasGelu", inside, graph.constant(array(generator.point_in.bias)), contrib=True)
+        moved = graph.linear(inside, matrix(generator.point_out), exact=True)
         point = graph.op("LpNormalization", graph.op("Add", point, moved), axis=-1, p=2)
     if not (generator.config.memory_weight and len(generator.memory_vectors)):
         return point
