@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
 from builders.tiny_lite import make_lite, make_whole_model
 from voken.config import ReadOutWeights, SearchConfig
@@ -69,6 +70,23 @@ def queries_of(model, captions=30):
     vokens = rng.integers(0, 5, (25, 3))
     relevant = np.stack([np.arange(captions), rng.integers(0, 25, captions)], 1)
     return ValidationQueries([f"query {number}" for number in range(captions)], vokens, relevant)
+
+
+def test_without_a_decoder_exact_scores_need_no_search():
+    model = make_whole_model(SearchConfig())
+    generator = model.generator
+    for added in (generator.voken_out, generator.bias, generator.repetition):
+        torch.nn.init.zeros_(added)
+    queries = queries_of(model)
+    assert generator.ranks_by_point
+    scores = exact_scores(model, queries, [])
+    torch.nn.init.constant_(generator.bias, 1.0)  # the same for all vokens, so that no score changes
+    assert not generator.ranks_by_point
+    searched = exact_scores(model, queries, [])
+    np.testing.assert_array_equal(scores.relevant, searched.relevant)
+    np.testing.assert_allclose(scores.squared_length, searched.squared_length)
+    centred = (part - part.mean(1, keepdims=True) for part in (scores.log_prob, searched.log_prob))
+    np.testing.assert_allclose(*centred, atol=1e-3)
 
 
 def test_exact_scores_are_those_of_the_model(monkeypatch):

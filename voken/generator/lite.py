@@ -365,18 +365,28 @@ class LiteGenerator(nn.Module):
         ]
         return torch.stack([part.expand(-1, sequences, -1) for part in logits], 2)
 
-    def point_scores(
-        self, points: Float[Tensor, "queries e"], vokens: Int[Tensor, "sequences levels"]
-    ) -> Float[Tensor, "queries sequences"]:
-        """What `query_vector` adds to the score of each sequence: Σ s_l·<t, c_l>, less the length of ẑ as in a cosine.
+    @property
+    def ranks_by_point(self) -> bool:
+        """Whether the decoder adds nothing to the inner products, so that `point_scores` rank as a search does."""
+        added = (self.voken_out, self.bias, *((self.repetition,) if self.config.query_vector else ()))
+        return self.config.query_vector and not any(bool(part.any()) for part in added)
 
-        As long as `voken_out` and `repetition` are zero, these are the scores of a search (see
+    def point_scores(
+        self,
+        points: Float[Tensor, "queries e"],
+        vokens: Int[Tensor, "sequences levels"],
+        *,
+        cosine: float = COSINE,
+    ) -> Float[Tensor, "queries sequences"]:
+        """What `query_vector` adds to the score of each sequence: Σ s_l·<t, c_l>, less `cosine` × the mean s × ‖ẑ‖².
+
+        As long as `ranks_by_point`, these are the scores of a search (see
         `voken.decoding.node_bias`) up to a term of each query.
         """
         level = torch.arange(self.levels, device=self.device)
         entries = self.entries[level, vokens]
         scores = points @ (self.similarity[:, None] * entries).sum(1).T
-        return scores - COSINE * self.similarity.mean() * entries.sum(1).square().sum(1)
+        return scores - cosine * self.similarity.mean() * entries.sum(1).square().sum(1)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """See `decay_groups`."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from voken.config import ReadOutWeights, SearchConfig
 from voken.decoding.beam import beam_search
@@ -41,6 +42,7 @@ expensive in a search."""
 _MEMORY_SHARES = (0.0, 0.5, 1.0)
 _MEMORY_BEAMS = 20
 REPORTED_BEAMS = (10, 20, 50, 100)
+_REPORTED_QUERIES = 250
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +83,12 @@ def exact_scores(
     generator = model.generator
     trie = VokenTrie.from_vokens(validation.vokens, generator.codebook_size)
     leaves = trie.leaf_of(validation.vokens)
+    relevant = np.zeros((len(validation.texts), len(leaves)), bool)
+    relevant[validation.relevant[:, 0], validation.relevant[:, 1]] = True
+    codebooks = model.codebooks
+    lengths = None if codebooks is None else squared_lengths(codebooks, validation.vokens)
+    if isinstance(generator, LiteGenerator) and generator.ranks_by_point and not prior_captions:
+        return ExactScores(_point_scores(generator, validation), relevant, lengths)
     drawn = np.arange(len(validation.texts))
     most = max(_LEAST_QUERIES, _SCORES // trie.sequences)
     if len(drawn) > most:
@@ -91,14 +99,19 @@ def exact_scores(
         texts = [validation.texts[row] for row in drawn[start : start + at_once]]
         beams = beam_search(generator, trie, texts, trie.sequences)
         np.put_along_axis(log_prob[start : start + at_once], beams.leaf, beams.log_prob, 1)
-    relevant = np.zeros((len(validation.texts), len(leaves)), bool)
-    relevant[validation.relevant[:, 0], validation.relevant[:, 1]] = True
     prior = None
     if prior_captions:
         prior = sequence_prior(measure_prior(generator, prior_captions, trie), trie)[leaves]
-    codebooks = model.codebooks
-    lengths = None if codebooks is None else squared_lengths(codebooks, validation.vokens)
     return ExactScores(log_prob[:, leaves], relevant[drawn], lengths, prior)
+
+
+def _point_scores(generator: LiteGenerator, validation: ValidationQueries) -> Float[np.ndarray, "queries pictures"]:
+    """Log-probabilities up to a term of each query, which no ranking sees."""
+    with torch.inference_mode():
+        points = generator.query_points(validation.texts, generator.read_vectors(validation.texts))
+        vokens = torch.from_numpy(validation.vokens).long().to(generator.device)
+        scores: np.ndarray = generator.point_scores(points, vokens, cosine=0.0).cpu().numpy()
+    return scores
 
 
 def choose_corrections(search: SearchConfig, scores: ExactScores) -> tuple[ReadOutWeights, dict[str, Any]]:
@@ -168,7 +181,11 @@ def choose_memory_weight(generator: LiteGenerator, validation: ValidationQueries
 def recall_by_beams(
     model: Model, validation: ValidationQueries, corrections: Corrections
 ) -> Iterator[tuple[int, float]]:
-    """The validation recall with each of `REPORTED_BEAMS`, as long as there are so many sequences."""
+    """The validation recall with each of `REPORTED_BEAMS`, as long as there are so many sequences, for 250 queries."""
+    shown = np.unique(np.linspace(0, len(validation.texts) - 1, _REPORTED_QUERIES).astype(np.int64))
+    answers = validation.relevant[np.isin(validation.relevant[:, 0], shown)]
+    relevant = np.stack([np.searchsorted(shown, answers[:, 0]), answers[:, 1]], 1)
+    validation = replace(validation, texts=[validation.texts[row] for row in shown], relevant=relevant)
     sequences = len(np.unique(validation.vokens, axis=0))
     for beams in REPORTED_BEAMS:
         if beams == REPORTED_BEAMS[0] or beams < sequences:
