@@ -383,10 +383,19 @@ class LiteGenerator(nn.Module):
         As long as `ranks_by_point`, these are the scores of a search (see
         `voken.decoding.node_bias`) up to a term of each query.
         """
-        level = torch.arange(self.levels, device=self.device)
-        entries = self.entries[level, vokens]
-        scores = points @ (self.similarity[:, None] * entries).sum(1).T
-        return scores - cosine * self.similarity.mean() * entries.sum(1).square().sum(1)
+        mean = self.similarity.mean()
+        with torch.no_grad():
+            scaled = self._sums(self.similarity[:, None, None] * self.entries, vokens)
+            lengths = self._sums(self.entries, vokens).square().sum(1)
+            factor = mean.clone()
+        # a gradient for each level's factor would cost more than all the rest, so all levels get that of their mean
+        return (points @ scaled.T - cosine * factor * lengths) * (mean / factor)
+
+    def _sums(
+        self, books: Float[Tensor, "levels N e"], vokens: Int[Tensor, "sequences levels"]
+    ) -> Float[Tensor, "sequences e"]:
+        places = vokens + self.codebook_size * torch.arange(self.levels, device=vokens.device)
+        return nn.functional.embedding_bag(places, books.flatten(0, 1), mode="sum")
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """See `decay_groups`."""
