@@ -36,7 +36,7 @@ def test_a_difference_is_seen(monkeypatch):
         history = histories.Histories()
         history.create("red", few=10, outside="blue")
         try:
-            history._compare()
+            history._compare(history._observed())
             if change == "remove":
                 history._opened().remove(["a.png"])
             elif change == "add":
@@ -44,7 +44,7 @@ def test_a_difference_is_seen(monkeypatch):
             else:
                 history._opened().add([history.root / "a.png"], metadata=[{"n": 1}])
             with pytest.raises(AssertionError):
-                history._compare()
+                history._compare(history._observed())
             with pytest.raises(AssertionError):
                 history.compact(kill=0)
         finally:
