@@ -22,19 +22,22 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from dataclasses import replace as replace_fields
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, BinaryIO, Self, cast, get_args
 
 import numpy as np
 
 from voken import artifact
+from voken.collection.default_place import default_place, find_collection
 from voken.collection.filters import fields_of, parse_all
 from voken.collection.snapshot import UPLOAD_PREFIX, CollectionSize, Snapshot, stored_path
 from voken.collection.store import KIND as COLLECTION
-from voken.collection.store import PICTURES, Change, IndexOptions, IndexReport, Store
+from voken.collection.store import PICTURES, Change, FittedModel, IndexOptions, IndexReport, Store
 from voken.config import ReadOutName
 from voken.data.metadata import metadata_fields, metadata_text
 from voken.data.skipped import Skipped
@@ -73,6 +76,7 @@ __all__ = [
     "Change",
     "Collection",
     "CollectionInfo",
+    "FittedModel",
     "Hit",
     "IndexReport",
     "ModelInfo",
@@ -80,6 +84,7 @@ __all__ = [
     "Skipped",
     "Why",
     "compile_model",
+    "default_place",
     "draw_dataset",
     "fit",
     "info",
@@ -189,7 +194,7 @@ class Collection:
         if readout is not None and readout not in get_args(ReadOutName):
             raise ConfigError(f"readout: {readout!r} is not generate, voken or vector. Use one of them.")
         self._store = store
-        self._search_model, self._model_folder = model, model_folder
+        self._search_model, self._model_folder = model, model_folder  # None: what the collection names
         self._beams, self._readout = beams, cast(ReadOutName | None, readout)
         self._load_options, self._max_queue = load_options, max_queue
         self._loading, self._encoding = threading.Lock(), threading.Lock()
@@ -211,7 +216,8 @@ class Collection:
         max_queue: int | None = None,
         load: bool = True,
     ) -> Self:
-        """Open a saved collection with its model. `model` is the folder of a model that was moved, or a model.
+        """Open a saved collection with its model. `path` is its folder, or that of the pictures if the collection is in
+        its default place. `model` is the folder of a model that was moved, or a model.
 
         `beams` is how many sequences the beam search holds at each level, never fewer than `k`; None means the number
         in the model's settings. `readout` ranks hits by "generate" (log-probability), "voken" (plus the cosine with the
@@ -224,9 +230,10 @@ class Collection:
         Raises `ArtifactError` if there is no collection, if its model is no longer where it was, or if the collection
         was made with another model than `model`, and `ConfigError` for impossible settings.
         """
-        _check_collection(Path(path))
+        path = find_collection(Path(path))
+        _check_collection(path)
         check_device(device)
-        store = Store.open(Path(path))
+        store = Store.open(path)
         folder = Path(model) if isinstance(model, str | Path) else None
         loaded = None if model is None or isinstance(model, str | Path) else model
         options = {"device": device, "threads": threads, "once": once}
@@ -240,9 +247,10 @@ class Collection:
     def index(
         cls,
         path: str | Path,
-        pictures: str | Path | Dataset | Iterable[Path],
+        pictures: str | Path | Dataset | Iterable[Path] | None = None,
         model: str | Path | PictureModel | None = None,
         *,
+        encoder: str | None = None,
         split: str | None = None,
         images: str | Path | None = None,
         exclude: Sequence[str] | None = None,
@@ -258,17 +266,22 @@ class Collection:
     ) -> IndexReport:
         """Create a collection of `pictures` at `path`, or bring the collection that is there up to date with them.
 
-        `pictures` is a folder, a data set, or paths. With `split` only that part of a data set is indexed ("all": all
-        parts), and `images` is the folder of its pictures if they are elsewhere. `exclude` are patterns of files and
-        folders that are left out (see `voken.data.picture_folder.list_folder`), and so are pictures of more than
-        `max_pixels`. The collection remembers these three, and None means what it remembers.
+        With one argument, a folder of pictures, the collection is in its default place: `.voken` in that folder (see
+        `voken.collection.default_place`). `pictures` is a folder, a data set, or paths. With `split` only that part of
+        a data set is indexed ("all": all parts), and `images` is the folder of its pictures if they are elsewhere.
+        `exclude` are patterns of files and folders that are left out (see `voken.data.picture_folder.list_folder`), and
+        so are pictures of more than `max_pixels`. The collection remembers these three, and None means what it
+        remembers.
 
         Only new and changed files are read, pictures whose files no longer exist are removed, and everything that is
         not indexed is reported. If more than a quarter of the files is missing, a drive may be: the pictures stay and
         are counted, unless `remove_missing`. `model` is the folder of a trained model, or the model itself; then
         `model_folder` is the folder in which searches will find it. It may be left out for an existing collection.
-        `vectors` stores a vector per picture, for the best read-out; by default they are stored. `replace` creates the
-        collection again. `cache` is a folder of picture vectors: no picture is encoded twice.
+        Without a model, a new collection gets one of its own, which is made from its pictures without training (see
+        `voken.collection.own_model`); `encoder` is then "photos", the built-in encoder and the default, or the hub name
+        or the folder of a CLIP or SigLIP model. `vectors` stores a vector per picture, for the best read-out; by
+        default they are stored. `replace` creates the collection again. `cache` is a folder of picture vectors: no
+        picture is encoded twice.
 
         Raises `EmptyDataError` if no picture can be used, `ArtifactError` if `path` holds something else or was made
         with another model, `ConfigError` if it holds the pictures of another folder or if `vectors` is not what it was
@@ -276,15 +289,18 @@ class Collection:
         removed. If the call is interrupted, or if the disk refuses (`StorageError`), the pictures that were committed
         stay, and the same call continues from there.
         """
-        from voken.collection import indexing
+        from voken.collection import indexing, own_model
         from voken.collection.index_lock import index_lock
         from voken.data.images import MAX_PIXELS
 
+        start = time.perf_counter()
         check_device(device)
+        if pictures is None:
+            pictures, path = path, default_place(Path(path))
         path = Path(path)
+        if model is not None and encoder is not None:
+            raise ConfigError(f"encoder {encoder}: the model in {model} has an encoder. Leave one of the two out.")
         is_new = replace or not artifact.is_artifact(path)
-        if model is None and is_new:
-            raise ConfigError(f"{path}: there is no collection yet. Name the folder of a trained model (--model).")
         with ExitStack() as locks:
             if artifact.is_artifact(path):
                 locks.enter_context(index_lock(path))
@@ -303,12 +319,33 @@ class Collection:
                         f"{path}: was created {'with' if existing.stores_vectors else 'without'} vectors, which cannot "
                         "be changed. Create it again (--replace), or leave the option out."
                     )
+                if encoder is not None:
+                    own_model.check_encoder(existing, encoder)
                 model = model or existing.snapshot().find_model()
-            picture_model = (
-                indexing.SavedModel(Path(model), device, threads) if isinstance(model, str | Path) else model
-            )
-            assert picture_model is not None
+            cache = _cache(cache)
+            fitted: FittedModel | None = None
             store = existing
+            if isinstance(model, str | Path):
+                picture_model: PictureModel = indexing.SavedModel(Path(model), device, threads)
+            elif model is not None:
+                picture_model = model
+            else:
+                if cache is None:  # for the pictures that the model is fitted on
+                    cache = _cache(locks.enter_context(TemporaryDirectory(prefix="voken-")))
+                assert cache is not None
+                use_threads(threads)
+                store, picture_model, fitted = own_model.new_store(
+                    path,
+                    dataset,
+                    encoder or "photos",
+                    cache=cache,
+                    vectors=vectors is not False,
+                    replace=replace,
+                    max_pixels=options.max_pixels or MAX_PIXELS,
+                    device=device,
+                    progress=progress,
+                )
+                locks.enter_context(index_lock(path))
             if store is None:
                 saved = isinstance(picture_model, indexing.SavedModel)
                 store = indexing.new_store(
@@ -323,11 +360,11 @@ class Collection:
             if options != store.index_options:
                 store.remember(options)
             try:
-                return indexing.index_pictures(
+                report = indexing.index_pictures(
                     store,
                     dataset,
                     picture_model,
-                    cache=_cache(cache),
+                    cache=cache,
                     workers=threads,
                     compact=is_new,
                     max_pixels=options.max_pixels or MAX_PIXELS,
@@ -338,14 +375,24 @@ class Collection:
                 if is_new and not len(store.snapshot()):
                     shutil.rmtree(path, ignore_errors=True)
                 raise
+            if (again := own_model.fit_again(store, picture_model, cache=cache, progress=progress)) is not None:
+                snapshot, fitted = store.snapshot(), again
+                report = replace_fields(
+                    report,
+                    version=snapshot.version,
+                    sequences=snapshot.trie.sequences,
+                    bytes_per_picture=snapshot.bytes_per_picture,
+                )
+            return replace_fields(report, fitted=fitted, seconds=time.perf_counter() - start)
 
     @classmethod
     def watch(
         cls,
         path: str | Path,
-        pictures: str | Path,
+        pictures: str | Path | None = None,
         model: str | Path | None = None,
         *,
+        encoder: str | None = None,
         split: str | None = None,
         images: str | Path | None = None,
         device: str = "cpu",
@@ -362,19 +409,46 @@ class Collection:
             from voken.collection.indexing import SavedModel
             from voken.collection.watching import folder_changes
 
+        if pictures is None:
+            pictures, path = path, default_place(Path(path))
         changes = folder_changes(_read_pictures(pictures, split, images).root, Path(path))
-        if model is None and artifact.is_artifact(Path(path)):
-            model = Store.open(Path(path)).snapshot().find_model()
-        saved_model = None if model is None else SavedModel(Path(model), device, threads)
-        last: IndexReport | VokenError = cls.index(
-            path, pictures, saved_model, split=split, images=images, threads=threads, **options
-        )
+        replaces = options.pop("replace", False)
+        loaded: list[SavedModel] = []
+
+        def index() -> IndexReport:
+            existing = None if replaces or not artifact.is_artifact(Path(path)) else Store.open(Path(path))
+            folder = model
+            if folder is None and existing is not None:
+                folder = existing.snapshot().find_model()
+            if folder is not None and (not loaded or loaded[0].folder != Path(folder)):
+                # the collection's own model may have been fitted again
+                loaded[:] = [SavedModel(Path(folder), device, threads)]
+            known = None if folder is None else loaded[0]
+            chosen = None if model is not None or existing is not None else encoder
+            return cls.index(
+                path,
+                pictures,
+                known,
+                encoder=chosen,
+                split=split,
+                images=images,
+                device=device,
+                threads=threads,
+                replace=replaces,
+                **options,
+            )
+
+        if encoder is not None and artifact.is_artifact(Path(path)) and not replaces:
+            from voken.collection.own_model import check_encoder
+
+            check_encoder(Store.open(Path(path)), encoder)
+        last: IndexReport | VokenError = index()
         yield last
-        options["replace"] = False
+        replaces = False
 
         def index_again() -> IndexReport | VokenError:
             try:
-                return cls.index(path, pictures, saved_model, split=split, images=images, threads=threads, **options)
+                return index()
             except (DataError, BusyError, StorageError) as error:
                 return error
 
@@ -399,8 +473,9 @@ class Collection:
         """
         from voken.collection.doctor import examine
 
-        _check_collection(Path(path))
-        return examine(Path(path), pictures=pictures, progress=progress)
+        path = find_collection(Path(path))
+        _check_collection(path)
+        return examine(path, pictures=pictures, progress=progress)
 
     def __len__(self) -> int:
         return len(self._current())
@@ -432,20 +507,24 @@ class Collection:
     def _opened_queue(self) -> SearchQueue:
         with self._loading:
             if self._queue is None:
-                snapshot = self._store.snapshot(self._snapshot)
-                if self._search_model is None:
-                    if self._model_folder is None:
-                        self._model_folder = snapshot.find_model()
-                    self._search_model = load_model(self._model_folder, **self._load_options)
-                settings = self._search_model.search
-                settings = replace(
-                    settings,
-                    beams=settings.beams if self._beams is None else self._beams,
-                    readout=self._readout or ("voken" if snapshot.vectors is None else "vector"),
-                )
-                searcher = Searcher(self._search_model, snapshot, settings, store=self._store)
-                self._queue = SearchQueue(searcher, max_queue=self._max_queue)
+                self._queue = SearchQueue(self._new_searcher(), max_queue=self._max_queue)
+                return self._queue
+            _ = self._queue.searcher.collection  # looks for changes
+            if self._queue.searcher.is_outdated:
+                self._queue.searcher = self._new_searcher()
             return self._queue
+
+    def _new_searcher(self) -> Searcher:
+        snapshot = self._store.snapshot(self._snapshot)
+        model = self._search_model
+        if model is None:
+            model = load_model(self._model_folder or snapshot.find_model(), **self._load_options)
+        settings = replace_fields(
+            model.search,
+            beams=model.search.beams if self._beams is None else self._beams,
+            readout=self._readout or ("voken" if snapshot.vectors is None else "vector"),
+        )
+        return Searcher(model, snapshot, settings, store=self._store)
 
     @property
     def version(self) -> int:
@@ -465,7 +544,7 @@ class Collection:
     @property
     def can_encode(self) -> bool:
         """Whether this process can encode pictures: torch is installed, and the model has an encoder."""
-        in_memory = self._search_model is not None and self._model_folder is None
+        in_memory = self._search_model is not None
         return find_spec("torch") is not None and (not in_memory or hasattr(self._search_model, "encoder"))
 
     @property
@@ -637,7 +716,7 @@ class Collection:
         change = self._store.commit(remove=[*stored_ids, *ids_of_paths.values()])
         self._refresh()
         absent = (path for path, stored in stored_paths.items() if stored not in ids_of_paths)
-        return replace(change, absent=(*change.absent, *absent))
+        return replace_fields(change, absent=(*change.absent, *absent))
 
     @extra_errors()
     def add_uploads(self, files: Sequence[tuple[str, BinaryIO]], max_pixels: int) -> Change:
@@ -658,7 +737,7 @@ class Collection:
             ]
             change = self.add(list(titles), ids=ids, metadata=fields)
         skipped += [Skipped(titles[Path(file.path)], file.reason) for file in change.skipped]
-        return replace(change, skipped=tuple(skipped))
+        return replace_fields(change, skipped=tuple(skipped))
 
     def delete(self, image_id: str) -> Change:
         """Remove a picture, and delete its file if it was uploaded. Raises `DataError` if there is no such picture."""
@@ -697,7 +776,7 @@ class Collection:
 
     def _current(self) -> Snapshot:
         if self._queue is not None:
-            return self._queue.searcher.collection
+            return self._opened_queue().searcher.collection
         self._snapshot = self._store.snapshot(self._snapshot)
         return self._snapshot
 
@@ -708,12 +787,18 @@ class Collection:
     def _threshold(self, threshold: float | None, precision: float | None) -> float | None:
         return threshold if precision is None else self.searcher.threshold(precision)
 
+    def _model_changed(self) -> bool:
+        """Whether the collection's own model was fitted again since it was loaded to encode pictures."""
+        if self._search_model is not None or self._model_folder is not None or self._picture_model is None:
+            return False
+        return self._store.snapshot(self._snapshot).model_fingerprint != self._picture_model.fingerprint
+
     def _encoding_model(self) -> PictureModel:
         from voken.collection.indexing import SavedModel
 
         with self._encoding:
-            if self._picture_model is None:
-                if self._search_model is not None and self._model_folder is None:
+            if self._picture_model is None or self._model_changed():
+                if self._search_model is not None:
                     if not hasattr(self._search_model, "encoder"):
                         raise DataError(
                             "This model has no encoder for pictures. Open the collection with its folder instead."
@@ -729,7 +814,7 @@ class Collection:
 
 def info(path: str | Path) -> CollectionInfo | ModelInfo:
     """What a saved collection or model is. Raises `ArtifactError` if `path` holds neither."""
-    folder = Path(path)
+    folder = find_collection(Path(path))
     _check_collection(folder, "collection or model")
     if artifact.kind_of(folder) == COLLECTION:
         return Collection.open(folder, load=False).info()
@@ -778,7 +863,7 @@ def fit(
 
     check_device(device)
     dataset = _read_pictures(data, None, images)
-    dataset = replace(dataset, skipped=(*dataset.skipped, *dataset.unused_values))
+    dataset = replace_fields(dataset, skipped=(*dataset.skipped, *dataset.unused_values))
     use_threads(threads)
     config = preset("default") if config is None else config
     return training.fit(dataset, Path(out), config, cache=_cache(cache), device=device, progress=progress)
@@ -796,8 +881,8 @@ def compile_model(path: str | Path, precision: str = "float32") -> None:
     from voken.model.model import Model
 
     model = Model.load(Path(path))
-    search = replace(model.search, precision=precision)  # type: ignore[arg-type] # checked above
-    replace(model, search=search).save(Path(path), replace=True)
+    search = replace_fields(model.search, precision=precision)  # type: ignore[arg-type] # checked above
+    replace_fields(model, search=search).save(Path(path), replace=True)
 
 
 @extra_errors()
@@ -877,7 +962,7 @@ def _check_collection(folder: Path, kind: str = "collection") -> None:
         return
     if not folder.is_dir():
         raise ArtifactError(
-            f"{folder}: no saved {kind} there. Make a collection: voken index PICTURES --model MODEL --out COLLECTION"
+            f"{folder}: no saved {kind} there. Make a collection: voken index PICTURES"
         )
     from mimetypes import guess_type
 
@@ -885,8 +970,7 @@ def _check_collection(folder: Path, kind: str = "collection") -> None:
     if any((guess_type(name)[0] or "").startswith("image/") for name in files):
         quoted = shlex.quote(str(folder))
         raise ArtifactError(
-            f"{folder}: a folder of pictures, and no saved {kind} yet. Index it, then search that: "
-            f"voken index {quoted} --model MODEL --out {shlex.quote(f'{folder.absolute().name}.voken')}"
+            f"{folder}: a folder of pictures, and no saved {kind} yet. Index it first: voken index {quoted}"
         )
     raise ArtifactError(
         f"{folder}: no saved {kind} there (it has no {artifact.MANIFEST}). Name the folder that `voken index` made."

@@ -323,6 +323,12 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def sync_file(path: Path) -> None:
+    """Sync a file, so that what was written to it survives a power cut."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:

@@ -60,7 +60,7 @@ def test_a_folder_of_pictures_is_to_be_indexed_first(pictures, command):
     more = ("x",) if command[0] in ("search", "add", "remove") else ()
     sentence = sentence_of(run(*command, pictures, *more))
     assert "a folder of pictures, and no saved collection" in sentence
-    assert f"voken index '{pictures}' --model MODEL --out 'My Photos.voken'" in sentence
+    assert f"voken index '{pictures}'" in sentence
 
 
 def test_a_folder_that_is_missing_or_something_else(tmp_path):

@@ -293,37 +293,103 @@ def test_the_right_token_does_not_wait(tmp_path):
         assert asyncio.run(both()).status == 200
 
 
+@contextlib.contextmanager
+def on_a_port(served):
+    """The server on a real port; yields it and its address."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    listening = threading.Event()
+    server = Server(served.app, listening.set)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        assert listening.wait(SOON)
+        yield server, listener.getsockname()
+    finally:
+        server.should_exit = True
+        thread.join(SOON)
+        listener.close()
+
+
 def test_a_client_that_does_not_read_is_disconnected(tmp_path, monkeypatch):
     """Over a real port, because the operating system's buffers come first."""
     monkeypatch.setattr("voken.serve.process._WRITE_SECONDS", 0.2)
     with Served.of(tmp_path) as served:
         with open(served.paths[0], "ab") as file:
             file.truncate(64 << 20)
-        listener = socket.create_server(("127.0.0.1", 0))
-        listening = threading.Event()
-        server = Server(served.app, listening.set)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            assert listening.wait(SOON)
-            with socket.create_connection(listener.getsockname(), timeout=SOON) as idle:
+        with on_a_port(served) as (server, address):
+            with socket.create_connection(address, timeout=SOON) as idle:
                 idle.sendall(b"GET /pictures/p000.png HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 assert idle.recv(12) == b"HTTP/1.1 200"
                 end = time.monotonic() + SOON
                 while server.server_state.connections and time.monotonic() < end:
                     time.sleep(0.05)
                 assert not server.server_state.connections
-            with socket.create_connection(listener.getsockname(), timeout=SOON) as slow:
+            with socket.create_connection(address, timeout=SOON) as slow:
                 slow.sendall(b"GET /pictures/p000.png HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
                 received = 0
                 while block := slow.recv(1 << 22):
                     received += len(block)
                     time.sleep(0.02)  # it takes its time, but it reads
                 assert received > 64 << 20
-        finally:
-            server.should_exit = True
-            thread.join(SOON)
-            listener.close()
+
+
+def test_connections_that_do_nothing_hold_up_nobody(tmp_path):
+    head = b"POST /pictures HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+    head += b"Authorization: Bearer open-sesame\r\nContent-Length: 1000\r\n\r\n--x\r\n"
+    with Served.of(tmp_path, max_connections=4) as served, on_a_port(served) as (server, address):
+
+        def connect(count):
+            return [socket.create_connection(address, timeout=SOON) for _ in range(count)]
+
+        def wait_until(condition):
+            end = time.monotonic() + SOON
+            while not condition() and time.monotonic() < end:
+                time.sleep(0.01)
+            assert condition()
+
+        (sending,) = connect(1)
+        sending.sendall(head)
+        wait_until(lambda: served.service.upload_slots._held == 1)
+        idle = connect(3)
+        wait_until(lambda: len(server.server_state.connections) == 4)
+        (asking,) = connect(1)
+        asking.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert asking.recv(12) == b"HTTP/1.1 200"
+        with contextlib.suppress(ConnectionResetError):
+            assert idle[0].recv(1) == b""  # the oldest that has no token
+        for other in (sending, *idle[1:]):
+            other.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                other.recv(1)
+        assert served.service.upload_slots._held == 1
+        for connection in (sending, asking, *idle):
+            connection.close()
+        wait_until(lambda: not server.server_state.connections)
+
+
+def test_searches_that_are_sent_slowly_share_the_memory(tmp_path):
+    kind = (b"content-type", b"application/json")
+    token = (b"authorization", b"Bearer open-sesame")
+    begun = {"type": "http.request", "body": b" " * 600, "more_body": True}
+    search = {"type": "http.request", "body": b'{"query": "red"}' + b" " * 600}
+    with Served.of(tmp_path, max_open_bytes=1_000) as served:
+
+        async def run():
+            slow = Exchange(served.app, "POST", b"/search", [kind], [begun])
+            holding = asyncio.create_task(slow.app(slow.scope, slow.receive, slow.send))
+            while slow.messages:
+                await asyncio.sleep(0.001)
+            statuses = [
+                (await Exchange(served.app, "POST", b"/search", [kind, *more], [search]).run()).status
+                for more in ([], [], [token])
+            ]
+            holding.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await holding
+            again = [await Exchange(served.app, "POST", b"/search", [kind], [search]).run() for _ in range(3)]
+            return statuses + [exchange.status for exchange in again]
+
+        assert asyncio.run(run()) == [503, 503, 200, 200, 200, 200]
 
 
 # sizes

@@ -38,7 +38,7 @@ from voken.errors import ConfigError, DataError, MissingExtraError, PictureError
 from voken.extras import extra_errors
 
 if TYPE_CHECKING:
-    from voken.api import Collection, CollectionInfo, Hit, IndexReport, Picture
+    from voken.api import Collection, CollectionInfo, FittedModel, Hit, IndexReport, Picture
 
 _RESUMABLE = {"data", "fit", "index", "add", "demo", "reproduce"}
 _LARGER_EXTRAS = {"data": "data", "demo": "data"}
@@ -165,15 +165,39 @@ def _options(
     pass
 
 
-@app.command(epilog="Example: voken index ~/photos --model emoji.model --out photos.voken")
+@app.command(epilog="Example: voken index ~/photos")
 def index(
     pictures: Annotated[
         Path, typer.Argument(metavar="PICTURES", help="A folder of pictures, with its subfolders, or a data set.")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the collection.", show_default=False)],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Folder of the collection. (default: .voken in PICTURES, or in your data folder if that cannot be "
+            "written to)",
+            show_default=False,
+        ),
+    ] = None,
     model: Annotated[
         Path | None,
-        typer.Option("--model", "-m", help="Folder of a trained model. Not needed if the collection exists."),
+        typer.Option(
+            "--model",
+            "-m",
+            help="Folder of a trained model. (default: the collection's, or a new one made from the pictures)",
+            show_default=False,
+        ),
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            "--encoder",
+            metavar="NAME",
+            help="Without --model, what understands pictures and words: photos (built in, needs no network), or the "
+            "hub name or the folder of a CLIP or SigLIP model. (default: photos)",
+            show_default=False,
+        ),
     ] = None,
     split: Annotated[
         str | None, typer.Option("--split", help="Only this part of a data set; all: everything. It is remembered.")
@@ -221,12 +245,17 @@ def index(
     removed. If more than a quarter of the files are missing, they stay: a drive may not be mounted. Everything in the
     folder that is not indexed is counted. If the command is interrupted, run it again to continue; pictures that are
     indexed already can be searched meanwhile.
-    """
-    from voken.api import Collection, IndexReport
 
+    Without a model one is made from the pictures in a moment. Nothing is trained then: it knows photographs of things,
+    animals and places. A model that was trained on captions like your queries finds more (voken fit).
+    """
+    from voken.api import Collection, IndexReport, default_place
+
+    place = out is None
+    out = default_place(pictures) if out is None else out
     options: dict[str, Any] = {"split": split, "images": images, "vectors": vectors, "replace": replace}
     options |= {"cache": cache_folder(cache), "threads": threads, "device": device}
-    options |= {"exclude": exclude, "max_pixels": max_pixels, "remove_missing": remove_missing}
+    options |= {"exclude": exclude, "max_pixels": max_pixels, "remove_missing": remove_missing, "encoder": encoder}
     with progress_bars() as progress:
         options["progress"] = progress
         updates = Collection.watch(out, pictures, model, **options) if watch else iter(())
@@ -235,7 +264,7 @@ def index(
     if watch:
         typer.echo(f"Watching {display_path(pictures)}. Ctrl-C ends it.", err=True)
     elif not as_json:
-        print_next("search", out, "what the picture shows")
+        print_next("search", pictures if place and pictures.is_dir() else out, "what the picture shows")
     for update in updates:
         _print_update(out, update, as_json, verbose)
     if isinstance(first, IndexReport) and first.missing:
@@ -556,6 +585,7 @@ def _print_update(out: Path, report: IndexReport | VokenError, as_json: bool, ve
                 "sequences": report.sequences,
                 "bytes_per_picture": round(report.bytes_per_picture, 2),
                 "with_vectors": report.with_vectors,
+                "fitted": None if report.fitted is None else asdict(report.fitted),
                 "seconds": round(report.seconds, 3),
                 "skipped": as_dicts(report.skipped),
             }
@@ -568,12 +598,23 @@ def _print_update(out: Path, report: IndexReport | VokenError, as_json: bool, ve
         f"{display_path(out)}: {report.pictures:,} pictures ({changes}), {report.sequences:,} voken sequences, "
         f"{report.bytes_per_picture:,.0f} bytes per picture, in {duration(report.seconds)}{rate}"
     )
+    if report.fitted is not None:
+        _print_fitted(report.fitted)
     print_skipped(report.skipped, verbose)
     if report.missing:
         warn(
             f"The files of {report.missing:,} pictures are missing. The pictures stay, because a drive may not be "
             "mounted. If you deleted them, run the command again with --remove-missing."
         )
+
+
+def _print_fitted(model: FittedModel) -> None:
+    about = {"photos": "the built-in encoder “photos”, which knows photographs of things, animals and places"}
+    typer.echo(f"encoder: {about.get(model.encoder, printable(model.encoder))}")
+    typer.echo(
+        f"codebooks: {model.levels} of {model.codebook_size} entries, fitted on {model.pictures:,} pictures. Nothing "
+        "was trained, and hits have no confidence."
+    )
 
 
 def _print_info_json(folder: Path, info: CollectionInfo, parts: dict[str, int], list_skipped: bool) -> None:

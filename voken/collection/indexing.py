@@ -201,6 +201,7 @@ def index_pictures(
         seconds=time.perf_counter() - start,
         skipped=after.skipped,
         missing=len(missing),
+        fitted=None,
         **counts,
     )
 
@@ -252,7 +253,8 @@ def add_pictures(
     entries, skipped = _encode(pictures, model, cache, max_pixels, progress, before.vectors is not None)
     path_of = {picture.stored_path: str(picture.image.path) for picture in pictures}
     reasons = (Skipped(path_of[file.path], file.reason) for file in skipped)
-    return replace(store.commit(entries), skipped=(*unreadable, *reasons))
+    change = store.commit(entries, fingerprint=model.fingerprint)
+    return replace(change, skipped=(*unreadable, *reasons))
 
 
 def dataset_of(paths: Iterable[Path]) -> Dataset:

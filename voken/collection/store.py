@@ -5,6 +5,8 @@
                          and which files were skipped. Every change is a commit to this file; no other file changes
     base-000001/         the pictures, as mapped arrays (see `voken.collection.base`); a compaction writes the next base
     codebooks.npy        the tokenizer's codebooks, so that similar pictures can be searched without torch
+    model-000001/        the collection's own model, if it has one. If it is fitted again, the next model and its
+                         codebooks-000002.npy are written, and the change to them is one transaction
     pictures/            uploaded pictures, which exist nowhere else
 
 Any number of processes may read while one writes: a reader reads one version in one transaction. Changes are SQLite
@@ -20,9 +22,10 @@ import re
 import secrets
 import shutil
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
+from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -37,7 +40,14 @@ from voken.data.paths import absolute_path, is_same_folder, relative_path
 from voken.data.skipped import Skipped
 from voken.decoding.merged_trie import places_of
 from voken.decoding.trie import MAX_ENTRIES, MAX_LEVELS, VokenTrie
-from voken.errors import ArtifactError, ArtifactVersionError, ConfigError, CorruptArtifactError, StorageError
+from voken.errors import (
+    ArtifactError,
+    ArtifactVersionError,
+    BusyError,
+    ConfigError,
+    CorruptArtifactError,
+    StorageError,
+)
 from voken.shapes import Float16, Float32, Int32, Int64
 
 KIND, VERSION = "collection", 3
@@ -48,6 +58,8 @@ _DAMAGED = (
 _AGAIN = "Index the pictures again."
 _BASES = re.compile(r"base-\d{6,12}|\.base-\d{6,12}\.(partial|retired)-\d+")
 """The names of bases and of those that a killed compaction left."""
+_FITS = re.compile(r"(\.?model-\d{6,12}(\.(partial|retired)-\d+)?)|(codebooks-\d{6,12}\.npy)")
+"""The names of the collection's own models, of their codebooks, and of what a killed fit left."""
 _FILES = {artifact.MANIFEST, CODEBOOKS, PICTURES} | {
     name + end for name in (FILE, index_lock.FILE) for end in ("", "-journal", "-wal", "-shm")
 }
@@ -136,6 +148,18 @@ class Change:
 
 
 @dataclass(frozen=True)
+class FittedModel:
+    """What a collection's own model is, which was made from its pictures without training."""
+
+    encoder: str
+    """"photos" for the built-in one, else the hub name or the folder of a checkpoint."""
+    levels: int
+    codebook_size: int
+    pictures: int
+    """The pictures that its codebooks were fitted on."""
+
+
+@dataclass(frozen=True)
 class IndexReport:
     """The counts of pictures that an update changed, and the collection after it."""
 
@@ -158,6 +182,8 @@ class IndexReport:
     unchanged: int = 0
     skipped: tuple[Skipped, ...] = ()
     """All files that could not be used, now or earlier, and everything else in the folder that is not a picture."""
+    fitted: FittedModel | None = None
+    """The collection's own model, if this update made it or fitted it again."""
     missing: int = 0
     """Pictures that stay although their files do not exist, because they are so many. A drive may be missing."""
 
@@ -213,6 +239,19 @@ class _State:
     """Patterns, one per line."""
     max_pixels: int = 0
     described: bool = False
+    own_model: int = 0
+    """The number of the collection's own model; 0 if its model is not its own."""
+    fitted: int = 0
+    """The pictures that the own model was fitted on."""
+
+    @property
+    def codebooks_file(self) -> str:
+        return CODEBOOKS if self.own_model < 2 else f"codebooks-{self.own_model:06d}.npy"
+
+    @property
+    def current_names(self) -> set[str]:
+        """The base, the own model and the codebooks."""
+        return {self.base, _model_name(self.own_model), self.codebooks_file}
 
 
 @dataclass(eq=False)
@@ -222,7 +261,8 @@ class Store:
     folder: Path
     _base: tuple[str, Base] | None = field(default=None, repr=False)
     """The base that was opened last, and the key that identifies it."""
-    _codebooks: np.ndarray | None = field(default=None, repr=False)
+    _codebooks: tuple[str, np.ndarray] | None = field(default=None, repr=False)
+    """The codebooks that were opened last, and the name of their file."""
 
     def __post_init__(self) -> None:
         self.folder = absolute_path(Path(self.folder))  # the working folder may change
@@ -239,11 +279,16 @@ class Store:
         model_folder: Path | None = None,
         replace: bool = False,
         base: Base | None = None,
+        own_model: Callable[[Path], str] | None = None,
+        fitted: int = 0,
     ) -> Self:
         """Create a collection of the pictures of `base`, or an empty one.
 
-        `vectors` is the width of the vectors that it stores, or 0 for none. Raises `ArtifactError` if `folder` is not
-        empty (`replace` allows an older collection), `StorageError` if the disk refuses; then nothing is left behind.
+        `vectors` is the width of the vectors that it stores, or 0 for none. `own_model` saves the model in the folder
+        that it is given, inside the collection, and returns its fingerprint; `model_folder` and `fingerprint` are then
+        ignored, and `fitted` is the number of pictures that the model was fitted on. Raises `ArtifactError` if `folder`
+        is not empty (`replace` allows an older collection), `StorageError` if the disk refuses; then nothing is left
+        behind.
         """
         folder = Path(folder)
         if artifact.is_artifact(folder):
@@ -255,9 +300,12 @@ class Store:
                     f"{folder / PICTURES}: holds pictures that were uploaded, and there is no other copy of them. Move "
                     "them away first, or choose another folder."
                 )
-            bases = {path.name for path in folder.iterdir() if _BASES.fullmatch(path.name)}
+            names = (path.name for path in folder.iterdir())
+            bases = {name for name in names if _BASES.fullmatch(name) or _FITS.fullmatch(name)}
             artifact.refuse_other_files(folder, bases | _FILES)
         folder, root = absolute_path(folder), absolute_path(root)
+        if own_model is not None:
+            model_folder = folder / _model_name(1)
         model = None if model_folder is None else absolute_path(Path(model_folder))
         state = _State(
             uid=secrets.token_hex(8),
@@ -272,10 +320,14 @@ class Store:
             root_relative=os.path.relpath(root, folder),
             model="" if model is None else str(model),
             model_relative="" if model is None else os.path.relpath(model, folder),
+            own_model=int(own_model is not None),
+            fitted=fitted,
         )
         with artifact.writing(folder, kind=KIND, version=VERSION, replace=replace, sealed=False) as partial:
             if base is not None and state.base:
                 base.save(partial / state.base)
+            if own_model is not None:
+                state = replace_fields(state, fingerprint=own_model(partial / _model_name(1)))
             np.save(partial / CODEBOOKS, tokenizer.codebooks.astype(np.float32), allow_pickle=False)
             with open_database(partial / FILE, damaged=_DAMAGED, create=True) as connection:
                 connection.execute("PRAGMA auto_vacuum = FULL")
@@ -346,15 +398,20 @@ class Store:
         remove: Sequence[str] = (),
         skipped: Sequence[SkippedFile] = (),
         forget: Sequence[str] = (),
+        fingerprint: str = "",
     ) -> Change:
         """Add `entries` and remove ids, in one transaction. An entry replaces the picture that has its id.
 
         When it returns, the change is on disk. `skipped` files are remembered until a picture with that path is
-        added, or until the path is in `forget`. Raises `DataError` for a repeated id, `ConfigError` for vokens or
-        vectors of another model, `StorageError` if the disk refuses; then nothing has changed.
+        added, or until the path is in `forget`. `fingerprint` is that of the model which encoded the entries, if the
+        collection's own model may have been fitted again since. Raises `DataError` for a repeated id, `ConfigError` for
+        vokens or vectors of another model, `BusyError` for another fingerprint, `StorageError` if the disk refuses;
+        then nothing has changed.
         """
         refuse_repeats([entry.image_id for entry in entries])
         with self._transaction() as (connection, state):
+            if fingerprint and fingerprint != state.fingerprint:
+                raise BusyError(f"{self.folder}: its model was fitted again meanwhile. Add the pictures again.")
             base = self._open_base(state)
             _check_entries(entries, state)
             remove = tuple(dict.fromkeys(remove))
@@ -416,6 +473,12 @@ class Store:
             return {file.path: file for file in _read_skipped(connection)}
 
     @property
+    def fitted(self) -> int:
+        """The number of pictures that its own model was fitted on; 0 if its model is not its own."""
+        state = self._state()
+        return state.fitted if state.own_model else 0
+
+    @property
     def stores_vectors(self) -> bool:
         """Whether a vector is stored with each picture."""
         return self._state().dim > 0
@@ -441,34 +504,88 @@ class Store:
         changes nothing, and the next one removes its files. Row numbers change, ids do not.
         """
         with self._transaction() as (connection, state):
-            with _odd_values(self.folder / FILE):
-                added, removed = _read_added(connection, state), _read_removed(connection, state)
-            base = self._open_base(state)
-            _check_rows(self.folder, base, added, removed)
-            snapshot = Snapshot(
-                base,
-                self._origin(state),
-                removed=removed[:, 0].copy(),
-                removed_places=removed[:, 1].copy(),
-                additions=added,
-            )
+            snapshot = self._snapshot_to_write(connection, state)
             if not snapshot.is_changed:
-                self._remove_other_bases(state.base)
+                self._remove_others(state)
                 return False
-            name = f"base-{int(state.base.rpartition('-')[2] or 0) + 1:06d}" if len(snapshot) else ""
-            if name:
-                self._remove_other_bases(state.base)  # left by killed compactions
-                _write_snapshot(snapshot, self.folder / name)
-            connection.execute("DELETE FROM added")
-            connection.execute("DELETE FROM removed")
-            _write_settings(connection, base=name, version=state.version + 1, next_row=len(snapshot))
+            self._remove_others(state)  # left by killed compactions
+            self._write_next_base(connection, state, snapshot, snapshot.trie.codebook_size, None)
+        self._remove_others_under_lock()
+        return True
+
+    def recode(
+        self,
+        tokenizer: Codebooks,
+        vokens_of: Callable[[Snapshot], Int32[np.ndarray, "pictures M"]],
+        own_model: Callable[[Path], str],
+        fitted: int,
+    ) -> None:
+        """Give the collection another model of its own, and all pictures its vokens, in one transaction.
+
+        `vokens_of` returns the vokens of a snapshot's pictures in the order of its rows. `own_model` and `fitted` are
+        as in `create`. Searches continue meanwhile, with the model and the vokens of before; other writers wait.
+        Raises `StorageError` if the disk refuses; then nothing has changed.
+        """
+        with self._transaction() as (connection, state):
+            snapshot = self._snapshot_to_write(connection, state)
+            self._remove_others(state)
+            after = replace_fields(state, own_model=state.own_model + 1)
+            model = self.folder / _model_name(after.own_model)
+            with artifact.storage_errors(self.folder):
+                fingerprint = own_model(model)
+                codebooks = self.folder / after.codebooks_file
+                np.save(codebooks, tokenizer.codebooks.astype(np.float32), allow_pickle=False)
+                artifact.sync_file(codebooks)
+            self._write_next_base(connection, state, snapshot, tokenizer.codebook_size, vokens_of(snapshot))
+            _write_settings(
+                connection,
+                levels=tokenizer.levels,
+                codebook_size=tokenizer.codebook_size,
+                own_model=after.own_model,
+                fitted=fitted,
+                fingerprint=fingerprint,
+                model=str(model),
+                model_relative=model.name,
+            )
+        self._remove_others_under_lock()
+
+    def _snapshot_to_write(self, connection: sqlite3.Connection, state: _State) -> Snapshot:
+        with _odd_values(self.folder / FILE):
+            added, removed = _read_added(connection, state), _read_removed(connection, state)
+        base = self._open_base(state)
+        _check_rows(self.folder, base, added, removed)
+        return Snapshot(
+            base,
+            self._origin(state),
+            removed=removed[:, 0].copy(),
+            removed_places=removed[:, 1].copy(),
+            additions=added,
+        )
+
+    def _write_next_base(
+        self,
+        connection: sqlite3.Connection,
+        state: _State,
+        snapshot: Snapshot,
+        codebook_size: int,
+        vokens: Int32[np.ndarray, "pictures M"] | None,
+    ) -> None:
+        """Write the pictures of `snapshot` as the next base. `vokens` None: those that they have."""
+        name = f"base-{int(state.base.rpartition('-')[2] or 0) + 1:06d}" if len(snapshot) else ""
+        if name:
+            sequences = snapshot.trie.row_vokens()[1] if vokens is None else vokens
+            _write_snapshot(snapshot, VokenTrie.from_vokens(sequences, codebook_size), self.folder / name)
+        connection.execute("DELETE FROM added")
+        connection.execute("DELETE FROM removed")
+        _write_settings(connection, base=name, version=state.version + 1, next_row=len(snapshot))
+
+    def _remove_others_under_lock(self) -> None:
         # the lock makes sure which base is current: another process may have compacted since. If another process is
         # writing now, the next compaction removes the old base
         with suppress(StorageError), self._connection(wait=0) as connection:
             connection.execute("BEGIN IMMEDIATE")
-            self._remove_other_bases(_read_state(connection).base)
+            self._remove_others(_read_state(connection))
             connection.execute("ROLLBACK")
-        return True
 
     def integrity(self) -> list[str]:
         """The faults that SQLite reports in its file; empty if there are none."""
@@ -478,13 +595,14 @@ class Store:
 
     def leftovers(self) -> list[Path]:
         """The files that killed compactions left. They are harmless, and the next compaction removes them."""
-        return self._other_bases(self._state().base)
+        return self._others(self._state())
 
     def codebooks(self) -> Float32[np.ndarray, "M N e"]:
         """The codebooks of the tokenizer that encoded the pictures. Raises `CorruptArtifactError`."""
-        if self._codebooks is not None:
-            return self._codebooks
-        path, state = self.folder / CODEBOOKS, self._state()
+        state = self._state()
+        path = self.folder / state.codebooks_file
+        if self._codebooks is not None and self._codebooks[0] == path.name:
+            return self._codebooks[1]
         codebooks: np.ndarray = map_array(path)
         if (
             codebooks.dtype != np.float32
@@ -493,7 +611,7 @@ class Store:
             or not np.isfinite(codebooks).all()
         ):
             raise CorruptArtifactError(f"{path}: does not fit the collection. Index the pictures again.")
-        self._codebooks = codebooks
+        self._codebooks = path.name, codebooks
         return codebooks
 
     @contextmanager
@@ -567,14 +685,20 @@ class Store:
         few = [path for path in stored_paths[:_PATHS_TRIED] if not path.startswith(UPLOAD_PREFIX)]
         return not few or any((root / path).is_file() for path in few)
 
-    def _other_bases(self, base: str) -> list[Path]:
-        return sorted(path for path in self.folder.iterdir() if _BASES.fullmatch(path.name) and path.name != base)
+    def _others(self, state: _State) -> list[Path]:
+        """Bases, own models and codebooks that are not the current ones."""
+        ours = (path for path in self.folder.iterdir() if _BASES.fullmatch(path.name) or _is_fit(path, state))
+        return sorted(path for path in ours if path.name not in state.current_names)
 
-    def _remove_other_bases(self, base: str) -> None:
-        """Remove every base but `base`. Only the process that holds the write lock may call it."""
+    def _remove_others(self, state: _State) -> None:
+        """Remove what is not current. Only the process that holds the write lock may call it."""
         # a reader may still use an older base that it has mapped; the next compaction removes what is refused now
-        for path in self._other_bases(base):
-            shutil.rmtree(path, ignore_errors=True)
+        for path in self._others(state):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    path.unlink()
 
 
 @contextmanager
@@ -746,7 +870,16 @@ def _decode_text(value: str | bytes) -> str:
     return value.decode("utf-8", "surrogatepass")
 
 
-def _write_snapshot(snapshot: Snapshot, folder: Path) -> None:
+def _model_name(number: int) -> str:
+    return f"model-{number:06d}"
+
+
+def _is_fit(path: Path, state: _State) -> bool:
+    """Whether a path is one of an own model's. Without an own model, folders of such names are somebody's."""
+    return state.own_model > 0 and (_FITS.fullmatch(path.name) is not None or path.name == CODEBOOKS)
+
+
+def _write_snapshot(snapshot: Snapshot, trie: VokenTrie, folder: Path) -> None:
     rows = snapshot.rows
     numbers = rows.tolist()
     ids = [snapshot.ids[row] for row in numbers]
@@ -756,7 +889,7 @@ def _write_snapshot(snapshot: Snapshot, folder: Path) -> None:
         rows,
         ids,
         ids if stored_paths == ids else stored_paths,
-        VokenTrie.from_vokens(snapshot.trie.row_vokens()[1], snapshot.trie.codebook_size),
+        trie,
         snapshot.vectors,
         None if snapshot.facts is None else snapshot.facts[rows],
         [snapshot.metadata(row) for row in numbers],

@@ -55,6 +55,8 @@ _OTHER_FOLDERS = {
     "__macosx": "files of macOS",
     "ipod photo cache": "thumbnails of iTunes",
 }
+DEFAULT_COLLECTION = ".voken"
+"""The collection of a folder of pictures, in that folder. It is not listed."""
 _HIDDEN = "hidden (the name begins with a dot)"
 
 
@@ -104,7 +106,7 @@ def list_folder(folder: Path, exclude: Sequence[str] = (), *, without: frozenset
             continue
         for entry in entries:
             path = here / entry.name
-            if path in without:
+            if path in without or (entry.name == DEFAULT_COLLECTION and artifact.saved_kind(path)):
                 continue
             is_folder = _is_folder(entry)
             reason = _reason(entry, path.relative_to(folder).as_posix(), is_folder, exclude)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self, cast
@@ -55,15 +56,10 @@ class HubEncoder:
                 f"encoder.checkpoint is missing: name the folder or the hub name of a {family} model, e.g. "
                 f"--set encoder.checkpoint={_EXAMPLES[family]}."
             )
-        from transformers import AutoConfig, AutoTokenizer
+        from transformers import AutoTokenizer
 
-        is_folder = Path(checkpoint).is_dir()
-        silence = "" if is_folder else _hub_silence(checkpoint)
-        local = is_folder or bool(silence)
-        try:
-            model_type = AutoConfig.from_pretrained(
-                checkpoint, local_files_only=local, trust_remote_code=False
-            ).model_type
+        with _checkpoint_errors(checkpoint) as local:
+            model_type = _model_type(checkpoint, local)
             if model_type != family:
                 raise ConfigError(
                     f"{checkpoint}: is a {model_type} model, not {family}. Set encoder.family to match it."
@@ -72,13 +68,6 @@ class HubEncoder:
             model = model_class.from_pretrained(checkpoint, local_files_only=local, dtype=torch.float32)
             images = image_class.from_pretrained(checkpoint, local_files_only=local)
             texts = AutoTokenizer.from_pretrained(checkpoint, local_files_only=local, trust_remote_code=False)
-        except (OSError, ValueError, SafetensorError) as error:
-            problem = "The folder does not hold all of the model" if is_folder else "The hub did not provide it"
-            reason = silence or (str(error).splitlines() or [type(error).__name__])[0]
-            raise ArtifactError(
-                f"{checkpoint}: {problem} ({reason}). Pass a folder that holds the model, its tokenizer and its image "
-                "processor, as save_pretrained writes them."
-            ) from error
         return cls(checkpoint, family, model.to(torch.device(device or "cpu")), images, texts)
 
     @property
@@ -184,6 +173,38 @@ class HubEncoder:
     def _unit_rows(self, parts: Iterator[Tensor]) -> np.ndarray:
         unit = [functional.normalize(part.float(), dim=-1).cpu().numpy() for part in parts]
         return np.concatenate([np.empty((0, self.dim), dtype=np.float32), *unit])
+
+
+def family_of(checkpoint: str) -> str:
+    """The kind of model in a checkpoint, by hub name or folder, as transformers names it: "clip", "siglip", "bert" …
+
+    Raises `ArtifactError` if there is no checkpoint, or if the hub does not provide it.
+    """
+    with _checkpoint_errors(checkpoint) as local:
+        return _model_type(checkpoint, local)
+
+
+@contextmanager
+def _checkpoint_errors(checkpoint: str) -> Iterator[bool]:
+    """Yield whether only local files may be used. What transformers raises for the checkpoint is an `ArtifactError`."""
+    is_folder = Path(checkpoint).is_dir()
+    silence = "" if is_folder else _hub_silence(checkpoint)
+    try:
+        yield is_folder or bool(silence)
+    except (OSError, ValueError, SafetensorError) as error:
+        problem = "The folder does not hold all of the model" if is_folder else "The hub did not provide it"
+        reason = silence or (str(error).splitlines() or [type(error).__name__])[0]
+        raise ArtifactError(
+            f"{checkpoint}: {problem} ({reason}). Pass a folder that holds the model, its tokenizer and its image "
+            "processor, as save_pretrained writes them."
+        ) from error
+
+
+def _model_type(checkpoint: str, local: bool) -> str:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(checkpoint, local_files_only=local, trust_remote_code=False)
+    return str(config.model_type)
 
 
 def _hub_silence(name: str) -> str:

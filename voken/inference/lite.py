@@ -67,9 +67,8 @@ def prefill_graph(generator: LiteGenerator, encoder: BuiltInEncoder, precision: 
         hidden = layers.after_attention(hidden, values, shared[number], mask, number, queries)
     query_point = _query_point(graph, generator, vector)
     graph.output(QUERY_POINT, query_point, ["queries", generator.entries.shape[2]])
-    summed = graph.constant(np.zeros((1, 1, generator.entries.shape[2]), dtype=np.float32))
     graph.output(
-        "first", layers.log_probs(hidden, 0, query_point, summed, queries), ["queries", 1, generator.codebook_size]
+        "first", layers.log_probs(hidden, 0, query_point, "", queries), ["queries", 1, generator.codebook_size]
     )
     return graph
 
@@ -98,10 +97,13 @@ def step_graph(generator: LiteGenerator, precision: Precision, level: int) -> Gr
         shape: list[int | str] = ["queries", layers.heads, "memory", layers.head_dim]
         shared = [graph.input(f"shared_{name}{number}", "float32", shape) for name in "kv"]
         hidden = layers.after_attention(hidden, mixed, shared, mask, number, tree.queries)
-    query_point, summed = "", ""
+    query_point, prefix, summed = "", "", ""
     if generator.config.query_vector:
         query_point = graph.input(QUERY_POINT, "float32", ["queries", generator.entries.shape[2]])
         prefix = graph.input("prefix", "int64", ["queries", "beams", level])
+        if not generator.repetition[level]:  # the entries so far do not matter: the file is smaller without them
+            prefix = ""
+    if prefix:
         columns = graph.ops("Split", level, prefix, axis=2, num_outputs=level)
         entries = [
             graph.op("Gather", graph.constant(array(book)), graph.op("Squeeze", column, graph.ints(2)))
@@ -150,15 +152,20 @@ class _Layers:
         return graph.op("Add", hidden, out)
 
     def log_probs(self, hidden: str, level: int, query_point: str, summed: str, queries: str) -> str:
-        """(queries, beams, N). The inner products with the codebook matter most, so they are always float32."""
+        """(queries, beams, N). The inner products with the codebook matter most, so they are always float32.
+
+        `summed` is the sum of the entries so far, or "" if it does not matter.
+        """
         graph, generator = self._graph, self._generator
         normed = self._norm(hidden, generator.norm.weight, generator.norm.bias)
         logits = graph.linear(normed, array(generator.voken_out[level]).T, array(generator.bias[level]))
         logits = graph.reshape(logits, queries, -1, generator.codebook_size)
         if generator.config.query_vector:
             missing = graph.op("Mul", query_point, graph.scalar(float(generator.similarity[level].detach())))
-            before = graph.op("Mul", summed, graph.scalar(float(generator.repetition[level].detach())))
-            missing = graph.op("Sub", graph.op("Unsqueeze", missing, graph.ints(1)), before)
+            missing = graph.op("Unsqueeze", missing, graph.ints(1))
+            if summed:
+                before = graph.op("Mul", summed, graph.scalar(float(generator.repetition[level].detach())))
+                missing = graph.op("Sub", missing, before)
             products = graph.linear(missing, array(generator.entries[level]).T, exact=True)
             logits = graph.op("Add", logits, products)
         return graph.op("LogSoftmax", logits, axis=-1)

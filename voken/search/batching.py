@@ -52,8 +52,9 @@ class SearchQueue:
 
     def __init__(self, searcher: Searcher, *, max_queue: int | None = None) -> None:
         self.searcher = searcher
+        """It may be replaced at any time, by one of the same collection."""
         self._batcher: Batcher[str, list[Hit]] = Batcher(
-            searcher.answer, max_batch=QUERIES_AT_ONCE, max_queue=max_queue
+            lambda key, texts: self.searcher.answer(key, texts), max_batch=QUERIES_AT_ONCE, max_queue=max_queue
         )
 
     def search(

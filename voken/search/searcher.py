@@ -187,6 +187,8 @@ class Searcher:
         self._snapshot = collection
         self._last_refresh = time.monotonic()
         self._refresh_lock = threading.Lock()
+        self.is_outdated = False
+        """Whether the collection has another model now. Searches then see the last version of before."""
         self._pools: dict[tuple[Filter, ...], Pool] = {(): Pool(collection, collection.trie, model.tokenizer)}
 
     @property
@@ -317,8 +319,9 @@ class Searcher:
         if self._store is not None:
             self._last_refresh = time.monotonic()
             snapshot = self._store.snapshot(self._snapshot, wait=wait)
-            if snapshot is not self._snapshot:
-                snapshot.check_model(self.model)
+            if snapshot.model_fingerprint != self.model.fingerprint:
+                self.is_outdated = True
+            elif snapshot is not self._snapshot:
                 self._pools = {(): Pool(snapshot, snapshot.trie, self.model.tokenizer)}
                 self._snapshot = snapshot
 

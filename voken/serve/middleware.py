@@ -251,9 +251,10 @@ class FallbackErrorMiddleware:
 class BodyLimits:
     """Limits the bytes of a request's body (413) and the seconds in which it must arrive (408).
 
-    A request with the server's token has more time than others. `lower_limits` holds lower limits in bytes by path. A
-    body over the limit is read a little further, because a client that is still sending when the connection closes may
-    not read the response.
+    A request with the server's token has more time than others. `lower_limits` holds lower limits in bytes by path:
+    those of bodies that are held in memory. Of these, all that have no token share `max_open_bytes` (503), because
+    anybody can begin as many as there are connections and never end them. A body over its own limit is read a little
+    further, because a client that is still sending when the connection closes may not read the response.
     """
 
     def __init__(self, app: ASGIApp, settings: ServeSettings, lower_limits: Mapping[str, int]) -> None:
@@ -261,6 +262,7 @@ class BodyLimits:
         self._max_bytes = settings.max_body
         self._settings = settings
         self._lower_limits = lower_limits
+        self._shared = _SharedBytes(settings.max_open_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI interface."""
@@ -269,10 +271,11 @@ class BodyLimits:
             return
         limit = min(self._max_bytes, self._lower_limits.get(scope["path"], self._max_bytes))
         headers = Headers(scope=scope)
-        seconds = self._settings.body_seconds
+        seconds, shared = self._settings.body_seconds, None
         if not self._settings.has_token(headers.get("authorization", "")):
             seconds = min(seconds, self._settings.open_body_seconds)
-        body = _Body(receive, limit, seconds)
+            shared = self._shared if scope["path"] in self._lower_limits else None
+        body = _Body(receive, limit, seconds, shared)
         length = headers.get("content-length", "")
         if length.isdecimal() and (len(length) > 18 or int(length) > limit):
             try:
@@ -281,14 +284,39 @@ class BodyLimits:
             except RequestError as error:
                 await error.response()(scope, receive, send)
             return
-        await self._app(scope, body.receive, send)
+        try:
+            await self._app(scope, body.receive, send)
+        finally:
+            body.release()
+
+
+class _SharedBytes:
+    """The bytes that requests hold together, of one event loop."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held = 0
+
+    def hold(self, count: int) -> None:
+        """Hold `count` bytes more. Raises `RequestError` if these are too many."""
+        if self._held + count > self._most:
+            raise RequestError(
+                503, "Too many requests are being sent at once. Try again in a moment.", {"Retry-After": "1", **_CLOSE}
+            )
+        self._held += count
+
+    def release(self, count: int) -> None:
+        """Hold `count` bytes fewer."""
+        self._held -= count
 
 
 class _Body:
-    """Receives a request's body within the limits."""
+    """Receives a request's body within the limits. `release` it at the end."""
 
-    def __init__(self, receive: Receive, max_bytes: int, seconds: float) -> None:
+    def __init__(self, receive: Receive, max_bytes: int, seconds: float, shared: _SharedBytes | None) -> None:
         self._receive = receive
+        self._shared = shared
+        self._shared_bytes = 0
         self._max_bytes = max_bytes
         self._seconds = seconds
         self._bytes = 0
@@ -300,7 +328,16 @@ class _Body:
         message = await self._next()
         if self._bytes > self._max_bytes:
             await self.refuse(drain=True)
+        if self._shared is not None and self._bytes > self._shared_bytes:
+            self._shared.hold(self._bytes - self._shared_bytes)
+            self._shared_bytes = self._bytes
         return message
+
+    def release(self) -> None:
+        """Give back what was held of the shared bytes."""
+        if self._shared is not None:
+            self._shared.release(self._shared_bytes)
+            self._shared_bytes = 0
 
     async def refuse(self, *, drain: bool) -> None:
         """Raise `RequestError` for a body over the limit; with `drain` some more of it is read before."""

@@ -14,8 +14,9 @@ import socket
 import threading
 import webbrowser
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import cast
 
 import h11
 import uvicorn
@@ -30,6 +31,8 @@ from voken.serve.routes import Service
 from voken.serve.settings import ServeSettings
 
 _BACKLOG = 2048
+_FILES_PER_CONNECTION = 2
+_OTHER_FILES = 512
 _KEEP_ALIVE_SECONDS = 30
 _HEAD_SECONDS = 30.0
 _HEAD_BYTES = 65_536
@@ -56,6 +59,7 @@ def serve(
     `open_page` opens the page in a browser. Raises `ConfigError` if the address is not available, and what
     `Collection.open` raises.
     """
+    _allow_files(settings.max_connections)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a broken form is reported to the client
     if not settings.is_local:
         warn(
@@ -81,6 +85,20 @@ def serve(
         Server(create_app(collection, settings), listening).run(sockets=[listener])
 
 
+def _allow_files(connections: int) -> None:
+    """Let this process open the files of so many connections, if the system allows it: it often stops at 1,024."""
+    try:
+        import resource
+    except ImportError:  # on Windows there is no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES_PER_CONNECTION * connections + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 def _listener(settings: ServeSettings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
@@ -101,8 +119,10 @@ def _address(host: str, listener: socket.socket) -> str:
 
 class Connection(H11Protocol):
     """A connection that closes if a request's head does not arrive in time, or if the client does not read its
-    response; uvicorn's would wait for ever."""
+    response; uvicorn's would wait for ever. If there are too many, the oldest of those without the token is closed:
+    whoever opens connections and does nothing with them loses them first."""
 
+    _began = 0.0
     _timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None
     _unsent = 0
@@ -111,8 +131,22 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See `asyncio.Protocol`."""
         super().connection_made(transport)
+        self._began = self.loop.time()
         self._set_timer()
         self._watch_writing()
+        service: Service = self.config.app.state.service  # type: ignore[union-attr] # the application of `Server`
+        connections = [other for other in cast(set[Connection], self.connections) if not other.transport.is_closing()]
+        if len(connections) > service.settings.max_connections:
+            others = [other for other in connections if other is not self and not other.has_token(service)]
+            if others:
+                min(others, key=lambda other: other._began).transport.abort()
+
+    def has_token(self, service: Service) -> bool:
+        """Whether a request with the server's token is being answered."""
+        if self.cycle is None or self.cycle.response_complete:
+            return False
+        headers = dict(self.scope["headers"])
+        return service.settings.has_token(headers.get(b"authorization", b"").decode("latin-1"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""

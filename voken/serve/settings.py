@@ -41,6 +41,10 @@ class ServeSettings:
     """Uploads at the same time, and as many searches by picture. Their files are temporary files."""
     max_pictures_waiting: int = 256
     """Thumbnails, uploads and searches by picture that may wait for a thread."""
+    max_connections: int = 512
+    """At the same time. If there are more, the oldest without the token is closed."""
+    max_open_bytes: int = 64 << 20
+    """Of the bodies that are arriving without the token, all together; files are on disk and do not count."""
     body_seconds: float = 120.0
     """The time in which the body of a request with the token must arrive."""
     open_body_seconds: float = 60.0

@@ -1,0 +1,105 @@
+"""The main paths give no warning, and leave no file and no socket open: Python's development mode makes both errors."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from builders.drawings import COLOURS, SHAPES, TINY_SETTINGS, draw
+
+# one process for all, because torch takes seconds to import
+PROGRAM = """
+import gc, http.client, json, os, signal, socket, sys, threading, time
+from voken.cli import app
+
+def run(*arguments):
+    print("$ voken", *arguments, flush=True)
+    try:
+        app([str(argument) for argument in arguments])
+    except SystemExit as end:
+        assert not end.code, (arguments, end.code)
+    gc.collect()
+
+data, work, settings = sys.argv[1], sys.argv[2], sys.argv[3:]
+model, collection = f"{work}/m", f"{work}/c"
+run("fit", data, "--out", model, "--cache", f"{work}/cache", *settings)
+run("index", data, "--model", model, "--out", collection, "--cache", f"{work}/cache")
+run("search", collection, "a red square", "-k", 3)
+run("search", collection, f"{data}/0.png", "-k", 3, "--json")
+run("add", collection, f"{data}/0.png")
+run("remove", collection, "1.png")
+run("index", data, "--out", collection, "--cache", f"{work}/cache")
+run("compact", collection)
+run("doctor", collection)
+run("info", collection)
+
+with socket.create_server(("127.0.0.1", 0)) as free:
+    port = free.getsockname()[1]
+statuses = []
+
+def ask(method, path, body=None, headers={}):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request(method, path, body, {"Host": "localhost", "Authorization": "Bearer t", **headers})
+    answer = connection.getresponse()
+    content = answer.read()
+    connection.close()
+    statuses.append(answer.status)
+    return content
+
+def client():
+    try:
+        for _ in range(600):
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        search = json.dumps({"query": "a red square", "k": 2, "why": True})
+        ask("POST", "/search", search, {"Content-Type": "application/json"})
+        for path in ("/", "/about", "/metrics", "/pictures/0.png", "/pictures/0.png?thumbnail=32"):
+            ask("GET", path)
+        picture = open(f"{data}/2.png", "rb")
+        form = b"--x\\r\\nContent-Disposition: form-data; name=NAME; filename=a.png\\r\\n\\r\\n" + picture.read()
+        picture.close()
+        form += b"\\r\\n--x--\\r\\n"
+        kind = {"Content-Type": "multipart/form-data; boundary=x"}
+        ask("POST", "/search/picture", form.replace(b"NAME", b"file"), kind)
+        added = json.loads(ask("POST", "/pictures", form.replace(b"NAME", b"files"), kind))["added"]
+        ask("DELETE", f"/pictures/{added[0]}")
+    finally:
+        os.kill(os.getpid(), signal.SIGINT)
+
+asking = threading.Thread(target=client)
+asking.start()
+run("serve", collection, "--port", port, "--token", "t")
+asking.join()
+print(json.dumps(statuses))
+"""
+
+
+@pytest.mark.slow
+def test_the_main_paths_give_no_warning(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    lines = []
+    for number, (colour, shape) in enumerate((c, s) for c in COLOURS for s in SHAPES):
+        draw(np.array(COLOURS[colour]), shape).save(data / f"{number}.png")
+        split = "validation" if number % 5 == 3 else "train"
+        lines.append({"file_name": f"{number}.png", "text": f"a {colour} {shape}", "split": split})
+    (data / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    settings = [part for setting in TINY_SETTINGS for part in ("--set", setting)]
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-X", "dev", "-c", PROGRAM, data, tmp_path, *settings],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "Warning" not in result.stderr, result.stderr
+    assert "Exception ignored" not in result.stderr, result.stderr
+    assert json.loads(result.stdout.splitlines()[-1]) == [200] * 9

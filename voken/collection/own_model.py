@@ -1,0 +1,162 @@
+"""A collection's own model: made from its pictures when it is created, without captions and without training.
+
+It is saved in the collection. Its codebooks are fitted on the first pictures, and again when there are twice as many
+(see `voken.model.untrained`). No picture is encoded again for that: the new vokens come from the stored vectors, or
+from the cache of vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from voken import artifact
+from voken.collection.snapshot import Snapshot
+from voken.collection.store import FittedModel, Store
+from voken.config import EncoderConfig, from_dict
+from voken.data.captions import Dataset
+from voken.data.images import MAX_PIXELS
+from voken.encoders.cache import picture_vectors
+from voken.errors import ConfigError, CorruptArtifactError, EmptyDataError
+from voken.progress import Progress, no_progress
+from voken.shapes import Float32
+
+if TYPE_CHECKING:
+    from voken.collection.indexing import PictureModel
+    from voken.encoders.cache import VectorCache
+    from voken.model.model import Model
+
+_FIRST_FIT = 2_048
+"""Pictures that are encoded before the first of them can be searched."""
+_GROWTH = 2
+"""The model is fitted again if there are so many times as many pictures."""
+_REASONS_SHOWN = 3
+
+
+def new_store(
+    folder: Path,
+    dataset: Dataset,
+    encoder: str,
+    *,
+    cache: VectorCache,
+    vectors: bool = True,
+    replace: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    device: str = "cpu",
+    progress: Progress = no_progress,
+) -> tuple[Store, Model, FittedModel]:
+    """Create a collection without pictures, with a model of its own for those of `dataset`.
+
+    Encodes up to 2,048 of them, drawn at random, into `cache`. Raises `EmptyDataError` if none can be read, and what
+    `voken.encoders.frozen.frozen_encoder` and `Store.create` raise.
+    """
+    from voken.encoders.frozen import encoder_settings, frozen_encoder
+    from voken.model.untrained import untrained_model
+
+    random = np.random.default_rng(0)
+    rows = np.sort(random.permutation(len(dataset.images))[:_FIRST_FIT])
+    paths = [dataset.images[row].path for row in rows]
+    settings = encoder_settings(encoder)
+    encoded = picture_vectors(
+        frozen := frozen_encoder(settings, device), paths, cache=cache, max_pixels=max_pixels, progress=progress
+    )
+    if not len(encoded.rows):
+        reasons = "; ".join(f"{file.path}: {file.reason}" for file in encoded.skipped[:_REASONS_SHOWN])
+        count = f"None of {len(paths)} pictures" if len(paths) > 1 else "The only picture"
+        raise EmptyDataError(f"{dataset.root}: {count} could be used ({reasons}). Give pictures a viewer can open.")
+    model = untrained_model(frozen, settings, encoded.vectors, progress=progress)
+    saved: list[Model] = []
+
+    def save(path: Path) -> str:
+        saved.append(model.save(path))
+        return saved[0].fingerprint
+
+    store = Store.create(
+        folder,
+        root=dataset.root,
+        fingerprint="",
+        tokenizer=model.tokenizer,
+        vectors=model.tokenizer.dim if vectors else 0,
+        replace=replace,
+        own_model=save,
+        fitted=len(encoded.vectors),
+    )
+    return store, saved[0], _description(model, len(encoded.vectors))
+
+
+def fit_again(
+    store: Store, model: PictureModel, *, cache: VectorCache | None = None, progress: Progress = no_progress
+) -> FittedModel | None:
+    """Fit the collection's own model again if it has grown much; returns None if it has not.
+
+    `model` is its model now. The caller holds the lock of the index.
+    """
+    fitted, snapshot = store.fitted, store.snapshot()
+    if not fitted or len(snapshot) < _GROWTH * fitted:
+        return None
+    from voken.model.untrained import MOST_FITTED, untrained_model  # torch: only if there is something to do
+
+    if fitted >= MOST_FITTED:
+        return None
+    encoder = model.encoder
+    vectors = _vectors_of(snapshot, model, cache, progress)
+    renewed = untrained_model(encoder, _encoder_of(snapshot), vectors, progress=progress)
+
+    def vokens_of(current: Snapshot) -> np.ndarray:
+        same = current.version == snapshot.version
+        return renewed.tokenizer.encode(vectors if same else _vectors_of(current, model, cache, progress))
+
+    used = min(len(snapshot), MOST_FITTED)
+    store.recode(renewed.tokenizer, vokens_of, lambda path: renewed.save(path).fingerprint, used)
+    return _description(renewed, used)
+
+
+def check_encoder(store: Store, encoder: str) -> None:
+    """Raise `ConfigError` if the collection was not made with this encoder."""
+    snapshot = store.snapshot()
+    name = encoder_name(_encoder_of(snapshot))
+    if encoder not in (name, "auto"):
+        raise ConfigError(
+            f"{store.folder}: was made with the encoder {name}, not with {encoder}. Leave --encoder out, or create the "
+            "collection again (--replace)."
+        )
+
+
+def encoder_name(settings: EncoderConfig) -> str:
+    """How a user names an encoder: its family if it is built in, else its checkpoint."""
+    return settings.checkpoint or settings.family
+
+
+def _description(model: Model, pictures: int) -> FittedModel:
+    tokenizer = model.tokenizer
+    return FittedModel(encoder_name(model.config.encoder), tokenizer.levels, tokenizer.codebook_size, pictures)
+
+
+def _encoder_of(snapshot: Snapshot) -> EncoderConfig:
+    path = snapshot.find_model() / "config.json"
+    try:
+        settings = from_dict(EncoderConfig, artifact.read_json(path)["run"]["encoder"])
+    except (KeyError, TypeError, ConfigError) as error:
+        raise CorruptArtifactError(f"{path}: does not describe a model ({error}).") from error
+    assert isinstance(settings, EncoderConfig)
+    return settings
+
+
+def _vectors_of(
+    snapshot: Snapshot, model: PictureModel, cache: VectorCache | None, progress: Progress
+) -> Float32[np.ndarray, "pictures dim"]:
+    """The vectors of all pictures, in the order of the rows: stored, cached, or else rebuilt from the vokens."""
+    rows = snapshot.rows
+    if snapshot.vectors is not None:
+        return np.asarray(snapshot.vectors[rows], dtype=np.float32)
+    vectors: np.ndarray = model.tokenizer.decode(snapshot.vokens)
+    if cache is not None and snapshot.facts is not None:
+        hashes: Sequence[str] = [bytes(digest).hex() for digest in snapshot.facts[rows]["hash"]]
+        cached = cache.get_many(model.encoder.fingerprint, list(dict.fromkeys(hashes)))
+        for place, digest in enumerate(hashes):
+            if digest in cached:
+                vectors[place] = cached[digest]
+    return vectors
