@@ -827,6 +827,7 @@ def info(path: str | Path) -> CollectionInfo | ModelInfo:
     try:
         family, search = config["run"]["generator"]["family"], config["search"]
         precision = search.get("precision", "float32")
+        warnings = tuple(map(str, config["validation"].get("tokenizer", {}).get("warnings", [])))
     except (AttributeError, KeyError, TypeError) as error:
         raise CorruptArtifactError(
             f"{folder / 'config.json'}: does not describe a model ({error}). Restore it from a copy."
@@ -837,7 +838,7 @@ def info(path: str | Path) -> CollectionInfo | ModelInfo:
         engine=precision if compiled.is_compiled(folder) else None,
         search=search,
         bytes=sizes,
-        warnings=tuple(config["validation"].get("tokenizer", {}).get("warnings", [])),
+        warnings=warnings,
     )
 
 

@@ -8,7 +8,7 @@ SHAPES = ("square", "stripe", "corner", "dot", "frame")
 TINY_SETTINGS = [
     "encoder.image_size=32", "encoder.hidden=16", "encoder.dim=16", "encoder.epochs=2", "encoder.batch_size=16",
     "tokenizer.codebook_size=4", "tokenizer.levels=3", "generator.epochs=1", "generator.width=16",
-    "generator.layers=1", "generator.heads=2", "generator.discrimination_epochs=1", "generator.batch_size=16",
+    "generator.layers=1", "generator.heads=2", "generator.batch_size=16",
 ]  # fmt: skip
 
 

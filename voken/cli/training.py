@@ -104,7 +104,7 @@ def fit(
         Path | None, typer.Option("--out", "-o", help="Folder to save the model in.", show_default=False)
     ] = None,
     preset: Annotated[
-        str, typer.Option(help="Settings to start from: default, paper, paper-lite or demo.")
+        str, typer.Option(help="Settings to start from: default, frozen, paper, paper-lite or demo.")
     ] = "default",
     settings: Annotated[
         list[str] | None,
