@@ -102,6 +102,10 @@ def test_product_codes_have_the_same_memory(experiment):
         assert built[memory].memory_bytes == TRAIN * 2 * DIM * 4
         assert built[alone].memory_bytes == 0
         assert found[memory] > found[alone] + 0.3
+        index = built[alone].system
+        rebuilt = index.rebuilt_from_codes(experiment.pool_vectors)
+        np.testing.assert_allclose(rebuilt, index.rebuilt(), atol=1e-6)  # of the very vectors that it holds
+        assert built[memory].system.index is index.index
 
 
 def test_without_a_memory_in_the_settings_there_is_no_such_row(experiment):

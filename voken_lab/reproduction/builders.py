@@ -408,11 +408,10 @@ def approximate(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem
     for name, system in systems.items():
         yield BuiltSystem(f"two-tower, faiss {name}", system, bytes_per_picture=system.bytes_per_picture)
     validation = experiment.inputs.validation.images
-    others = EncodedPool(pool.encoder, [str(row) for row in range(len(validation))], validation)
-    for name, index in (("PQ", FaissTower.pq), ("OPQ", FaissTower.opq)):
-        queries = _with_memory(experiment, spec, train, index(others, train, bytes=size).rebuilt())
+    for name in ("PQ", "OPQ"):
+        queries = _with_memory(experiment, spec, train, systems[name].rebuilt_from_codes(validation))
         if queries is not None:
-            system = index(EncodedPool(queries, experiment.pool.image_ids, pool.vectors), train, bytes=size)
+            system = systems[name].with_encoder(queries)
             yield BuiltSystem(
                 f"two-tower, faiss {name} + caption memory",
                 system,
