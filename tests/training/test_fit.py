@@ -35,6 +35,8 @@ TINY = preset("demo").override(
         "tokenizer.codebook_size": "8",
         "tokenizer.levels": "3",
         "generator.epochs": "2",
+        "generator.discrimination": "staged",
+        "generator.discrimination_epochs": "1",
         "generator.width": "16",
         "generator.heads": "2",
         "generator.batch_size": "8",
