@@ -961,9 +961,7 @@ def _check_collection(folder: Path, kind: str = "collection") -> None:
     if artifact.is_artifact(folder) or folder.is_file():
         return
     if not folder.is_dir():
-        raise ArtifactError(
-            f"{folder}: no saved {kind} there. Make a collection: voken index PICTURES"
-        )
+        raise ArtifactError(f"{folder}: no saved {kind} there. Make a collection: voken index PICTURES")
     from mimetypes import guess_type
 
     files = islice((name for _, _, names in os.walk(folder) for name in names), _FILES_EXAMINED)

@@ -21,6 +21,7 @@ MODULES_OF_EXTRAS = {
     "watch": "watchfiles",
     "preview": "textual_image",
     "langchain": "langchain_core",
+    "parquet": "pyarrow",
     "mteb": "mteb datasets",
 }
 _EXTRA_OF = {module: extra for extra, modules in MODULES_OF_EXTRAS.items() for module in modules.split()}

@@ -95,6 +95,22 @@ def test_words_are_words_even_if_a_file_has_that_name(pictures, monkeypatch):
             _names_picture(query)
 
 
+@pytest.mark.parametrize(
+    ("option", "value"), [("--threshold", 0.99), ("--precision", 0.9), ("--readout", "voken"), ("--beams", 3)]
+)
+def test_options_that_a_search_by_picture_has_not(collection, pictures, option, value):
+    for words in (("--like", "a.jpg"), (pictures / "a.jpg",)):
+        assert f"{option}: only a search by words has it" in sentence_of(
+            run("search", collection, *words, option, value)
+        )
+    assert run("search", collection, "--like", "a.jpg").exit_code == 0
+
+
+def test_a_query_of_nothing_visible_is_empty(collection):
+    for query in ("", " ", "\u200b", "\u200b\u2060 \ufeff", "\t\n"):
+        assert "is empty" in sentence_of(run("search", collection, query))
+
+
 # ---- devices and checkpoints ----
 
 
@@ -210,6 +226,22 @@ def test_an_output_that_is_full(arguments):
         result = subprocess.run([*VOKEN, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
     assert result.returncode == 1
     assert result.stderr == "error: the output cannot be written (No space left on device). Send it elsewhere.\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a file that is always full")
+def test_a_server_serves_without_an_output():
+    program = (
+        "from voken.cli import app\n"
+        "import voken.serve.process as process\n"
+        "def serve(folder, settings, *, report, **options):\n"
+        "    report('Serving')\n"
+        "    raise SystemExit(7)\n"
+        "process.serve = serve\n"
+        "app(['serve', 'c'])\n"
+    )
+    with open("/dev/full", "wb") as full:
+        result = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, timeout=120)
+    assert (result.returncode, result.stderr) == (7, b"")
 
 
 @pytest.mark.parametrize("closed", [(1,), (2,), (0, 1, 2)])

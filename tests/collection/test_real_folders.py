@@ -318,6 +318,25 @@ def test_adding_again_keeps_metadata_and_indexing_does_too(tmp_path, model):
         assert collection.metadata(image_id) == {"title": "one.png", "rating": 1}
 
 
+@pytest.mark.parametrize("order", [("a.png", "b.png"), ("b.png", "a.png")])
+def test_of_equal_pictures_the_one_that_was_renamed_keeps_its_fields(tmp_path, model, order):
+    folder = tmp_path / "in"
+    for name in order:
+        paint(folder / name, COLOURS["red"])
+    Collection.index(tmp_path / "c", folder, model)
+    with Collection.open(tmp_path / "c", model=model, load=False) as collection:
+        for name in order:
+            collection.add([folder / name], metadata=[{"from": name}])
+    (folder / "a.png").rename(folder / "c.png")
+    (folder / "b.png").touch()
+    report = Collection.index(tmp_path / "c", folder, model)
+    assert (report.moved, report.unchanged, report.updated) == (1, 1, 0)
+    with Collection.open(tmp_path / "c", model=model, load=False) as collection:
+        assert collection.metadata("c.png") == {"from": "a.png"}
+        assert collection.metadata("b.png") == {"from": "b.png"}
+        assert "a.png" not in collection
+
+
 def test_fields_go_with_the_file_that_described_them(tmp_path, model):
     folder = paint(tmp_path / "in" / "a.png", COLOURS["red"]).parent
     (folder / "metadata.jsonl").write_text('{"file_name":"a.png","licence":"CC0"}')

@@ -171,7 +171,7 @@ def test_paths_that_are_no_data_set(tmp_path):
     with pytest.raises(DataError, match="no such file or folder"):
         read_dataset(tmp_path / "gone")
     (tmp_path / "x.txt").write_text("a,b")
-    with pytest.raises(DataError, match=r"this is not a folder, a metadata.jsonl, a metadata.csv or a Karpathy .json"):
+    with pytest.raises(DataError, match="this is not a folder, and no list of pictures that voken can read"):
         read_dataset(tmp_path / "x.txt")
     (tmp_path / "x.csv").write_text("a,b")
     with pytest.raises(DataError, match=r"x.csv, line 1: there is no column 'file_name'"):
@@ -363,7 +363,7 @@ def test_a_metadata_file_in_each_folder(tmp_path):
     assert all(image.path == tmp_path / image.image_id for image in dataset.images)
     assert {str(Path(file.path).relative_to(tmp_path)): file.reason for file in dataset.skipped} == {
         "loose/metadata.jsonl": "not read: line 1: 'file_name' is missing",
-        "train/metadata.parquet": "not read: write its rows as metadata.jsonl",
+        "train/metadata.parquet": "not read, because there is a metadata.jsonl",
     }
 
 

@@ -252,6 +252,14 @@ def test_spread_over_seeds():
     assert spread([evaluated(0, 1)]).std["recall@1"] is None
 
 
+def test_beams_that_were_chosen_on_validation_may_differ_by_seed():
+    tried = {"10": 0.5, "20": 0.6}
+    chosen = [evaluated(0, 1, beams=20, beams_tried=tried), evaluated(1, 2, beams=10, beams_tried=tried)]
+    assert spread(chosen).mean["recall@1"] == pytest.approx(0.375)
+    with pytest.raises(ConfigError, match="different beams"):
+        spread([*chosen, evaluated(2, 1, beams=10)])
+
+
 def test_spread_never_merges_what_differs_by_more_than_the_seed():
     with pytest.raises(ConfigError, match=r"different protocol \('inductive', 'transductive'\)"):
         spread([evaluated(0, 1), evaluated(1, 1, protocol="transductive")])

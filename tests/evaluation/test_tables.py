@@ -41,7 +41,7 @@ def test_the_whole_table():
     records = [
         record("two | tower", bytes_per_picture=1024.0),
         record("voken", 0, recall={"1": 0.1, "10": 0.4}, **OURS),
-        record("voken", 1, recall={"1": 0.2, "10": 0.5}, **OURS),
+        record("voken", 1, recall={"1": 0.2, "10": 0.5}, memory_bytes=12345, **OURS),
     ]
     assert results_table(records, base="two | tower") == (
         "**emoji, inductive**\n"
@@ -52,7 +52,8 @@ def test_the_whole_table():
         "| two \\| tower | 20.0 | 50.0 | 1.00 / 1.00 | – | – | 1,024 | 1,234 |\n"
         "| voken, generate, 20 beams | 15.0 ± 7.1 | 45.0 ± 7.1 | 0.75 / 0.90 | 16.0 / 46.0 | 1.2 ± 0.0 | 5 | 87.7 |\n"
         "\n"
-        "Pool 329 pictures, 1,900 queries; seeds 0, 1; Some CPU, 2 cores, 1 thread, torch 2.13.0.\n"
+        "Pool 329 pictures, 1,900 queries; seeds 0, 1; Some CPU, 2 cores, 1 thread, torch 2.13.0."
+        " The caption memory takes 12,345 bytes beside all pictures.\n"
     )
 
 

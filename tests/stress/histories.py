@@ -43,7 +43,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from builders.tiny_model import COLOURS, tiny_model  # type: ignore[import-not-found] # tests are not checked
+from builders import tiny_model as tiny  # type: ignore[import-not-found] # tests are not checked
 from kill import die_at
 from voken import Collection
 from voken.collection import indexing
@@ -56,6 +56,8 @@ ACCENTED = unicodedata.normalize("NFD", "été")
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 """A disk in memory: most of the time would go into waiting for the real one."""
 PATHS = ("a.png", "b c.png", "sub/a.png", "sub/d.png", f"{ACCENTED}/e.png", "2024.05/f.png")
+COLOURS = {name: tiny.COLOURS[name] for name in ("blue", "red", "white")}
+"""Few, so that several pictures are equal."""
 OUTSIDE = ("x.png", "y.png")
 BROKEN = "broken"
 MAX_PIXELS = 10_000
@@ -103,7 +105,7 @@ def png(content: str) -> bytes:
 
 
 EMPTY = as_text({})
-MODEL = tiny_model(levels=2, entries=8)
+MODEL = tiny.tiny_model(levels=2, entries=8)
 BYTES = {content: png(content) for content in (*COLOURS, BROKEN)}
 VECTORS = {name: MODEL.encoder.encode_images([Image.new("RGB", (8, 8), colour)])[0] for name, colour in COLOURS.items()}
 VOKENS = {name: MODEL.tokenizer.encode(vector[None])[0].tolist() for name, vector in VECTORS.items()}

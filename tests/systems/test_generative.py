@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 
 from builders.prefix_models import PrefixModel
+from builders.tiny_lite import SIZE as LITE_SIZE
+from builders.tiny_lite import make_lite
 from voken.config import MAX_TEXT_CHARACTERS
 from voken.decoding.trie import VokenTrie
 from voken.errors import ConfigError, DataError
+from voken.generator.train import ValidationQueries, validation_recall
 from voken_lab.systems import generative
-from voken_lab.systems.generative import GenerativeSystem
+from voken_lab.systems.generative import BeamChoice, GenerativeSystem, beams_to_try, choose_beams
 from voken_lab.systems.pictures import SearchSystem
 
 SIZE, LEVELS, PICTURES = 4, 3, 40
@@ -117,3 +120,25 @@ def test_ids_and_sequences_must_match():
         GenerativeSystem(PrefixModel(SIZE, LEVELS), trie, IDS[:39], beams=5)
     with pytest.raises(DataError, match="one per picture"):
         GenerativeSystem(PrefixModel(SIZE, LEVELS), trie, IDS, beams=5, paths=["a.png"])
+
+
+def test_the_best_number_of_beams_is_chosen_and_the_fewest_of_equals():
+    assert BeamChoice.of({50: 0.4, 10: 0.3, 20: 0.4}, 7).beams == 20
+    assert BeamChoice.of({}, 7).beams == 7
+    assert beams_to_try(3) == (10,)
+    assert beams_to_try(51) == (10, 20, 50)
+    assert beams_to_try(1000) == (10, 20, 50, 100)
+
+
+def test_a_rivals_beams_are_those_of_the_best_validation_recall():
+    random = np.random.default_rng(2)
+    generator = make_lite()
+    vokens = random.integers(0, LITE_SIZE, (40, 3))
+    texts = [f"query {number}" for number in range(60)]
+    queries = ValidationQueries(texts, vokens, np.stack([np.arange(60), random.integers(0, 40, 60)], 1))
+    choice = choose_beams(generator, queries, 9)
+    assert list(choice.recalls) == list(beams_to_try(len(np.unique(vokens, axis=0))))
+    assert choice.recalls == {beams: validation_recall(generator, queries, beams) for beams in choice.recalls}
+    assert choice.recalls[choice.beams] == max(choice.recalls.values())
+    nothing = ValidationQueries([], vokens, np.zeros((0, 2), int))
+    assert choose_beams(generator, nothing, 9) == BeamChoice(9, {})

@@ -138,10 +138,10 @@ def recall(inputs, pool, scheme, **options):
     settings = dataclasses.replace(
         grace_settings(), width=32, layers=1, dropout=0.0, epochs=30, patience=30, batch_size=32, learning_rate=3e-3
     )
-    generator, identified, history = train_grace(inputs, pool, scheme, settings, seed=0, **options)
-    assert history.best >= 0
-    trie = VokenTrie.from_vokens(identified.sequences, identified.codebook_size)
-    system = GenerativeSystem(generator, trie, [str(row) for row in range(20)], beams=20)
+    grace = train_grace(inputs, pool, scheme, settings, seed=0, **options)
+    assert grace.history.best >= 0
+    trie = VokenTrie.from_vokens(grace.pool.sequences, grace.pool.codebook_size)
+    system = GenerativeSystem(grace.generator, trie, [str(row) for row in range(20)], beams=20)
     queries = [Query(str(row), str(140 + row), frozenset([str(row)])) for row in range(20)]
     evaluation = evaluate(system, queries, [str(row) for row in range(20)], conditions=Conditions("GRACE"))
     return evaluation.recall[5]
@@ -169,8 +169,7 @@ def test_pictures_that_train_already_are_not_named_twice():
         pairs=np.concatenate([train.pairs, np.stack([120 + np.arange(20), np.arange(20)], 1)]),
     )
     settings = dataclasses.replace(grace_settings(), width=16, epochs=1)
-    _, identified, _ = train_grace(
-        dataclasses.replace(inputs, train=seen), pool, "atomic", settings, seed=0, in_train=True
-    )
+    seen_inputs = dataclasses.replace(inputs, train=seen)
+    identified = train_grace(seen_inputs, pool, "atomic", settings, seed=0, in_train=True).pool
     assert identified.codebook_size == 160
     assert identified.sequences.shape == (20, 1)

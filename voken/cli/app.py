@@ -87,9 +87,7 @@ def _print_error(error: Exception) -> None:
 def _exit_code(error: OSError) -> int:
     """Report an error of the system in one line, and return the exit code."""
     if error.filename is None:
-        # the output: Python must not fail to flush it at exit
-        with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
     if isinstance(error, BrokenPipeError):  # the reader has closed it (`voken search … | head`)
         return 0
     if error.filename is None:
@@ -98,6 +96,12 @@ def _exit_code(error: OSError) -> int:
         path = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else error.filename
         _print_error(StorageError(f"{path}: {error.strerror}. Correct that and run the command again."))
     return 1
+
+
+def _discard_output() -> None:
+    """Write what is printed nowhere, because the output is full or closed: Python must not fail to flush it at exit."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @cache
@@ -561,7 +565,10 @@ def serve(
     )
 
     def report(line: str) -> None:
-        typer.echo(printable(line))
+        try:
+            typer.echo(printable(line))
+        except OSError:  # a server serves without an output, too
+            _discard_output()
 
     run(folder, settings, model=model, threads=threads, open_page=open_page, report=report, warn=warn)
 

@@ -353,10 +353,13 @@ def _plan_changes(
         for image_id, place in place_of.items()
         if image_id not in listed_ids and not before.stored_paths[rows[place]].startswith((UPLOAD_PREFIX, *unlisted))
     ]
-    unclaimed = set(removed)
     encoded: list[_PendingPicture] = []
     new: list[_PendingPicture] = []
     place_of_content = {bytes(facts["hash"][place]): place for place in range(len(facts))} if changed else {}
+    # a new file with the content of one that is gone was moved; further files with this content are copies
+    gone: dict[bytes, list[int]] = {}
+    for image_id in reversed(removed) if len(facts) and changed else ():
+        gone.setdefault(bytes(facts["hash"][place_of[image_id]]), []).append(place_of[image_id])
     with ThreadPoolExecutor(workers) as pool:
         contents = pool.map(lambda file: _date_and_hash_or_error(file[0]), changed)
         for count, ((image, path, size, modified), content) in enumerate(zip(changed, contents, strict=True), start=1):
@@ -366,19 +369,21 @@ def _plan_changes(
                 unusable.append(SkippedFile(path, content.reason, size, modified))
                 continue
             kind = "updated" if image.image_id in place_of else "added"
-            source = place_of_content.get(content[1], -1)
             picture = _PendingPicture(image, path, FileFacts(size, modified, *content), kind)
+            source = place_of_content.get(content[1], -1)
             if source < 0:
                 new.append(picture)
                 continue
+            own = place_of.get(image.image_id, -1)
+            if own >= 0 and bytes(facts["hash"][own]) == content[1]:
+                source = own
+            elif kind == "added" and gone.get(content[1]):
+                kind, source = "moved", gone[content[1]].pop()
             row, source_id = rows[source], before.ids[rows[source]]
             if source_id == image.image_id and before.metadata(row) == image.metadata:
                 kind = "unchanged"  # except for the file's time
-            elif source_id in unclaimed and kind == "added":
-                kind = "moved"
-                unclaimed.discard(source_id)  # further files with this content are copies
-                if keep_metadata and not image.is_described:
-                    picture = replace(picture, image=replace(image, metadata=before.metadata(row)))
+            elif kind == "moved" and keep_metadata and not image.is_described:
+                picture = replace(picture, image=replace(image, metadata=before.metadata(row)))
             encoded.append(replace(picture, kind=kind, row=row, moved_from=source_id if kind == "moved" else ""))
     newly_skipped = [file for file in (*left_out, *unusable) if file != skipped.get(file.path)]
     forgotten += [path for path in skipped if path not in listed_paths and not path.startswith(unlisted)]

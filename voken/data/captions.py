@@ -1,6 +1,6 @@
 """Data sets of pictures with captions: how they are represented, read and written.
 
-Three layouts are read, and recognised by the files in the folder:
+These layouts are read, and recognised by the files in the folder:
 
 - **imagefolder**: a folder with `metadata.jsonl`, one JSON object per line::
 
@@ -8,8 +8,11 @@ Three layouts are read, and recognised by the files in the folder:
 
   `captions`, `text` or `caption` is a list or a single text. The fields `split`, `concept`, `family` and `licence` are
   optional, and so are fields of your own, which a search can filter by. Paths are relative to the folder and may not
-  leave it. The file may also be a `metadata.csv` with these columns, and it may lie deeper: a folder such as `train/`
-  with a file of its own lists its pictures there, and gives them the split that it is named for.
+  leave it. The file may also be a `metadata.csv` or a `metadata.parquet` with these columns, and it may lie deeper: a
+  folder such as `train/` with a file of its own lists its pictures there, and gives them the split that it is named
+  for.
+- **caption files** (`voken.data.caption_files`): COCO's captions, the token files of Flickr8k and Flickr30k, tables of
+  files and captions in CSV, TSV or Parquet, and the folders that img2dataset writes.
 - **Karpathy**: the `dataset_*.json` of Karpathy's splits for Flickr30K and MS-COCO, beside the folder of pictures.
 - **plain pictures**: a folder with neither file; the data set is all of its pictures, without captions.
 
@@ -33,9 +36,20 @@ from pathlib import Path
 from typing import Any
 
 from voken.config import MAX_TEXT_CHARACTERS
+from voken.data.caption_files import (
+    CaptionFile,
+    archived_shards,
+    caption_file,
+    caption_files,
+    is_coco,
+    is_img2dataset,
+    sidecar_record,
+    split_lists,
+)
 from voken.data.metadata import (
     METADATA,
     METADATA_CSV,
+    METADATA_PARQUET,
     metadata_fields,
     metadata_text,
     parse_json,
@@ -52,10 +66,12 @@ MAX_CAPTION_CHARACTERS = MAX_TEXT_CHARACTERS
 
 SPLITS = ("train", "validation", "test")
 
-_METADATA_FILES = (METADATA, METADATA_CSV)
-"""If both are in a folder, the first is read."""
+_METADATA_FILES = (METADATA, METADATA_CSV, METADATA_PARQUET)
+"""If several are in a folder, the first is read."""
 _REASONS_SHOWN = 3
 _NOT_METADATA = {"file_name", "captions", "caption", "text"}
+_OF_THE_DOWNLOAD = {"status", "error_message", "exif", "sha256", "original_width", "original_height"}
+"""Fields of img2dataset that say how a picture was fetched, and nothing of the picture."""
 _SPLIT_NAMES = {
     "": "",
     "train": "train",
@@ -160,13 +176,17 @@ def read_dataset(path: Path, images: Path | None = None, exclude: Sequence[str] 
     if not path.exists():
         raise DataError(f"{path}: no such file or folder. Correct the path.")
     if path.is_file():
-        if path.name.endswith((".jsonl", ".csv")):
+        if path.suffix == ".jsonl" or path.name in _METADATA_FILES:
             return _read_imagefolder(images or path.parent, path, [], exclude)
-        if path.suffix == ".json":
-            return _read_karpathy(path, _karpathy_json(path), images or path.parent, [], exclude)
+        if path.suffix == ".json" and not is_coco(raw := _json_object(path)):
+            return _read_karpathy(path, _karpathy(path, raw), images or path.parent, [], exclude)
+        if (file := caption_file(path)) is not None:
+            return _read_caption_files([file], images or path.parent, [], exclude)
+        if path.suffix == ".csv":  # whose columns may be only a file_name and fields
+            return _read_imagefolder(images or path.parent, path, [], exclude)
         raise DataError(
-            f"{path}: this is not a folder, a metadata.jsonl, a metadata.csv or a Karpathy .json file. Give one of "
-            "these."
+            f"{path}: this is not a folder, and no list of pictures that voken can read (docs/reference/data.md). "
+            "Give one of these."
         )
     skipped: list[Skipped] = []
     if metadata := _metadata_file(path, skipped):
@@ -182,6 +202,14 @@ def read_dataset(path: Path, images: Path | None = None, exclude: Sequence[str] 
         raise DataError(
             f"{images}: no file in {path} lists pictures that could be there. Leave --images out, or index that folder."
         )
+    files, others = caption_files(path)
+    skipped += (Skipped(str(file), reason) for file, reason in others)
+    if len({file.form for file in files}) > 1 or (len(files) > 1 and files[0].form != "coco"):
+        raise DataError(
+            f"{path}: several data set files ({', '.join(file.path.name for file in files)}); name one of them"
+        )
+    if files or is_img2dataset(path):
+        return _read_caption_files(files, images or path, skipped, exclude)
     return _read_folders(path, skipped, exclude)
 
 
@@ -229,15 +257,12 @@ def write_dataset(destination: Path, name: str, images: Iterable[CaptionedImage]
 def _metadata_file(folder: Path, skipped: list[Skipped], *, named: bool = False) -> Path | None:
     """The file that lists the pictures of `folder`; None if there is none. Files not read go to `skipped`.
 
-    Other programs write files of these names. A .csv must have a column file_name; with `named`, a .jsonl must name a
-    file in its first line, too.
+    Other programs write files of these names. A .csv or .parquet must have a column file_name; with `named`, a .jsonl
+    must name a file in its first line, too.
     """
     files = [folder / name for name in _METADATA_FILES if (folder / name).is_file()]
-    if (folder / "metadata.parquet").is_file():
-        skipped.append(Skipped(str(folder / "metadata.parquet"), f"not read: write its rows as {METADATA}"))
-    if len(files) > 1:
-        skipped.append(Skipped(str(files[1]), f"not read, because there is a {METADATA}"))
-    if files and (named or files[0].name == METADATA_CSV) and (fault := _fault_of_first_line(files[0])):
+    skipped.extend(Skipped(str(file), f"not read, because there is a {files[0].name}") for file in files[1:])
+    if files and (named or files[0].name != METADATA) and (fault := _fault_of_first_line(files[0])):
         skipped.append(Skipped(str(files[0]), f"not read: {fault}"))
         return None
     return files[0] if files else None
@@ -377,6 +402,91 @@ class _Reader:
         splits.report()
         return images
 
+    def captioned_images(
+        self, source: CaptionFile, listing: FolderListing, splits: Mapping[str, str]
+    ) -> list[CaptionedImage]:
+        """The pictures of a caption file, wherever they are in the folder; `splits` are those of lists beside it."""
+        places: dict[str, list[Path]] = {}
+        for picture in listing.pictures:
+            places.setdefault(unicodedata.normalize("NFC", picture.name), []).append(picture)
+        images: list[CaptionedImage] = []
+        listed: set[Path] = set()
+        split_of = _Splits(source.path, self.unused)
+        for number, record in enumerate(source.records(), start=1):
+            fields, place = record.fields, record.place
+            name = _inside(_text(fields, "file_name", place, required=True), place)
+            if is_excluded(name, self.exclude):
+                continue
+            found = places.get(unicodedata.normalize("NFC", name.rpartition("/")[2]), [])
+            # data sets name the file alone, or a path that begins above or below the folder of the copy
+            found = [path for path in found if _ends_with(path, name)] or found
+            if len(found) != 1:
+                what = "lists it, but it does not exist"
+                several = f"names {len(found)} pictures; give the path relative to the folder"
+                at = place.removeprefix(f"{source.path}, ")
+                reason = f"{source.path.name}, {at}, {several if found else what}"
+                self.skipped.append(Skipped(str(self.root / name), reason))
+                continue
+            if found[0] in listed:
+                raise DataError(f"{place}: {name!r} is a picture that is listed under another name. Remove one.")
+            listed.add(found[0])
+            images.append(
+                CaptionedImage(
+                    image_id=found[0].relative_to(self.root).as_posix(),
+                    path=found[0],
+                    captions=_captions(fields, place, self.unused),
+                    split=split_of.of(fields, number) or splits.get(name, ""),
+                    concept=_label(fields, "concept", place, self.unused),
+                    licence=_label(fields, "licence", place, []) or _label(fields, "license", place, []),
+                    family=_label(fields, "family", place, self.unused),
+                    vendor=_label(fields, "vendor", place, []),
+                    metadata=_metadata(fields),
+                )
+            )
+        split_of.report()
+        return images
+
+    def image_with_sidecars(self, picture: Path) -> CaptionedImage:
+        """A picture with what img2dataset wrote beside it."""
+        fields = sidecar_record(picture)
+        return CaptionedImage(
+            image_id=picture.relative_to(self.root).as_posix(),
+            path=picture,
+            captions=_captions(fields, str(picture.with_suffix(".txt")), self.unused),
+            metadata=_metadata({name: value for name, value in fields.items() if name not in _OF_THE_DOWNLOAD}),
+        )
+
+
+def _ends_with(path: Path, name: str) -> bool:
+    parts = [unicodedata.normalize("NFC", part) for part in name.split("/")]
+    return [unicodedata.normalize("NFC", part) for part in path.parts[-len(parts) :]] == parts
+
+
+def _read_caption_files(
+    files: Sequence[CaptionFile], folder: Path, skipped: list[Skipped], exclude: Sequence[str]
+) -> Dataset:
+    """The pictures that caption files list, or, without any, all pictures of a folder that img2dataset wrote."""
+    root = absolute_path(folder)
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder of pictures. Correct the path (--images).")
+    if not files and (archives := archived_shards(root)):
+        raise DataError(
+            f"{archives[0]}: pictures in an archive are not read. Extract each into a folder of its name, beside it: "
+            'for t in *.tar; do mkdir "${t%.tar}" && tar -xf "$t" -C "${t%.tar}"; done'
+        )
+    listing = list_folder(root, exclude)
+    reader = _Reader(root, exclude, skipped)
+    if files:
+        splits = split_lists(files[0].path.parent)
+        images = [image for file in files for image in reader.captioned_images(file, listing, splits)]
+    else:
+        images = [reader.image_with_sidecars(picture) for picture in listing.pictures]
+    source = files[0].path if files else root
+    if not images:
+        raise EmptyDataError(f"{source}: it lists no picture{_contents(reader.skipped)}. Correct it, or remove it.")
+    left_out = _unlisted_files(listing, images, [file.path for file in files], reader.skipped)
+    return reader.dataset(root.name, images, listing, left_out)
+
 
 def _karpathy_sources(folder: Path, skipped: list[Skipped]) -> dict[Path, dict[str, Any]]:
     """The files in the form of Karpathy's splits, with their content. Others of such names go to `skipped`."""
@@ -391,12 +501,20 @@ def _karpathy_sources(folder: Path, skipped: list[Skipped]) -> dict[Path, dict[s
 
 
 def _karpathy_json(source: Path) -> dict[str, Any]:
+    return _karpathy(source, _json_object(source))
+
+
+def _json_object(source: Path) -> Any:
     try:
         raw = parse_json(source.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{source}: cannot be read ({error}). Correct or remove the file.") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{source}: this is not JSON ({error}). Correct or remove the file.") from error
+    return raw
+
+
+def _karpathy(source: Path, raw: Any) -> dict[str, Any]:
     if not isinstance(raw, dict) or not isinstance(raw.get("images"), list):
         raise DataError(f"{source}: this must be a JSON object with a list 'images', as in Karpathy's splits")
     return raw

@@ -1,4 +1,4 @@
-"""The fields of pictures: read from metadata.jsonl and metadata.csv, and stored as one JSON object per picture.
+"""The fields of pictures: read from metadata.jsonl, .csv and .parquet, and stored as one JSON object per picture.
 
 What is stored is always valid JSON that every reader takes. So a number that JSON cannot hold (NaN, infinity) counts as
 missing, half a surrogate pair becomes "?", and a number too long for Python to compute with stays a text. No such value
@@ -17,21 +17,25 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from voken.errors import DataError
+from voken.errors import DataError, MissingExtraError
 
 METADATA = "metadata.jsonl"
 METADATA_CSV = "metadata.csv"
+METADATA_PARQUET = "metadata.parquet"
 
 _CSV_INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
 _CSV_DECIMAL = re.compile(r"-?(0|[1-9][0-9]*)\.[0-9]+")
 
 
 def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The records of a metadata.jsonl or a metadata.csv, each with the number of its line.
+    """The records of a metadata.jsonl, .csv or .parquet, each with the number of its line or row.
 
     In a .csv the first line names the columns; numbers as one would write them (`7`, `-0.5`, but not `007`) are
-    numbers, and empty cells are missing. Raises DataError, which names the file, the line and the fault.
+    numbers, and empty cells are missing. Raises DataError, which names the file, the line and the fault, and
+    `MissingExtraError` for a .parquet without pyarrow.
     """
+    if path.suffix == ".parquet":
+        return parquet_records(path)
     return _csv_records(path) if path.suffix == ".csv" else _jsonl_records(path)
 
 
@@ -164,7 +168,7 @@ def _jsonl_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _csv_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     import csv
 
-    lines = (line for _, line in _lines(path, blank=True))
+    lines = (line for _, line in text_lines(path))
     header = next((line for line in lines if line.strip()), "")
     # spreadsheets of many countries write semicolons
     delimiter = max(",;\t", key=header.count)
@@ -185,6 +189,30 @@ def _csv_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         ) from error
 
 
+def parquet_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a Parquet file with their numbers, from 1. Raises DataError, and `MissingExtraError` without pyarrow.
+
+    Columns of bytes, such as pictures, are left out, and so are values that are missing.
+    """
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise MissingExtraError("pyarrow, which reads Parquet files,", "parquet") from None
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            names = [
+                field.name for field in file.schema_arrow if "binary" not in str(field.type)
+            ]  # pictures themselves: "binary", "struct<bytes: binary, path: string>"
+            for batch in file.iter_batches(batch_size=1024, columns=names):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, {name: value for name, value in row.items() if value is not None}
+    except (ArrowException, OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path}: this is not a Parquet file ({reason}). Correct or remove the file.") from error
+
+
 def _csv_value(cell: str) -> Any:
     if _CSV_INTEGER.fullmatch(cell):
         return _integer(cell)
@@ -192,6 +220,11 @@ def _csv_value(cell: str) -> Any:
         number = _float(cell)
         return number if isinstance(number, float) and Decimal(repr(number)) == Decimal(cell) else cell
     return cell
+
+
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a text with their numbers and their ends, without a byte-order mark. Raises DataError."""
+    return _lines(path, blank=True)
 
 
 def _lines(path: Path, *, blank: bool = False) -> Iterator[tuple[int, str]]:

@@ -28,6 +28,7 @@ from voken_lab.evaluation.protocol import (
     pool_of,
     queries_of,
 )
+from voken_lab.systems.caption_memory import memory_bytes_of
 from voken_lab.systems.pictures import SearchSystem
 from voken_lab.systems.two_tower import TwoTower
 
@@ -99,6 +100,8 @@ def benchmark(
             references.append((QUERY_POINT, TwoTower(_QueryPoints(model), names, vectors, paths=paths)))
         for name, system in references:
             row = dataclasses.replace(conditions, system=name, bytes_per_picture=system.bytes_per_picture)
+            if name == QUERY_POINT:
+                row = dataclasses.replace(row, memory_bytes=memory_bytes_of(model.generator))
             systems.append((system, row))
     if isinstance(searched, CompiledModel):
         conditions = dataclasses.replace(
@@ -107,7 +110,13 @@ def benchmark(
     for readout in READOUTS:
         settings = dataclasses.replace(search, readout=readout)
         size = ceiling.bytes_per_picture + (2.0 * vectors.shape[1] if readout == "vector" else 0.0)
-        row = dataclasses.replace(conditions, readout=readout, beams=settings.beams, bytes_per_picture=size)
+        row = dataclasses.replace(
+            conditions,
+            readout=readout,
+            beams=settings.beams,
+            bytes_per_picture=size,
+            memory_bytes=memory_bytes_of(model.generator),
+        )
         systems.append((Searcher(searched or model, collection, settings, widen=False), row))
     rows = [
         evaluate(system, queries, pool, conditions=row, cutoffs=cutoffs, k=max(50, *cutoffs), progress=progress)

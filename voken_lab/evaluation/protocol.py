@@ -142,7 +142,9 @@ class Conditions:
     `pool` says how the pool was drawn ("one picture per concept"); rows with different pools or data sets are in
     different tables. `protocol` is transductive if training saw texts generated for the pool's pictures. `readout` is
     the read-out that ranked the pictures ("" if the system has only one). `bytes_per_picture` is what must be stored
-    for a picture besides its id. `config` holds all settings of the run, ready for JSON.
+    for a picture besides its id, and `memory_bytes` what a caption memory takes beside all pictures. `beams_tried` is
+    the validation recall by number of beams, if `beams` was chosen by it. `config` holds all settings of the run, ready
+    for JSON.
     """
 
     system: str
@@ -153,6 +155,8 @@ class Conditions:
     seed: int = 0
     beams: int | None = None
     bytes_per_picture: float | None = None
+    memory_bytes: int = 0
+    beams_tried: Mapping[str, float] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -291,19 +295,20 @@ class Spread:
     std: dict[str, float | None]
 
 
-_MUST_BE_EQUAL = ("system", "dataset", "pool", "protocol", "readout", "beams")
+_MUST_BE_EQUAL = ("system", "dataset", "pool", "protocol", "readout")
 
 
 def spread(evaluations: Sequence[Evaluation | Mapping[str, Any]]) -> Spread:
     """Summarise evaluations (or their `to_dict`) that differ by seed only.
 
-    Raises `ConfigError` if they differ in system, data set, pool, protocol, read-out or beams, or if a seed occurs
-    twice.
+    Raises `ConfigError` if they differ in system, data set, pool, protocol or read-out, or if a seed occurs twice.
+    Beams may differ only if every seed's were chosen on validation.
     """
     records = [e.to_dict() if isinstance(e, Evaluation) else e for e in evaluations]
     if not records:
         raise EmptyDataError("There is no evaluation to summarise.")
-    for name in _MUST_BE_EQUAL:
+    are_beams_chosen = all(record.get("beams_tried") for record in records)
+    for name in (*_MUST_BE_EQUAL, *(() if are_beams_chosen else ("beams",))):
         values = {record.get(name) for record in records}
         if len(values) > 1:
             raise ConfigError(

@@ -117,10 +117,12 @@ def _footer(records: Sequence[Record]) -> str:
 
     seeds = sorted({record["seed"] for record in records})
     machines = sorted({_machine(record["machine"]) for record in records})
+    memories = {record["memory_bytes"] for record in records if record.get("memory_bytes")}
+    memory = f" The caption memory takes {as_range(memories)} bytes beside all pictures." if memories else ""
     return (
         f"Pool {as_range({record['pool_size'] for record in records})} pictures, "
         f"{as_range({record['query_count'] for record in records})} queries; "
-        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}; {'; '.join(machines)}."
+        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}; {'; '.join(machines)}.{memory}"
     )
 
 

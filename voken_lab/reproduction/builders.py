@@ -6,9 +6,10 @@ A builder yields one `BuiltSystem` per row of a table. It runs no queries and do
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from voken.collection.snapshot import Snapshot
-from voken.config import GeneratorConfig, ReadOutName, RunConfig, TokenizerConfig
+from voken.config import GeneratorConfig, ReadOutName, RunConfig, TokenizerConfig, preset
 from voken.data.captions import Dataset
 from voken.data.splits import one_per_concept
 from voken.decoding.interface import StepModel
@@ -24,19 +25,22 @@ from voken.decoding.trie import VokenTrie
 from voken.encoders.two_tower import TwoTowerEncoder
 from voken.errors import ConfigError
 from voken.image_tokenizer.train import train_tokenizer
+from voken.metrics import first_relevant, mean_recall
 from voken.model.model import Model, text_reader
 from voken.search.searcher import Searcher, load_model
 from voken.shapes import Float, Int
+from voken.training.choose import read_outs, validation_answers
 from voken.training.fit import fit_stages
-from voken.training.sides import Side
+from voken.training.sides import Side, caption_memory, validation_queries
 from voken_lab.reproduction.experiment import Experiment
+from voken_lab.systems.caption_memory import MemoryEncoder, choose_memory, memory_bytes_of
 from voken_lab.systems.cross_encoder import CrossEncoderConfig, CrossEncoderScorer, MatchingPairs, train_cross_encoder
-from voken_lab.systems.generative import GenerativeSystem
+from voken_lab.systems.generative import BeamChoice, GenerativeSystem, beams_to_try, choose_beams
 from voken_lab.systems.genius import GeniusConfig, genius_tokenizer, train_genius
 from voken_lab.systems.grace import SCHEMES, Scheme, grace_settings, train_grace
 from voken_lab.systems.one_tower import OneTower, Reranked
 from voken_lab.systems.pictures import SearchSystem
-from voken_lab.systems.two_tower import TwoTower, sequence_bytes
+from voken_lab.systems.two_tower import TwoTower, sequence_bytes, unit_rows
 
 BEAM_SWEEP = (1, 5, 10, 20, 30, 40, 50)
 """The beams of Table 7."""
@@ -51,12 +55,20 @@ class BuiltSystem:
     readout: ReadOutName | Literal[""] = ""
     beams: int | None = None
     bytes_per_picture: float | None = None
+    memory_bytes: int = 0
+    """Size of the caption memory, which does not depend on the pool."""
+    beams_tried: Mapping[str, float] = field(default_factory=dict)
+    """Validation recall by number of beams, if `beams` was chosen by it."""
     vokens: Int[np.ndarray, "pool M"] | None = None
 
 
 @dataclass(frozen=True)
 class BuildSpec:
-    """What to build: a key of `BUILDERS`, dotted settings that replace the track's, the protocol, a working folder."""
+    """What to build: a key of `BUILDERS`, its settings, the protocol, a working folder.
+
+    Dotted settings replace the track's. "preset" replaces the track's preset, but not its encoder, nor what the track
+    or the request sets. Other names are the builder's.
+    """
 
     builder: str
     settings: Mapping[str, str]
@@ -76,13 +88,29 @@ Builder = Callable[[Experiment, BuildSpec], Iterator[BuiltSystem]]
 
 def our_config(experiment: Experiment, spec: BuildSpec) -> RunConfig:
     """The settings of our system: the track's, then those that define the builder, then the spec's; later ones win."""
+    config = experiment.config
+    if "preset" in spec.settings:
+        other = preset(spec.settings["preset"]).override(_changed(config, preset(experiment.track.preset)))
+        config = dataclasses.replace(other, encoder=config.encoder)
     builder_settings: Mapping[str, str] = {}
     if spec.builder == "irgen":
         builder_settings = _irgen_settings(experiment.quick)
     if spec.builder == "backbone":
         builder_settings = _backbone_settings(spec.settings["name"], experiment.quick)
     dotted = {name: value for name, value in spec.settings.items() if "." in name}
-    return dataclasses.replace(experiment.config.override({**builder_settings, **dotted}), protocol=spec.protocol)
+    return dataclasses.replace(config.override({**builder_settings, **dotted}), protocol=spec.protocol)
+
+
+def _changed(config: RunConfig, base: RunConfig) -> dict[str, str]:
+    """The dotted settings in which `config` differs from `base`, without the encoder's, as `override` reads them."""
+    values, others = config.to_dict(), base.to_dict()
+    changed = {
+        f"{part}.{name}": value if isinstance(value, str) else json.dumps(value)
+        for part in ("tokenizer", "generator", "search")
+        for name, value in values[part].items()
+        if value != others[part][name]
+    }
+    return {**changed, "seed": str(config.seed)}
 
 
 def baseline_settings(experiment: Experiment, spec: BuildSpec) -> dict[str, Any]:
@@ -98,28 +126,48 @@ def baseline_settings(experiment: Experiment, spec: BuildSpec) -> dict[str, Any]
 
 
 def ours(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem]:
-    """Our system (section 3 of the paper): its three read-outs, then "generate" with each beam count of Table 7."""
-    build = _readout_builder(experiment, spec, "AVG")
-    beams = our_config(experiment, spec).search.beams
-    readouts: tuple[ReadOutName, ...] = ("generate", "voken", "vector")
-    for readout in readouts:
-        yield build(readout, beams)
+    """Our system (section 3 of the paper): its read-outs, the same codes without a generator, and Table 7's beams."""
+    model = _our_model(experiment, spec)
+    search = _OurSearch(experiment, spec, model, "AVG")
+    chosen = search.choose_beams(("generate", "voken", "vector"))
+    for readout, choice in chosen.items():
+        yield search.build(readout, choice.beams, choice)
+    yield from _without_generator(experiment, spec, model)
     for count in BEAM_SWEEP:
-        if count != beams:
-            yield build("generate", count)
+        if count != chosen["generate"].beams:
+            yield search.build("generate", count)
 
 
 def variant(experiment: Experiment, spec: BuildSpec, name: str = "AVG") -> Iterator[BuiltSystem]:
     """Our system with other settings, read-out "generate" only: what ablations and sweeps compare."""
-    build = _readout_builder(experiment, spec, name, reranks=False)
-    yield build("generate", our_config(experiment, spec).search.beams)
+    search = _OurSearch(experiment, spec, _our_model(experiment, spec), name)
+    choice = search.choose_beams(("generate",))["generate"]
+    yield search.build("generate", choice.beams, choice)
+
+
+def frozen(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem]:
+    """A frozen encoder that never saw the set, then our system trained over it: the paper's own setting.
+
+    The spec's dotted settings name the encoder ("encoder.family"). Raises `ConfigError` if it is CLIP and its weights
+    are not on this machine.
+    """
+    settings = {name: value for name, value in spec.settings.items() if name.startswith("encoder.")}
+    if settings["encoder.family"] == "clip":
+        settings["encoder.checkpoint"] = _weights_of("clip", CLIP, experiment.checkpoints)
+    over = experiment.with_encoder(settings)
+    exact = _two_tower(over)
+    yield BuiltSystem("zero-shot two-tower, exact", exact, bytes_per_picture=exact.bytes_per_picture)
+    spec = dataclasses.replace(spec, settings={**spec.settings, **settings})
+    search = _OurSearch(over, spec, _our_model(over, spec), "AVG")
+    for readout, choice in search.choose_beams(("generate", "voken", "vector")).items():
+        yield search.build(readout, choice.beams, choice)
 
 
 def irgen(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem]:
     """IRGen (Zhang et al. 2023) as the paper adapts it: the tokenizer sees pictures only, and the queries are texts.
 
-    The decoder attends to the text's tokens, its voken rows start at random, its targets are the sequences
-    themselves, and no loss ranks lists.
+    The decoder attends to the text's tokens, its voken rows start from the codebook, as the paper does not say
+    otherwise, its targets are the sequences themselves, and no loss ranks lists.
     """
     yield from variant(experiment, spec, "IRGen")
 
@@ -129,7 +177,6 @@ def _irgen_settings(quick: bool) -> dict[str, str]:
         "tokenizer.mixture": "0",
         "tokenizer.alignment": "none",
         **TOKENS_ALONE,
-        "generator.copy_voken_embeddings": "false",
         "generator.targets": "one-hot",
         "generator.discrimination": "none",
         "generator.layers": "2",
@@ -145,8 +192,9 @@ def grace(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem]:
     if name not in SCHEMES:
         raise ConfigError(f"scheme: {name!r} is not one of {', '.join(SCHEMES)}.")
     scheme: Scheme = name
-    generator, identifiers, _ = train_grace(
-        experiment.inputs_for(spec.protocol),
+    inputs = experiment.inputs_for(spec.protocol)
+    trained = train_grace(
+        inputs,
         experiment.pool_vectors,
         scheme,
         _grace_generator(experiment),
@@ -155,9 +203,9 @@ def grace(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem]:
         checkpoints=spec.work / "generator",
         progress=experiment.progress,
     )
-    yield _generative(
-        f"GRACE ({scheme} id)", generator, identifiers.sequences, identifiers.codebook_size, experiment, spec
-    )
+    choice = choose_beams(trained.generator, trained.validation, our_config(experiment, spec).search.beams)
+    sequences, entries = trained.pool.sequences, trained.pool.codebook_size
+    yield _generative(f"GRACE ({scheme} id)", trained.generator, sequences, entries, experiment, choice)
 
 
 def _grace_generator(experiment: Experiment) -> GeneratorConfig:
@@ -187,8 +235,10 @@ def genius(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem]:
         checkpoints=spec.work / "generator",
         progress=experiment.progress,
     )
+    queries = validation_queries(validation, tokenizer.encode(validation.images), experiment.seed)
+    choice = choose_beams(generator, queries, our_config(experiment, spec).search.beams)
     sequences = tokenizer.encode(experiment.pool_vectors)
-    yield _generative("GENIUS-style", generator, sequences, tokenizer.codebook_size, experiment, spec)
+    yield _generative("GENIUS-style", generator, sequences, tokenizer.codebook_size, experiment, choice)
 
 
 def _genius_settings(experiment: Experiment) -> tuple[TokenizerConfig, GeniusConfig]:
@@ -205,14 +255,23 @@ def _generative(
     sequences: Int[np.ndarray, "pool M"],
     codebook_size: int,
     experiment: Experiment,
-    spec: BuildSpec,
+    choice: BeamChoice,
 ) -> BuiltSystem:
     """A trained generator that searches the pool with our trie and beam search."""
-    beams = our_config(experiment, spec).search.beams
     trie = VokenTrie.from_vokens(sequences, codebook_size)
-    system = GenerativeSystem(generator, trie, experiment.pool.image_ids, beams=beams)
-    stored = sequence_bytes(sequences.shape[1], codebook_size)
-    return BuiltSystem(name, system, "", min(beams, trie.sequences), stored, sequences)
+    system = GenerativeSystem(generator, trie, experiment.pool.image_ids, beams=choice.beams)
+    return BuiltSystem(
+        name,
+        system,
+        beams=min(choice.beams, trie.sequences),
+        bytes_per_picture=sequence_bytes(sequences.shape[1], codebook_size),
+        beams_tried=_text_keys(choice),
+        vokens=sequences,
+    )
+
+
+def _text_keys(choice: BeamChoice | None) -> dict[str, float]:
+    return {} if choice is None else {str(beams): recall for beams, recall in choice.recalls.items()}
 
 
 def backbone(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem]:
@@ -247,6 +306,8 @@ def _backbone_settings(name: str, quick: bool) -> dict[str, str]:
     return settings
 
 
+CLIP = "openai/clip-vit-large-patch14-336"
+"""The paper's frozen encoder."""
 BACKBONES = {
     "t5-base": ("t5", "google-t5/t5-base"),
     "t5-large": ("t5", "google-t5/t5-large"),
@@ -274,9 +335,55 @@ def _weights_of(name: str, hub_name: str, checkpoints: str) -> str:
 
 
 def two_tower(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem]:
-    """The two-tower: the query's vector is compared with the vector of every picture."""
+    """The two-tower: the query's vector is compared with every picture's, without and with a caption memory."""
     exact = _two_tower(experiment)
     yield BuiltSystem("two-tower, exact", exact, bytes_per_picture=exact.bytes_per_picture)
+    queries = _with_memory(experiment, spec, experiment.inputs.train.images, experiment.inputs.validation.images)
+    if queries is not None:
+        system = TwoTower(queries, experiment.pool.image_ids, experiment.pool_vectors)
+        size = system.bytes_per_picture
+        name = "two-tower + caption memory, exact"
+        yield BuiltSystem(name, system, bytes_per_picture=size, memory_bytes=queries.memory_bytes)
+
+
+def _with_memory(
+    experiment: Experiment,
+    spec: BuildSpec,
+    remembered: Float[np.ndarray, "train dim"],
+    compared: Float[np.ndarray, "validation dim"],
+) -> MemoryEncoder | None:
+    """The encoder with our generator's caption memory, weighed for this search; None if our system has no memory.
+
+    `remembered` are the training pictures' vectors; `compared` are the validation pictures', as the search sees them.
+    """
+    inputs, settings = experiment.inputs_for(spec.protocol), our_config(experiment, spec).generator
+    if not (settings.query_vector and settings.memory_weight):
+        return None
+    memory = caption_memory(inputs.train, remembered, size=settings.memory_size, seed=experiment.seed)
+    return choose_memory(inputs.encoder, memory, settings, inputs.validation, compared, seed=experiment.seed)
+
+
+def _without_generator(experiment: Experiment, spec: BuildSpec, model: Model) -> Iterator[BuiltSystem]:
+    """Exact search over the vectors that our codes rebuild: from the query's vector, and with the caption memory."""
+    ids, vectors, tokenizer = experiment.pool.image_ids, experiment.pool_vectors, model.tokenizer
+    inputs = experiment.inputs_for(spec.protocol)
+
+    def rebuilt(images: Float[np.ndarray, "images dim"]) -> Float[np.ndarray, "images dim"]:
+        return unit_rows(tokenizer.decode(tokenizer.encode(images)))
+
+    system = TwoTower.quantized(inputs.encoder, ids, vectors, tokenizer)
+    size = system.bytes_per_picture
+    yield BuiltSystem("quantized, no generator", system, bytes_per_picture=size, vokens=system.vokens)
+    queries = _with_memory(experiment, spec, rebuilt(inputs.train.images), rebuilt(inputs.validation.images))
+    if queries is not None:
+        system = TwoTower.quantized(queries, ids, vectors, tokenizer)
+        yield BuiltSystem(
+            "quantized + caption memory, no generator",
+            system,
+            bytes_per_picture=size,
+            memory_bytes=queries.memory_bytes,
+            vokens=system.vokens,
+        )
 
 
 def _two_tower(experiment: Experiment) -> TwoTower:
@@ -300,6 +407,17 @@ def approximate(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem
     }
     for name, system in systems.items():
         yield BuiltSystem(f"two-tower, faiss {name}", system, bytes_per_picture=system.bytes_per_picture)
+    validation = experiment.inputs.validation.images
+    for name in ("PQ", "OPQ"):
+        queries = _with_memory(experiment, spec, train, systems[name].rebuilt_from_codes(validation))
+        if queries is not None:
+            system = systems[name].with_encoder(queries)
+            yield BuiltSystem(
+                f"two-tower, faiss {name} + caption memory",
+                system,
+                bytes_per_picture=system.bytes_per_picture,
+                memory_bytes=queries.memory_bytes,
+            )
 
 
 def one_tower(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem]:
@@ -362,30 +480,60 @@ def _features(
     return experiment.cache.encode_files(paths, encoder.features_of_images, fingerprint, progress=progress).vectors
 
 
-def _readout_builder(
-    experiment: Experiment, spec: BuildSpec, name: str, *, reranks: bool = True
-) -> Callable[[ReadOutName, int], BuiltSystem]:
-    """Train our system or load it from the working folder; return a function that builds a read-out with some beams.
+def _our_model(experiment: Experiment, spec: BuildSpec) -> Model:
+    """Train our system, or load it from the working folder.
 
-    `reranks` is passed to `fit_stages`.
+    A backbone makes no choice on validation after its training: every sequence would be scored for each query.
     """
     folder = spec.work / "model"
     if folder.exists():
-        model = Model.load(folder)
-    else:
-        inputs, config = experiment.inputs_for(spec.protocol), our_config(experiment, spec)
-        model = fit_stages(inputs, config, spec.work, reranks=reranks, progress=experiment.progress).save(folder)
-    collection = Snapshot.of_vectors(experiment.pool_dataset, experiment.pool_vectors, model)
-    vokens = np.asarray(collection.vokens)
-    loaded = load_model(folder)
-    size = sequence_bytes(model.tokenizer.levels, model.tokenizer.codebook_size)
+        return Model.load(folder)
+    inputs, config = experiment.inputs_for(spec.protocol), our_config(experiment, spec)
+    reranks = spec.builder != "backbone"
+    return fit_stages(inputs, config, spec.work, reranks=reranks, progress=experiment.progress).save(folder)
 
-    def build(readout: ReadOutName, beams: int) -> BuiltSystem:
-        search = dataclasses.replace(loaded.search, readout=readout, beams=beams)
-        stored = size + (2.0 * experiment.pool_vectors.shape[1] if readout == "vector" else 0.0)
-        return BuiltSystem(name, Searcher(loaded, collection, search, widen=False), readout, beams, stored, vokens)
 
-    return build
+class _OurSearch:
+    """Builds the read-outs of a trained model over the pool, with any number of beams."""
+
+    def __init__(self, experiment: Experiment, spec: BuildSpec, model: Model, name: str) -> None:
+        self._experiment, self._spec, self._model, self._name = experiment, spec, model, name
+        self._collection = Snapshot.of_vectors(experiment.pool_dataset, experiment.pool_vectors, model)
+        self._vokens = np.asarray(self._collection.vokens)
+        self._loaded = load_model(spec.work / "model")
+        self._size = sequence_bytes(model.tokenizer.levels, model.tokenizer.codebook_size)
+        self._memory_bytes = memory_bytes_of(model.generator)
+
+    def build(self, readout: ReadOutName, beams: int, choice: BeamChoice | None = None) -> BuiltSystem:
+        """A read-out; `choice` says how the beams were chosen, if they were."""
+        search = dataclasses.replace(self._loaded.search, readout=readout, beams=beams)
+        vector = 2.0 * self._experiment.pool_vectors.shape[1] if readout == "vector" else 0.0
+        return BuiltSystem(
+            self._name,
+            Searcher(self._loaded, self._collection, search, widen=False),
+            readout,
+            beams,
+            self._size + vector,
+            self._memory_bytes,
+            _text_keys(choice),
+            self._vokens,
+        )
+
+    def choose_beams(self, readouts: Sequence[ReadOutName]) -> dict[ReadOutName, BeamChoice]:
+        """For each read-out, the beams with the best validation recall; those of the settings for a backbone."""
+        model, validation = self._model, self._experiment.inputs_for(self._spec.protocol).validation
+        default = model.search.beams
+        if self._spec.builder == "backbone" or not len(validation.pairs):
+            return {readout: BeamChoice(default, {}) for readout in readouts}
+        scorers = {name: readout for name, readout in read_outs(model.weights).items() if name in readouts}
+        recalls: dict[ReadOutName, dict[int, float]] = {name: {} for name in scorers}
+        for beams in beams_to_try(len(np.unique(model.tokenizer.encode(validation.images), axis=0))):
+            searched = dataclasses.replace(model, search=dataclasses.replace(model.search, beams=beams))
+            answers = validation_answers(searched, validation)
+            for name, readout in scorers.items():
+                scores = readout.score(answers[name].log_prob, answers[name].cosine)
+                recalls[name][beams] = mean_recall(first_relevant(scores, answers[name].relevant))
+        return {name: BeamChoice.of(by_beams, default) for name, by_beams in recalls.items()}
 
 
 BUILDERS: dict[str, Builder] = {
@@ -394,6 +542,7 @@ BUILDERS: dict[str, Builder] = {
     "irgen": irgen,
     "genius": genius,
     "backbone": backbone,
+    "frozen": frozen,
     "grace": grace,
     "two-tower": two_tower,
     "approximate": approximate,

@@ -34,7 +34,7 @@ from voken_lab.evaluation.trec import write_qrels, write_run
 from voken_lab.reproduction.builders import BUILDERS, BuildSpec, baseline_settings, our_config
 from voken_lab.reproduction.experiment import Experiment, short_digest
 
-FORMAT = 2
+FORMAT = 3
 """Increase it whenever a builder changes what it measures, so that cells of older code are not used."""
 _CASES = 40
 _ROWS = "evaluations.json"
@@ -48,9 +48,13 @@ class Cell:
     settings: Mapping[str, str] = field(default_factory=dict)
     protocol: Literal["inductive", "transductive"] = "inductive"
 
+    def spec(self, work: Path = Path()) -> BuildSpec:
+        """What to build, in this working folder."""
+        return BuildSpec(self.builder, self.settings, self.protocol, work)
+
     def key(self, experiment: Experiment) -> dict[str, Any]:
         """Everything that the cell's figures depend on except the code, JSON-ready."""
-        spec = BuildSpec(self.builder, self.settings, self.protocol, Path())
+        spec = self.spec()
         baseline = baseline_settings(experiment, spec)
         return {
             **({"captioner": experiment.captioner} if self.protocol == "transductive" else {}),
@@ -70,8 +74,10 @@ class Cell:
 
 def canonical_cell(cell: Cell, experiment: Experiment) -> Cell:
     """The cell, or the cell of our system if it is a variant that changes none of the track's settings."""
-    if cell.builder == "variant" and experiment.config.override(dict(cell.settings)) == experiment.config:
-        return dataclasses.replace(cell, builder="ours", settings={})
+    if cell.builder == "variant":
+        ours = dataclasses.replace(cell, builder="ours", settings={})
+        if our_config(experiment, cell.spec()) == our_config(experiment, ours.spec()):
+            return ours
     return cell
 
 
@@ -92,7 +98,7 @@ def run_cell(cell: Cell, experiment: Experiment) -> list[dict[str, Any]]:
     artifact.write_json(folder / "cell.json", key)
     begin, processor = time.perf_counter(), time.process_time()
     rows = []
-    for built_system in BUILDERS[cell.builder](experiment, BuildSpec(cell.builder, cell.settings, cell.protocol, work)):
+    for built_system in BUILDERS[cell.builder](experiment, cell.spec(work)):
         evaluation = evaluate(
             built_system.system,
             experiment.queries,
@@ -106,6 +112,8 @@ def run_cell(cell: Cell, experiment: Experiment) -> list[dict[str, Any]]:
                 seed=experiment.seed,
                 beams=built_system.beams,
                 bytes_per_picture=built_system.bytes_per_picture,
+                memory_bytes=built_system.memory_bytes,
+                beams_tried=built_system.beams_tried,
                 config=key["config"],
             ),
             progress=experiment.progress,

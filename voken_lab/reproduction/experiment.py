@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -82,6 +83,16 @@ class Experiment:
             captioner = BlipCaptioner.from_pretrained(self.captioner)
             captions = captioner.caption(pictures, captions_each=5, seed=self.seed, progress=self.progress)
         return with_pool(self.inputs, self.pool_vectors, captions)
+
+    def with_encoder(self, settings: Mapping[str, str]) -> Experiment:
+        """The same data, pool and queries with another encoder. The same settings return the same experiment."""
+        config = self.config.override(dict(settings))
+        key = json.dumps(dataclasses.asdict(config.encoder))
+        return self._with_other_encoders.setdefault(key, dataclasses.replace(self, config=config))
+
+    @cached_property
+    def _with_other_encoders(self) -> dict[str, Experiment]:
+        return {}
 
     def inputs_for(self, protocol: str) -> TrainingInputs:
         """The training data of a protocol."""

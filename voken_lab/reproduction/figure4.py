@@ -4,17 +4,20 @@ Speed does not depend on the content of vectors and sequences. They are random h
 encoder and the generator's shapes are the track's. The texts are the track's queries, searched one at a time, and
 the systems take turns.
 
-GRACE has no line: with our generator (see `voken_lab.systems.grace`) its identifiers are as fast as our vokens of the
-same length. In the paper, GRACE is slower because its language model is larger.
+GRACE has two lines, for its shortest and its longest identifiers, both of which grow with the pool: structured ones (a
+balanced tree here) and strings. Its generator is ours with GRACE's settings (see `voken_lab.systems.grace`), and it is
+searched as ours is. In the paper, GRACE is slower than AVG because its language model is larger.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ import numpy as np
 
 from voken.collection.base import Base, NumberColumn
 from voken.collection.snapshot import Origin, Snapshot
-from voken.config import ReadOutWeights
+from voken.config import ReadOutWeights, RunConfig
 from voken.decoding.trie import VokenTrie
 from voken.encoders.two_tower import TwoTowerEncoder
 from voken.image_tokenizer.train import train_tokenizer
@@ -34,6 +37,8 @@ from voken.training.fit import make_generator
 from voken_lab.evaluation.machine import Machine, processor_of
 from voken_lab.reproduction.experiment import Experiment, short_digest
 from voken_lab.reproduction.results import markdown_table
+from voken_lab.systems.grace import Identifiers, Scheme, grace_settings, identifiers
+from voken_lab.systems.pictures import SearchSystem
 from voken_lab.systems.two_tower import TextEncoder
 
 SIZES = (1_000, 10_000, 100_000, 370_000)
@@ -51,12 +56,13 @@ def _sizes(experiment: Experiment) -> tuple[int, ...]:
 
 def key(experiment: Experiment) -> str:
     """A digest of everything that the figure depends on: the settings, the data, the sizes, the beams."""
-    inputs = [experiment.config.to_dict(), experiment.fingerprint, _sizes(experiment), BEAMS]
+    grace = dataclasses.asdict(grace_settings())
+    inputs = [experiment.config.to_dict(), grace, experiment.fingerprint, _sizes(experiment), BEAMS]
     return short_digest(json.dumps(inputs, sort_keys=True))
 
 
 def measure(experiment: Experiment, work: Path, *, rounds: int = 5) -> dict[str, Any]:
-    """The figure as JSON: queries per second of our system and the exact two-tower by pool size (medians)."""
+    """The figure as JSON: queries per second of our system, GRACE and the exact two-tower by pool size (medians)."""
     texts = [query.text for query in experiment.queries[:_TEXTS]]
     searches = {size: _searches(experiment, work, size) for size in _sizes(experiment)}
     seconds: dict[str, dict[int, list[float]]] = {}
@@ -101,20 +107,44 @@ def _searches(experiment: Experiment, work: Path, size: int) -> dict[str, Search
 
     random = np.random.default_rng(experiment.seed)
     encoder = _text_encoder(experiment, work)
-    model = load_model(_untrained_model(experiment, work))
-    levels, entries = experiment.config.tokenizer.levels, experiment.config.tokenizer.codebook_size
-    trie = VokenTrie.from_vokens(random.integers(0, entries, (size, levels), dtype=np.int32), entries)
-    ids = NumberColumn(size)
-    collection = Snapshot(Base(ids, ids, trie), Origin(Path(), model.fingerprint))
-    settings = dataclasses.replace(model.search, beams=BEAMS, readout="generate")
-    ours = Searcher(model, collection, settings, widen=False)
+    config = experiment.config
+    tokenizer = config.tokenizer
+    vokens = random.integers(0, tokenizer.codebook_size, (size, tokenizer.levels), dtype=np.int32)
+    ours = _searcher(experiment, config, Identifiers(vokens, tokenizer.codebook_size), work)
+    grace = {
+        f"GRACE ({scheme} id)": _searcher(
+            experiment, dataclasses.replace(config, generator=grace_settings()), _identifiers(scheme, size), work
+        )
+        for scheme in ("structured", "string")
+    }
     vectors = random.standard_normal((size, experiment.pool_vectors.shape[1]), dtype=np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     exact = FaissTower.flat(EncodedPool(encoder, [str(row) for row in range(size)], vectors))
-    return {
-        "AVG, generate": lambda texts: ours.search(texts, _TOP),
-        "two-tower, exact": lambda texts: exact.search(texts, _TOP),
-    }
+    systems: dict[str, SearchSystem] = {"AVG, generate": ours, **grace, "two-tower, exact": exact}
+    return {name: partial(system.search, k=_TOP) for name, system in systems.items()}
+
+
+def _identifiers(scheme: Scheme, size: int) -> Identifiers:
+    """GRACE's identifiers of a pool without clusters: a structured one is a path in a balanced tree."""
+    if scheme == "structured":
+        children = min(256, max(2, math.ceil(size**0.5)))
+        levels = max(2, math.ceil(round(math.log(size, children), 6)))
+        digits = np.arange(size)[:, None] // children ** np.arange(levels - 1, -1, -1) % children
+        return Identifiers(digits.astype(np.int32), children)
+    return identifiers(scheme, np.zeros((size, 1), np.float32), seed=0)
+
+
+def _searcher(experiment: Experiment, config: RunConfig, pool: Identifiers, work: Path) -> Searcher:
+    """A search of the pool's sequences with an untrained generator of these settings."""
+    tokenizer = dataclasses.replace(
+        config.tokenizer, levels=pool.sequences.shape[1], codebook_size=pool.codebook_size, epochs=0
+    )
+    model = load_model(_untrained_model(experiment, dataclasses.replace(config, tokenizer=tokenizer), work))
+    ids = NumberColumn(len(pool.sequences))
+    trie = VokenTrie.from_vokens(pool.sequences, pool.codebook_size)
+    collection = Snapshot(Base(ids, ids, trie), Origin(Path(), model.fingerprint))
+    settings = dataclasses.replace(model.search, beams=BEAMS, readout="generate")
+    return Searcher(model, collection, settings, widen=False)
 
 
 def _text_encoder(experiment: Experiment, work: Path) -> TextEncoder:
@@ -126,15 +156,15 @@ def _text_encoder(experiment: Experiment, work: Path) -> TextEncoder:
     return CompiledTextEncoder.load(work / "texts")
 
 
-def _untrained_model(experiment: Experiment, work: Path) -> Path:
-    """The folder of our system with real codebooks and an untrained generator, which is as fast as a trained one."""
-    folder = work / "model"
+def _untrained_model(experiment: Experiment, config: RunConfig, work: Path) -> Path:
+    """The folder of a model with real codebooks and an untrained generator, which is as fast as a trained one."""
+    folder = work / f"model-{short_digest(json.dumps(config.to_dict(), sort_keys=True))}"
     if not folder.exists():
-        inputs, config = experiment.inputs, experiment.config
+        inputs = experiment.inputs
         tokenizer, _ = train_tokenizer(
             inputs.train.paired_vectors(),
             inputs.validation.paired_vectors(),
-            dataclasses.replace(config.tokenizer, epochs=0),
+            config.tokenizer,
             seed=experiment.seed,
             progress=experiment.progress,
         )

@@ -22,7 +22,7 @@ from voken_lab.evaluation.protocol import spread
 from voken_lab.pages.charts import Chart, LabelledPoint, Point, bars, lines, scatter
 from voken_lab.pages.page import HitCard, PairCard, PairSection, Picture, duration, render, write_page
 from voken_lab.reproduction.figure5 import pair_groups_of
-from voken_lab.reproduction.results import columns, footer, percent, recall_of, value_range
+from voken_lab.reproduction.results import bytes_with_memory, columns, footer, percent, recall_of, value_range
 from voken_lab.reproduction.tables import COCO, FLICKR, TABLES, Record
 
 _QUICK = "A sixth of the concepts and small settings. It shows that everything works and reproduces nothing."
@@ -391,7 +391,7 @@ def _trade_offs(saved: _SavedRun) -> list[_TradeOff]:
                 percent(*recall),
                 100 * mean,
                 None if deviation is None else 100 * deviation,
-                records[0]["bytes_per_picture"],
+                bytes_with_memory(records[0]),
                 spread(records).mean["queries_per_second"],
                 records[0]["system"].startswith("AVG"),
             ),

@@ -100,8 +100,12 @@ def columns(table: Mapping[str, Any]) -> tuple[Column, ...]:
     if any(line["transductive"] for line in lines):
         cells = [[" / ".join(_recalls(line["transductive"])) or NO_VALUE] for line in lines]
         add("transductive", ["R@1 / 5 / 10"], cells)
-    heads = ["beams", "bytes/picture", "queries/s"]
-    add("cost", heads, [_costs(line["inductive"] or line["transductive"]) for line in lines])
+    measured = [line["inductive"] or line["transductive"] for line in lines]
+    heads = ["beams", "bytes/picture", "with the memory", "queries/s"]
+    cells = [_costs(records) for records in measured]
+    if not any(record.get("memory_bytes") for records in measured for record in records):
+        heads, cells = [heads[0], heads[1], heads[3]], [[beams, stored, speed] for beams, stored, _, speed in cells]
+    add("cost", heads, cells)
     return tuple(table_columns)
 
 
@@ -112,7 +116,9 @@ def footer(table: Mapping[str, Any]) -> str:
     numbers = sorted({record["seed"] for record in records})
     seeds = f"seed{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
     machines = "; ".join(sorted({processor_of(record["machine"]) for record in records}))
-    return f"Pool {pool} pictures, {queries} queries per seed; {seeds}; {machines}."
+    tried = {int(beams) for record in records for beams in record.get("beams_tried", ())}
+    chosen = f" Beams were chosen on validation among {', '.join(map(str, sorted(tried)))}." if len(tried) > 1 else ""
+    return f"Pool {pool} pictures, {queries} queries per seed; {seeds}; {machines}.{chosen}"
 
 
 def table_markdown(table: Mapping[str, Any]) -> str:
@@ -143,7 +149,7 @@ def recall_of(records: Sequence[Record], k: int) -> tuple[float, float | None] |
     None if nothing was measured, or if there are fewer beams than `k`, so that rank `k` has no hit (section 4.6.4 of
     the paper).
     """
-    if not records or (records[0]["beams"] is not None and records[0]["beams"] < k):
+    if not records or any(record["beams"] is not None and record["beams"] < k for record in records):
         return None
     over_seeds = spread(records)
     return over_seeds.mean[f"recall@{k}"], over_seeds.std[f"recall@{k}"]
@@ -205,11 +211,24 @@ def _sequence_level(records: Sequence[Record]) -> list[str]:
 
 
 def _costs(records: Sequence[Record]) -> list[str]:
+    """Beams, bytes per picture without and with the caption memory, queries per second."""
     last = records[-1]
-    beams = NO_VALUE if last["beams"] is None else str(last["beams"])
-    stored = NO_VALUE if last["bytes_per_picture"] is None else f"{last['bytes_per_picture']:,.4g}"
+    beams = NO_VALUE if last["beams"] is None else value_range({record["beams"] for record in records})
+    stored = [NO_VALUE if last["bytes_per_picture"] is None else _rounded(last["bytes_per_picture"])]
+    together = bytes_with_memory(last)
+    stored.append(NO_VALUE if together is None else _rounded(together))
     speed = spread(records).mean["queries_per_second"]
-    return [beams, stored, f"{speed:,.3g}" if speed < 1000 else f"{speed:,.0f}"]
+    return [beams, *stored, f"{speed:,.3g}" if speed < 1000 else f"{speed:,.0f}"]
+
+
+def bytes_with_memory(record: Record) -> float | None:
+    """Bytes per picture with its share of the caption memory, whose size depends on the training set only."""
+    stored: float | None = record["bytes_per_picture"]
+    return None if stored is None else stored + record.get("memory_bytes", 0) / record["pool_size"]
+
+
+def _rounded(size: float) -> str:
+    return f"{size:,.4g}" if size < 1000 else f"{size:,.0f}"
 
 
 def _paper(figures: Sequence[float | None] | None) -> str:

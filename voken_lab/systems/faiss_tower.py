@@ -9,6 +9,7 @@ This module needs the extra `bench`. faiss manages its own threads: `faiss.omp_s
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -223,6 +224,18 @@ class FaissTower:
         if isinstance(index, faiss.IndexIVF):
             index.make_direct_map(False)
         return vectors
+
+    def rebuilt_from_codes(self, vectors: Float[np.ndarray, "rows dim"]) -> Float32[np.ndarray, "rows dim"]:
+        """Other vectors as the index would see them: coded and rebuilt with what it learned."""
+        codes = self.index.sa_encode(np.ascontiguousarray(vectors, dtype=np.float32))
+        decoded: np.ndarray = self.index.sa_decode(codes)
+        return decoded
+
+    def with_encoder(self, encoder: TextEncoder) -> Self:
+        """The same index, searched with another encoder of queries in the same space."""
+        other = copy.copy(self)
+        other._encoder = encoder
+        return other
 
     def _hits(self, scores: Float32[np.ndarray, " hits"], rows: np.ndarray) -> list[Hit]:
         scores, rows = scores[rows >= 0], rows[rows >= 0]  # −1 pads answers that are too short

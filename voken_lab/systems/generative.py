@@ -5,7 +5,9 @@ This module does not know where the sequences come from.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
@@ -13,12 +15,40 @@ from voken.decoding.beam import beam_search
 from voken.decoding.interface import StepModel
 from voken.decoding.trie import VokenTrie
 from voken.errors import ConfigError
+from voken.generator.interface import Generator
+from voken.generator.train import ValidationQueries, validation_recall
 from voken.search.hit import Hit
 from voken.search.readouts import Candidates
 from voken.search.searcher import check_k, readable_text
 from voken_lab.systems.pictures import PoolPictures
 
 _LOGITS_AT_ONCE = 1 << 24
+BEAMS = (10, 20, 50, 100)
+"""The numbers of beams that are tried on validation."""
+
+
+@dataclass(frozen=True)
+class BeamChoice:
+    """The number of beams with the best validation recall, and the recalls of all that were tried."""
+
+    beams: int
+    recalls: Mapping[int, float]
+
+    @classmethod
+    def of(cls, recalls: Mapping[int, float], default: int) -> Self:
+        """The best of `recalls`; if equal, the fewest beams. `default` if none were tried."""
+        return cls(max(sorted(recalls), key=lambda beams: recalls[beams], default=default), recalls)
+
+
+def beams_to_try(sequences: int) -> tuple[int, ...]:
+    """Those of `BEAMS` that a search of so many sequences can tell apart: the first, and all that do not reach all."""
+    return tuple(beams for beams in BEAMS if beams == BEAMS[0] or beams < sequences)
+
+
+def choose_beams(generator: Generator, validation: ValidationQueries, default: int) -> BeamChoice:
+    """The beams with the best validation recall; `default` without queries."""
+    tried = beams_to_try(len(np.unique(validation.vokens, axis=0))) if validation.texts else ()
+    return BeamChoice.of({beams: validation_recall(generator, validation, beams) for beams in tried}, default)
 
 
 class GenerativeSystem:

@@ -33,7 +33,7 @@ from voken.config import GeneratorConfig
 from voken.encoders.text_reader import TextReader, TextStates
 from voken.errors import ConfigError, EmptyDataError
 from voken.generator.lite import LiteGenerator
-from voken.generator.train import GeneratorHistory, VokenPairs, train_generator
+from voken.generator.train import GeneratorHistory, ValidationQueries, VokenPairs, train_generator
 from voken.image_tokenizer.model import kmeans, nearest
 from voken.model.model import text_reader
 from voken.progress import Progress, no_progress
@@ -142,6 +142,17 @@ def grace_settings(**changes: int | float) -> GeneratorConfig:
     return replace(settings, **changes)  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True)
+class TrainedGrace:
+    """A generator that has memorized a pool."""
+
+    generator: LiteGenerator
+    pool: Identifiers
+    validation: ValidationQueries
+    """The validation captions as queries over the validation pictures' identifiers, which are memorized too."""
+    history: GeneratorHistory
+
+
 class PictureReader:
     """A `TextReader` that also reads pictures: for a text from `picture_text` it returns the picture's vector alone."""
 
@@ -195,8 +206,8 @@ def train_grace(
     in_train: bool = False,
     checkpoints: Path | None = None,
     progress: Progress = no_progress,
-) -> tuple[LiteGenerator, Identifiers, GeneratorHistory]:
-    """A generator that has memorized the pool's pictures, the pool's identifiers, and the training history.
+) -> TrainedGrace:
+    """Train a generator that memorizes the pool's pictures.
 
     Each epoch shows every picture of the pool and of validation `repeats` times. The best epoch is the one with the
     best recall of the validation captions over the validation pictures. `in_train` says that the last pictures of the
@@ -224,4 +235,4 @@ def train_grace(
     )
     generator.end_training()
     pool_identifiers = Identifiers(all_identifiers.sequences[pool_rows], all_identifiers.codebook_size)
-    return generator.eval(), pool_identifiers, history
+    return TrainedGrace(generator.eval(), pool_identifiers, queries, history)

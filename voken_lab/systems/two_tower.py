@@ -75,6 +75,7 @@ class TwoTower:
         self._pictures = PoolPictures(image_ids, paths, rows=None if vokens is None else len(vokens))
         vectors = checked_vectors(self._pictures, vectors)
         self._encoder = encoder
+        self.vokens = vokens
         self._vokens = ((),) * len(image_ids) if vokens is None else tuple(map(tuple, vokens.tolist()))
         self._rows, self._order, self._starts = _distinct_rows(vectors)
         self.bytes_per_picture = 4.0 * vectors.shape[1] if bytes_per_picture is None else bytes_per_picture
@@ -96,8 +97,7 @@ class TwoTower:
         vokens = np.asarray(tokenizer.encode(np.asarray(vectors, dtype=np.float32)))
         # Each sequence is rebuilt once, because a network may round equal inputs differently within a batch.
         sequences, sequence_of = np.unique(vokens, axis=0, return_inverse=True)
-        rebuilt = np.asarray(tokenizer.decode(sequences.astype(np.int32)), dtype=np.float32)
-        rebuilt = rebuilt / np.maximum(np.linalg.norm(rebuilt, axis=1, keepdims=True), 1e-12)
+        rebuilt = unit_rows(np.asarray(tokenizer.decode(sequences.astype(np.int32)), dtype=np.float32))
         levels, entries = tokenizer.codebooks.shape[:2]
         return cls(
             encoder,
@@ -157,6 +157,12 @@ def read_queries(encoder: TextEncoder, texts: Sequence[str], dim: int) -> Float3
         row = int(np.flatnonzero(~np.isfinite(queries).all(axis=1))[0])
         raise DataError(f"The encoder returned a vector that is not finite for the text {texts[row]!r}.")
     return queries
+
+
+def unit_rows(rows: Float[np.ndarray, "rows dim"]) -> Float[np.ndarray, "rows dim"]:
+    """The rows, scaled to length 1; rows of zeros stay."""
+    scaled: np.ndarray = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return scaled
 
 
 def _distinct_rows(
