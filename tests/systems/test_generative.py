@@ -9,13 +9,15 @@ import pytest
 
 from builders.prefix_models import PrefixModel
 from builders.tiny_lite import SIZE as LITE_SIZE
-from builders.tiny_lite import make_lite
-from voken.config import MAX_TEXT_CHARACTERS
+from builders.tiny_lite import make_codebooks, make_lite
+from voken.config import MAX_TEXT_CHARACTERS, ReadOutWeights, SearchConfig
+from voken.decoding.node_bias import squared_lengths
 from voken.decoding.trie import VokenTrie
 from voken.errors import ConfigError, DataError
 from voken.generator.train import ValidationQueries, validation_recall
+from voken.search.corrections import Corrections
 from voken_lab.systems import generative
-from voken_lab.systems.generative import BeamChoice, GenerativeSystem, beams_to_try, choose_beams
+from voken_lab.systems.generative import BeamChoice, GenerativeSystem, beams_to_try, choose_search
 from voken_lab.systems.pictures import SearchSystem
 
 SIZE, LEVELS, PICTURES = 4, 3, 40
@@ -130,15 +132,32 @@ def test_the_best_number_of_beams_is_chosen_and_the_fewest_of_equals():
     assert beams_to_try(1000) == (10, 20, 50, 100)
 
 
-def test_a_rivals_beams_are_those_of_the_best_validation_recall():
-    random = np.random.default_rng(2)
+def test_corrections_change_the_order_as_they_say():
+    """The longer the rebuilt vector, the lower the score; with a large weight nothing else counts."""
+    codebooks = make_codebooks()
+    sequences = np.array(list(itertools.product(range(LITE_SIZE), repeat=len(codebooks))))[::7]
+    trie, ids = VokenTrie.from_vokens(sequences, LITE_SIZE), list(map(str, range(len(sequences))))
     generator = make_lite()
+    corrections = Corrections(generator, codebooks, (), ReadOutWeights(norm=1e4))
+    system = GenerativeSystem(generator, trie, ids, beams=len(ids), corrections=corrections)
+    (hits,) = system.search(["a red cat"], len(ids))
+    shortest_first = np.argsort(squared_lengths(codebooks, sequences))
+    assert [int(hit.image_id) for hit in hits] == shortest_first.tolist()
+
+
+def test_a_rival_is_searched_as_well_as_validation_can_make_it():
+    random = np.random.default_rng(2)
+    generator, codebooks = make_lite(), make_codebooks()
     vokens = random.integers(0, LITE_SIZE, (40, 3))
     texts = [f"query {number}" for number in range(60)]
     queries = ValidationQueries(texts, vokens, np.stack([np.arange(60), random.integers(0, 40, 60)], 1))
-    choice = choose_beams(generator, queries, 9)
+    captions = [f"caption {number}" for number in range(9)]
+    corrections, choice = choose_search(generator, codebooks, queries, captions, SearchConfig(), seed=0)
     assert list(choice.recalls) == list(beams_to_try(len(np.unique(vokens, axis=0))))
-    assert choice.recalls == {beams: validation_recall(generator, queries, beams) for beams in choice.recalls}
     assert choice.recalls[choice.beams] == max(choice.recalls.values())
+    for beams, recall in choice.recalls.items():
+        assert recall == validation_recall(generator, queries, beams, bias=corrections.of)
+    # right answers are drawn at random here; whatever is chosen, it finds no less than no correction does
+    assert validation_recall(generator, queries, 40, bias=corrections.of) >= validation_recall(generator, queries, 40)
     nothing = ValidationQueries([], vokens, np.zeros((0, 2), int))
-    assert choose_beams(generator, nothing, 9) == BeamChoice(9, {})
+    assert choose_search(generator, None, nothing, captions, SearchConfig(beams=9), seed=0)[1] == BeamChoice(9, {})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from voken.config import ReadOutWeights, SearchConfig
 from voken.decoding.beam import beam_search
 from voken.decoding.node_bias import measure_prior, sequence_prior, squared_lengths
 from voken.decoding.trie import VokenTrie
+from voken.generator.interface import Generator
 from voken.generator.lite import CaptionMemory, LiteGenerator
 from voken.generator.train import ValidationQueries, validation_recall
 from voken.metrics import first_relevant, mean_recall
@@ -76,8 +77,22 @@ class ExactScores:
         return mean_recall(first_relevant(scores, self.relevant))
 
 
+class ScoredModel(Protocol):
+    """The part of a `Model` that scores sequences."""
+
+    @property
+    def generator(self) -> Generator:
+        """Writes the sequences."""
+        ...
+
+    @property
+    def codebooks(self) -> Float[np.ndarray, "M N e"] | None:
+        """The entries that sum to the vectors of pictures, if they do."""
+        ...
+
+
 def exact_scores(
-    model: Model, validation: ValidationQueries, prior_captions: Sequence[str], *, seed: int = 0
+    model: ScoredModel, validation: ValidationQueries, prior_captions: Sequence[str], *, seed: int = 0
 ) -> ExactScores:
     """Score all validation pictures for a draw of the queries. Without captions no prior is measured."""
     generator = model.generator

@@ -27,6 +27,7 @@ from voken.errors import ConfigError
 from voken.image_tokenizer.train import train_tokenizer
 from voken.metrics import first_relevant, mean_recall
 from voken.model.model import Model, text_reader
+from voken.search.corrections import Corrections
 from voken.search.searcher import Searcher, load_model
 from voken.shapes import Float, Int
 from voken.training.choose import read_outs, validation_answers
@@ -35,7 +36,7 @@ from voken.training.sides import Side, caption_memory, validation_queries
 from voken_lab.reproduction.experiment import Experiment
 from voken_lab.systems.caption_memory import MemoryEncoder, choose_memory, memory_bytes_of
 from voken_lab.systems.cross_encoder import CrossEncoderConfig, CrossEncoderScorer, MatchingPairs, train_cross_encoder
-from voken_lab.systems.generative import BeamChoice, GenerativeSystem, beams_to_try, choose_beams
+from voken_lab.systems.generative import BeamChoice, GenerativeSystem, beams_to_try, choose_search
 from voken_lab.systems.genius import GeniusConfig, genius_tokenizer, train_genius
 from voken_lab.systems.grace import SCHEMES, Scheme, grace_settings, train_grace
 from voken_lab.systems.one_tower import OneTower, Reranked
@@ -174,7 +175,7 @@ def irgen(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem]:
 
 def _irgen_settings(quick: bool) -> dict[str, str]:
     return {
-        "tokenizer.mixture": "0",
+        "tokenizer.mixture": "false",
         "tokenizer.alignment": "none",
         **TOKENS_ALONE,
         "generator.targets": "one-hot",
@@ -203,7 +204,14 @@ def grace(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem]:
         checkpoints=spec.work / "generator",
         progress=experiment.progress,
     )
-    choice = choose_beams(trained.generator, trained.validation, our_config(experiment, spec).search.beams)
+    choice = choose_search(
+        trained.generator,
+        None,
+        trained.validation,
+        inputs.train.captions,
+        our_config(experiment, spec).search,
+        seed=experiment.seed,
+    )
     sequences, entries = trained.pool.sequences, trained.pool.codebook_size
     yield _generative(f"GRACE ({scheme} id)", trained.generator, sequences, entries, experiment, choice)
 
@@ -235,8 +243,14 @@ def genius(experiment: Experiment, spec: BuildSpec) -> Iterator[BuiltSystem]:
         checkpoints=spec.work / "generator",
         progress=experiment.progress,
     )
-    queries = validation_queries(validation, tokenizer.encode(validation.images), experiment.seed)
-    choice = choose_beams(generator, queries, our_config(experiment, spec).search.beams)
+    choice = choose_search(
+        generator,
+        tokenizer.codebooks,
+        validation_queries(validation, tokenizer.encode(validation.images), experiment.seed),
+        train.captions,
+        our_config(experiment, spec).search,
+        seed=experiment.seed,
+    )
     sequences = tokenizer.encode(experiment.pool_vectors)
     yield _generative("GENIUS-style", generator, sequences, tokenizer.codebook_size, experiment, choice)
 
@@ -255,17 +269,18 @@ def _generative(
     sequences: Int[np.ndarray, "pool M"],
     codebook_size: int,
     experiment: Experiment,
-    choice: BeamChoice,
+    choice: tuple[Corrections, BeamChoice],
 ) -> BuiltSystem:
     """A trained generator that searches the pool with our trie and beam search."""
+    corrections, chosen = choice
     trie = VokenTrie.from_vokens(sequences, codebook_size)
-    system = GenerativeSystem(generator, trie, experiment.pool.image_ids, beams=choice.beams)
+    system = GenerativeSystem(generator, trie, experiment.pool.image_ids, beams=chosen.beams, corrections=corrections)
     return BuiltSystem(
         name,
         system,
-        beams=min(choice.beams, trie.sequences),
+        beams=min(chosen.beams, trie.sequences),
         bytes_per_picture=sequence_bytes(sequences.shape[1], codebook_size),
-        beams_tried=_text_keys(choice),
+        beams_tried=_text_keys(chosen),
         vokens=sequences,
     )
 
@@ -525,11 +540,12 @@ class _OurSearch:
         default = model.search.beams
         if self._spec.builder == "backbone" or not len(validation.pairs):
             return {readout: BeamChoice(default, {}) for readout in readouts}
+        corrections = Corrections(model.generator, model.codebooks, model.prior_captions, model.weights)
         scorers = {name: readout for name, readout in read_outs(model.weights).items() if name in readouts}
         recalls: dict[ReadOutName, dict[int, float]] = {name: {} for name in scorers}
         for beams in beams_to_try(len(np.unique(model.tokenizer.encode(validation.images), axis=0))):
             searched = dataclasses.replace(model, search=dataclasses.replace(model.search, beams=beams))
-            answers = validation_answers(searched, validation)
+            answers = validation_answers(searched, validation, corrections)
             for name, readout in scorers.items():
                 scores = readout.score(answers[name].log_prob, answers[name].cosine)
                 recalls[name][beams] = mean_recall(first_relevant(scores, answers[name].relevant))

@@ -28,7 +28,7 @@ from voken.collection.snapshot import Origin, Snapshot
 from voken.config import ReadOutWeights, RunConfig
 from voken.decoding.trie import VokenTrie
 from voken.encoders.two_tower import TwoTowerEncoder
-from voken.image_tokenizer.train import train_tokenizer
+from voken.image_tokenizer.train import sized_for, train_tokenizer
 from voken.inference.engine import TextEncoder as CompiledTextEncoder
 from voken.inference.export import export_text_encoder
 from voken.model.model import Model
@@ -108,7 +108,7 @@ def _searches(experiment: Experiment, work: Path, size: int) -> dict[str, Search
     random = np.random.default_rng(experiment.seed)
     encoder = _text_encoder(experiment, work)
     config = experiment.config
-    tokenizer = config.tokenizer
+    tokenizer = sized_for(config.tokenizer, len(experiment.inputs.train.images))
     vokens = random.integers(0, tokenizer.codebook_size, (size, tokenizer.levels), dtype=np.int32)
     ours = _searcher(experiment, config, Identifiers(vokens, tokenizer.codebook_size), work)
     grace = {

@@ -99,7 +99,7 @@ def _backbone(label: str, name: str, flickr: Figures | None = None, **options: A
     return Line(label, Cell("backbone", {"name": name}), paper=_paper(flickr), **options)
 
 
-_NO_MIXTURES = {"tokenizer.mixture": "0"}
+_NO_MIXTURES = {"tokenizer.mixture": "false"}
 _RANDOM_ROWS = {"generator.copy_voken_embeddings": "false"}
 _NO_LISTS = {"generator.discrimination": "none"}
 _PLAIN = TOKENS_ALONE | {

@@ -11,15 +11,19 @@ from typing import Self
 
 import numpy as np
 
+from voken.config import SearchConfig
 from voken.decoding.beam import beam_search
 from voken.decoding.interface import StepModel
 from voken.decoding.trie import VokenTrie
 from voken.errors import ConfigError
 from voken.generator.interface import Generator
 from voken.generator.train import ValidationQueries, validation_recall
+from voken.search.corrections import Corrections
 from voken.search.hit import Hit
 from voken.search.readouts import Candidates
 from voken.search.searcher import check_k, readable_text
+from voken.shapes import Float
+from voken.training.corrections import choose_corrections, exact_scores, prior_captions
 from voken_lab.systems.pictures import PoolPictures
 
 _LOGITS_AT_ONCE = 1 << 24
@@ -45,10 +49,33 @@ def beams_to_try(sequences: int) -> tuple[int, ...]:
     return tuple(beams for beams in BEAMS if beams == BEAMS[0] or beams < sequences)
 
 
-def choose_beams(generator: Generator, validation: ValidationQueries, default: int) -> BeamChoice:
-    """The beams with the best validation recall; `default` without queries."""
+def choose_search(
+    generator: Generator,
+    codebooks: Float[np.ndarray, "M N e"] | None,
+    validation: ValidationQueries,
+    captions: Sequence[str],
+    search: SearchConfig,
+    *,
+    seed: int,
+) -> tuple[Corrections, BeamChoice]:
+    """What training chooses for our own generator: the weights of the prior and of the norm, and then the beams.
+
+    `codebooks` are entries that sum to the pictures' vectors, if the generator's sequences have such entries;
+    `captions` are those of the train split.
+    """
+    drawn = prior_captions(captions, seed)
+    scores = exact_scores(_Scored(generator, codebooks), validation, drawn, seed=seed)
+    weights, _ = choose_corrections(search, scores)
+    corrections = Corrections(generator, codebooks, drawn, weights)
     tried = beams_to_try(len(np.unique(validation.vokens, axis=0))) if validation.texts else ()
-    return BeamChoice.of({beams: validation_recall(generator, validation, beams) for beams in tried}, default)
+    recalls = {beams: validation_recall(generator, validation, beams, bias=corrections.of) for beams in tried}
+    return corrections, BeamChoice.of(recalls, search.beams)
+
+
+@dataclass(frozen=True)
+class _Scored:
+    generator: Generator
+    codebooks: Float[np.ndarray, "M N e"] | None
 
 
 class GenerativeSystem:
@@ -56,7 +83,8 @@ class GenerativeSystem:
 
     `trie` holds the pool's sequences; row i of it is picture `image_ids[i]`. Pictures that share a sequence have the
     same score and come in the pool's order. A search returns at most `beams` sequences, so there may be fewer than k
-    hits. Raises `DataError` if ids and rows do not match, `ConfigError` for less than one beam.
+    hits. `corrections` change the scores as they do in a search of our own. Raises `DataError` if ids and rows do not
+    match, `ConfigError` for less than one beam.
     """
 
     def __init__(
@@ -67,6 +95,7 @@ class GenerativeSystem:
         *,
         beams: int,
         paths: Sequence[str] | None = None,
+        corrections: Corrections | None = None,
     ) -> None:
         self._pictures = PoolPictures(image_ids, paths, rows=trie.images)
         if beams < 1:
@@ -74,6 +103,7 @@ class GenerativeSystem:
         self._generator = generator
         self._trie = trie
         self._beams = min(beams, trie.sequences)
+        self._corrections = corrections
 
     def search(self, texts: list[str], k: int) -> list[list[Hit]]:
         """For each text at most `k` pictures, best first. Raises `ConfigError` for a `k` under 1 and an empty text."""
@@ -81,8 +111,9 @@ class GenerativeSystem:
         queries = [readable_text(text, place) for place, text in enumerate(texts)]
         step = max(1, _LOGITS_AT_ONCE // (self._beams * self._trie.codebook_size))
         hits: list[list[Hit]] = []
+        bias = None if self._corrections is None else self._corrections.of(self._trie)
         for start in range(0, len(queries), step):
-            beams = beam_search(self._generator, self._trie, queries[start : start + step], self._beams)
+            beams = beam_search(self._generator, self._trie, queries[start : start + step], self._beams, bias=bias)
             hits += [self._ranked(*row, k) for row in zip(beams.leaf, beams.log_prob, strict=True)]
         return hits
 
