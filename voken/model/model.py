@@ -30,7 +30,7 @@ from voken.encoders.interface import Encoder
 from voken.encoders.text_reader import TextReader
 from voken.encoders.two_tower import TwoTowerEncoder
 from voken.encoders.zero_shot import ZeroShotEncoder
-from voken.errors import ArtifactError, ArtifactVersionError, ConfigError, CorruptArtifactError
+from voken.errors import ArtifactError, ArtifactVersionError, ConfigError, CorruptArtifactError, StorageError
 from voken.generator.interface import Generator
 from voken.generator.lite import LiteGenerator
 from voken.generator.llama import LlamaGenerator, Lora
@@ -123,7 +123,13 @@ class Model:
         with artifact.writing(folder, kind=KIND, version=VERSION, replace=replace) as partial:
             for name, part in parts:
                 (partial / name).mkdir()
-                part.save(partial / name)
+                try:
+                    part.save(partial / name)
+                except SafetensorError as error:  # it is no OSError, whatever the disk says
+                    raise StorageError(
+                        f"{folder}: cannot be written ({error}). Free some space or correct the permissions, and run "
+                        "the same command again."
+                    ) from error
             description = {
                 "run": self.config.to_dict(),
                 "search": search_to_dict(self.search, self.weights, self.calibration),
