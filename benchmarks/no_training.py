@@ -8,8 +8,9 @@ of the part alone.
 - `--flickr8k`: a captioned data set as `voken fit` reads it. The pictures of `--split` (validation); every caption of
   theirs is a query, and the pictures of its concept are right.
 - `--stamps`: the stamps of Tux Paint (Debian's package tuxpaint-stamps-default). Pictures are the PNG files that are in
-  no folder `cartoon`, `alphabets` or `numbers` and have a text beside them; its first line is the name. Every name is
-  a query, and all pictures of that name are right. Nothing was chosen on them.
+  no folder `cartoon`, `alphabets` or `numbers`, have a text beside them, whose first line is the name, and a side of
+  more than `--over` pixels (48). Every name is a query, and all pictures of that name are right. Nothing was chosen on
+  them.
 
 It also measures the time to the first answer, from the files alone, and the time of a second `voken index`.
 """
@@ -22,6 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from report import markdown_table, option_parser, show_progress, write_report
 from voken import Collection
 from voken.data.captions import CaptionedImage, Dataset, read_dataset
@@ -31,12 +34,15 @@ READ_OUTS = ("vector", "voken", "generate")
 NO_PHOTOGRAPHS = {"cartoon", "alphabets", "numbers"}
 
 
-def stamps(folder: Path) -> Dataset:
+def stamps(folder: Path, over: int) -> Dataset:
     """Tux Paint's stamps, with the name as the caption and as the concept."""
     images = []
     for path in sorted(folder.rglob("*.png")):
         names = path.with_suffix(".txt")
         if NO_PHOTOGRAPHS.isdisjoint(path.relative_to(folder).parts) and names.is_file():
+            with Image.open(path) as image:
+                if max(image.size) <= over:
+                    continue
             name = names.read_text(encoding="utf-8").splitlines()[0].strip()
             images.append(CaptionedImage(path.relative_to(folder).as_posix(), path, (name,), concept=name))
     return Dataset("stamps", folder, tuple(images))
@@ -105,13 +111,16 @@ def main() -> None:
     parser.add_argument("--flickr8k", type=Path)
     parser.add_argument("--split", default="validation")
     parser.add_argument("--stamps", type=Path)
+    parser.add_argument("--over", type=int, default=48)
     parser.add_argument("--encoder", default="photos")
     parser.add_argument("--work", type=Path, default=Path("runs/no-training"))
     arguments = parser.parse_args()
     shutil.rmtree(arguments.work, ignore_errors=True)
     results = {}
     if arguments.stamps is not None:
-        results["stamps"] = measure(stamps(arguments.stamps), arguments.work / "stamps", arguments.encoder)
+        results["stamps"] = measure(
+            stamps(arguments.stamps, arguments.over), arguments.work / "stamps", arguments.encoder
+        )
     if arguments.flickr8k is not None:
         split = read_dataset(arguments.flickr8k).split(arguments.split)
         results[f"Flickr8k {arguments.split}"] = measure(split, arguments.work / "flickr8k", arguments.encoder)

@@ -88,6 +88,9 @@ __all__ = [
     "draw_dataset",
     "fit",
     "info",
+    "model_card",
+    "pull",
+    "push",
     "tokenizer_report",
 ]
 
@@ -884,6 +887,31 @@ def compile_model(path: str | Path, precision: str = "float32") -> None:
     model = Model.load(Path(path))
     search = replace_fields(model.search, precision=precision)  # type: ignore[arg-type] # checked above
     replace_fields(model, search=search).save(Path(path), replace=True)
+
+
+@extra_errors()
+def pull(name: str, out: str | Path, *, revision: str | None = None) -> None:
+    """Fetch a model from the Hugging Face hub into the folder `out`; see `voken.model.sharing.pull`."""
+    from voken.model import sharing
+
+    sharing.pull(name, Path(out), revision=revision)
+
+
+@extra_errors()
+def push(path: str | Path, name: str, *, licence: str = "", private: bool = False) -> str:
+    """Send a saved model to the Hugging Face hub, with a card; see `voken.model.sharing.push`. Returns its address."""
+    from voken.model import sharing
+
+    return sharing.push(Path(path), name, licence=licence, private=private)
+
+
+@extra_errors()
+def model_card(path: str | Path, *, licence: str = "") -> str:
+    """The card of a saved model, in Markdown: its settings, data, figures and limits."""
+    from voken.model import sharing
+
+    artifact.check(Path(path), kind=compiled.KIND, version=compiled.VERSION, checksums=False)
+    return sharing.model_card(Path(path), licence=licence)
 
 
 @extra_errors()

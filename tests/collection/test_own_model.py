@@ -5,13 +5,14 @@ import threading
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from builders.untrained import paint_noise, quick_encoder
 from voken import Collection
 from voken.collection import own_model
 from voken.collection.store import Store
 from voken.encoders import frozen
-from voken.errors import ArtifactError, BusyError, ConfigError, EmptyDataError
+from voken.errors import ArtifactError, BusyError, ConfigError, EmptyDataError, StorageError
 from voken.model import untrained
 
 ENCODER = quick_encoder()
@@ -132,6 +133,21 @@ def test_a_fit_that_fails_changes_nothing(tmp_path, monkeypatch):
     with Collection.open(folder) as photos:
         assert len(photos.search("dog", 20)) == 7
     assert Collection.index(folder).fitted.pictures == 7
+
+
+def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path, monkeypatch):
+    folder = tmp_path / "photos"
+    paint_noise(folder, range(2))
+
+    def full(*arguments):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("voken.generator.lite.save_file", full)
+        with pytest.raises(StorageError, match=r"No space left on device.*Free some space"):
+            Collection.index(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["000.png", "001.png"]
+    assert Collection.index(folder).added == 2
 
 
 def test_pictures_that_were_encoded_for_the_model_of_before_are_refused(tmp_path):

@@ -190,6 +190,44 @@ def compile_model(
     print_model(model, info, as_json=False)
 
 
+@training_app.command(epilog="Example: voken pull somebody/flickr --out flickr.model")
+def pull(
+    name: Annotated[str, typer.Argument(metavar="USER/MODEL", help="The model's name on the Hugging Face hub.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to save the model in.", show_default=False)],
+    revision: Annotated[str | None, typer.Option("--revision", help="A branch, a tag or a commit.")] = None,
+) -> None:
+    """Fetch a model that somebody shares on the Hugging Face hub, and check every byte of it."""
+    from voken import api
+
+    api.pull(name, out, revision=revision)
+    info = api.info(out)
+    assert isinstance(info, api.ModelInfo)
+    print_model(out, info, as_json=False)
+    print_next("index", "PICTURES", "--model", out, "--out", "COLLECTION")
+
+
+@training_app.command(epilog="Example: voken push flickr.model me/flickr --licence cc-by-4.0")
+def push(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a trained model.")],
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="USER/MODEL", help="Its name on the hub. Without one only the card is printed."),
+    ] = None,
+    licence: Annotated[str, typer.Option("--licence", help="The model's licence, as the hub names it.")] = "",
+    private: Annotated[bool, typer.Option("--private", help="Only you can see it.")] = False,
+) -> None:
+    """Share a model on the Hugging Face hub, with a card: its settings, data, figures and limits.
+
+    Log in first, with `hf auth login`, or set HF_TOKEN.
+    """
+    from voken import api
+
+    if name is None:
+        typer.echo(api.model_card(model, licence=licence))
+        return
+    typer.echo(f"{display_path(model)}: {api.push(model, name, licence=licence, private=private)}")
+
+
 @tokenizer_app.command(epilog="Example: voken tokenizer report --model emoji.model --data emoji")
 def report(
     model: ModelFolder,

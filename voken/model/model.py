@@ -24,13 +24,13 @@ from safetensors import SafetensorError
 from torch.nn.functional import normalize
 
 from voken import artifact
-from voken.config import ReadOutWeights, RunConfig, SearchConfig
+from voken.config import ReadOutWeights, RunConfig, SearchConfig, user_cache
 from voken.encoders.clip import HubEncoder
 from voken.encoders.interface import Encoder
 from voken.encoders.text_reader import TextReader
 from voken.encoders.two_tower import TwoTowerEncoder
 from voken.encoders.zero_shot import ZeroShotEncoder
-from voken.errors import ArtifactError, ArtifactVersionError, ConfigError, CorruptArtifactError
+from voken.errors import ArtifactError, ArtifactVersionError, ConfigError, CorruptArtifactError, StorageError
 from voken.generator.interface import Generator
 from voken.generator.lite import LiteGenerator
 from voken.generator.llama import LlamaGenerator, Lora
@@ -130,7 +130,13 @@ class Model:
         with artifact.writing(folder, kind=KIND, version=VERSION, replace=replace) as partial:
             for name, part in parts:
                 (partial / name).mkdir()
-                part.save(partial / name)
+                try:
+                    part.save(partial / name)
+                except SafetensorError as error:  # it is no OSError, whatever the disk says
+                    raise StorageError(
+                        f"{folder}: cannot be written ({error}). Free some space or correct the permissions, and run "
+                        "the same command again."
+                    ) from error
             description = {
                 "run": self.config.to_dict(),
                 "search": search_to_dict(self.search, self.weights, self.calibration),
@@ -171,6 +177,31 @@ class Model:
         generator.to(device or "cpu")
         parts = (config, pictures.encoder, pictures.tokenizer, generator)
         return cls(*parts, search, validation, weights, calibration, captions, pictures.fingerprint)
+
+    @classmethod
+    def from_pretrained(cls, name: str, *, revision: str | None = None, device: str | None = None) -> Self:
+        """Load a model from a folder, or from the hub by name ("user/model"), which is fetched once.
+
+        Models from the hub are kept in the user's cache. Raises what `load` and `voken.model.sharing.pull` raise.
+        """
+        if artifact.is_artifact(Path(name)):
+            return cls.load(Path(name), device=device)
+        from voken.model.sharing import pull
+
+        folder = user_cache("models") / (name if revision is None else f"{name}@{revision.replace('/', '-')}")
+        if not artifact.is_artifact(folder):
+            pull(name, folder, revision=revision)
+        return cls.load(folder, device=device)
+
+    def push_to_hub(self, name: str, *, licence: str = "", private: bool = False) -> str:
+        """Send the model and a card to the hub as `name`. Returns its address; see `voken.model.sharing.push`."""
+        from tempfile import TemporaryDirectory
+
+        from voken.model.sharing import push
+
+        with TemporaryDirectory(prefix="voken-") as folder:
+            self.save(Path(folder) / "model")
+            return push(Path(folder) / "model", name, licence=licence, private=private)
 
 
 @contextmanager
