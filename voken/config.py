@@ -410,7 +410,7 @@ def preset(name: str) -> RunConfig:
         ),
         generator=GeneratorConfig(
             family="lite",
-            layers=1,
+            layers=0,
             dropout=0.3,
             query_vector=True,
             query_noise=1.0,

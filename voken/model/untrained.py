@@ -22,7 +22,7 @@ from voken.config import (
 )
 from voken.encoders.interface import Encoder
 from voken.errors import EmptyDataError
-from voken.generator.lite import LiteGenerator
+from voken.generator.lite import COSINE, LiteGenerator
 from voken.image_tokenizer.model import ImageTokenizer, residual_kmeans
 from voken.model.model import Model, text_reader
 from voken.progress import Progress, no_progress
@@ -66,8 +66,8 @@ def untrained_model(
     with torch.no_grad():
         tokenizer.books.copy_(books)
         generator = LiteGenerator(text_reader(encoder), tokenizer.codebooks, config.generator)
-        generator.voken_out.zero_()  # nothing was learned that could be added to the inner products
-    weights = ReadOutWeights(voken=COSINE_WEIGHT, vector=COSINE_WEIGHT)
+    norm = COSINE * float(generator.similarity.detach().mean())
+    weights = ReadOutWeights(voken=COSINE_WEIGHT, vector=COSINE_WEIGHT, norm=norm, prior=0.0)
     history = {"pictures": {"fitted": len(vectors)}}
     return Model(config, encoder, tokenizer.eval(), generator.eval(), config.search, history, weights)
 
@@ -103,6 +103,7 @@ def _config(encoder: EncoderConfig, dim: int, seed: int) -> RunConfig:
             layers=(),
             code_dim=dim,
             alignment="none",
+            encoding_beams=8,
             epochs=0,
         ),
         generator=GeneratorConfig(

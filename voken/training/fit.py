@@ -128,7 +128,7 @@ def fit_stages(
     generator, generator_history = _fit_generator(inputs, tokenizer, config, work, progress)
     queries = validation_queries(validation, tokenizer.encode(validation.images), config.seed)
     if isinstance(generator, LiteGenerator):
-        generator.begin_training(inputs.caption_reader(config.generator.max_query_tokens))  # reads each caption once
+        generator.begin_training(inputs.reader_for(config.generator))  # reads each caption once
     memory = choose_memory_weight(generator, queries) if reranks and isinstance(generator, LiteGenerator) else {}
     model = Model(config, inputs.encoder, tokenizer, generator, config.search, {})
     weights = config.search.weights(ReadOutWeights(0.0, 0.0))
@@ -320,7 +320,7 @@ def make_generator(inputs: TrainingInputs, tokenizer: ImageTokenizer, config: Ru
     settings = config.generator
     generator = FAMILIES[settings.family].start(config, tokenizer.codebooks, inputs.encoder)
     if isinstance(generator, LiteGenerator):
-        generator.begin_training(inputs.caption_reader(settings.max_query_tokens))
+        generator.begin_training(inputs.reader_for(settings))
         if settings.memory_weight:
             images = torch.from_numpy(inputs.train.images).to(tokenizer.books.device)
             with torch.inference_mode():

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from voken.config import GeneratorConfig
 from voken.data.captions import CaptionedImage, Dataset
 from voken.data.skipped import Skipped
 from voken.data.splits import check_disjoint, one_per_concept, split_by_concept
@@ -100,6 +101,34 @@ class CachedTextReader:
         return TextStates(self._states.tokens[rows, :longest], mask[:, :longest], self._states.vectors[rows])
 
 
+class KnownVectors:
+    """A `TextReader` that looks the vectors of known texts up, for generators without a decoder: their token states
+    are zeros."""
+
+    def __init__(self, reader: TextReader, texts: Sequence[str], vectors: Float[np.ndarray, "texts dim"]) -> None:
+        self._reader = reader
+        self._vectors = torch.from_numpy(vectors).float()
+        self._row_of = {text: row for row, text in enumerate(texts)}
+
+    @property
+    def text_width(self) -> int:
+        """Width of a token state."""
+        return self._reader.text_width
+
+    @property
+    def dim(self) -> int:
+        """Width of a vector."""
+        return self._reader.dim
+
+    def read_texts(self, texts: Sequence[str], *, max_tokens: int) -> TextStates:
+        """Look the texts up. If any text is new, read all of them."""
+        rows = [self._row_of.get(text, -1) for text in texts]
+        if -1 in rows:
+            return self._reader.read_texts(texts, max_tokens=max_tokens)
+        tokens = torch.zeros(len(texts), 1, self.text_width)
+        return TextStates(tokens, torch.ones(len(texts), 1, dtype=torch.bool), self._vectors[rows])
+
+
 @dataclass(frozen=True)
 class TrainingInputs:
     """What the two stages are trained with: the encoder and both sides of the split."""
@@ -110,6 +139,14 @@ class TrainingInputs:
     skipped: tuple[Skipped, ...] = ()
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     _readers: dict[int, CachedTextReader | None] = field(default_factory=dict, repr=False)
+
+    def reader_for(self, config: GeneratorConfig) -> TextReader | None:
+        """What a `lite` generator reads captions with in training; None: the encoder itself."""
+        if config.layers:
+            return self.caption_reader(config.max_query_tokens)
+        captions = [*self.train.captions, *self.validation.captions]
+        vectors = np.concatenate([self.train.texts, self.validation.texts])
+        return KnownVectors(text_reader(self.encoder), captions, vectors)
 
     def caption_reader(self, max_tokens: int) -> CachedTextReader | None:
         """A reader that holds the token states of all captions, or None if they take too much memory.
