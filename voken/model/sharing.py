@@ -3,9 +3,9 @@
     push(Path("flickr.model"), "somebody/flickr")          # creates the repository, or adds a version
     pull("somebody/flickr", Path("flickr.model"))          # complete and checked, or absent
 
-Only the files of the model's manifest are sent, and only files of such kinds are fetched: JSON, safetensors, ONNX and
-the texts of tokenizers. Nothing that is fetched is ever unpickled, and every checksum is compared before the folder
-gets its name.
+Only the files of the model's manifest are sent, and only files of such kinds are fetched: JSON, safetensors, ONNX, the
+texts of tokenizers and an array of codebooks. Nothing that is fetched is ever unpickled, and every checksum is compared
+before the folder gets its name.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from voken.errors import ArtifactError, ConfigError
 from voken.model.compiled import KIND, VERSION
 
 CARD = "README.md"
-_KINDS = ("*.json", "*.safetensors", "*.onnx", "*.weights", "*.txt", "*.model", CARD)
+_KINDS = ("*.json", "*.safetensors", "*.onnx", "*.weights", "*.txt", "*.model", "codebooks.npy", "*/codebooks.npy", CARD)
 
 
 def push(folder: Path, name: str, *, licence: str = "", private: bool = False) -> str:
