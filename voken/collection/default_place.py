@@ -14,8 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from voken import artifact
-from voken.data.paths import absolute_path
-from voken.data.picture_folder import DEFAULT_COLLECTION
+from voken.data.paths import DEFAULT_COLLECTION, absolute_path
 
 
 def default_place(pictures: Path) -> Path:

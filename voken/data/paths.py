@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+DEFAULT_COLLECTION = ".voken"
+"""The collection of a folder of pictures, in that folder. It is not listed among the pictures."""
+
 
 def absolute_path(path: Path) -> Path:
     """`path` from the root of the file system, without "..".

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from voken import artifact
 from voken.data.images import reason_of_content, reason_of_suffix
+from voken.data.paths import DEFAULT_COLLECTION
 from voken.data.skipped import CANNOT_LIST, Skipped
 from voken.errors import DataError
 
@@ -55,8 +56,6 @@ _OTHER_FOLDERS = {
     "__macosx": "files of macOS",
     "ipod photo cache": "thumbnails of iTunes",
 }
-DEFAULT_COLLECTION = ".voken"
-"""The collection of a folder of pictures, in that folder. It is not listed."""
 _HIDDEN = "hidden (the name begins with a dot)"
 
 
