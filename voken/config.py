@@ -435,7 +435,9 @@ def preset(name: str) -> RunConfig:
             name="frozen",
             encoder=EncoderConfig(family="photos"),
             tokenizer=dataclasses.replace(default.tokenizer, levels=16, mixture=False),
-            generator=dataclasses.replace(default.generator, dropout=0.4, query_noise=0.3, point_epochs=12),
+            generator=dataclasses.replace(
+                default.generator, dropout=0.4, query_noise=0.3, memory_weight=0.0, point_epochs=12
+            ),
         )
     raise ConfigError(f"{name!r}: no such preset. There are: default, frozen, paper, paper-lite, demo.")
 

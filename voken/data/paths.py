@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 DEFAULT_COLLECTION = ".voken"
-"""The collection of a folder of pictures, in that folder. It is not listed."""
+"""The collection of a folder of pictures, in that folder. It is not listed among the pictures."""
 
 
 def absolute_path(path: Path) -> Path:

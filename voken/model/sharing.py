@@ -21,7 +21,17 @@ from voken.errors import ArtifactError, ConfigError
 from voken.model.compiled import KIND, VERSION
 
 CARD = "README.md"
-_KINDS = ("*.json", "*.safetensors", "*.onnx", "*.weights", "*.txt", "*.model", "codebooks.npy", "*/codebooks.npy", CARD)
+_KINDS = (
+    "*.json",
+    "*.safetensors",
+    "*.onnx",
+    "*.weights",
+    "*.txt",
+    "*.model",
+    "codebooks.npy",
+    "*/codebooks.npy",
+    CARD,
+)
 
 
 def push(folder: Path, name: str, *, licence: str = "", private: bool = False) -> str:
