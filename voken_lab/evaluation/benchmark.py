@@ -14,6 +14,7 @@ from voken.data.captions import Dataset
 from voken.data.skipped import Skipped
 from voken.encoders.cache import VectorCache, picture_vectors
 from voken.errors import EmptyDataError
+from voken.generator.lite import LiteGenerator
 from voken.model.compiled import CompiledModel
 from voken.model.model import Model
 from voken.progress import Progress, no_progress
@@ -35,6 +36,8 @@ from voken_lab.systems.two_tower import TwoTower
 TWO_TOWER = "two-tower, exact"
 CEILING = "quantized ceiling"
 QUERY_POINT = "two-tower + caption memory, exact"
+MOVED_POINT = "the generator's query point, exact"
+"""The same row if the generator moves the query's vector by what it learned, with a memory or without."""
 READOUTS: tuple[Literal["generate", "voken", "vector"], ...] = ("generate", "voken", "vector")
 
 
@@ -97,10 +100,12 @@ def benchmark(
         exact = TwoTower(model.encoder, names, vectors, paths=paths, vokens=np.asarray(collection.vokens))
         references = [(TWO_TOWER, exact), (CEILING, ceiling)]
         if model.has_query_point:
-            references.append((QUERY_POINT, TwoTower(_QueryPoints(model), names, vectors, paths=paths)))
+            moved = isinstance(model.generator, LiteGenerator) and model.generator.config.moves_query_point
+            point = MOVED_POINT if moved else QUERY_POINT
+            references.append((point, TwoTower(_QueryPoints(model), names, vectors, paths=paths)))
         for name, system in references:
             row = dataclasses.replace(conditions, system=name, bytes_per_picture=system.bytes_per_picture)
-            if name == QUERY_POINT:
+            if name in (QUERY_POINT, MOVED_POINT):
                 row = dataclasses.replace(row, memory_bytes=memory_bytes_of(model.generator))
             systems.append((system, row))
     if isinstance(searched, CompiledModel):
