@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from voken.data.images import SUFFIXES
-from voken.data.metadata import parquet_records, parse_json, text_lines
+from voken.data.metadata import parquet_records, parse_json, read_json, text_lines
 from voken.errors import DataError
 
 Form = Literal["coco", "token", "table", "parquet"]
@@ -161,12 +161,7 @@ def _coco(path: Path) -> Iterator[Record]:
 
 
 def _coco_json(path: Path) -> dict[str, Any]:
-    try:
-        content = parse_json(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}). Correct or remove the file.") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: this is not JSON ({error}). Correct or remove the file.") from error
+    content = read_json(path)
     if not is_coco(content):
         raise DataError(f"{path}: this is not COCO's form, an object with lists 'images' and 'annotations'.")
     assert isinstance(content, dict)

@@ -52,7 +52,7 @@ from voken.data.metadata import (
     METADATA_PARQUET,
     metadata_fields,
     metadata_text,
-    parse_json,
+    read_json,
     read_records,
     without_surrogates,
 )
@@ -178,7 +178,7 @@ def read_dataset(path: Path, images: Path | None = None, exclude: Sequence[str] 
     if path.is_file():
         if path.suffix == ".jsonl" or path.name in _METADATA_FILES:
             return _read_imagefolder(images or path.parent, path, [], exclude)
-        if path.suffix == ".json" and not is_coco(raw := _json_object(path)):
+        if path.suffix == ".json" and not is_coco(raw := read_json(path)):
             return _read_karpathy(path, _karpathy(path, raw), images or path.parent, [], exclude)
         if (file := caption_file(path)) is not None:
             return _read_caption_files([file], images or path.parent, [], exclude)
@@ -501,17 +501,7 @@ def _karpathy_sources(folder: Path, skipped: list[Skipped]) -> dict[Path, dict[s
 
 
 def _karpathy_json(source: Path) -> dict[str, Any]:
-    return _karpathy(source, _json_object(source))
-
-
-def _json_object(source: Path) -> Any:
-    try:
-        raw = parse_json(source.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{source}: cannot be read ({error}). Correct or remove the file.") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{source}: this is not JSON ({error}). Correct or remove the file.") from error
-    return raw
+    return _karpathy(source, read_json(source))
 
 
 def _karpathy(source: Path, raw: Any) -> dict[str, Any]:

@@ -82,6 +82,16 @@ def parse_json(text: str) -> Any:
     return json.loads(text, parse_float=_float, parse_int=_integer, parse_constant=_no_number)
 
 
+def read_json(path: Path) -> Any:
+    """The value of a JSON file, as `parse_json` reads it. Raises `DataError` if it cannot be read or is not JSON."""
+    try:
+        return parse_json(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}). Correct or remove the file.") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: this is not JSON ({error}). Correct or remove the file.") from error
+
+
 def without_surrogates(text: str) -> str:
     """`text` with "?" in place of half surrogate pairs, which are legal in JSON and break tokenizers and databases."""
     return text.encode("utf-8", "replace").decode()

@@ -40,3 +40,20 @@ class TextReader(Protocol):
     def read_texts(self, texts: Sequence[str], *, max_tokens: int) -> TextStates:
         """The states of texts, without gradients, on the CPU or the reader's device."""
         ...
+
+
+class ReaderAround:
+    """The base of a `TextReader` that asks another one for what it does not know."""
+
+    def __init__(self, reader: TextReader) -> None:
+        self._reader = reader
+
+    @property
+    def text_width(self) -> int:
+        """Width of a token state."""
+        return self._reader.text_width
+
+    @property
+    def dim(self) -> int:
+        """Width of a vector."""
+        return self._reader.dim

@@ -87,6 +87,13 @@ class ValidationQueries:
     relevant: Int[np.ndarray, "answers 2"]
     """Rows (query, picture of the pool)."""
 
+    @property
+    def is_relevant(self) -> Bool[np.ndarray, "queries pool"]:
+        """Whether a picture is a right answer to a query."""
+        table = np.zeros((len(self.texts), len(self.vokens)), bool)
+        table[self.relevant[:, 0], self.relevant[:, 1]] = True
+        return table
+
 
 @dataclass(frozen=True)
 class EpochRecord:
@@ -173,6 +180,17 @@ def validation_recall(
     query, first, returned = np.arange(len(leaf)), (right > 0).argmax(1), right.any(1)
     above = (pictures.cumsum(1) - pictures)[query, first] * returned
     return mean_recall(FirstRelevant(above, pictures[query, first] * returned, right[query, first]))
+
+
+def point_scores(
+    model: LiteGenerator, validation: ValidationQueries, *, cosine: float = COSINE
+) -> Float[np.ndarray, "queries pool"]:
+    """`LiteGenerator.point_scores` of all validation pictures, which needs no beam search."""
+    vokens = torch.from_numpy(validation.vokens).long().to(model.device)
+    with torch.inference_mode():
+        points = model.query_points(validation.texts, model.read_vectors(validation.texts))
+        scores: np.ndarray = model.point_scores(points, vokens, cosine=cosine).cpu().numpy()
+    return scores
 
 
 def cosine_bias(model: Generator) -> NodeBias | None:
@@ -425,16 +443,9 @@ class _GeneratorTraining:
         """The validation recall of `LiteGenerator.point_scores`, without a beam search."""
         assert isinstance(self.model, LiteGenerator)
         self.model.eval()
-        validation = self.validation
-        if not len(validation.texts):
+        if not len(self.validation.texts):
             return 0.0
-        vokens = torch.from_numpy(validation.vokens).long().to(self.model.device)
-        with torch.inference_mode():
-            points = self.model.query_points(validation.texts, self.model.read_vectors(validation.texts))
-            scores = self.model.point_scores(points, vokens).cpu().numpy()
-        relevant = np.zeros((len(validation.texts), len(vokens)), bool)
-        relevant[validation.relevant[:, 0], validation.relevant[:, 1]] = True
-        return mean_recall(first_relevant(scores, relevant))
+        return mean_recall(first_relevant(point_scores(self.model, self.validation), self.validation.is_relevant))
 
     def _bias(self, trie: VokenTrie) -> NodeBias | None:
         cosine = cosine_bias(self.model)

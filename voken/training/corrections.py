@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 
 from voken.config import ReadOutWeights, SearchConfig
 from voken.decoding.beam import beam_search
@@ -19,7 +18,7 @@ from voken.decoding.node_bias import measure_prior, sequence_prior, squared_leng
 from voken.decoding.trie import VokenTrie
 from voken.generator.interface import Generator
 from voken.generator.lite import CaptionMemory, LiteGenerator
-from voken.generator.train import ValidationQueries, validation_recall
+from voken.generator.train import ValidationQueries, point_scores, validation_recall
 from voken.metrics import first_relevant, mean_recall
 from voken.model.model import Model
 from voken.search.corrections import Corrections
@@ -98,12 +97,12 @@ def exact_scores(
     generator = model.generator
     trie = VokenTrie.from_vokens(validation.vokens, generator.codebook_size)
     leaves = trie.leaf_of(validation.vokens)
-    relevant = np.zeros((len(validation.texts), len(leaves)), bool)
-    relevant[validation.relevant[:, 0], validation.relevant[:, 1]] = True
+    relevant = validation.is_relevant
     codebooks = model.codebooks
     lengths = None if codebooks is None else squared_lengths(codebooks, validation.vokens)
     if isinstance(generator, LiteGenerator) and generator.ranks_by_point and not prior_captions:
-        return ExactScores(_point_scores(generator, validation), relevant, lengths)
+        # up to a term of each query, which no ranking sees
+        return ExactScores(point_scores(generator, validation, cosine=0.0), relevant, lengths)
     drawn = np.arange(len(validation.texts))
     most = max(_LEAST_QUERIES, _SCORES // trie.sequences)
     if len(drawn) > most:
@@ -118,15 +117,6 @@ def exact_scores(
     if prior_captions:
         prior = sequence_prior(measure_prior(generator, prior_captions, trie), trie)[leaves]
     return ExactScores(log_prob[:, leaves], relevant[drawn], lengths, prior)
-
-
-def _point_scores(generator: LiteGenerator, validation: ValidationQueries) -> Float[np.ndarray, "queries pictures"]:
-    """Log-probabilities up to a term of each query, which no ranking sees."""
-    with torch.inference_mode():
-        points = generator.query_points(validation.texts, generator.read_vectors(validation.texts))
-        vokens = torch.from_numpy(validation.vokens).long().to(generator.device)
-        scores: np.ndarray = generator.point_scores(points, vokens, cosine=0.0).cpu().numpy()
-    return scores
 
 
 def choose_corrections(search: SearchConfig, scores: ExactScores) -> tuple[ReadOutWeights, dict[str, Any]]:

@@ -31,7 +31,7 @@ from voken.encoders.zero_shot import ZeroShotEncoder
 from voken.errors import ConfigError, EmptyDataError, ResumeError
 from voken.generator.interface import Generator
 from voken.generator.lite import LiteGenerator
-from voken.generator.train import SoftTargets, VokenPairs, train_generator
+from voken.generator.train import SoftTargets, ValidationQueries, VokenPairs, train_generator
 from voken.image_tokenizer.model import ImageTokenizer
 from voken.image_tokenizer.train import quality_warnings, tokenizer_report, train_tokenizer
 from voken.model.calibration import Calibration
@@ -125,8 +125,8 @@ def fit_stages(
     keep_freed_memory()
     train, validation = inputs.train, inputs.validation
     tokenizer, tokenizer_history = _fit_tokenizer(inputs, config, work, progress)
-    generator, generator_history = _fit_generator(inputs, tokenizer, config, work, progress)
     queries = validation_queries(validation, tokenizer.encode(validation.images), config.seed)
+    generator, generator_history = _fit_generator(inputs, tokenizer, queries, config, work, progress)
     if isinstance(generator, LiteGenerator):
         generator.begin_training(inputs.reader_for(config.generator))  # reads each caption once
     memory = choose_memory_weight(generator, queries) if reranks and isinstance(generator, LiteGenerator) else {}
@@ -277,7 +277,12 @@ def _fit_tokenizer(
 
 
 def _fit_generator(
-    inputs: TrainingInputs, tokenizer: ImageTokenizer, config: RunConfig, work: Path, progress: Progress
+    inputs: TrainingInputs,
+    tokenizer: ImageTokenizer,
+    queries: ValidationQueries,
+    config: RunConfig,
+    work: Path,
+    progress: Progress,
 ) -> tuple[Generator, dict[str, Any]]:
     settings, train = config.generator, inputs.train
     vokens = tokenizer.encode(train.images)
@@ -303,7 +308,7 @@ def _fit_generator(
     history = train_generator(
         generator,
         pairs,
-        validation_queries(inputs.validation, tokenizer.encode(inputs.validation.images), config.seed),
+        queries,
         settings,
         seed=config.seed,
         checkpoints=work / "generator",

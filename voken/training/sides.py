@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from voken.data.captions import CaptionedImage, Dataset
 from voken.data.skipped import Skipped
 from voken.data.splits import check_disjoint, one_per_concept, split_by_concept
 from voken.encoders.interface import Encoder
-from voken.encoders.text_reader import TextReader, TextStates
+from voken.encoders.text_reader import ReaderAround, TextReader, TextStates
 from voken.errors import EmptyDataError
 from voken.generator.lite import CaptionMemory
 from voken.generator.train import ValidationQueries
@@ -56,14 +57,14 @@ class Side:
         return PairedVectors(self.images, self.texts, self.pairs, self.views)
 
 
-class CachedTextReader:
+class CachedTextReader(ReaderAround):
     """A `TextReader` that reads a set of texts once and then looks them up, for training with a frozen encoder.
 
     Token states are stored in half precision. They take (texts × tokens of the longest text × width × 2) bytes.
     """
 
     def __init__(self, reader: TextReader, texts: Sequence[str], *, max_tokens: int, batch_size: int = 256) -> None:
-        self._reader = reader
+        super().__init__(reader)
         self._max_tokens = max_tokens
         distinct = list(dict.fromkeys(texts))
         self._row_of = {text: row for row, text in enumerate(distinct)}
@@ -81,16 +82,6 @@ class CachedTextReader:
             vectors[rows] = states.vectors.float().cpu()
         self._states = TextStates(tokens, mask, vectors)
 
-    @property
-    def text_width(self) -> int:
-        """Width of a token state."""
-        return self._reader.text_width
-
-    @property
-    def dim(self) -> int:
-        """Width of a vector."""
-        return self._reader.dim
-
     def read_texts(self, texts: Sequence[str], *, max_tokens: int) -> TextStates:
         """Look the texts up. If any text is new, or `max_tokens` differs from the constructor's, read all of them."""
         rows = [self._row_of.get(text, -1) for text in texts]
@@ -101,24 +92,14 @@ class CachedTextReader:
         return TextStates(self._states.tokens[rows, :longest], mask[:, :longest], self._states.vectors[rows])
 
 
-class KnownVectors:
+class KnownVectors(ReaderAround):
     """A `TextReader` that looks the vectors of known texts up, for generators without a decoder: their token states
     are zeros."""
 
     def __init__(self, reader: TextReader, texts: Sequence[str], vectors: Float[np.ndarray, "texts dim"]) -> None:
-        self._reader = reader
+        super().__init__(reader)
         self._vectors = torch.from_numpy(vectors).float()
         self._row_of = {text: row for row, text in enumerate(texts)}
-
-    @property
-    def text_width(self) -> int:
-        """Width of a token state."""
-        return self._reader.text_width
-
-    @property
-    def dim(self) -> int:
-        """Width of a vector."""
-        return self._reader.dim
 
     def read_texts(self, texts: Sequence[str], *, max_tokens: int) -> TextStates:
         """Look the texts up. If any text is new, read all of them."""
@@ -140,13 +121,16 @@ class TrainingInputs:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     _readers: dict[int, CachedTextReader | None] = field(default_factory=dict, repr=False)
 
+    @cached_property
+    def _known_vectors(self) -> KnownVectors:
+        captions = [*self.train.captions, *self.validation.captions]
+        return KnownVectors(
+            text_reader(self.encoder), captions, np.concatenate([self.train.texts, self.validation.texts])
+        )
+
     def reader_for(self, config: GeneratorConfig) -> TextReader | None:
         """What a `lite` generator reads captions with in training; None: the encoder itself."""
-        if config.layers:
-            return self.caption_reader(config.max_query_tokens)
-        captions = [*self.train.captions, *self.validation.captions]
-        vectors = np.concatenate([self.train.texts, self.validation.texts])
-        return KnownVectors(text_reader(self.encoder), captions, vectors)
+        return self.caption_reader(config.max_query_tokens) if config.layers else self._known_vectors
 
     def caption_reader(self, max_tokens: int) -> CachedTextReader | None:
         """A reader that holds the token states of all captions, or None if they take too much memory.

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from voken.config import GeneratorConfig
-from voken.encoders.text_reader import TextReader, TextStates
+from voken.encoders.text_reader import ReaderAround, TextReader, TextStates
 from voken.errors import ConfigError, EmptyDataError
 from voken.generator.lite import LiteGenerator
 from voken.generator.train import GeneratorHistory, ValidationQueries, VokenPairs, train_generator
@@ -153,22 +153,12 @@ class TrainedGrace:
     history: GeneratorHistory
 
 
-class PictureReader:
+class PictureReader(ReaderAround):
     """A `TextReader` that also reads pictures: for a text from `picture_text` it returns the picture's vector alone."""
 
     def __init__(self, reader: TextReader, vectors: Float[np.ndarray, "pictures dim"]) -> None:
-        self._reader = reader
+        super().__init__(reader)
         self._vectors = torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32))
-
-    @property
-    def text_width(self) -> int:
-        """Width of a token state."""
-        return self._reader.text_width
-
-    @property
-    def dim(self) -> int:
-        """Width of a vector."""
-        return self._reader.dim
 
     def read_texts(self, texts: Sequence[str], *, max_tokens: int) -> TextStates:
         """As in `TextReader`; a picture has no tokens."""
