@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 SECONDS = 20
 MEGABYTES = 1024
+_LARGE_BYTES = 1 << 20
 SEALED = ("collection/base-000001", "model")
 ODD: tuple[Any, ...] = (
     None, True, -1, 0, 1, 2, 255, 65_536, 2**31, 2**63, 10**9, 10**30, 1.5, float("nan"), "", "a", "..", "/etc/passwd",
@@ -56,9 +57,9 @@ class Failure:
     what: str
 
 
-def mutate(folder: Path, chance: random.Random) -> str:
-    """Change one or two files below `folder`, and say how."""
-    done = []
+def mutate(folder: Path, chance: random.Random) -> dict[str, str]:
+    """Change one or two files below `folder`. Returns how each was changed, by its path."""
+    done = {}
     for _ in range(chance.choice((1, 1, 1, 2))):
         files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
         path = chance.choice(files)
@@ -71,12 +72,28 @@ def mutate(folder: Path, chance: random.Random) -> str:
         if path.suffix == ".sqlite3":
             kinds += [_sql] * 8
         how = chance.choice(kinds)
+        _unlink_from_original(path)
         how(path, chance)
-        done.append(f"{how.__name__} {path.relative_to(folder)}")
+        done[path.relative_to(folder).as_posix()] = how.__name__.strip("_")
     if chance.random() < 0.8:
         for part in SEALED:
             _seal(folder / part)
-    return ", ".join(done)
+    return done
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """Copy a file. One that is so large that copying takes most of the time is linked until it is changed."""
+    if Path(source).stat().st_size < _LARGE_BYTES:
+        shutil.copy2(source, target)
+    else:
+        os.link(source, target)
+
+
+def _unlink_from_original(path: Path) -> None:
+    if path.stat().st_nlink > 1:
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content)
 
 
 def _bytes(path: Path, chance: random.Random) -> None:
@@ -171,7 +188,7 @@ def _seal(folder: Path) -> None:
         manifest = json.loads(path.read_text())
         for name, entry in manifest["files"].items():
             file = folder / name
-            if ".." not in name and file.is_file() and not file.is_symlink():
+            if ".." not in name and file.is_file() and not file.is_symlink() and file.stat().st_nlink == 1:
                 content = file.read_bytes()
                 entry.update(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
         path.write_text(json.dumps(manifest))
@@ -219,21 +236,35 @@ def _search(collection: Path, model: Path) -> None:
         opened.info()
 
 
-def run(original: Path, mutations: range, seed: int, *, report: Any = None) -> tuple[Counter[str], list[Failure]]:
-    """Try mutations of the folder `original`. Returns how they ended, by the kind of error, and the failures."""
+@dataclass(frozen=True)
+class Outcome:
+    """What some mutations led to."""
+
+    ends: Counter[str]
+    """How the use of the folder ended: "used", or the kind of error."""
+    files: Counter[str]
+    """How often each file was changed."""
+    failures: list[Failure]
+
+
+def run(original: Path, mutations: range, seed: int, *, report: Any = None) -> Outcome:
+    """Try mutations of the folder `original`."""
     from voken.errors import VokenError
 
     ends: Counter[str] = Counter()
+    files = Counter({path.relative_to(original).as_posix(): 0 for path in original.rglob("*") if path.is_file()})
     failures = []
     for number in mutations:
         chance = random.Random(f"{seed} {number}")
         with tempfile.TemporaryDirectory() as place:
             folder, outside = Path(place) / "folder", Path(place) / "outside"
-            shutil.copytree(original, folder)
+            shutil.copytree(original, folder, copy_function=_link_or_copy)
             outside.mkdir()
             (outside / "victim").write_bytes(b"precious")
             before = _state(outside)
-            how = mutate(folder, chance)
+            changes = mutate(folder, chance)
+            files.update(changes.keys())
+            how = ", ".join(f"{kind} {path}" for path, kind in changes.items())
             if report is not None:
                 report(f"{number}: {how}")
             _forget_peak()
@@ -257,7 +288,7 @@ def run(original: Path, mutations: range, seed: int, *, report: Any = None) -> t
                 failures.append(Failure(number, f"{how}: {megabytes:.0f} MB of memory"))
             if _state(outside) != before:
                 failures.append(Failure(number, f"{how}: something outside was changed"))
-    return ends, failures
+    return Outcome(ends, files, failures)
 
 
 def _state(folder: Path) -> dict[str, bytes]:
@@ -306,14 +337,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         original = make_original(Path(place))
         ends: Counter[str] = Counter()
+        files: Counter[str] = Counter()
         failed = 0
         for at in range(0, len(mutations), 20):
-            some, failures = run(original, mutations[at : at + 20], arguments.seed, report=report)
-            ends += some
-            failed += len(failures)
-            for failure in failures:
+            outcome = run(original, mutations[at : at + 20], arguments.seed, report=report)
+            ends += outcome.ends
+            files.update(outcome.files)
+            failed += len(outcome.failures)
+            for failure in outcome.failures:
                 print(f"\n{failure.mutation}: {failure.what}", flush=True)
+            if (at + 20) % 1000 == 0:
+                print(f"{at + 20} mutations", file=sys.stderr, flush=True)
     print(dict(ends))
+    print(f"{len(files)} files, each changed {min(files.values())} times or more")
     sys.exit(bool(failed))
 
 

@@ -4,9 +4,10 @@
 
 A history writes, copies, renames, touches and deletes pictures, changes their metadata and permissions, takes the
 folder away and gives it back, indexes, adds, removes, uploads, compacts, moves the collection, and restarts the process
-that holds it open. Some changes are killed at a step on the disk. The dictionary `Histories.pictures` says what the
-collection must hold: the content and the fields of every id. Only for two of several equal pictures is there a choice:
-which of them a new name belongs to.
+that holds it open. Files of the folder and uploads are added under ids of their own, too. Some changes are killed at a
+step on the disk. From time to time another process watches the folder: it must hear of every change, and it is killed,
+too. The dictionary `Histories.pictures` says what the collection must hold: the content, the fields and the file of
+every id. Only for two of several equal pictures is there a choice: which of them a new name belongs to.
 
 Permissions do not bind root, so this program gives up the right to pass over them (setpriv) before it starts.
 """
@@ -17,7 +18,9 @@ import argparse
 import faulthandler
 import json
 import os
+import select
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -36,6 +39,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
+    invariant,
     rule,
     run_state_machine_as_test,
 )
@@ -45,9 +49,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from builders import tiny_model as tiny  # type: ignore[import-not-found] # tests are not checked
 from kill import die_at
-from voken import Collection
-from voken.collection import indexing
+from voken import Collection, api
+from voken.collection import indexing, watching
 from voken.collection.doctor import examine
+from voken.collection.snapshot import UPLOAD_PREFIX
 from voken.collection.store import Store
 from voken.errors import ConfigError, EmptyDataError, VokenError
 from voken.search import searcher
@@ -59,6 +64,12 @@ PATHS = ("a.png", "b c.png", "sub/a.png", "sub/d.png", f"{ACCENTED}/e.png", "202
 COLOURS = {name: tiny.COLOURS[name] for name in ("blue", "red", "white")}
 """Few, so that several pictures are equal."""
 OUTSIDE = ("x.png", "y.png")
+GIVEN_IDS = ("first", "sub/second")
+"""Ids that pictures are added under, whatever their files are called."""
+MARKER = "marker.txt"
+"""A file that is no picture. A process that watches has seen all that happened before the marker changed."""
+HEARD_SECONDS, DONE_SECONDS = 15, 60
+"""How long a process that watches may need to see a change, and to bring the collection up to date."""
 BROKEN = "broken"
 MAX_PIXELS = 10_000
 COUNTS: Counter[str] = Counter()
@@ -69,6 +80,8 @@ colours = st.sampled_from(sorted(COLOURS))
 contents = st.sampled_from([*sorted(COLOURS), *sorted(COLOURS), BROKEN])
 kills = st.sampled_from([0] * 8 + [1, 2, 3, 4, 6, 8, 11])
 """0: not killed; else before which step on the disk."""
+waits = st.sampled_from([0.0, 0.005, 0.02, 0.04, 0.06, 0.1])
+"""Seconds between a change of the folder and the kill of the process that watches it."""
 places = st.integers(0, 20)
 numbers = st.integers(0, 3)
 
@@ -80,6 +93,13 @@ class Picture:
     content: str
     fields: str
     """Its metadata, as JSON with sorted keys."""
+    path: str
+    """Its file: relative to the folder of pictures, below `UPLOAD_PREFIX`, or absolute."""
+
+    @property
+    def is_upload(self) -> bool:
+        """Whether its file is in the collection's own folder."""
+        return self.path.startswith(UPLOAD_PREFIX)
 
 
 @dataclass
@@ -140,9 +160,13 @@ class Histories(RuleBasedStateMachine):
         self.pictures: dict[str, Picture] = {}
         self.time = 1_700_000_000
         self.opened: Collection | None = None
+        self.watcher: Watcher | None = None
+        self.is_changed = False
+        """Whether the folder was changed since the process that watches it was last compared."""
 
     def teardown(self) -> None:
         """Compare once more, from the beginning, and delete everything."""
+        self._stop_watching()
         try:
             if self.folder.is_dir():
                 wrong = [
@@ -170,15 +194,18 @@ class Histories(RuleBasedStateMachine):
         self._write(self.root / "a.png", content)
         self.files["a.png"] = File(content)
         Collection.index(self.folder, self.root, MODEL, threads=1)
-        self.pictures = {"a.png": Picture(content, as_text({}))}
+        self.pictures = {"a.png": Picture(content, EMPTY, "a.png")}
         self.opened = Collection.open(self.folder, model=MODEL)
 
     def _write(self, path: Path, content: str) -> None:
         self.time += 7
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        path.write_bytes(BYTES[content])
-        os.utime(path, (self.time, self.time))
+        # at once, as a process that watches the folder may look at any moment
+        partial = self.work / "partial"
+        partial.write_bytes(BYTES[content])
+        os.utime(partial, (self.time, self.time))
+        partial.replace(path)
+        self.is_changed = True
 
     def _reachable(self, name: str) -> bool:
         return not self.away and name.rpartition("/")[0] not in self.closed
@@ -197,6 +224,7 @@ class Histories(RuleBasedStateMachine):
             (self.root / other).parent.mkdir(exist_ok=True)
             (self.root / name).replace(self.root / other)
             self.files[other] = self.files.pop(name)
+            self.is_changed = True
 
     @rule(name=paths, other=paths)
     def copy(self, name: str, other: str) -> None:
@@ -210,6 +238,7 @@ class Histories(RuleBasedStateMachine):
         if name in self.files and self._reachable(name):
             self.time += 7
             os.utime(self.root / name, (self.time, self.time))
+            self.is_changed = True
 
     @rule(name=paths)
     def unlink(self, name: str) -> None:
@@ -217,6 +246,7 @@ class Histories(RuleBasedStateMachine):
         if name in self.files and self._reachable(name):
             (self.root / name).unlink()
             del self.files[name]
+            self.is_changed = True
 
     @rule(name=paths)
     def change_permission(self, name: str) -> None:
@@ -225,6 +255,7 @@ class Histories(RuleBasedStateMachine):
             file = self.files[name]
             file.readable = not file.readable
             (self.root / name).chmod(0o644 if file.readable else 0)
+            self.is_changed = True
 
     @rule(name=st.sampled_from(sorted({name.rpartition("/")[0] for name in PATHS} - {""})))
     def change_folder_permission(self, name: str) -> None:
@@ -232,19 +263,23 @@ class Histories(RuleBasedStateMachine):
         if not self.away and (self.root / name).exists():
             (self.root / name).chmod(0o755 if name in self.closed else 0)
             self.closed ^= {name}
+            self.is_changed = True
 
     @rule(lines=st.none() | st.dictionaries(paths, numbers, max_size=5))
     def describe(self, lines: dict[str, int] | None) -> None:
         """Write or delete metadata.jsonl, which then lists the pictures."""
         if self.away:
             return
+        self.is_changed = True
         target = self.root / "metadata.jsonl"
         if lines is None:
             target.unlink(missing_ok=True)
             self.listed = None
             return
         self.listed = {name: {"n": number} for name, number in lines.items()}
-        target.write_text("".join(json.dumps({"file_name": name, **line}) + "\n" for name, line in self.listed.items()))
+        text = "".join(json.dumps({"file_name": name, **line}) + "\n" for name, line in self.listed.items())
+        (self.work / "partial").write_text(text)
+        (self.work / "partial").replace(target)
 
     @rule()
     def take_away_or_give_back(self) -> None:
@@ -255,11 +290,13 @@ class Histories(RuleBasedStateMachine):
         else:
             self.root.rename(aside)
         self.away = not self.away
+        self.is_changed = True
 
     @rule()
     def move_folder(self) -> None:
         """The folder of pictures gets another name; the next index follows it."""
         if not self.away:
+            self._stop_watching()
             new = self.work / f"photos{len(list(self.work.iterdir()))}{self.time}"
             self.root.rename(new)
             self.root = new
@@ -277,35 +314,44 @@ class Histories(RuleBasedStateMachine):
             return None
         store = Store.open(self.folder)
         if self.root != store.snapshot().root:
-            known = [name for name in before if name not in UPLOADS]
-            if 2 * sum(name in present for name in known) <= len(known):
+            known = [picture.path for picture in before.values() if not picture.is_upload]
+            if 2 * sum(path in present for path in known) <= len(known):
                 return None
         keep = self.listed is None and not store.index_options.described
-        stay = {name for name in before if name in UPLOADS or (name in PATHS and not self._reachable(name))}
+        stay = {
+            name
+            for name, picture in before.items()
+            if picture.is_upload or (picture.path in PATHS and not self._reachable(picture.path))
+        }
         gone = set(before) - stay - set(present)
         after: dict[str, set[Picture]] = {name: {before[name]} for name in stay}
         fresh: dict[str, list[str]] = {}
+        unreadable: set[str] = set()
         for name, file in present.items():
             old = before.get(name)
             if not file.readable:
                 if old is not None:
                     after[name] = {old}
+                unreadable.add(name)
             elif file.content != BROKEN:
                 fields = EMPTY if self.listed is None else as_text(self.listed[name])
                 if old is None:
                     fresh.setdefault(file.content, []).append(name)
                 elif keep:
                     fields = old.fields
-                after[name] = {Picture(file.content, fields)}
+                after[name] = {Picture(file.content, fields, name)}
+        for name in {name for name in gone if before[name].path in unreadable}:
+            after[name] = {before[name]}
+            gone.remove(name)
         # a file that is gone and whose content has a new name was renamed
         unclear: set[str] = set()
-        most = least = {name for name in gone if not self._exists(name)}
+        most = least = {name for name in gone if not self._exists(before[name].path)}
         for content, new in fresh.items():
             sources = {name for name in gone if before[name].content == content}
             if keep and sources:
                 fields_of_sources = {before[name].fields for name in sources}
                 fields_of_sources |= {EMPTY} if len(new) > len(sources) else set()
-                after |= {name: {Picture(content, fields) for fields in fields_of_sources} for name in new}
+                after |= {name: {Picture(content, fields, name) for fields in fields_of_sources} for name in new}
             if len(new) < len(sources):  # which of them was renamed, nobody knows
                 unclear |= sources
             most, least = most - (sources - unclear), least - sources
@@ -316,8 +362,8 @@ class Histories(RuleBasedStateMachine):
             after |= {name: {before[name]} for name in most}
         return Expected(after, optional)
 
-    def _exists(self, name: str) -> bool:
-        return name in self.files or name not in PATHS
+    def _exists(self, path: str) -> bool:
+        return path in self.files or path not in PATHS
 
     def _observed(self) -> dict[str, Picture]:
         snapshot = Store.open(self.folder).snapshot()
@@ -327,7 +373,7 @@ class Histories(RuleBasedStateMachine):
             content = CONTENT_OF_VECTOR[np.asarray(snapshot.vectors[row]).tobytes()]
             assert vokens == VOKENS[content]
             fields = json.loads(snapshot.metadata(row) or "{}")
-            pictures[snapshot.ids[row]] = Picture(content, as_text(fields))
+            pictures[snapshot.ids[row]] = Picture(content, as_text(fields), snapshot.stored_paths[row])
         assert len(pictures) == len(snapshot)
         return pictures
 
@@ -352,16 +398,29 @@ class Histories(RuleBasedStateMachine):
                     COUNTS["emptied"] += 1
         else:
             COUNTS["kills" if killed(work, kill) else "ended before the kill"] += 1
+        self._accept(expected, before if kill else None)
+
+    def _accept(self, expected: Expected | None, before: dict[str, Picture] | None = None) -> None:
+        """Compare the collection with what it may hold; with `before`, each picture may also be as it was."""
         observed = self._observed()
-        if expected is None:
-            expected = Expected({name: {picture} for name, picture in before.items()})
-        for name in {*observed, *expected.after, *(before if kill else ())}:
-            allowed: set[Picture | None] = {*expected.after.get(name, {None})}
-            allowed |= {before.get(name)} if kill else set()
-            allowed |= {None, before.get(name)} if name in expected.optional else set()
-            assert observed.get(name) in allowed, (name, observed.get(name), allowed)
+        assert not (wrong := self._differences(observed, expected, before)), wrong
         self.pictures = observed
         self._compare(observed)
+
+    def _differences(
+        self, observed: dict[str, Picture], expected: Expected | None, before: dict[str, Picture] | None = None
+    ) -> list[tuple[str, Picture | None, set[Picture | None]]]:
+        """The ids whose picture is not one that is allowed, with what it is, and what is allowed."""
+        if expected is None:
+            expected = Expected({name: {picture} for name, picture in self.pictures.items()})
+        wrong = []
+        for name in {*observed, *expected.after, *(before or ())}:
+            allowed: set[Picture | None] = {*expected.after.get(name, {None})}
+            allowed |= set() if before is None else {before.get(name)}
+            allowed |= {None, self.pictures.get(name)} if name in expected.optional else set()
+            if observed.get(name) not in allowed:
+                wrong.append((name, observed.get(name), allowed))
+        return wrong
 
     @rule(remove_missing=st.booleans(), kill=kills)
     def index(self, remove_missing: bool, kill: int) -> None:
@@ -384,21 +443,60 @@ class Histories(RuleBasedStateMachine):
             return
         expected = {name: {picture} for name, picture in self.pictures.items()}
         for name in names:
-            file = self.files.get(name)
-            if file is not None and file.readable and self._reachable(name) and file.content != BROKEN:
-                old = self.pictures.get(name, Picture("", EMPTY)).fields
-                expected[name] = {Picture(file.content, old if number is None else as_text({"n": number}))}
+            content = self._usable_content(name)
+            ids = [one for one, picture in self.pictures.items() if picture.path == name]
+            if len(ids) > 1 and name not in ids:
+                return  # under which of them, nobody knows
+            image_id = name if name in ids or not ids else ids[0]
+            if content is not None:
+                fields_now = self._fields(image_id) if number is None else as_text({"n": number})
+                expected[image_id] = {Picture(content, fields_now, name)}
         fields = None if number is None else [{"n": number}] * len(names)
         files = [self.root / name for name in names]
         self._change(lambda: self._opened().add(files, metadata=fields), Expected(expected), kill)
+
+    def _usable_content(self, name: str) -> str | None:
+        """The content of a file of the folder, if it is a picture that can be read."""
+        file = self.files.get(name)
+        if file is None or not file.readable or not self._reachable(name) or file.content == BROKEN:
+            return None
+        return file.content
+
+    def _fields(self, image_id: str) -> str:
+        """The fields of a picture; none if there is none of this id."""
+        return self.pictures[image_id].fields if image_id in self.pictures else EMPTY
+
+    @rule(name=paths, image_id=st.sampled_from(GIVEN_IDS), number=st.none() | numbers, kill=kills)
+    def add_as(self, name: str, image_id: str, number: int | None, kill: int) -> None:
+        """Add a file of the folder under another id."""
+        if self.away or self.root != Store.open(self.folder).snapshot().root:
+            return
+        self._add_as(self.root / name, name, self._usable_content(name), image_id, number, kill)
+
+    @rule(content=colours, image_id=st.sampled_from(GIVEN_IDS), number=st.none() | numbers, kill=kills)
+    def add_upload_as(self, content: str, image_id: str, number: int | None, kill: int) -> None:
+        """Add an uploaded file again, under another id."""
+        path = self.folder / ID_OF_UPLOAD[content]
+        stored = f"{UPLOAD_PREFIX}{ID_OF_UPLOAD[content]}"
+        self._add_as(path, stored, content if path.exists() else None, image_id, number, kill)
+
+    def _add_as(
+        self, path: Path, stored: str, content: str | None, image_id: str, number: int | None, kill: int
+    ) -> None:
+        expected = {name: {picture} for name, picture in self.pictures.items()}
+        if content is not None:
+            fields = self._fields(image_id) if number is None else as_text({"n": number})
+            expected[image_id] = {Picture(content, fields, stored)}
+        metadata = None if number is None else [{"n": number}]
+        work = lambda: self._opened().add([path], ids=[image_id], metadata=metadata)  # noqa: E731
+        self._change(work, Expected(expected), kill)
 
     @rule(name=st.sampled_from(OUTSIDE), kill=kills)
     def add_from_elsewhere(self, name: str, kill: int) -> None:
         """Add a file of another folder."""
         path = self.work / "elsewhere" / name
         expected = {name: {picture} for name, picture in self.pictures.items()}
-        old = self.pictures.get(str(path), Picture("", EMPTY)).fields
-        expected[str(path)] = {Picture(self.outside[name], old)}
+        expected[str(path)] = {Picture(self.outside[name], self._fields(str(path)), str(path))}
         self._change(lambda: self._opened().add([path]), Expected(expected), kill)
 
     @rule(content=contents, title=st.sampled_from(["one.png", "two.png"]), kill=kills)
@@ -407,8 +505,8 @@ class Histories(RuleBasedStateMachine):
         expected = {name: {picture} for name, picture in self.pictures.items()}
         image_id = ID_OF_UPLOAD.get(content)
         if image_id is not None:
-            old = json.loads(self.pictures.get(image_id, Picture("", EMPTY)).fields)
-            expected[image_id] = {Picture(content, as_text({**old, "title": title}))}
+            fields = as_text({**json.loads(self._fields(image_id)), "title": title})
+            expected[image_id] = {Picture(content, fields, f"{UPLOAD_PREFIX}{image_id}")}
         work = lambda: self._opened().add_uploads([(title, BytesIO(BYTES[content]))], MAX_PIXELS)  # noqa: E731
         self._change(work, Expected(expected), kill)
 
@@ -428,8 +526,19 @@ class Histories(RuleBasedStateMachine):
             return
         name = sorted(self.pictures)[place % len(self.pictures)]
         expected = {other: {picture} for other, picture in self.pictures.items() if other != name}
+        path = self.pictures[name].path
         self._change(lambda: self._opened().delete(name), Expected(expected), kill)
-        assert name not in UPLOADS or kill or not (self.folder / name).exists()
+        if path.startswith(UPLOAD_PREFIX) and not kill:
+            is_needed = any(picture.path == path for picture in self.pictures.values())
+            assert (self.folder / path.removeprefix(UPLOAD_PREFIX)).exists() == is_needed
+
+    @rule(name=paths, kill=kills)
+    def remove_path(self, name: str, kill: int) -> None:
+        """Remove pictures by the path of their file."""
+        if self.away or self.root != Store.open(self.folder).snapshot().root:
+            return
+        expected = {other: {picture} for other, picture in self.pictures.items() if picture.path != name}
+        self._change(lambda: self._opened().remove(paths=[self.root / name]), Expected(expected), kill)
 
     @rule(kill=kills)
     def compact(self, kill: int) -> None:
@@ -446,10 +555,69 @@ class Histories(RuleBasedStateMachine):
         """The process that holds the collection open ends, and another one begins, perhaps after a move."""
         self._opened().close()
         if move:
+            self._stop_watching()
             self.time += 7
             self.folder = self.folder.rename(self.work / f"c{self.time}")
         self.opened = Collection.open(self.folder, model=MODEL)
         self._compare(self._observed())
+
+    # Watching
+
+    @rule()
+    def watch(self) -> None:
+        """Another process begins to watch the folder, if none does."""
+        if self.watcher is not None:
+            return
+        expected = self._after_index(False)
+        self.watcher = Watcher(self.folder, self.root)
+        COUNTS["watchers"] += 1
+        if expected is None or not (expected.after or expected.optional):
+            assert self.watcher.ended()  # the first index raises what `voken index` raises
+            self.watcher = None
+        else:
+            self.watcher.wait_for_index(None)
+        self.is_changed = False
+        self._accept(expected)
+
+    @rule(name=paths, content=contents, wait=waits)
+    def kill_watcher(self, name: str, content: str, wait: float) -> None:
+        """A file changes, and the process that watches is killed soon after."""
+        if self.watcher is None or not self._reachable(name):
+            return
+        before = self.pictures
+        self.write(name, content)
+        time.sleep(wait)
+        self._stop_watching()
+        COUNTS["watchers killed"] += 1
+        self._accept(self._after_index(False), before)
+
+    @invariant()
+    def heard(self) -> None:
+        """The process that watches has brought the collection to the state of a fresh index."""
+        if self.watcher is None:
+            return
+        if self.away:
+            self._accept(None)
+            return
+        expected = self._after_index(False)
+        if self.is_changed and self._differences(self._observed(), expected):
+            # it must hear of the change itself
+            end = time.monotonic() + HEARD_SECONDS
+            while wrong := self._differences(self._observed(), expected):
+                assert time.monotonic() < end, ("not heard", wrong)
+                time.sleep(0.005)
+            COUNTS["changes heard"] += 1
+        self.time += 7
+        (self.root / MARKER).write_text(str(self.time))
+        self.watcher.wait_for_index(str(self.time))
+        self.is_changed = False
+        COUNTS["compared while watched"] += 1
+        self._accept(expected)
+
+    def _stop_watching(self) -> None:
+        if self.watcher is not None:
+            self.watcher.kill()
+            self.watcher = None
 
     def _compare(self, observed: dict[str, Picture]) -> None:
         """The collection and a search answer what the dictionary says, and no file of the user has changed."""
@@ -465,8 +633,11 @@ class Histories(RuleBasedStateMachine):
             assert not any("n" in one for one in fields.values())
         else:
             assert {hit.image_id for hit in hits} == {name for name, one in fields.items() if one.get("n") == 1}
-        for name in set(self.pictures) & set(UPLOADS):
-            assert (self.folder / name).read_bytes() == BYTES[UPLOADS[name]]
+        for picture in self.pictures.values():
+            if picture.is_upload:
+                name = picture.path.removeprefix(UPLOAD_PREFIX)
+                assert UPLOADS[name] == picture.content
+                assert (self.folder / name).read_bytes() == BYTES[picture.content]
         root = self.work / "aside" if self.away else self.root
         for name, file in self.files.items():
             if file.readable and name.rpartition("/")[0] not in self.closed:
@@ -481,6 +652,68 @@ class Expected:
     """Every picture that must be there, and what is allowed for it."""
     optional: frozenset[str] | set[str] = frozenset()
     """Pictures that may be as they were, or gone."""
+
+
+class Watcher:
+    """A process that runs `Collection.watch`, faster than people need it."""
+
+    def __init__(self, folder: Path, root: Path) -> None:
+        self._reports, theirs = os.pipe()
+        self._child = os.fork()
+        self._text = ""
+        if self._child == 0:
+            code = 1
+            try:
+                self._watch(folder, root, theirs)
+            except VokenError:
+                code = 0
+            finally:
+                os._exit(code)
+        os.close(theirs)
+
+    @staticmethod
+    def _watch(folder: Path, root: Path, reports: int) -> None:
+        watching._QUIET_MILLISECONDS, watching._LOOK_SECONDS, api._BUSY_SECONDS = 10, 0.02, 0.02
+        index = Collection.index
+
+        def reporting(path: Path, pictures: Path, _: object, **options: Any) -> Any:
+            try:
+                marker = (root / MARKER).read_text() or "-"
+            except OSError:
+                marker = "-"
+            try:
+                return index(path, pictures, MODEL, **options)
+            finally:
+                os.write(reports, f"{marker}\n".encode())
+
+        Collection.index = reporting  # type: ignore[method-assign] # in this process alone
+        for _ in Collection.watch(folder, root, root / "no model is read", threads=1):
+            pass
+
+    def wait_for_index(self, marker: str | None) -> None:
+        """Wait for the end of an index that began after the marker had this text, or of any."""
+        end = time.monotonic() + DONE_SECONDS
+        while True:
+            *lines, self._text = self._text.split("\n")
+            if marker in lines or (marker is None and lines):
+                return
+            readable, _, _ = select.select([self._reports], [], [], max(0.0, end - time.monotonic()))
+            assert readable, "the folder is no longer watched"
+            more = os.read(self._reports, 1 << 16).decode()
+            assert more, "the process that watches has ended"
+            self._text += more
+
+    def ended(self) -> bool:
+        """Whether it has ended by an error of voken's."""
+        _, status = os.waitpid(self._child, 0)
+        os.close(self._reports)
+        return status == 0
+
+    def kill(self) -> None:
+        """Kill it."""
+        os.kill(self._child, signal.SIGKILL)
+        os.waitpid(self._child, 0)
+        os.close(self._reports)
 
 
 def killed(work: Callable[[], object], kill: int) -> bool:
