@@ -25,7 +25,7 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from dataclasses import replace as replace_fields
 from importlib.util import find_spec
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, BinaryIO, Self, cast, get_args
@@ -716,7 +716,7 @@ class Collection:
         ids_of_paths = snapshot.ids_of_paths(list(stored_paths.values()))
         rows = {image_id: snapshot.find(image_id) for image_id in ids}
         stored_ids = [image_id if row is None else snapshot.ids[row] for image_id, row in rows.items()]
-        change = self._store.commit(remove=[*stored_ids, *ids_of_paths.values()])
+        change = self._store.commit(remove=[*stored_ids, *chain.from_iterable(ids_of_paths.values())])
         self._refresh()
         absent = (path for path, stored in stored_paths.items() if stored not in ids_of_paths)
         return replace_fields(change, absent=(*change.absent, *absent))

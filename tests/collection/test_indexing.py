@@ -183,7 +183,7 @@ def test_single_pictures_from_anywhere(store, folder, model, tmp_path):
     ]
     snapshot = store.snapshot()
     assert {snapshot.path(snapshot.find(name)) for name in report.added} == {outside, uploaded}
-    assert snapshot.ids_of_paths([outside.as_posix(), "nothing"]) == {outside.as_posix(): outside.as_posix()}
+    assert snapshot.ids_of_paths([outside.as_posix(), "nothing"]) == {outside.as_posix(): [outside.as_posix()]}
     # an update of the folder keeps what was uploaded, and not what lies elsewhere
     index_pictures(store, read_dataset(folder), model)
     assert f"{PICTURES}/up.png" in ids(store)

@@ -183,8 +183,13 @@ class Histories(RuleBasedStateMachine):
 
     # The folder
 
-    @initialize(content=colours, few=st.sampled_from([1, 10]), outside=st.sampled_from(sorted(COLOURS)))
-    def create(self, content: str, few: int, outside: str) -> None:
+    @initialize(
+        content=colours,
+        few=st.sampled_from([1, 10]),
+        outside=st.sampled_from(sorted(COLOURS)),
+        watched=st.sampled_from([False, False, True]),
+    )
+    def create(self, content: str, few: int, outside: str, watched: bool) -> None:
         """Every history begins with a collection of one picture."""
         indexing._FEW_PICTURES = few
         self.few = few
@@ -196,6 +201,8 @@ class Histories(RuleBasedStateMachine):
         Collection.index(self.folder, self.root, MODEL, threads=1)
         self.pictures = {"a.png": Picture(content, EMPTY, "a.png")}
         self.opened = Collection.open(self.folder, model=MODEL)
+        if watched:
+            self.watch()
 
     def _write(self, path: Path, content: str) -> None:
         self.time += 7

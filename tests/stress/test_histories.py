@@ -34,7 +34,7 @@ def test_a_difference_is_seen(monkeypatch):
     monkeypatch.setattr(indexing, "_FEW_PICTURES", indexing._FEW_PICTURES)  # a history changes it
     for change in ("remove", "add", "describe"):
         history = histories.Histories()
-        history.create("red", few=10, outside="blue")
+        history.create("red", few=10, outside="blue", watched=False)
         try:
             history._compare(history._observed())
             if change == "remove":

@@ -230,10 +230,10 @@ def add_pictures(
     before.check_model(model)
     pictures, unreadable = [], []
     stored_paths = [store.upload_path(path) or stored_path(path, before.root) for path in paths]
-    known_ids = {} if ids else before.ids_of_paths(list(dict.fromkeys(stored_paths)))
+    known_ids = {} if ids else before.ids_of_paths(stored_paths)
     first_places: dict[tuple[str, str], int] = {}
     for place, stored in enumerate(stored_paths):
-        image_id = ids[place] if ids else known_ids.get(stored, stored.removeprefix(UPLOAD_PREFIX))
+        image_id = ids[place] if ids else known_ids.get(stored, [stored.removeprefix(UPLOAD_PREFIX)])[0]
         first = first_places.setdefault((image_id, stored), place)
         if metadata and metadata[first] != metadata[place]:
             raise ConfigError(f"{paths[place]}: occurs twice, with different metadata. Give every file once.")
@@ -348,10 +348,23 @@ def _plan_changes(
     ]
     listed_paths.update(file.path for file in left_out)
     unlisted = tuple(f"{stored_path(folder, dataset.root)}/" for folder in dataset.unlisted)
+    contents: list[tuple[int, bytes] | None] = []
+    with ThreadPoolExecutor(workers) as pool:
+        results = pool.map(lambda file: _date_and_hash_or_error(file[0]), changed)
+        for count, ((_, path, size, modified), content) in enumerate(zip(changed, results, strict=True), start=1):
+            if count % 100 == 0 or count == len(changed):
+                progress("read new files", count, len(changed))
+            if isinstance(content, PictureError):
+                unusable.append(SkippedFile(path, content.reason, size, modified))
+            contents.append(None if isinstance(content, PictureError) else content)
+    # a file that cannot be read now may have been added under another id than its path
+    unreadable = {file.path for file in unusable}
     removed = [
         image_id
         for image_id, place in place_of.items()
-        if image_id not in listed_ids and not before.stored_paths[rows[place]].startswith((UPLOAD_PREFIX, *unlisted))
+        if image_id not in listed_ids
+        and not (path := before.stored_paths[rows[place]]).startswith((UPLOAD_PREFIX, *unlisted))
+        and path not in unreadable
     ]
     encoded: list[_PendingPicture] = []
     new: list[_PendingPicture] = []
@@ -360,31 +373,26 @@ def _plan_changes(
     gone: dict[bytes, list[int]] = {}
     for image_id in reversed(removed) if len(facts) and changed else ():
         gone.setdefault(bytes(facts["hash"][place_of[image_id]]), []).append(place_of[image_id])
-    with ThreadPoolExecutor(workers) as pool:
-        contents = pool.map(lambda file: _date_and_hash_or_error(file[0]), changed)
-        for count, ((image, path, size, modified), content) in enumerate(zip(changed, contents, strict=True), start=1):
-            if count % 100 == 0 or count == len(changed):
-                progress("read new files", count, len(changed))
-            if isinstance(content, PictureError):
-                unusable.append(SkippedFile(path, content.reason, size, modified))
-                continue
-            kind = "updated" if image.image_id in place_of else "added"
-            picture = _PendingPicture(image, path, FileFacts(size, modified, *content), kind)
-            source = place_of_content.get(content[1], -1)
-            if source < 0:
-                new.append(picture)
-                continue
-            own = place_of.get(image.image_id, -1)
-            if own >= 0 and bytes(facts["hash"][own]) == content[1]:
-                source = own
-            elif kind == "added" and gone.get(content[1]):
-                kind, source = "moved", gone[content[1]].pop()
-            row, source_id = rows[source], before.ids[rows[source]]
-            if source_id == image.image_id and before.metadata(row) == image.metadata:
-                kind = "unchanged"  # except for the file's time
-            elif kind == "moved" and keep_metadata and not image.is_described:
-                picture = replace(picture, image=replace(image, metadata=before.metadata(row)))
-            encoded.append(replace(picture, kind=kind, row=row, moved_from=source_id if kind == "moved" else ""))
+    for (image, path, size, modified), content in zip(changed, contents, strict=True):
+        if content is None:
+            continue
+        kind = "updated" if image.image_id in place_of else "added"
+        picture = _PendingPicture(image, path, FileFacts(size, modified, *content), kind)
+        source = place_of_content.get(content[1], -1)
+        if source < 0:
+            new.append(picture)
+            continue
+        own = place_of.get(image.image_id, -1)
+        if own >= 0 and bytes(facts["hash"][own]) == content[1]:
+            source = own
+        elif kind == "added" and gone.get(content[1]):
+            kind, source = "moved", gone[content[1]].pop()
+        row, source_id = rows[source], before.ids[rows[source]]
+        if source_id == image.image_id and before.metadata(row) == image.metadata:
+            kind = "unchanged"  # except for the file's time
+        elif kind == "moved" and keep_metadata and not image.is_described:
+            picture = replace(picture, image=replace(image, metadata=before.metadata(row)))
+        encoded.append(replace(picture, kind=kind, row=row, moved_from=source_id if kind == "moved" else ""))
     newly_skipped = [file for file in (*left_out, *unusable) if file != skipped.get(file.path)]
     forgotten += [path for path in skipped if path not in listed_paths and not path.startswith(unlisted)]
     return _Plan(unchanged, encoded, new, removed, newly_skipped, forgotten)
@@ -394,9 +402,9 @@ def _has_moved(before: Snapshot, dataset: Dataset) -> bool:
     """Whether the collection's folder of pictures is gone, and most of the pictures are in the data set's."""
     if before.root.is_dir():
         return False
-    ids = {image.image_id for image in dataset.images}
+    paths = {stored_path(image.path, dataset.root) for image in dataset.images}
     rows = [row for row in before.rows.tolist() if not before.is_upload(row)]
-    return 2 * sum(before.ids[row] in ids for row in rows) > len(rows)
+    return 2 * sum(before.stored_paths[row] in paths for row in rows) > len(rows)
 
 
 def _suspiciously_missing(before: Snapshot, removed: list[str]) -> list[str]:

@@ -263,19 +263,22 @@ class Snapshot:
         row = self.base.row_of(image_id)
         return None if row in self._removed else row
 
-    def ids_of_paths(self, stored_paths: Sequence[str]) -> dict[str, str]:
-        """The id of each picture, by its stored path. A path that no picture has is left out."""
-        ids: dict[str, str] = {}
-        remaining = set()
-        for path in stored_paths:
+    def ids_of_paths(self, stored_paths: Sequence[str]) -> dict[str, list[str]]:
+        """The ids that each file has, by its stored path; its own path first. A path that no picture has is left out.
+
+        A file has several ids if it was added under several.
+        """
+        ids: dict[str, list[str]] = {}
+        for path in dict.fromkeys(stored_paths):
             row = self.find(path)
             if row is not None and self.stored_paths[row] == path:
-                ids[path] = path
-            elif self.base.stored_paths is not self.base.ids or self.added.ids != self.added.stored_paths:
-                remaining.add(path)
-        for row in self.rows.tolist() if remaining else ():
-            if self.stored_paths[row] in remaining:
-                ids[self.stored_paths[row]] = self.ids[row]
+                ids[path] = [self.ids[row]]
+        if self.base.stored_paths is not self.base.ids or self.added.ids != self.added.stored_paths:
+            wanted = set(stored_paths)
+            for row in self.rows.tolist():
+                path = self.stored_paths[row]
+                if path in wanted and self.ids[row] not in ids.get(path, ()):
+                    ids.setdefault(path, []).append(self.ids[row])
         return ids
 
     @cached_property
