@@ -238,3 +238,54 @@ def test_dates_come_from_the_camera_or_else_from_the_file(tmp_path, model):
             assert matching("folder=dee") == set()
             assert len(matching("folder=.")) == 4
             store.compact()
+
+
+def test_a_picture_that_is_replaced_while_it_is_indexed_waits_for_the_next_run(store, folder, model):
+    """Its hash would be that of another picture than its vector, and copies would get the wrong vector."""
+    target = paint(folder / "x.png", COLOURS["green"])
+    old = target.read_bytes()
+
+    def replace_it(stage, done, total):
+        if stage == "read new files" and done == total:
+            paint(target, COLOURS["white"])
+
+    report = index_pictures(store, read_dataset(folder), model, progress=replace_it)
+    assert [file.reason for file in report.skipped] == ["cannot be read (it changed meanwhile)"]
+    assert "x.png" not in ids(store)
+    (folder / "copy.png").write_bytes(old)
+    report = index_pictures(store, read_dataset(folder), model)
+    assert (report.added, report.skipped) == (2, ())
+    snapshot = store.snapshot()
+    for name, colour in (("x.png", "white"), ("copy.png", "green")):
+        vector = model.encoder.encode_images([Image.new("RGB", (8, 8), COLOURS[colour])])[0]
+        np.testing.assert_array_equal(snapshot.vectors[snapshot.find(name)], vector.astype(np.float16))
+
+
+def test_a_file_with_another_id_stays_while_it_cannot_be_read(store, folder, model, monkeypatch):
+    target = paint(folder / "x.png", COLOURS["green"])
+    add_pictures(store, [target], model, ids=["holiday"], metadata=['{"x":1}'])
+    original = images._open_file
+
+    def refuse(path):
+        if path == target:
+            raise PermissionError(13, "Permission denied")
+        return original(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "_open_file", refuse)
+        report = index_pictures(store, read_dataset(folder), model)
+    assert (report.removed, len(report.skipped)) == (0, 1)
+    assert "holiday" in ids(store)
+    report = index_pictures(store, read_dataset(folder), model)
+    assert report.moved == 1
+    snapshot = store.snapshot()
+    assert snapshot.metadata(snapshot.find("x.png")) == '{"x":1}'
+
+
+def test_a_moved_folder_is_known_by_its_files_whatever_their_ids(store, folder, model, tmp_path):
+    names = sorted((folder / "trips").iterdir())
+    add_pictures(store, names, model, ids=[f"id {place}" for place in range(len(names))])
+    store.commit(remove=[name for name in ids(store) if not name.startswith("id ")])
+    folder.rename(tmp_path / "moved")
+    report = index_pictures(store, read_dataset(tmp_path / "moved"), model)
+    assert (report.moved, report.pictures) == (6, 6)

@@ -117,6 +117,26 @@ def test_equal_files_are_encoded_once_and_all_get_their_row(cache, paths):
     assert encode.batches == [2]
 
 
+def test_a_file_that_changes_after_it_was_hashed_is_skipped(cache, paths):
+    """Otherwise its new content would be known under the hash of its old content, for every later run."""
+    old = paths[1].read_bytes()
+
+    def change(_stage, done, _total):
+        if done == 0:
+            Image.new("RGB", (8, 8), (9, 9, 9)).save(paths[1])
+
+    encoded = cache.encode_files(paths[:3], mean_colours, "mean", progress=change)
+    assert encoded.rows.tolist() == [0, 2]
+    assert [(item.path, item.reason) for item in encoded.skipped] == [
+        (str(paths[1]), "cannot be read (it changed meanwhile)")
+    ]
+    assert encoded.skipped[0].may_pass
+    copy = paths[1].with_name("copy.png")
+    copy.write_bytes(old)
+    encoded = cache.encode_files([copy, paths[1]], mean_colours, "mean")
+    np.testing.assert_array_equal(encoded.vectors, [[1, 2, 3], [9, 9, 9]])
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
 def test_bad_files_are_skipped_and_listed(cache, paths, batch_size):
     paths[0].write_bytes(b"")

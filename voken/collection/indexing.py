@@ -29,7 +29,7 @@ from voken.data.dates import NO_DATE, date_in_metadata
 from voken.data.images import MAX_PIXELS, date_taken, file_hash
 from voken.data.paths import absolute_path, is_same_folder
 from voken.data.skipped import Skipped
-from voken.encoders.cache import picture_vectors
+from voken.encoders.cache import HashedFile, picture_vectors
 from voken.errors import ConfigError, EmptyDataError, MissingExtraError, PictureError
 from voken.model import compiled
 from voken.progress import Progress, no_progress
@@ -474,7 +474,7 @@ def _encode(
         model.encoder,
         [picture.image.path for picture in pictures],
         cache=cache,
-        hashes=[picture.facts.hash.hex() for picture in pictures],
+        hashes=[HashedFile(one.facts.hash.hex(), one.facts.size, one.facts.modified) for one in pictures],
         max_pixels=max_pixels,
         progress=progress,
         before=before,

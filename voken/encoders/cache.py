@@ -20,7 +20,7 @@ from PIL.Image import Image
 
 from voken.artifact import open_database, storage_errors
 from voken.data.images import MAX_PIXELS, file_hash, load_images
-from voken.data.skipped import Skipped
+from voken.data.skipped import CANNOT_READ, Skipped
 from voken.encoders.interface import Encoder
 from voken.errors import ArtifactVersionError, ConfigError, CorruptArtifactError, PictureError, StorageError
 from voken.progress import Progress, no_progress
@@ -46,6 +46,24 @@ class EncodedFiles(NamedTuple):
     rows: Int[np.ndarray, " usable"]
     """Indices of the usable files in the sequence of paths, ascending."""
     skipped: list[Skipped]
+
+
+class HashedFile(NamedTuple):
+    """The hash of a file's content, and what the file was before it was read."""
+
+    hash: str
+    """See `file_hash`."""
+    size: int
+    modified: int
+    """Nanoseconds since 1970."""
+
+    def is_unchanged(self, path: Path) -> bool:
+        """Whether the file at `path` has this size and time still: if not, its content may have another hash."""
+        try:
+            status = path.stat()
+        except OSError:
+            return False
+        return (status.st_size, status.st_mtime_ns) == (self.size, self.modified)
 
 
 class VectorCache:
@@ -121,7 +139,7 @@ class VectorCache:
         *,
         batch_size: int = 64,
         workers: int = 2,
-        hashes: Sequence[str] | None = None,
+        hashes: Sequence[HashedFile] | None = None,
         max_pixels: int = MAX_PIXELS,
         progress: Progress = no_progress,
         before: int = 0,
@@ -131,21 +149,23 @@ class VectorCache:
 
         `encode` turns pictures (RGB, upright) into vectors, one row per picture. Files of equal content are encoded
         once. A batch is decoded before it is encoded, so batches of large pictures are smaller. A file that cannot be
-        read or decoded is skipped; the skipped files are in the order of the paths. `hashes` are the files' hashes from
-        `file_hash`; if None, they are computed. Pictures of more than `max_pixels` are skipped. If the files are part
-        of a longer list, `before` is the number of files before them and `total` the length of the whole list, both
-        for `progress`.
+        read or decoded is skipped, and so is one that changed after its hash was computed; the skipped files are in the
+        order of the paths. `hashes` are the files' hashes; if None, they are computed. Pictures of more than
+        `max_pixels` are skipped. If the files are part of a longer list, `before` is the number of files before them
+        and `total` the length of the whole list, both for `progress`.
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, not {batch_size}.")
-        outcomes: Sequence[str | Skipped] = list(_hashes(paths, workers)) if hashes is None else hashes
+        outcomes: Sequence[HashedFile | Skipped] = list(_hashes(paths, workers)) if hashes is None else hashes
         positions: dict[str, list[int]] = {}
+        first_of: dict[str, HashedFile] = {}
         skipped: dict[int, Skipped] = {}
         for index, outcome in enumerate(outcomes):
             if isinstance(outcome, Skipped):
                 skipped[index] = outcome
             else:
-                positions.setdefault(outcome, []).append(index)
+                positions.setdefault(outcome.hash, []).append(index)
+                first_of.setdefault(outcome.hash, outcome)
 
         table = _VectorTable(len(paths))
         for file, vector in self.get_many(fingerprint, list(positions)).items():
@@ -160,6 +180,8 @@ class VectorCache:
         pixels = 0
         first = [paths[positions[file][0]] for file in missing]
         for index, picture in load_images(first, workers=workers, max_pixels=max_pixels):
+            if not first_of[missing[index]].is_unchanged(first[index]):
+                picture = Skipped(str(first[index]), f"{CANNOT_READ} (it changed meanwhile)")
             if isinstance(picture, Skipped):
                 for position in positions[missing[index]]:
                     skipped[position] = Skipped(str(paths[position]), picture.reason)
@@ -208,7 +230,7 @@ def picture_vectors(
     paths: Sequence[Path],
     *,
     cache: VectorCache | None = None,
-    hashes: Sequence[str] | None = None,
+    hashes: Sequence[HashedFile] | None = None,
     max_pixels: int = MAX_PIXELS,
     progress: Progress = no_progress,
     before: int = 0,
@@ -241,12 +263,15 @@ def picture_vectors(
     return encoded._replace(vectors=two_tower.project_images(encoded.vectors))
 
 
-def _hashes(paths: Sequence[Path], workers: int) -> Iterator[str | Skipped]:
-    def hash_or_skip(path: Path) -> str | Skipped:
+def _hashes(paths: Sequence[Path], workers: int) -> Iterator[HashedFile | Skipped]:
+    def hash_or_skip(path: Path) -> HashedFile | Skipped:
         try:
-            return file_hash(path)
+            status = path.stat()
+            return HashedFile(file_hash(path), status.st_size, status.st_mtime_ns)
         except PictureError as error:
             return Skipped(error.path, error.reason)
+        except OSError as error:
+            return Skipped(str(path), f"{CANNOT_READ} ({error.strerror or error})")
 
     if workers < 1:
         raise ConfigError(f"workers must be at least 1, not {workers}.")
