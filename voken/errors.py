@@ -21,6 +21,9 @@ other exception that leaves voken is a bug.
 from __future__ import annotations
 
 
+_LONGEST_MESSAGE = 1_000
+
+
 class VokenError(Exception):
     """Base of all errors that voken raises on purpose."""
 
@@ -50,7 +53,16 @@ class SplitLeakError(DataError):
 
 
 class ArtifactError(VokenError):
-    """A saved folder cannot be used."""
+    """A saved folder cannot be used.
+
+    A damaged file may hold a value of any length. A message that quotes it is cut in the middle.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        text = str(message)
+        if len(text) > _LONGEST_MESSAGE:
+            text = f"{text[: _LONGEST_MESSAGE // 2]} … {text[-_LONGEST_MESSAGE // 2 :]}"
+        super().__init__(text)
 
 
 class CorruptArtifactError(ArtifactError):

@@ -267,6 +267,13 @@ def many_levels(folder):
     seal(folder / "base-000001")
 
 
+def long_value(folder):
+    path = folder / "base-000001" / "trie" / "trie.json"
+    arrays = json.loads(path.read_text())["arrays"]
+    rewrite(path, arrays=arrays | {"order": ["x" * 50_000]})
+    seal(folder / "base-000001")
+
+
 def trie_elsewhere(folder):
     path = folder / "base-000001" / "trie" / "trie.json"
     arrays = json.loads(path.read_text())["arrays"]
@@ -386,6 +393,7 @@ HARM = [
     list_for_a_text,
     huge_trie,
     many_levels,
+    long_value,
     trie_elsewhere,
     bomb,
     one_block_for_all,
@@ -404,8 +412,9 @@ HARM = [
 def test_harm_is_a_named_error(folder, tmp_path, harm):
     harm(folder)
     outside = {path: path.lstat().st_mtime_ns for path in tmp_path.iterdir() if path != folder}
-    with pytest.raises(ArtifactError, match=r"^\S.* .*"):
+    with pytest.raises(ArtifactError, match=r"^\S.* .*") as raised:
         read_all(folder)
+    assert len(str(raised.value)) < 1_100
     assert outside == {path: path.lstat().st_mtime_ns for path in tmp_path.iterdir() if path != folder}
 
 

@@ -224,6 +224,17 @@ def test_one_folder_by_many_paths(tmp_path, model, monkeypatch):
     assert collection.remove(paths=["work/../photos/a.png", "link/n.png"]).removed == ("a.png", "n.png")
 
 
+def test_a_file_that_has_two_ids_is_removed_with_both(tmp_path, model):
+    for name in ("a.png", "b.png"):
+        paint(tmp_path / "photos" / name, COLOURS["red"])
+    Collection.index(tmp_path / "c", tmp_path / "photos", model)
+    collection = Collection.open(tmp_path / "c", model=model)
+    collection.add([tmp_path / "photos" / "a.png"], ids=["best"])
+    assert ids(tmp_path / "c") == ["a.png", "b.png", "best"]
+    assert set(collection.remove(paths=[tmp_path / "photos" / "a.png"]).removed) == {"a.png", "best"}
+    assert ids(tmp_path / "c") == ["b.png"]
+
+
 def test_a_copy_uses_its_own_pictures(tmp_path, model):
     for name in ("a.png", "b.png"):
         paint(tmp_path / "one" / "photos" / name, COLOURS["red" if name == "a.png" else "blue"])
