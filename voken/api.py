@@ -39,6 +39,7 @@ from voken.collection.snapshot import UPLOAD_PREFIX, CollectionSize, Snapshot, s
 from voken.collection.store import KIND as COLLECTION
 from voken.collection.store import PICTURES, Change, FittedModel, IndexOptions, IndexReport, Store
 from voken.config import ReadOutName
+from voken.data.location import without_location
 from voken.data.metadata import metadata_fields, metadata_text
 from voken.data.skipped import Skipped
 from voken.device import check_device
@@ -193,6 +194,7 @@ class Collection:
         beams: int | None = None,
         readout: str | None = None,
         max_queue: int | None = None,
+        strip_location: bool = False,
     ) -> None:
         if readout is not None and readout not in get_args(ReadOutName):
             raise ConfigError(f"readout: {readout!r} is not generate, voken or vector. Use one of them.")
@@ -200,6 +202,7 @@ class Collection:
         self._search_model, self._model_folder = model, model_folder  # None: what the collection names
         self._beams, self._readout = beams, cast(ReadOutName | None, readout)
         self._load_options, self._max_queue = load_options, max_queue
+        self._strip_location = strip_location
         self._loading, self._encoding = threading.Lock(), threading.Lock()
         self._queue: SearchQueue | None = None
         self._snapshot: Snapshot | None = None
@@ -217,6 +220,7 @@ class Collection:
         threads: int = 0,
         once: bool = False,
         max_queue: int | None = None,
+        strip_location: bool = False,
         load: bool = True,
     ) -> Self:
         """Open a saved collection with its model. `path` is its folder, or that of the pictures if the collection is in
@@ -227,8 +231,10 @@ class Collection:
         vector rebuilt from the vokens) or "vector" (plus the cosine with the stored vector); None means the best that
         the collection allows. `threads` is the number of threads; 0 means one per core. `once` is for a process that
         searches a single time: it starts faster and searches more slowly. `max_queue` is how many queries may wait
-        while others are answered; None means any number. With `load=False` the model is loaded by the first search, and
-        a process that only changes the collection never loads it.
+        while others are answered; None means any number. With `strip_location`, `metadata`, `picture`, `fields` and
+        filters leave out the fields of the metadata that say where a picture was taken (see `voken.data.location`).
+        With `load=False` the model is loaded by the first search, and a process that only changes the collection never
+        loads it.
 
         Raises `ArtifactError` if there is no collection, if its model is no longer where it was, or if the collection
         was made with another model than `model`, and `ConfigError` for impossible settings.
@@ -240,7 +246,16 @@ class Collection:
         folder = Path(model) if isinstance(model, str | Path) else None
         loaded = None if model is None or isinstance(model, str | Path) else model
         options = {"device": device, "threads": threads, "once": once}
-        collection = cls(store, loaded, folder, options, beams=beams, readout=readout, max_queue=max_queue)
+        collection = cls(
+            store,
+            loaded,
+            folder,
+            options,
+            beams=beams,
+            readout=readout,
+            max_queue=max_queue,
+            strip_location=strip_location,
+        )
         if load:
             _ = collection.searcher
         return collection
@@ -542,7 +557,7 @@ class Collection:
     @property
     def fields(self) -> list[str]:
         """The fields that filters can name: `date`, `folder`, and those of the pictures' metadata."""
-        return fields_of(self._current())
+        return fields_of(self._current(), hides_location=self._strip_location)
 
     @property
     def can_encode(self) -> bool:
@@ -573,7 +588,7 @@ class Collection:
             levels=trie.levels,
             codebook_size=trie.codebook_size,
             root=snapshot.root,
-            fields=tuple(fields_of(snapshot)),
+            fields=tuple(fields_of(snapshot, hides_location=self._strip_location)),
             skipped=snapshot.skipped,
             model=snapshot.model_folders[0] if snapshot.model_folders else None,
             model_fingerprint=snapshot.model_fingerprint,
@@ -608,7 +623,7 @@ class Collection:
         precision: float | None = None,
     ) -> list[list[Hit]]:
         """Like `search`, for several queries, which go through the model together."""
-        return self._opened_queue().search(queries, k, _filters(where), self._threshold(threshold, precision))
+        return self._opened_queue().search(queries, k, self._filters(where), self._threshold(threshold, precision))
 
     async def asearch(
         self,
@@ -623,11 +638,13 @@ class Collection:
 
         Raises `BusyError` if the queue is full.
         """
-        return await self._opened_queue().asearch(queries, k, _filters(where), self._threshold(threshold, precision))
+        return await self._opened_queue().asearch(
+            queries, k, self._filters(where), self._threshold(threshold, precision)
+        )
 
     def similar(self, image_id: str, k: int = 10, *, where: Sequence[str] = ()) -> list[Hit]:
         """At most `k` pictures similar to one of the collection. Raises `DataError` if there is no such picture."""
-        return self.searcher.similar(image_id, k, _filters(where))
+        return self.searcher.similar(image_id, k, self._filters(where))
 
     @extra_errors()
     def search_picture(
@@ -644,7 +661,7 @@ class Collection:
         """
         from voken.data.images import MAX_PIXELS, open_image
 
-        filters, model = _filters(where), self._encoding_model()
+        filters, model = self._filters(where), self._encoding_model()
         picture = Path(picture) if isinstance(picture, str) else picture
         image = open_image(picture, max_pixels=MAX_PIXELS if max_pixels is None else max_pixels)
         with self._encoding:
@@ -664,14 +681,14 @@ class Collection:
             snapshot.ids[row],
             path,
             tuple(snapshot.sequence(row).tolist()),
-            _metadata(snapshot, row),
+            self._metadata(snapshot, row),
             _folder_of(snapshot, row, path),
         )
 
     def metadata(self, image_id: str) -> dict[str, Any]:
         """The metadata of a picture; empty if there is no such picture."""
         snapshot = self._current()
-        return _metadata(snapshot, snapshot.find(image_id))
+        return self._metadata(snapshot, snapshot.find(image_id))
 
     @extra_errors()
     def add(
@@ -735,8 +752,10 @@ class Collection:
             return Change(self.version, skipped=tuple(skipped))
         with uploads.storing(self._store, accepted) as titles:
             ids = [path.relative_to(self._store.folder).as_posix() for path in titles]
+            snapshot = self._store.snapshot()
             fields = [
-                {**self.metadata(image_id), "title": titles[path]} for path, image_id in zip(titles, ids, strict=True)
+                {**_stored_fields(snapshot, snapshot.find(image_id)), "title": titles[path]}
+                for path, image_id in zip(titles, ids, strict=True)
             ]
             change = self.add(list(titles), ids=ids, metadata=fields)
         skipped += [Skipped(titles[Path(file.path)], file.reason) for file in change.skipped]
@@ -786,6 +805,13 @@ class Collection:
     def _refresh(self) -> None:
         if self._queue is not None:
             self._queue.searcher.refresh()
+
+    def _filters(self, texts: Sequence[str]) -> Sequence[Any]:
+        return parse_all(texts, hides_location=self._strip_location) if texts else ()
+
+    def _metadata(self, snapshot: Snapshot, row: int | None) -> dict[str, Any]:
+        fields = _stored_fields(snapshot, row)
+        return without_location(fields) if self._strip_location else fields
 
     def _threshold(self, threshold: float | None, precision: float | None) -> float | None:
         return threshold if precision is None else self.searcher.threshold(precision)
@@ -1058,10 +1084,6 @@ def _cache(cache: str | Path | VectorCache | None) -> VectorCache | None:
     return VectorCache(Path(cache))
 
 
-def _filters(texts: Sequence[str]) -> Sequence[Any]:
-    return parse_all(texts) if texts else ()
-
-
 def _folder_of(snapshot: Snapshot, row: int, path: Path) -> Path:
     """The folder that a picture's file must lie in."""
     stored = snapshot.stored_paths[row]
@@ -1070,12 +1092,12 @@ def _folder_of(snapshot: Snapshot, row: int, path: Path) -> Path:
     return path.parent if Path(stored).is_absolute() else snapshot.root
 
 
+def _stored_fields(snapshot: Snapshot, row: int | None) -> dict[str, Any]:
+    return {} if row is None else metadata_fields(snapshot.metadata(row))
+
+
 def _row_of(snapshot: Snapshot, image_id: str) -> int:
     row = snapshot.find(image_id)
     if row is None:
         raise DataError(f"{image_id}: no picture of the collection has that id. A search shows the ids (--json).")
     return row
-
-
-def _metadata(snapshot: Snapshot, row: int | None) -> dict[str, Any]:
-    return {} if row is None else metadata_fields(snapshot.metadata(row))

@@ -20,7 +20,6 @@ other exception that leaves voken is a bug.
 
 from __future__ import annotations
 
-
 _LONGEST_MESSAGE = 1_000
 
 

@@ -45,7 +45,12 @@ class Served:
     def __init__(self, folder, cache, model=None, **settings):
         self.folder = folder
         self.settings = ServeSettings(**{"token": "open-sesame", "thumbnail_folder": cache, **settings})
-        self.collection = Collection.open(folder, model=model or tiny_model(), max_queue=self.settings.max_queue)
+        self.collection = Collection.open(
+            folder,
+            model=model or tiny_model(),
+            max_queue=self.settings.max_queue,
+            strip_location=self.settings.strip_location,
+        )
         self.app = create_app(self.collection, self.settings)
         self.service = self.app.state.service
 

@@ -192,6 +192,44 @@ def test_the_location_is_taken_out(served, tmp_path, form, options):
         assert plain.get("/pictures/p000.png").content == content + trailer
 
 
+def test_fields_that_tell_the_location_are_left_out(served, tmp_path):
+    fields = {
+        "title": "a beach",
+        "GPSLatitude": 52.5,
+        "camera_lng": 13.4,
+        "exif": {"gps": {"lat": 52.5}, "model": "X100", "places": [{"location": "52.5,13.4"}]},
+    }
+    served.collection.add([served.paths[0]], metadata=[fields])
+    with (
+        Served.over(served.folder, tmp_path / "t", strip_location=True) as stripping,
+        stripping.client() as client,
+    ):
+        (hit,) = stripping.search(client, filters=["title=a beach"])
+        assert hit["metadata"] == {"title": "a beach", "exif": {"model": "X100", "places": [{}]}}
+        named = client.get("/about").json()["fields"]
+        assert set(named) & {"title", "exif", "GPSLatitude", "camera_lng"} == {"title", "exif"}
+        for condition in ("GPSLatitude>52", "metadata.camera_lng!=1", "GPSLatitude=52.5"):
+            message = error_of(client.post("/search", json={"query": "red", "filters": [condition]}), 422)
+            assert "52.5" not in message
+        assert stripping.search(client, filters=["exif~52.5"]) == []
+        assert stripping.search(client, filters=["exif~X100"])
+    with served.client() as plain:
+        (hit,) = served.search(plain, filters=["GPSLatitude=52.5"])
+        assert hit["metadata"] == fields
+
+
+def test_a_picture_that_is_sent_again_keeps_its_hidden_fields(served, tmp_path):
+    with (
+        Served.over(served.folder, tmp_path / "t", strip_location=True) as stripping,
+        stripping.client() as client,
+    ):
+        (image_id,) = upload(client, ("a.png", as_file(noise(20)))).json()["added"]
+        path = served.folder / image_id
+        served.collection.add([path], ids=[image_id], metadata=[{"gps": "52.5", "title": "a.png"}])
+        assert upload(client, ("b.png", as_file(noise(20)))).json()["updated"] == [image_id]
+    assert served.collection.metadata(image_id) == {"gps": "52.5", "title": "b.png"}
+
+
 # slots and time
 
 

@@ -539,7 +539,9 @@ def serve(
     strip_location: Annotated[
         bool,
         typer.Option(
-            "--strip-location", help="Send pictures without the place, the time and the camera that their files tell."
+            "--strip-location",
+            help="Send pictures without the place, the time and the camera that their files tell, and no field of "
+            "their metadata that says where they were taken (gps…, latitude, location …).",
         ),
     ] = False,
     follow_links: Annotated[

@@ -28,7 +28,7 @@ import re
 import unicodedata
 from calendar import isleap, monthrange
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import cached_property
@@ -39,6 +39,7 @@ import numpy as np
 
 from voken.collection.snapshot import UPLOAD_PREFIX, Snapshot
 from voken.data.dates import NO_DATE
+from voken.data.location import is_location, without_location
 from voken.data.metadata import metadata_fields
 from voken.errors import ConfigError
 from voken.shapes import Bool, Int64, Shaped
@@ -64,6 +65,8 @@ class Filter:
     value: str
     is_text: bool = False
     """Whether the value was in double quotes, and so is neither a number nor true or false."""
+    hides_location: bool = False
+    """Whether it is an error to ask where pictures were taken."""
 
     @classmethod
     def parse(cls, text: str) -> Filter:
@@ -124,9 +127,12 @@ def matching_rows(snapshot: Snapshot, filters: Iterable[Filter]) -> Int64[np.nda
     return rows
 
 
-def fields_of(snapshot: Snapshot) -> list[str]:
-    """The fields that filters can name: `date`, `folder`, and those of the pictures' metadata."""
-    names = snapshot.field_names
+def fields_of(snapshot: Snapshot, *, hides_location: bool = False) -> list[str]:
+    """The fields that filters can name: `date`, `folder`, and those of the pictures' metadata.
+
+    With `hides_location`, without those that say where a picture was taken.
+    """
+    names = [name for name in snapshot.field_names if not (hides_location and is_location(name))]
     own = {f"{OWN_FIELD_PREFIX}{name}" if name in (DATE, FOLDER) else name for name in names}
     return [DATE, FOLDER, *sorted(own)]
 
@@ -140,23 +146,24 @@ def _matches(snapshot: Snapshot, rows: Int64[np.ndarray, " rows"], condition: Fi
     if condition.field == FOLDER:
         test = _folder_test(condition)
         return np.fromiter((test(snapshot.stored_paths[row]) for row in rows.tolist()), bool, len(rows))
-    field, value_test = _metadata_field(snapshot, condition.field), _value_test(condition)
-    return np.fromiter(
-        (value_test(metadata_fields(snapshot.metadata(row), exact=True).get(field)) for row in rows.tolist()),
-        bool,
-        len(rows),
-    )
+    field, value_test = _metadata_field(snapshot, condition), _value_test(condition)
+    values = (metadata_fields(snapshot.metadata(row), exact=True).get(field) for row in rows.tolist())
+    if condition.hides_location:
+        values = map(without_location, values)
+    return np.fromiter(map(value_test, values), bool, len(rows))
 
 
-def _metadata_field(snapshot: Snapshot, name: str) -> str:
-    """The field of the metadata that a filter names. Raises `ConfigError` if no picture has it."""
-    names = snapshot.field_names
+def _metadata_field(snapshot: Snapshot, condition: Filter) -> str:
+    """The field of the metadata that a filter names. Raises `ConfigError` if no picture has it, or if it is hidden."""
+    name, names = condition.field, snapshot.field_names
     own = name.removeprefix(OWN_FIELD_PREFIX)
+    if condition.hides_location and is_location(own):
+        raise ConfigError(f"filter on {name!r}: where pictures were taken is hidden here. Use another field.")
     if name in names or own in names:
         return name if name in names else own
     from difflib import get_close_matches
 
-    fields = fields_of(snapshot)
+    fields = fields_of(snapshot, hides_location=condition.hides_location)
     close = get_close_matches(name.casefold(), [field.casefold() for field in fields], 1)
     suggestion = next((f" Did you mean {field!r}?" for field in fields if field.casefold() in close), "")
     more = f" and {len(fields) - _FIELDS_NAMED:,} more" if len(fields) > _FIELDS_NAMED else ""
@@ -264,6 +271,6 @@ def _fold(text: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
 
 
-def parse_all(texts: Sequence[str]) -> tuple[Filter, ...]:
+def parse_all(texts: Sequence[str], *, hides_location: bool = False) -> tuple[Filter, ...]:
     """Parse each text. Raises `ConfigError` for the first that is not a filter."""
-    return tuple(map(Filter.parse, texts))
+    return tuple(replace(Filter.parse(text), hides_location=hides_location) for text in texts)

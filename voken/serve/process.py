@@ -70,7 +70,12 @@ def serve(
     with (
         _listener(settings) as listener,
         Collection.open(
-            folder, model=model, device=device, threads=threads, max_queue=settings.max_queue
+            folder,
+            model=model,
+            device=device,
+            threads=threads,
+            max_queue=settings.max_queue,
+            strip_location=settings.strip_location,
         ) as collection,
     ):
         if len(collection):

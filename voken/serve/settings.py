@@ -54,7 +54,8 @@ class ServeSettings:
     grace_seconds: float = 20.0
     """The time to answer accepted requests after the server was stopped."""
     strip_location: bool = False
-    """Whether pictures are sent without the place, the time and whatever else their files tell beside the pixels."""
+    """Whether pictures are sent without the place, the time and whatever else their files tell beside the pixels, and
+    their metadata without the fields that say where they were taken. `Collection.open` must get the same value."""
     follow_links: bool = False
     """Whether pictures are sent whose files are links that lead out of the folder of the pictures."""
     thumbnail_megabytes: int = 512
