@@ -1,10 +1,16 @@
-"""The main paths give no warning, and leave no file and no socket open: Python's development mode makes both errors."""
+"""The main paths give no warning, and leave no file and no socket open: Python's development mode makes both errors.
+
+They reach no address but those of this machine, and write nothing but the folders that they are given and the documented
+cache.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +21,32 @@ from builders.drawings import COLOURS, SHAPES, TINY_SETTINGS, draw
 PROGRAM = """
 import gc, http.client, json, os, signal, socket, sys, threading, time
 from voken.cli import app
+
+# the operating system's own lists, because libraries open sockets without Python
+elsewhere, ended = set(), threading.Event()
+
+def watch_addresses():
+    while not ended.wait(0.002):
+        sockets = set()
+        for number in os.listdir("/proc/self/fd"):
+            try:
+                sockets.add(os.readlink(f"/proc/self/fd/{number}"))
+            except OSError:
+                continue
+        for table in ("tcp", "tcp6", "udp", "udp6"):
+            try:
+                with open(f"/proc/self/net/{table}") as source:
+                    lines = source.read().splitlines()[1:]
+            except OSError:
+                continue
+            for words in map(str.split, lines):
+                address = words[2].partition(":")[0]
+                here = address[-2:] == "7F" or not address.strip("0") or address == "0" * 24 + "01000000"
+                if not here and f"socket:[{words[9]}]" in sockets:
+                    elsewhere.add(f"{table} {words[2]}")
+
+watcher = threading.Thread(target=watch_addresses)
+watcher.start()
 
 def run(*arguments):
     print("$ voken", *arguments, flush=True)
@@ -77,7 +109,9 @@ asking = threading.Thread(target=client)
 asking.start()
 run("serve", collection, "--port", port, "--token", "t")
 asking.join()
-print(json.dumps(statuses))
+ended.set()
+watcher.join()
+print(json.dumps({"statuses": statuses, "elsewhere": sorted(elsewhere)}))
 """
 
 
@@ -92,8 +126,14 @@ def test_the_main_paths_give_no_warning(tmp_path):
         lines.append({"file_name": f"{number}.png", "text": f"a {colour} {shape}", "split": split})
     (data / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     settings = [part for setting in TINY_SETTINGS for part in ("--set", setting)]
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("ORT_", "XDG_", "HF_"))}
+    environment |= {"HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": str(tmp_path / "temporary")}
+    (tmp_path / "temporary").mkdir()
     result = subprocess.run(
         [sys.executable, "-W", "error", "-X", "dev", "-c", PROGRAM, data, tmp_path, *settings],
+        env=environment,
         capture_output=True,
         text=True,
         check=False,
@@ -102,4 +142,8 @@ def test_the_main_paths_give_no_warning(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "Warning" not in result.stderr, result.stderr
     assert "Exception ignored" not in result.stderr, result.stderr
-    assert json.loads(result.stdout.splitlines()[-1]) == [200] * 9
+    assert json.loads(result.stdout.splitlines()[-1]) == {"statuses": [200] * 9, "elsewhere": []}
+    written = {path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file()}
+    assert {Path(path).parts[:2] for path in written} <= {(".cache", "voken")}
+    assert list((tmp_path / "temporary").iterdir()) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "cache", "data", "home", "m", "temporary"]

@@ -34,7 +34,7 @@ import numpy as np
 
 from voken import artifact
 from voken.collection.default_place import default_place, find_collection
-from voken.collection.filters import fields_of, parse_all
+from voken.collection.filters import dates_of, fields_of, parse_all
 from voken.collection.snapshot import UPLOAD_PREFIX, CollectionSize, Snapshot, stored_path
 from voken.collection.store import KIND as COLLECTION
 from voken.collection.store import PICTURES, Change, FittedModel, IndexOptions, IndexReport, Store
@@ -667,6 +667,11 @@ class Collection:
         with self._encoding:
             vector = np.asarray(model.encoder.encode_images([image]), dtype=np.float32)
             return self.searcher.like_vector(model.tokenizer.code_vectors(vector)[0], vector[0], k, filters)
+
+    def newest_first(self, hits: Sequence[Hit]) -> list[Hit]:
+        """The hits by falling date, as `date` filters see it. Of one second, the better hit is first."""
+        dates = dates_of(self._current(), [hit.image_id for hit in hits])
+        return [hits[place] for place in sorted(range(len(hits)), key=lambda place: -dates[place])]
 
     def explain(self, query: str, hits: Sequence[Hit]) -> list[Why]:
         """Explain each hit of a search for `query` by the vokens that the generator wrote, level by level."""

@@ -1,6 +1,7 @@
 """The command line, from a folder of pictures with captions to answers, and what it says when things go wrong."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,18 @@ def test_search_in_its_three_forms(collection, data):
     assert all(len(hit["vokens"]) == 3 for hit in report["hits"])
     for name, line in zip(files, table.stdout.splitlines()[1:], strict=True):
         assert line.endswith(display_path(name))
+
+
+def test_hits_by_date(collection, data):
+    arguments = ("search", collection, "a red square", "-k", 5, "--json")
+    best = json.loads(run(*arguments).stdout)["hits"]
+    for age, hit in enumerate(best):
+        os.utime(hit["path"], (1_700_000_000 - 86_400 * (age % 3),) * 2)
+    run("index", data, "--out", collection)
+    newest = json.loads(run(*arguments, "--sort", "date").stdout)["hits"]
+    assert [hit["image_id"] for hit in newest] == [best[place]["image_id"] for place in (0, 3, 1, 4, 2)]
+    assert [hit["rank"] for hit in newest] == [1, 2, 3, 4, 5]
+    assert run("search", collection, "dot", "--sort", "size").exit_code == 2
 
 
 def test_search_settings(collection, work):

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -373,6 +373,10 @@ def search(
     like: Annotated[
         str | None, typer.Option("--like", metavar="ID", help="Find pictures similar to this one of the collection.")
     ] = None,
+    sort: Annotated[
+        Literal["score", "date"],
+        typer.Option("--sort", help="The order of the pictures: the best or the newest first."),
+    ] = "score",
     preview: Annotated[bool, typer.Option("--preview", "-p", help="Show the pictures in the terminal.")] = False,
     files_only: Annotated[bool, typer.Option("--files-only", "-f", help="Print only paths, one per line.")] = False,
     null: Annotated[
@@ -423,6 +427,8 @@ def search(
     else:
         hits = collection.search(query or "", k, where=filters, threshold=threshold, precision=precision)
     seconds = time.perf_counter() - start
+    if sort == "date":
+        hits = collection.newest_first(hits)
     if as_json:
         ranked = [
             {"rank": rank, **asdict(hit), "metadata": collection.metadata(hit.image_id)}

@@ -190,6 +190,29 @@ def _dates_match(facts: Shaped[np.ndarray, " rows"], condition: Filter) -> Bool[
     return matches
 
 
+def dates_of(snapshot: Snapshot, image_ids: Sequence[str]) -> list[int]:
+    """When pictures were taken, as `date` filters see it: the second since 1970 that a clock in UTC would show.
+
+    A file's time is that of a clock in this machine's zone. A picture that is not in the collection was taken in 1970.
+    """
+    dates = []
+    for row in map(snapshot.find, image_ids):
+        if row is None or snapshot.facts is None:
+            dates.append(0)
+            continue
+        taken, modified = (int(snapshot.facts[row][name]) for name in ("taken", "modified"))
+        dates.append(_clock(modified // 1_000_000_000) if taken == NO_DATE else taken)
+    return dates
+
+
+def _clock(instant: int) -> int:
+    """What clocks in this machine's zone show at a second since 1970: the inverse of `_instant`."""
+    try:
+        return int(datetime.fromtimestamp(instant).replace(tzinfo=UTC).timestamp())
+    except (ValueError, OverflowError, OSError):
+        return instant
+
+
 def _period(value: str) -> tuple[tuple[int, int], tuple[int, int]]:
     """The first second of a year, month or day, and the first second after it: of clocks' dates, and of files' times.
 
