@@ -1,7 +1,7 @@
 """The main paths give no warning, and leave no file and no socket open: Python's development mode makes both errors.
 
-They reach no address but those of this machine, and write nothing but the folders that they are given and the documented
-cache.
+They reach no address but those of this machine, and write nothing but the folders that they are given and the
+documented cache.
 """
 
 from __future__ import annotations
