@@ -184,6 +184,8 @@ def _sql(path: Path, chance: random.Random) -> None:
 def _seal(folder: Path) -> None:
     """Write the checksums of a folder's files again, if its manifest still lists them."""
     path = folder / "manifest.json"
+    if not path.is_file() or path.is_symlink():  # it may be a pipe now
+        return
     try:
         manifest = json.loads(path.read_text())
         for name, entry in manifest["files"].items():
