@@ -3,14 +3,17 @@
 import json
 import os
 import shutil
+import sys
 import unicodedata
 from io import BytesIO
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from builders.tiny_model import COLOURS, paint, paint_many, tiny_model
 from voken import Collection, artifact
+from voken.cli import app
 from voken.collection.doctor import examine
 from voken.collection.index_lock import index_lock
 from voken.collection.store import PICTURES, Store
@@ -201,6 +204,25 @@ def test_a_listed_picture_that_is_gone_stops_nothing(tmp_path, model):
 
 
 # Paths, copies and moves.
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes on Linux alone")
+def test_names_that_are_not_utf8_stop_nothing(tmp_path, model):
+    """Neither as names of pictures nor in the reasons why others are left out."""
+    folder = tmp_path / "photos"
+    inner = folder / os.fsdecode(b"caf\xe9")
+    for name in (folder / "a.png", inner / "b.png", inner / os.fsdecode(b"\xff.png")):
+        paint(name, COLOURS["red"])
+    (inner / "metadata.jsonl").write_text('{"file_name": "b.png", "n": 1}\n{"file_name": "gone.png"}\n')
+    report = Collection.index(tmp_path / "c", folder, model)
+    reasons = {Path(file.path).name: file.reason for file in report.skipped}
+    assert "does not exist" in reasons["gone.png"]
+    assert Collection.open(tmp_path / "c", model=model).info().skipped == report.skipped
+    again = Collection.index(tmp_path / "c", folder, model)
+    assert (again.changes, again.skipped) == (0, report.skipped)
+    result = CliRunner().invoke(app, ["info", str(tmp_path / "c"), "--skipped", "--json"])
+    assert result.exit_code == 0, result.output
+    assert len(json.loads(result.stdout)["skipped"]) == len(report.skipped)
 
 
 def test_one_folder_by_many_paths(tmp_path, model, monkeypatch):

@@ -168,6 +168,9 @@ def test_skipped_files_are_remembered_until_they_are_pictures(tmp_path):
     assert [one.path for one in store.snapshot().skipped] == [str(tmp_path / "b"), str(tmp_path / "c")]
     store.commit([entry("b")], forget=["c"])
     assert store.skipped() == {}
+    odd = SkippedFile("\udcff", "not listed in \udce9/metadata.jsonl", 0, 7)  # names that are not UTF-8
+    store.commit(skipped=[odd])
+    assert store.skipped() == {odd.path: odd}
 
 
 def test_a_second_writer_waits_and_readers_do_not(tmp_path, monkeypatch):

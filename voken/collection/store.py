@@ -436,7 +436,7 @@ class Store:
             )
             connection.executemany(
                 "INSERT OR REPLACE INTO skipped VALUES (?, ?, ?, ?)",
-                [(_encode_text(file.path), file.reason, file.size, file.modified) for file in skipped],
+                [(_encode_text(file.path), _encode_text(file.reason), file.size, file.modified) for file in skipped],
             )
             version = state.version + 1
             _write_settings(connection, version=version, next_row=state.next_row + len(entries))
@@ -789,8 +789,8 @@ def _read_removed(connection: sqlite3.Connection, state: _State) -> Int64[np.nda
 
 def _read_skipped(connection: sqlite3.Connection) -> list[SkippedFile]:
     rows = _rows(connection, "skipped", "path, reason, size, modified", "path")
-    files = [SkippedFile(_decode_text(path), *values) for path, *values in rows]
-    if any((type(file.reason), type(file.size), type(file.modified)) != (str, int, int) for file in files):
+    files = [SkippedFile(_decode_text(path), _decode_text(reason), *values) for path, reason, *values in rows]
+    if any((type(file.size), type(file.modified)) != (int, int) for file in files):
         raise ValueError("a file that was left out has an impossible entry")
     return files
 

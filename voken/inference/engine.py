@@ -499,7 +499,7 @@ def _session_options(threads: int = 0, *, once: bool = False) -> onnxruntime.Ses
         onnxruntime.set_global_thread_pool_sizes(_threads, 1)
     options = onnxruntime.SessionOptions()
     options.use_per_session_threads = False
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # its errors are raised, too
     # each graph would keep the most memory that it ever needed
     options.enable_cpu_mem_arena = False
     if once:
