@@ -27,7 +27,7 @@ import json
 import re
 import unicodedata
 from calendar import isleap, monthrange
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -147,7 +147,7 @@ def _matches(snapshot: Snapshot, rows: Int64[np.ndarray, " rows"], condition: Fi
         test = _folder_test(condition)
         return np.fromiter((test(snapshot.stored_paths[row]) for row in rows.tolist()), bool, len(rows))
     field, value_test = _metadata_field(snapshot, condition), _value_test(condition)
-    values = (metadata_fields(snapshot.metadata(row), exact=True).get(field) for row in rows.tolist())
+    values: Iterator[Any] = (metadata_fields(snapshot.metadata(row), exact=True).get(field) for row in rows.tolist())
     if condition.hides_location:
         values = map(without_location, values)
     return np.fromiter(map(value_test, values), bool, len(rows))

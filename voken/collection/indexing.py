@@ -351,12 +351,12 @@ def _plan_changes(
     contents: list[tuple[int, bytes] | None] = []
     with ThreadPoolExecutor(workers) as pool:
         results = pool.map(lambda file: _date_and_hash_or_error(file[0]), changed)
-        for count, ((_, path, size, modified), content) in enumerate(zip(changed, results, strict=True), start=1):
+        for count, ((_, path, size, modified), result) in enumerate(zip(changed, results, strict=True), start=1):
             if count % 100 == 0 or count == len(changed):
                 progress("read new files", count, len(changed))
-            if isinstance(content, PictureError):
-                unusable.append(SkippedFile(path, content.reason, size, modified))
-            contents.append(None if isinstance(content, PictureError) else content)
+            if isinstance(result, PictureError):
+                unusable.append(SkippedFile(path, result.reason, size, modified))
+            contents.append(None if isinstance(result, PictureError) else result)
     # a file that cannot be read now may have been added under another id than its path
     unreadable = {file.path for file in unusable}
     removed = [
