@@ -195,14 +195,16 @@ def dates_of(snapshot: Snapshot, image_ids: Sequence[str]) -> list[int]:
 
     A file's time is that of a clock in this machine's zone. A picture that is not in the collection was taken in 1970.
     """
-    dates = []
-    for row in map(snapshot.find, image_ids):
-        if row is None or snapshot.facts is None:
-            dates.append(0)
-            continue
-        taken, modified = (int(snapshot.facts[row][name]) for name in ("taken", "modified"))
-        dates.append(_clock(modified // 1_000_000_000) if taken == NO_DATE else taken)
-    return dates
+    rows = [snapshot.find(image_id) for image_id in image_ids]
+    known = np.array([row for row in rows if row is not None], dtype=np.int64)
+    if snapshot.facts is None or not len(known):
+        return [0] * len(rows)
+    facts = snapshot.facts[known]
+    dates = dict(zip(known.tolist(), facts["taken"].tolist(), strict=True))
+    for row, modified in zip(known.tolist(), facts["modified"].tolist(), strict=True):
+        if dates[row] == NO_DATE:
+            dates[row] = _clock(modified // 1_000_000_000)
+    return [0 if row is None else dates[row] for row in rows]
 
 
 def _clock(instant: int) -> int:
