@@ -5,8 +5,8 @@
 Each mutation changes one or two files of a small collection and its model: bytes, numbers, JSON values, values in the
 database, lengths, kinds of files. Most are given the right checksums again, as somebody would who means harm. Then
 everything is read as `info`, `search`, `doctor` and `serve` read it. What must not happen: an exception that is not a
-`VokenError`, twenty seconds of work, no end at all (three minutes, as the machine may be busy), a gigabyte of memory, or
-a change outside the folder. Numbers of mutations that failed are printed, and `--only` repeats one.
+`VokenError`, twenty seconds of work, no end at all (three minutes, as the machine may be busy), a gigabyte of memory,
+or a change outside the folder. Numbers of mutations that failed are printed, and `--only` repeats one.
 """
 
 from __future__ import annotations
