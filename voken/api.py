@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from voken.collection.doctor import Finding
     from voken.collection.indexing import PictureModel
     from voken.config import RunConfig
-    from voken.data.captions import Dataset
+    from voken.data.captions import Dataset as Dataset  # re-exported for annotations
     from voken.data.opened_picture import OpenedPicture as OpenedPicture  # re-exported for annotations
     from voken.encoders.cache import VectorCache
     from voken.image_tokenizer.train import TokenizerReport as TokenizerReport  # re-exported for annotations
@@ -92,6 +92,7 @@ __all__ = [
     "pull",
     "push",
     "tokenizer_report",
+    "unpack_dataset",
 ]
 
 Why = explain.Why
@@ -983,6 +984,26 @@ def draw_dataset(
     if name == "icons":
         return icons.build(folder, seed=seed, size=size or 64, progress=progress)
     return icons.build_all(folder, seed=seed, size=size or 64, every_licence=every_licence, progress=progress)
+
+
+@extra_errors()
+def unpack_dataset(
+    source: str | Path,
+    folder: str | Path,
+    *,
+    picture: str | None = None,
+    caption: str | None = None,
+    config: str | None = None,
+    limit: int | None = None,
+    progress: Progress = no_progress,
+) -> Dataset:
+    """Write a data set whose pictures are in archives, in Parquet files or on the Hugging Face hub as a folder.
+
+    See `voken.data.unpacked.unpack` for the arguments and the errors.
+    """
+    from voken.data.unpacked import unpack
+
+    return unpack(source, Path(folder), picture=picture, caption=caption, config=config, limit=limit, progress=progress)
 
 
 def _check_collection(folder: Path, kind: str = "collection") -> None:

@@ -22,7 +22,8 @@ MODULES_OF_EXTRAS = {
     "preview": "textual_image",
     "langchain": "langchain_core",
     "parquet": "pyarrow",
-    "mteb": "mteb datasets",
+    "hub": "datasets",
+    "mteb": "mteb",
 }
 _EXTRA_OF = {module: extra for extra, modules in MODULES_OF_EXTRAS.items() for module in modules.split()}
 
