@@ -219,9 +219,8 @@ def write_parquet(path, pictures, metadata=None, kind=PICTURE, column="image", g
     return path
 
 
-FEATURES = {
-    "info": {"features": {"image": {"_type": "Image"}, "label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}
-}
+LABEL = {"names": ["cat", "dog"], "_type": "ClassLabel"}
+FEATURES = {"info": {"features": {"image": {"_type": "Image"}, "label": LABEL}}}
 
 
 def test_hugging_faces_picture_columns(tmp_path):
@@ -286,7 +285,7 @@ def test_columns_of_other_names_are_named_by_the_user(tmp_path):
     source = write_parquet(
         tmp_path / "a.parquet", picture, column="front", back=pyarrow.array(picture, PICTURE), product=["a shoe"]
     )
-    with pytest.raises(DataError, match=r"the columns of bytes are: back, front\. Name the one .*\(--picture\)"):
+    with pytest.raises(DataError, match=r"the columns of bytes are: back, front\. Name the one with"):
         unpack(source, tmp_path / "out")
     with pytest.raises(DataError, match=r"has no column 'titel'; it has .*product.*\(--caption\)"):
         unpack(source, tmp_path / "out", picture="front", caption="titel")

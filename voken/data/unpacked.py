@@ -71,9 +71,10 @@ def unpack(
     """Write the pictures of `source` below `folder`, with a metadata.jsonl, which is complete or absent.
 
     `source` is a .tar or .parquet file, a folder of them, or a name on the hub. `picture` and `caption` name the
-    columns if they are not recognised, `config` is the part of a hub data set, and `limit` is how many pictures are taken. What
-    could not be used is in `skipped` of the returned data set. Raises `DataError` if the source is none of these,
-    `EmptyDataError` if no picture in it can be used, `ConfigError` if there is a data set in `folder`, `StorageError`.
+    columns if they are not recognised, `config` is the part of a hub data set, and `limit` is how many pictures are
+    taken. What could not be used is in `skipped` of the returned data set. Raises `DataError` if the source is none of
+    these, `EmptyDataError` if no picture in it can be used, `ConfigError` if there is a data set in `folder`, and
+    `StorageError`.
     """
     folder = Path(folder)
     if (folder / METADATA).exists():
@@ -383,7 +384,7 @@ def _file_within(path: Path, roots: Sequence[Path]) -> bytes | None:
 
 
 def _class_names(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
-    """The names of classes by column, which Hugging Face writes into a Parquet file's schema; its values are numbers."""
+    """The names of classes by column. Hugging Face writes them into a Parquet file's schema; the values are numbers."""
     with suppress(ValueError, RecursionError, AttributeError, TypeError, KeyError):
         features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
         return {
