@@ -105,7 +105,8 @@ class PictureModel(Protocol):
 class SavedModel:
     """The encoder and the tokenizer of a saved model, loaded on first use: a run without new pictures is fast.
 
-    They are those of the model's engine if it encodes pictures and the device is the CPU. Its properties raise `ArtifactError` if there is no model, `MissingExtraError` if torch is not installed.
+    They are those of the model's engine if it encodes pictures and the device is the CPU. Its properties raise
+    `ArtifactError` if there is no model, `MissingExtraError` if torch is needed and not installed.
     """
 
     folder: Path

@@ -71,9 +71,7 @@ def new_store(
     settings = encoder_settings(encoder)
     frozen = frozen_encoder(settings, device)
     with quick_encoder(frozen, device, threads) as quick:
-        encoded = picture_vectors(
-            quick, paths, cache=cache, max_pixels=max_pixels, workers=threads, progress=progress
-        )
+        encoded = picture_vectors(quick, paths, cache=cache, max_pixels=max_pixels, workers=threads, progress=progress)
     if not len(encoded.rows):
         reasons = "; ".join(f"{file.path}: {file.reason}" for file in encoded.skipped[:_REASONS_SHOWN])
         count = f"None of {len(paths)} pictures" if len(paths) > 1 else "The only picture"

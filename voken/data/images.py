@@ -401,9 +401,7 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in (*_FORMATS, *added) if name in Image.OPEN)
 
 
-def _decode(
-    source: BinaryIO, name: str, size: int | None, least_side: int | None, max_pixels: int
-) -> Image.Image:
+def _decode(source: BinaryIO, name: str, size: int | None, least_side: int | None, max_pixels: int) -> Image.Image:
     start = source.tell()
     prefix = source.read(_PREFIX_BYTES)
     source.seek(start)
@@ -427,9 +425,7 @@ def _decode(
     return rgb if size is None else _square(rgb, size)
 
 
-def _decode_raw(
-    source: BinaryIO, name: str, size: int | None, least_side: int | None, max_pixels: int
-) -> Image.Image:
+def _decode_raw(source: BinaryIO, name: str, size: int | None, least_side: int | None, max_pixels: int) -> Image.Image:
     """A camera's raw picture: the preview that the camera put into the file, or else the developed picture."""
     if not _RAW.is_installed:
         raise PictureError(name, _RAW.missing)

@@ -163,9 +163,7 @@ class VectorCache:
         batch: list[str] = []
         pixels = 0
         first = [paths[positions[file][0]] for file in missing]
-        pictures = load_images(
-            first, least_side=least_side, prepare=prepare, workers=workers, max_pixels=max_pixels
-        )
+        pictures = load_images(first, least_side=least_side, prepare=prepare, workers=workers, max_pixels=max_pixels)
         for index, picture in pictures:
             if isinstance(picture, Skipped):
                 for position in positions[missing[index]]:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from PIL import Image
 
 from voken.errors import ConfigError
 from voken.shapes import Float32, Shaped
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_BILINEAR = 2
 _MOST_PIXELS = 1 << 13
 """No network reads pictures with a side of more pixels."""
 
@@ -56,13 +59,13 @@ class PicturePreparation:
             raise ConfigError("The image processor limits the longer side of pictures, which voken does not know.")
         rescale = float(settings.get("rescale_factor") or 1 / 255) if settings.get("do_rescale", True) else 1.0
         normalizes = settings.get("do_normalize", True)
-        mean = np.broadcast_to(settings.get("image_mean") if normalizes else 0.0, 3).astype(np.float64)
-        std = np.broadcast_to(settings.get("image_std") if normalizes else 1.0, 3).astype(np.float64)
+        colours = (settings["image_mean"], settings["image_std"]) if normalizes else (0.0, 1.0)
+        mean, std = (np.broadcast_to(np.asarray(values, dtype=np.float64), 3) for values in colours)
         return cls(
             resize=_sides(size),
             edge=int(size.get("shortest_edge") or 0),
             crop=_sides(settings.get("crop_size")) if settings.get("do_center_crop") else None,
-            resample=int(settings.get("resample", Image.Resampling.BILINEAR)),
+            resample=int(settings.get("resample", _BILINEAR)),
             scale=tuple((rescale / std).tolist()),
             shift=tuple((-mean / std).tolist()),
         )
@@ -70,9 +73,9 @@ class PicturePreparation:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """What `to_dict` gave. Raises `ConfigError`, `TypeError` or `KeyError` for anything else."""
-        sizes = {name: None if values[name] is None else _pair(values[name]) for name in ("resize", "crop")}
-        colours = {name: tuple(float(value) for value in values[name]) for name in ("scale", "shift")}
-        return cls(**sizes, **colours, edge=int(values["edge"]), resample=int(values["resample"]))
+        resize, crop = (None if values[name] is None else _pair(values[name]) for name in ("resize", "crop"))
+        scale, shift = (tuple(float(value) for value in values[name]) for name in ("scale", "shift"))
+        return cls(resize, int(values["edge"]), crop, int(values["resample"]), scale, shift)
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -90,22 +93,22 @@ class PicturePreparation:
         """The shorter side that a picture must at least have, so that no detail is lost which would be read."""
         return self.edge or max(self.resize or self.size)
 
-    def prepare(self, image: Image.Image) -> Image.Image:
+    def prepare(self, image: Image) -> Image:
         """The part of a picture that is read, in its final size. Call it once for a picture."""
         image = image.convert("RGB")
         width, height = image.size
         if self.resize is not None:
-            image = image.resize(self.resize[::-1], Image.Resampling(self.resample))
+            image = image.resize(self.resize[::-1], self.resample)
         elif self.edge:
             longer = int(self.edge * max(width, height) / min(width, height))
             size = (self.edge, longer) if width <= height else (longer, self.edge)
-            image = image.resize(size, Image.Resampling(self.resample))
+            image = image.resize(size, self.resample)
         if self.crop is None or image.size == self.crop[::-1]:
             return image
         top, left = (image.height - self.crop[0]) // 2, (image.width - self.crop[1]) // 2
         return image.crop((left, top, left + self.crop[1], top + self.crop[0]))
 
-    def pixels(self, prepared: Sequence[Image.Image]) -> Shaped[np.ndarray, "images height width 3"]:
+    def pixels(self, prepared: Sequence[Image]) -> Shaped[np.ndarray, "images height width 3"]:
         """Prepared pictures as bytes."""
         return np.stack([np.asarray(image, dtype=np.uint8) for image in prepared])
 

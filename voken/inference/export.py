@@ -180,7 +180,7 @@ def export_text_encoder(encoder: ExportedEncoder, folder: Path, *, precision: Pr
 
 def rebuild_graph(tokenizer: ImageTokenizer) -> Graph:
     """Turns `vokens` (sequences, M) into `vector` (sequences, dim), as `ImageTokenizer.decode` (Eq. 3). In float32."""
-    from voken.inference.graph import Graph, array, matrix
+    from voken.inference.graph import Graph, array
 
     graph = Graph()
     vokens = graph.input("vokens", "int64", ["sequences", tokenizer.levels])

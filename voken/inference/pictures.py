@@ -33,11 +33,6 @@ _BATCH = 16
 """Pictures that go through the network together. On a processor, more are no faster."""
 
 
-def has_picture_graph(folder: Path) -> bool:
-    """Whether an engine encodes pictures."""
-    return (Path(folder) / PICTURES_HEADER).is_file()
-
-
 class PictureGraph:
     """The picture side of a CLIP or SigLIP model: a `PreparingEncoder`."""
 

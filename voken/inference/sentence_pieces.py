@@ -19,13 +19,14 @@ def siglip_tokenizer(tokenizer: Any) -> Tokenizer:
     """
     from sentencepiece import sentencepiece_model_pb2
 
-    proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.sp_model.serialized_model_proto())
+    pb: Any = sentencepiece_model_pb2
+    proto = pb.ModelProto.FromString(tokenizer.sp_model.serialized_model_proto())
     pieces = [(piece.piece, piece.score) for piece in proto.pieces]
-    kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
+    kinds = pb.ModelProto.SentencePiece
     unknown = next(row for row, piece in enumerate(proto.pieces) if piece.type == kinds.UNKNOWN)
     has_bytes = any(piece.type == kinds.BYTE for piece in proto.pieces)
     backend = Tokenizer(Unigram(pieces, unk_id=unknown, byte_fallback=has_bytes))
-    steps = [normalizers.Lowercase()] if tokenizer.do_lower_case else []
+    steps: list[normalizers.Normalizer] = [normalizers.Lowercase()] if tokenizer.do_lower_case else []
     steps += [
         normalizers.Replace(Regex(f"[{_escaped(string.punctuation)}]"), ""),
         normalizers.Replace(Regex(r"\s+"), " "),

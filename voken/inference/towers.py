@@ -102,9 +102,7 @@ def read_texts(graph: Graph, encoder: HubEncoder, *, states: bool) -> ReadTexts:
     config, embeddings = tower.config, tower.embeddings
     words = graph.op("Gather", graph.constant(array(embeddings.token_embedding.weight)), texts.tokens)
     places = graph.op("Gather", graph.constant(array(embeddings.position_embedding.weight)), offset)
-    layers = _Layers(
-        graph, tower.encoder.layers, config, tower.final_layer_norm, causal=encoder.family == "clip"
-    )
+    layers = _Layers(graph, tower.encoder.layers, config, tower.final_layer_norm, causal=encoder.family == "clip")
 
     def mix(joint: str) -> str:
         return texts.packed(layers.attention(texts.padded(joint)), int(config.hidden_size))

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from voken import artifact
 from voken.config import ReadOutWeights, SearchConfig, from_dict
 from voken.errors import ArtifactError, ConfigError, CorruptArtifactError
-from voken.inference.engine import HEADER, Engine
-from voken.inference.pictures import EngineTokenizer, PictureGraph, has_picture_graph
+from voken.inference.engine import HEADER, PICTURES_HEADER, Engine
 from voken.model.calibration import Calibration
 from voken.shapes import Float32
+
+if TYPE_CHECKING:
+    from voken.inference.pictures import EngineTokenizer, PictureGraph
 
 KIND, VERSION = "model", 1
 """Kind and version of a model folder (see `voken.model.model`)."""
@@ -83,6 +85,8 @@ class CompiledPictureSide:
 
         Raises `ArtifactError` if there is no model, `CorruptArtifactError` for damaged files.
         """
+        from voken.inference.pictures import EngineTokenizer, PictureGraph
+
         folder = Path(folder)
         artifact.check(folder, kind=KIND, version=VERSION, checksums=False)
         fingerprint = artifact.contents_digest(folder, without=FOLDER)
@@ -118,4 +122,4 @@ def is_compiled(folder: Path) -> bool:
 
 def encodes_pictures(folder: Path) -> bool:
     """Whether a model folder has an engine that encodes pictures."""
-    return is_compiled(folder) and has_picture_graph(Path(folder) / FOLDER)
+    return is_compiled(folder) and (Path(folder) / FOLDER / PICTURES_HEADER).is_file()
