@@ -57,8 +57,10 @@ from voken.model import compiled
 from voken.progress import Progress, no_progress
 from voken.search import explain
 from voken.search.batching import SearchQueue
+from voken.search.combined_query import Term, combined, parse_terms
 from voken.search.hit import Hit
-from voken.search.searcher import Searcher, SearchModel, load_model
+from voken.search.searcher import Searcher, SearchModel, check_k, load_model, readable_text
+from voken.shapes import Float
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -649,10 +651,52 @@ class Collection:
 
         Raises `PictureError` if the file cannot be read, `MissingExtraError` if torch is not installed.
         """
+        filters = _filters(where)
+        vector = self._picture_vector(picture, max_pixels)
+        return self.searcher.like_vector(self._code(vector), vector, k, filters)
+
+    @extra_errors()
+    def combine(
+        self,
+        query: str | None = None,
+        k: int = 10,
+        *,
+        like: str | None = None,
+        picture: str | Path | BinaryIO | None = None,
+        plus: Sequence[str] = (),
+        minus: Sequence[str] = (),
+        where: Sequence[str] = (),
+        max_pixels: int | None = None,
+    ) -> list[Hit]:
+        """At most `k` pictures for a query of several parts: "like this picture, but at night and without people".
+
+        The parts are a `query` in words, the id `like` of a picture of the collection, the `picture` in a file, and
+        words to add (`plus`) and to take away (`minus`). A word may have a weight, "dog:2"; all others have 1. The
+        vectors of the parts are added (see `voken.search.combined_query`). Raises `ConfigError` if there is nothing to
+        start from or nothing left, `DataError` for an unknown id, and what `search` and `search_picture` raise.
+        """
+        terms, filters, searcher = parse_terms(plus, minus), _filters(where), self.searcher
+        check_k(k)
+        if query is not None:
+            terms.insert(0, Term(query))
+        vectors = [searcher.vector_of(like)] if like is not None else []
+        if picture is not None:
+            vectors.append(self._picture_vector(picture, max_pixels))
+        if not vectors and not any(term.weight > 0 for term in terms):
+            raise ConfigError("There is nothing to start from. Give a query, a picture, or words to add (plus).")
+        weights = [1.0] * len(vectors) + [term.weight for term in terms]
+        if terms:
+            texts = [readable_text(term.text, place) for place, term in enumerate(terms)]
+            vectors += list(searcher.model.query_vectors(texts))
+        vector = combined(vectors, weights)
+        hits = searcher.like_vector(self._code(vector), vector, k + (like is not None), filters)
+        return [hit for hit in hits if hit.image_id != like][:k]
+
+    def _picture_vector(self, picture: str | Path | BinaryIO, max_pixels: int | None) -> Float[np.ndarray, " dim"]:
         from voken.data.images import MAX_PIXELS, open_image
         from voken.encoders.interface import PreparingEncoder
 
-        filters, model = _filters(where), self._encoding_model()
+        model = self._encoding_model()
         picture = Path(picture) if isinstance(picture, str) else picture
         with self._encoding:
             # as it was indexed
@@ -660,8 +704,15 @@ class Collection:
         most = MAX_PIXELS if max_pixels is None else max_pixels
         image = open_image(picture, least_side=least_side, max_pixels=most)
         with self._encoding:
-            vector = np.asarray(model.encoder.encode_images([image]), dtype=np.float32)
-            return self.searcher.like_vector(model.tokenizer.code_vectors(vector)[0], vector[0], k, filters)
+            return np.asarray(model.encoder.encode_images([image]), dtype=np.float32)[0]
+
+    def _code(self, vector: Float[np.ndarray, " dim"]) -> Float[np.ndarray, " e"]:
+        """What the tokenizer quantizes of a vector: the vector itself if it has no layers."""
+        if self.searcher.model.codebooks is not None:
+            return vector
+        model = self._encoding_model()
+        with self._encoding:
+            return np.asarray(model.tokenizer.code_vectors(vector[None]))[0]
 
     def explain(self, query: str, hits: Sequence[Hit]) -> list[Why]:
         """Explain each hit of a search for `query` by the vokens that the generator wrote, level by level."""
