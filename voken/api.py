@@ -704,7 +704,8 @@ class Collection:
         most = MAX_PIXELS if max_pixels is None else max_pixels
         image = open_image(picture, least_side=least_side, max_pixels=most)
         with self._encoding:
-            return np.asarray(model.encoder.encode_images([image]), dtype=np.float32)[0]
+            (vector,) = np.asarray(model.encoder.encode_images([image]), dtype=np.float32)
+        return cast(np.ndarray, vector)
 
     def _code(self, vector: Float[np.ndarray, " dim"]) -> Float[np.ndarray, " e"]:
         """What the tokenizer quantizes of a vector: the vector itself if it has no layers."""
@@ -712,7 +713,8 @@ class Collection:
             return vector
         model = self._encoding_model()
         with self._encoding:
-            return np.asarray(model.tokenizer.code_vectors(vector[None]))[0]
+            (code,) = model.tokenizer.code_vectors(vector[None])
+        return cast(np.ndarray, code)
 
     def explain(self, query: str, hits: Sequence[Hit]) -> list[Why]:
         """Explain each hit of a search for `query` by the vokens that the generator wrote, level by level."""
