@@ -963,20 +963,20 @@ def pull(name: str, out: str | Path, *, revision: str | None = None) -> None:
 
 
 @extra_errors()
-def push(path: str | Path, name: str, *, licence: str = "", private: bool = False) -> str:
+def push(path: str | Path, name: str, *, licence: str = "", data: str = "", private: bool = False) -> str:
     """Send a saved model to the Hugging Face hub, with a card; see `voken.model.sharing.push`. Returns its address."""
     from voken.model import sharing
 
-    return sharing.push(Path(path), name, licence=licence, private=private)
+    return sharing.push(Path(path), name, licence=licence, data=data, private=private)
 
 
 @extra_errors()
-def model_card(path: str | Path, *, licence: str = "") -> str:
+def model_card(path: str | Path, *, licence: str = "", data: str = "") -> str:
     """The card of a saved model, in Markdown: its settings, data, figures and limits."""
     from voken.model import sharing
 
     artifact.check(Path(path), kind=compiled.KIND, version=compiled.VERSION, checksums=False)
-    return sharing.model_card(Path(path), licence=licence)
+    return sharing.model_card(Path(path), licence=licence, data=data)
 
 
 @extra_errors()
