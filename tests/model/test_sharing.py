@@ -172,7 +172,7 @@ def test_the_card_of_a_trained_model_has_its_figures_and_no_markup_of_others(tmp
         },
         "generator": {"best": 3},
         "search": {"voken": {"0.25": 0.4823}, "vector": {"32": 0.522}},
-        "calibration": {"vector": {"first_hit_right": 0.1325, "first_hit_confidence": 0.0895}},
+        "calibration": {"vector": {"first_hit_right": 0.1325, "first_hit_confidence": 0.0896}},
         "pictures": {"train": 6000, "validation": 1000},
     }
     search = {"beams": 100, "voken_weight": 0.25, "vector_weight": 32.0}
