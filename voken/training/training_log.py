@@ -94,7 +94,7 @@ class TrainingLog:
                 warnings.simplefilter("ignore")
                 from torch.utils.tensorboard import SummaryWriter
 
-                self._writer = SummaryWriter(self.events)  # type: ignore[no-untyped-call]
+                self._writer = SummaryWriter(self.events)
         self._writer.add_scalar(f"{stage}/loss", loss, epoch)
         if validation is not None:
             self._writer.add_scalar(f"{stage}/validation", validation, epoch)
