@@ -58,8 +58,10 @@ from voken.model import compiled
 from voken.progress import Progress, no_progress
 from voken.search import explain
 from voken.search.batching import SearchQueue
+from voken.search.combined_query import Term, combined, parse_terms
 from voken.search.hit import Hit
-from voken.search.searcher import Searcher, SearchModel, load_model
+from voken.search.searcher import Searcher, SearchModel, check_k, load_model, readable_text
+from voken.shapes import Float
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -67,7 +69,7 @@ if TYPE_CHECKING:
     from voken.collection.doctor import Finding
     from voken.collection.indexing import PictureModel
     from voken.config import RunConfig
-    from voken.data.captions import Dataset
+    from voken.data.captions import Dataset as Dataset  # re-exported for annotations
     from voken.data.opened_picture import OpenedPicture as OpenedPicture  # re-exported for annotations
     from voken.encoders.cache import VectorCache
     from voken.image_tokenizer.train import TokenizerReport as TokenizerReport  # re-exported for annotations
@@ -93,6 +95,7 @@ __all__ = [
     "pull",
     "push",
     "tokenizer_report",
+    "unpack_dataset",
 ]
 
 Why = explain.Why
@@ -361,6 +364,7 @@ class Collection:
                     replace=replace,
                     max_pixels=options.max_pixels or MAX_PIXELS,
                     device=device,
+                    threads=threads,
                     progress=progress,
                 )
                 locks.enter_context(index_lock(path))
@@ -561,9 +565,14 @@ class Collection:
 
     @property
     def can_encode(self) -> bool:
-        """Whether this process can encode pictures: torch is installed, and the model has an encoder."""
-        in_memory = self._search_model is not None
-        return find_spec("torch") is not None and (not in_memory or hasattr(self._search_model, "encoder"))
+        """Whether this process can encode pictures: the model has an encoder, and torch or a graph to run it."""
+        if self._search_model is not None:
+            return find_spec("torch") is not None and hasattr(self._search_model, "encoder")
+        return find_spec("torch") is not None or (
+            self._load_options["device"] == "cpu"
+            and find_spec("PIL") is not None
+            and compiled.encodes_pictures(self._model_folder or self._store.snapshot().find_model())
+        )
 
     @property
     def calibrated(self) -> bool:
@@ -659,14 +668,70 @@ class Collection:
 
         Raises `PictureError` if the file cannot be read, `MissingExtraError` if torch is not installed.
         """
-        from voken.data.images import MAX_PIXELS, open_image
+        filters = self._filters(where)
+        vector = self._picture_vector(picture, max_pixels)
+        return self.searcher.like_vector(self._code(vector), vector, k, filters)
 
-        filters, model = self._filters(where), self._encoding_model()
+    @extra_errors()
+    def combine(
+        self,
+        query: str | None = None,
+        k: int = 10,
+        *,
+        like: str | None = None,
+        picture: str | Path | BinaryIO | None = None,
+        plus: Sequence[str] = (),
+        minus: Sequence[str] = (),
+        where: Sequence[str] = (),
+        max_pixels: int | None = None,
+    ) -> list[Hit]:
+        """At most `k` pictures for a query of several parts: "like this picture, but at night and without people".
+
+        The parts are a `query` in words, the id `like` of a picture of the collection, the `picture` in a file, and
+        words to add (`plus`) and to take away (`minus`). A word may have a weight, "dog:2"; all others have 1. The
+        vectors of the parts are added (see `voken.search.combined_query`). Raises `ConfigError` if there is nothing to
+        start from or nothing left, `DataError` for an unknown id, and what `search` and `search_picture` raise.
+        """
+        terms, filters, searcher = parse_terms(plus, minus), self._filters(where), self.searcher
+        check_k(k)
+        if query is not None:
+            terms.insert(0, Term(query))
+        vectors = [searcher.vector_of(like)] if like is not None else []
+        if picture is not None:
+            vectors.append(self._picture_vector(picture, max_pixels))
+        if not vectors and not any(term.weight > 0 for term in terms):
+            raise ConfigError("There is nothing to start from. Give a query, a picture, or words to add (plus).")
+        weights = [1.0] * len(vectors) + [term.weight for term in terms]
+        if terms:
+            texts = [readable_text(term.text, place) for place, term in enumerate(terms)]
+            vectors += list(searcher.model.query_vectors(texts))
+        vector = combined(vectors, weights)
+        hits = searcher.like_vector(self._code(vector), vector, k + (like is not None), filters)
+        return [hit for hit in hits if hit.image_id != like][:k]
+
+    def _picture_vector(self, picture: str | Path | BinaryIO, max_pixels: int | None) -> Float[np.ndarray, " dim"]:
+        from voken.data.images import MAX_PIXELS, open_image
+        from voken.encoders.interface import PreparingEncoder
+
+        model = self._encoding_model()
         picture = Path(picture) if isinstance(picture, str) else picture
-        image = open_image(picture, max_pixels=MAX_PIXELS if max_pixels is None else max_pixels)
         with self._encoding:
-            vector = np.asarray(model.encoder.encode_images([image]), dtype=np.float32)
-            return self.searcher.like_vector(model.tokenizer.code_vectors(vector)[0], vector[0], k, filters)
+            # as it was indexed
+            least_side = model.encoder.least_side if isinstance(model.encoder, PreparingEncoder) else None
+        most = MAX_PIXELS if max_pixels is None else max_pixels
+        image = open_image(picture, least_side=least_side, max_pixels=most)
+        with self._encoding:
+            (vector,) = np.asarray(model.encoder.encode_images([image]), dtype=np.float32)
+        return cast(np.ndarray, vector)
+
+    def _code(self, vector: Float[np.ndarray, " dim"]) -> Float[np.ndarray, " e"]:
+        """What the tokenizer quantizes of a vector: the vector itself if it has no layers."""
+        if self.searcher.model.codebooks is not None:
+            return vector
+        model = self._encoding_model()
+        with self._encoding:
+            (code,) = model.tokenizer.code_vectors(vector[None])
+        return cast(np.ndarray, code)
 
     def newest_first(self, hits: Sequence[Hit]) -> list[Hit]:
         """The hits by falling date, as `date` filters see it. Of one second, the better hit is first."""
@@ -929,20 +994,20 @@ def pull(name: str, out: str | Path, *, revision: str | None = None) -> None:
 
 
 @extra_errors()
-def push(path: str | Path, name: str, *, licence: str = "", private: bool = False) -> str:
+def push(path: str | Path, name: str, *, licence: str = "", data: str = "", private: bool = False) -> str:
     """Send a saved model to the Hugging Face hub, with a card; see `voken.model.sharing.push`. Returns its address."""
     from voken.model import sharing
 
-    return sharing.push(Path(path), name, licence=licence, private=private)
+    return sharing.push(Path(path), name, licence=licence, data=data, private=private)
 
 
 @extra_errors()
-def model_card(path: str | Path, *, licence: str = "") -> str:
+def model_card(path: str | Path, *, licence: str = "", data: str = "") -> str:
     """The card of a saved model, in Markdown: its settings, data, figures and limits."""
     from voken.model import sharing
 
     artifact.check(Path(path), kind=compiled.KIND, version=compiled.VERSION, checksums=False)
-    return sharing.model_card(Path(path), licence=licence)
+    return sharing.model_card(Path(path), licence=licence, data=data)
 
 
 @extra_errors()
@@ -1014,6 +1079,26 @@ def draw_dataset(
     if name == "icons":
         return icons.build(folder, seed=seed, size=size or 64, progress=progress)
     return icons.build_all(folder, seed=seed, size=size or 64, every_licence=every_licence, progress=progress)
+
+
+@extra_errors()
+def unpack_dataset(
+    source: str | Path,
+    folder: str | Path,
+    *,
+    picture: str | None = None,
+    caption: str | None = None,
+    config: str | None = None,
+    limit: int | None = None,
+    progress: Progress = no_progress,
+) -> Dataset:
+    """Write a data set whose pictures are in archives, in Parquet files or on the Hugging Face hub as a folder.
+
+    See `voken.data.unpacked.unpack` for the arguments and the errors.
+    """
+    from voken.data.unpacked import unpack
+
+    return unpack(source, Path(folder), picture=picture, caption=caption, config=config, limit=limit, progress=progress)
 
 
 def _check_collection(folder: Path, kind: str = "collection") -> None:

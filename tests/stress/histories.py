@@ -334,6 +334,8 @@ class Histories(RuleBasedStateMachine):
         after: dict[str, set[Picture]] = {name: {before[name]} for name in stay}
         fresh: dict[str, list[str]] = {}
         unreadable: set[str] = set()
+        perhaps: set[str] = set()
+        """Pictures of files that cannot be read, if somebody tries."""
         for name, file in present.items():
             old = before.get(name)
             if not file.readable:
@@ -348,8 +350,11 @@ class Histories(RuleBasedStateMachine):
                     fields = old.fields
                 after[name] = {Picture(file.content, fields, name)}
         for name in {name for name in gone if before[name].path in unreadable}:
-            after[name] = {before[name]}
-            gone.remove(name)
+            if before[name].path in before:
+                perhaps.add(name)  # nobody opens a file whose size and time are known
+            else:
+                after[name] = {before[name]}
+                gone.remove(name)
         # a file that is gone and whose content has a new name was renamed
         unclear: set[str] = set()
         most = least = {name for name in gone if not self._exists(before[name].path)}
@@ -357,15 +362,15 @@ class Histories(RuleBasedStateMachine):
             sources = {name for name in gone if before[name].content == content}
             if keep and sources:
                 fields_of_sources = {before[name].fields for name in sources}
-                fields_of_sources |= {EMPTY} if len(new) > len(sources) else set()
+                fields_of_sources |= {EMPTY} if len(new) > len(sources - perhaps) else set()
                 after |= {name: {Picture(content, fields, name) for fields in fields_of_sources} for name in new}
             if len(new) < len(sources):  # which of them was renamed, nobody knows
                 unclear |= sources
             most, least = most - (sources - unclear), least - sources
         few = max(self.few, 0.25 * len(before))
-        optional: set[str] = set()
+        optional = set(perhaps)
         if not remove_missing and len(most) > few:
-            optional = (most if len(least) <= few else unclear) - set(after)
+            optional |= (most if len(least) <= few else unclear) - set(after)
             after |= {name: {before[name]} for name in most}
         return Expected(after, optional)
 

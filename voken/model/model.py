@@ -37,7 +37,7 @@ from voken.generator.llama import LlamaGenerator, Lora
 from voken.generator.t5 import T5Generator
 from voken.image_tokenizer.model import ImageTokenizer
 from voken.inference.export import (
-    BuiltInEncoder,
+    ExportedEncoder,
     GeneratorGraphs,
     export_generator,
     lite_graphs,
@@ -193,7 +193,7 @@ class Model:
             pull(name, folder, revision=revision)
         return cls.load(folder, device=device)
 
-    def push_to_hub(self, name: str, *, licence: str = "", private: bool = False) -> str:
+    def push_to_hub(self, name: str, *, licence: str = "", data: str = "", private: bool = False) -> str:
         """Send the model and a card to the hub as `name`. Returns its address; see `voken.model.sharing.push`."""
         from tempfile import TemporaryDirectory
 
@@ -201,7 +201,7 @@ class Model:
 
         with TemporaryDirectory(prefix="voken-") as folder:
             self.save(Path(folder) / "model")
-            return push(Path(folder) / "model", name, licence=licence, private=private)
+            return push(Path(folder) / "model", name, licence=licence, data=data, private=private)
 
 
 @contextmanager
@@ -262,7 +262,7 @@ class GeneratorFamily:
 
     def can_export(self, encoder: Encoder) -> bool:
         """Whether a generator of this family can be exported from a model with `encoder`."""
-        return not self.reads_with_encoder or isinstance(encoder, BuiltInEncoder)
+        return not self.reads_with_encoder or isinstance(encoder, ExportedEncoder)
 
 
 def _start_t5(config: RunConfig, codebooks: Float[np.ndarray, "levels N code_dim"], encoder: Encoder) -> Generator:
