@@ -43,8 +43,6 @@ _ROW_RMS = 0.05
 """Root mean square of the entries of a voken row before training."""
 _SIMILARITY = 10.0
 """Factor of the inner products with the query's vector before training."""
-_POINT_WIDTHS = 3
-"""Width of the perceptron that moves the query's point, in widths of a code."""
 COSINE = 0.4
 """With this × s as the weight of ‖ẑ‖², s·<t, ẑ> ranks nearly as the cosine does, for vectors of about unit length."""
 
@@ -242,8 +240,8 @@ class LiteGenerator(nn.Module):
             self.similarity = nn.Parameter(torch.full((levels,), _SIMILARITY))
             self.repetition = nn.Parameter(torch.zeros(levels))
         if config.moves_query_point:
-            self.point_in = nn.Linear(reader.dim, _POINT_WIDTHS * code_dim)
-            self.point_out = nn.Linear(_POINT_WIDTHS * code_dim, code_dim, bias=False)
+            self.point_in = nn.Linear(reader.dim, config.point_width)
+            self.point_out = nn.Linear(config.point_width, code_dim, bias=False)
             nn.init.zeros_(self.point_out.weight)
         self._related_rows: Mapping[str, Int[np.ndarray, " rows"]] = {}
         self.register_buffer("memory_vectors", torch.zeros(0, reader.dim))

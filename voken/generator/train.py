@@ -167,6 +167,17 @@ def validation_recall(
     """
     if not len(validation.texts):
         return 0.0
+    return mean_recall(validation_ranks(model, validation, beams, bias=bias))
+
+
+def validation_ranks(
+    model: Generator,
+    validation: ValidationQueries,
+    beams: int = _VALIDATION_BEAMS,
+    *,
+    bias: Callable[[VokenTrie], NodeBias | None] | None = None,
+) -> FirstRelevant:
+    """The ranks behind `validation_recall`, one for each query."""
     trie = VokenTrie.from_vokens(validation.vokens, model.codebook_size)
     leaf_of_image = trie.leaf_of(validation.vokens)
     blocks = [validation.texts[start : start + 64] for start in range(0, len(validation.texts), 64)]
@@ -179,7 +190,7 @@ def validation_recall(
     # The pictures of a leaf tie, so the first leaf with a right picture decides. Without one, all counts are 0.
     query, first, returned = np.arange(len(leaf)), (right > 0).argmax(1), right.any(1)
     above = (pictures.cumsum(1) - pictures)[query, first] * returned
-    return mean_recall(FirstRelevant(above, pictures[query, first] * returned, right[query, first]))
+    return FirstRelevant(above, pictures[query, first] * returned, right[query, first])
 
 
 def point_scores(

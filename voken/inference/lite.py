@@ -287,7 +287,9 @@ def text_vectors(reader: SentenceReader, every: list[str], encoder: BuiltInEncod
     if isinstance(encoder, ZeroShotEncoder):
         pooled = reader.pooled(every[-1])
         relative = graph.op("Sub", pooled, graph.constant(encoder.vectors.query_centre))
-        return graph.op("LpNormalization", relative, axis=-1, p=2)
+        unit = graph.op("LpNormalization", relative, axis=-1, p=2)
+        padding = np.array([0, 0, 0, encoder.dim - encoder.sentences.dim], dtype=np.int64)
+        return graph.op("Pad", unit, graph.constant(padding)) if padding.any() else unit
     pooled = reader.pooled_layers(every) if encoder.head.config.text_layers else reader.pooled(every[-1])
     vectors = [_tower(graph, pooled, tower) for tower in encoder.head.text_towers]
     if len(vectors) == 1:

@@ -238,7 +238,7 @@ def _encode_views(
 
 def _frozen_encoder(config: EncoderConfig, device: torch.device) -> Encoder:
     if config.family == "photos":
-        return ZeroShotEncoder(device=device)
+        return ZeroShotEncoder(visual=config.visual, device=device)
     assert config.family != "builtin"
     return HubEncoder.from_pretrained(config.checkpoint, config.family, device=device)
 
