@@ -29,6 +29,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import threading
 import urllib.request
 from dataclasses import dataclass, field
@@ -230,6 +231,13 @@ def prepared(tmp_path_factory):
     for name in ("photos/dog.jpg", "more/camera.png", "more/mouse.png", "other/new.jpg", "fox-drawn.png"):
         draw(home / name, random)
     (home / "photos" / "notes.png").write_bytes(b"no picture")
+    (home / "shards").mkdir()
+    with tarfile.open(home / "shards" / "00000.tar", "w") as archive:
+        for key in ("000000000", "000000001"):
+            archive.add(home / "fox-drawn.png", f"{key}.png")
+            caption = tarfile.TarInfo(f"{key}.txt")
+            caption.size = 5
+            archive.addfile(caption, io.BytesIO(b"a fox"))
     draw_data(home / "demo" / "data", random)
     make_model(home / "demo" / "model")
     with pytest.MonkeyPatch.context() as patch:
@@ -244,7 +252,7 @@ def prepared(tmp_path_factory):
 def home(prepared, tmp_path, monkeypatch):
     """A reader's home folder, which is the current folder."""
     shutil.copytree(prepared / "photos", tmp_path / "photos")
-    for name in ("more", "other", "demo/data"):
+    for name in ("more", "other", "shards", "demo/data"):
         shutil.copytree(prepared / name, tmp_path / name)
     for name in ("fox-drawn.png", "a.json", "b.json"):
         shutil.copy(prepared / name, tmp_path / name)

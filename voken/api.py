@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from voken.collection.doctor import Finding
     from voken.collection.indexing import PictureModel
     from voken.config import RunConfig
-    from voken.data.captions import Dataset
+    from voken.data.captions import Dataset as Dataset  # re-exported for annotations
     from voken.data.opened_picture import OpenedPicture as OpenedPicture  # re-exported for annotations
     from voken.encoders.cache import VectorCache
     from voken.image_tokenizer.train import TokenizerReport as TokenizerReport  # re-exported for annotations
@@ -92,6 +92,7 @@ __all__ = [
     "pull",
     "push",
     "tokenizer_report",
+    "unpack_dataset",
 ]
 
 Why = explain.Why
@@ -346,6 +347,7 @@ class Collection:
                     replace=replace,
                     max_pixels=options.max_pixels or MAX_PIXELS,
                     device=device,
+                    threads=threads,
                     progress=progress,
                 )
                 locks.enter_context(index_lock(path))
@@ -546,9 +548,14 @@ class Collection:
 
     @property
     def can_encode(self) -> bool:
-        """Whether this process can encode pictures: torch is installed, and the model has an encoder."""
-        in_memory = self._search_model is not None
-        return find_spec("torch") is not None and (not in_memory or hasattr(self._search_model, "encoder"))
+        """Whether this process can encode pictures: the model has an encoder, and torch or a graph to run it."""
+        if self._search_model is not None:
+            return find_spec("torch") is not None and hasattr(self._search_model, "encoder")
+        return find_spec("torch") is not None or (
+            self._load_options["device"] == "cpu"
+            and find_spec("PIL") is not None
+            and compiled.encodes_pictures(self._model_folder or self._store.snapshot().find_model())
+        )
 
     @property
     def calibrated(self) -> bool:
@@ -643,10 +650,15 @@ class Collection:
         Raises `PictureError` if the file cannot be read, `MissingExtraError` if torch is not installed.
         """
         from voken.data.images import MAX_PIXELS, open_image
+        from voken.encoders.interface import PreparingEncoder
 
         filters, model = _filters(where), self._encoding_model()
         picture = Path(picture) if isinstance(picture, str) else picture
-        image = open_image(picture, max_pixels=MAX_PIXELS if max_pixels is None else max_pixels)
+        with self._encoding:
+            # as it was indexed
+            least_side = model.encoder.least_side if isinstance(model.encoder, PreparingEncoder) else None
+        most = MAX_PIXELS if max_pixels is None else max_pixels
+        image = open_image(picture, least_side=least_side, max_pixels=most)
         with self._encoding:
             vector = np.asarray(model.encoder.encode_images([image]), dtype=np.float32)
             return self.searcher.like_vector(model.tokenizer.code_vectors(vector)[0], vector[0], k, filters)
@@ -983,6 +995,26 @@ def draw_dataset(
     if name == "icons":
         return icons.build(folder, seed=seed, size=size or 64, progress=progress)
     return icons.build_all(folder, seed=seed, size=size or 64, every_licence=every_licence, progress=progress)
+
+
+@extra_errors()
+def unpack_dataset(
+    source: str | Path,
+    folder: str | Path,
+    *,
+    picture: str | None = None,
+    caption: str | None = None,
+    config: str | None = None,
+    limit: int | None = None,
+    progress: Progress = no_progress,
+) -> Dataset:
+    """Write a data set whose pictures are in archives, in Parquet files or on the Hugging Face hub as a folder.
+
+    See `voken.data.unpacked.unpack` for the arguments and the errors.
+    """
+    from voken.data.unpacked import unpack
+
+    return unpack(source, Path(folder), picture=picture, caption=caption, config=config, limit=limit, progress=progress)
 
 
 def _check_collection(folder: Path, kind: str = "collection") -> None:

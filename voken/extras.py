@@ -21,8 +21,12 @@ MODULES_OF_EXTRAS = {
     "watch": "watchfiles",
     "preview": "textual_image",
     "langchain": "langchain_core",
+    "llama-index": "llama_index",
+    "haystack": "haystack",
+    "tensorboard": "tensorboard",
     "parquet": "pyarrow",
-    "mteb": "mteb datasets",
+    "hub": "datasets",
+    "mteb": "mteb",
 }
 _EXTRA_OF = {module: extra for extra, modules in MODULES_OF_EXTRAS.items() for module in modules.split()}
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from voken.api import Collection, Hit
+from voken.documents import hit_document
 from voken.errors import MissingExtraError
 from voken.search.searcher import SearchModel
 
@@ -28,17 +29,13 @@ except ImportError as error:
 
 __all__ = ["VokenRetriever"]
 
-CAPTION_FIELDS = ("caption", "description", "alt", "title", "text", "concept", "name")
-"""Metadata fields that may describe a picture, in the order in which they are tried."""
-
 
 class VokenRetriever(BaseRetriever):
     """Returns the pictures that match a query as documents, best first. Create one with a collection, or with `open`.
 
     `page_content` is the field of the picture's metadata that describes it: `content_field`, or else the first of
     caption, description, alt, title, text, concept and name that it has. A picture without such a field has its id
-    there. `metadata` holds all fields of the picture's metadata, and the hit's `id`, `path`, `score`, `confidence`
-    (None if the model is not calibrated) and `vokens`, which replace fields of the same names.
+    there. `metadata` holds the fields of `voken.documents.HitDocument`.
 
     `k`, `where` and `threshold` are those of `Collection.search` and apply to every query; a call may override them:
     `retriever.invoke("dogs", k=3)`. Raises what `Collection.search` raises.
@@ -99,18 +96,5 @@ class VokenRetriever(BaseRetriever):
         }
 
     def _document(self, hit: Hit) -> Document:
-        fields = self.collection.metadata(hit.image_id)
-        names = CAPTION_FIELDS if self.content_field is None else (self.content_field,)
-        content = next((fields[name] for name in names if fields.get(name)), hit.image_id)
-        return Document(
-            page_content="; ".join(map(str, content)) if isinstance(content, list) else str(content),
-            id=hit.image_id,
-            metadata={
-                **fields,
-                "id": hit.image_id,
-                "path": hit.path,
-                "score": hit.score,
-                "confidence": hit.confidence,
-                "vokens": list(hit.vokens),
-            },
-        )
+        document = hit_document(self.collection, hit, self.content_field)
+        return Document(page_content=document.content, id=hit.image_id, metadata=document.fields)

@@ -24,6 +24,18 @@ def make_clip(folder):
     return save(folder, model, images, tokenizer)
 
 
+def make_true_clip(folder):
+    """CLIP ViT-B/32 as OpenAI's, of 151 million random weights. It knows single letters alone."""
+    torch.manual_seed(0)
+    config = CLIPConfig()  # its defaults are those of openai/clip-vit-base-patch32
+    size = config.text_config.vocab_size
+    alphabet = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    pieces = [*alphabet, *(letter + "</w>" for letter in alphabet)]
+    pieces += [f"filler {number}" for number in range(size - 2 - len(pieces))] + ["<|startoftext|>", "<|endoftext|>"]
+    tokenizer = CLIPTokenizer(vocab={piece: row for row, piece in enumerate(pieces)}, merges=[], model_max_length=77)
+    return save(folder, CLIPModel(config), CLIPImageProcessorPil(), tokenizer)
+
+
 def make_siglip(folder):
     torch.manual_seed(0)
     (folder / "words.txt").write_text("\n".join(TEXTS * 20))

@@ -255,10 +255,10 @@ def test_img2dataset_in_files(root):
         read_dataset(root)
 
 
-def test_img2dataset_in_archives_says_how_to_extract_them(root):
+def test_img2dataset_in_archives_is_unpacked_first(root):
     write(root / "00000_stats.json", "{}")
     write(root / "00000.tar", "")
-    with pytest.raises(DataError, match=r"00000\.tar: pictures in an archive are not read. Extract each"):
+    with pytest.raises(DataError, match=rf"00000\.tar: the pictures are in archives.*voken unpack {root} DIR"):
         read_dataset(root)
     shard(root / "00000", "000000000")
     assert list(captions(read_dataset(root))) == ["00000/000000000.jpg"]

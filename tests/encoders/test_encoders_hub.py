@@ -92,7 +92,7 @@ def test_the_fingerprint_follows_the_weights(checkpoint, encoder):
     other = HubEncoder.from_pretrained(str(checkpoint[1]), checkpoint[0])
     assert other.fingerprint == encoder.fingerprint
     changed = HubEncoder.from_pretrained(str(checkpoint[1]), checkpoint[0])
-    next(changed._model.parameters()).data.add_(1)
+    next(changed.model.parameters()).data.add_(1)
     assert changed.fingerprint != encoder.fingerprint
 
 

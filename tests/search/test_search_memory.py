@@ -62,7 +62,7 @@ from pathlib import Path
 
 import numpy as np
 
-from voken.inference.engine import LoadedGraph, _ort_value, _session_options
+from voken.inference.engine import LoadedGraph, ort_value, session_options
 
 
 def resident():
@@ -70,10 +70,10 @@ def resident():
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) // 1024
 
 
-graph = LoadedGraph.load(Path(sys.argv[1]), _session_options())
-graph.run({"count": _ort_value(np.array([1]))})
+graph = LoadedGraph.load(Path(sys.argv[1]), session_options())
+graph.run({"count": ort_value(np.array([1]))})
 before = resident()
-(result,) = graph.run({"count": _ort_value(np.array([1 << 25]))}).values()
+(result,) = graph.run({"count": ort_value(np.array([1 << 25]))}).values()
 assert result.numpy() == -(1 << 25)
 print(resident() - before)
 """

@@ -33,7 +33,7 @@ from voken.cli.console import (
 from voken.errors import ConfigError
 
 if TYPE_CHECKING:
-    from voken.api import ModelInfo, TokenizerReport
+    from voken.api import Dataset, ModelInfo, TokenizerReport
 
 training_app = typer.Typer()
 tokenizer_app = typer.Typer(name="tokenizer", help="The image tokenizer (stage 1) by itself.", no_args_is_help=True)
@@ -68,26 +68,36 @@ def data(
         dataset = draw_dataset(
             name, folder, seed=seed, size=size, demo=demo, every_licence=every_licence, progress=progress
         )
-    counts = Counter(image.split for image in dataset.images)
-    splits = {split: counts[split] for split in ("train", "validation", "test")}
-    if as_json:
-        print_json(
-            {
-                "folder": str(dataset.root),
-                "pictures": len(dataset),
-                "concepts": len(dataset.concepts),
-                "splits": splits,
-                "skipped": as_dicts(dataset.skipped),
-            }
+    _print_dataset(dataset, as_json, verbose)
+
+
+@training_app.command(epilog="Example: voken unpack laion-shards/ laion --limit 100000")
+def unpack(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="A .tar or .parquet file, a folder of them, or USER/NAME on the Hugging Face hub."
+        ),
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; created if it does not exist.")],
+    picture: Annotated[str | None, typer.Option("--picture", help="The column of the pictures.")] = None,
+    caption: Annotated[str | None, typer.Option("--caption", help="The column of the captions.")] = None,
+    config: Annotated[str | None, typer.Option("--config", help="The part of a data set of the hub.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Write so many pictures and stop.")] = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write a data set whose pictures are in archives, Parquet files or on the hub as a folder of pictures.
+
+    Archives are webdataset's, as img2dataset writes them. What is damaged is named, and the rest is written.
+    """
+    from voken.api import unpack_dataset
+
+    with progress_bars() as progress:
+        dataset = unpack_dataset(
+            source, folder, picture=picture, caption=caption, config=config, limit=limit, progress=progress
         )
-        return
-    parts = ", ".join(f"{count:,} {split}" for split, count in splits.items() if count)
-    typer.echo(
-        f"{display_path(dataset.root)}: {len(dataset):,} pictures of {len(dataset.concepts):,} concepts ({parts})"
-    )
-    print_skipped(dataset.skipped, verbose)
-    if splits["train"]:
-        print_next("fit", dataset.root, "--out", f"{dataset.root.name}.model")
+    _print_dataset(dataset, as_json, verbose)
 
 
 @training_app.command(epilog="Example: voken fit emoji --out emoji.model --set tokenizer.levels=6")
@@ -226,6 +236,31 @@ def push(
         typer.echo(api.model_card(model, licence=licence))
         return
     typer.echo(f"{display_path(model)}: {api.push(model, name, licence=licence, private=private)}")
+
+
+def _print_dataset(dataset: Dataset, as_json: bool, verbose: bool) -> None:
+    """Say what was written into a folder, and what could not be."""
+    counts = Counter(image.split for image in dataset.images)
+    splits = {split: counts[split] for split in ("train", "validation", "test")}
+    if as_json:
+        print_json(
+            {
+                "folder": str(dataset.root),
+                "pictures": len(dataset),
+                "concepts": len(dataset.concepts),
+                "splits": splits,
+                "skipped": as_dicts(dataset.skipped),
+            }
+        )
+        return
+    parts = ", ".join(f"{count:,} {split}" for split, count in splits.items() if count)
+    concepts = "" if len(dataset.concepts) == len(dataset) else f" of {len(dataset.concepts):,} concepts"
+    typer.echo(f"{display_path(dataset.root)}: {len(dataset):,} pictures{concepts}{f' ({parts})' if parts else ''}")
+    print_skipped(dataset.skipped, verbose)
+    if splits["train"] or any(image.captions for image in dataset.images):
+        print_next("fit", dataset.root, "--out", f"{dataset.root.name}.model")
+    else:
+        print_next("index", dataset.root)
 
 
 @tokenizer_app.command(epilog="Example: voken tokenizer report --model emoji.model --data emoji")

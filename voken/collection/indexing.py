@@ -33,17 +33,53 @@ from voken.encoders.cache import picture_vectors
 from voken.errors import ConfigError, EmptyDataError, MissingExtraError, PictureError
 from voken.model import compiled
 from voken.progress import Progress, no_progress
+from voken.shapes import Float, Int
 
 if TYPE_CHECKING:
     from voken.encoders.cache import VectorCache
-    from voken.encoders.interface import Encoder
-    from voken.image_tokenizer.model import ImageTokenizer
+    from voken.encoders.interface import PictureEncoder
     from voken.model.model import PictureSide
 
 _PICTURES_IN_FIRST_COMMIT, _PICTURES_PER_COMMIT = 32, 512
 _FEW_PICTURES, _MISSING_SHARE = 10, 0.25
 """If the files of more pictures are missing at once, they are not taken for removed."""
 _REASONS_SHOWN = 3
+
+
+class PictureTokenizer(Protocol):
+    """What indexing needs of an image tokenizer: that of `voken.image_tokenizer.model`, or that of an engine."""
+
+    @property
+    def dim(self) -> int:
+        """Width of a vector."""
+        ...
+
+    @property
+    def levels(self) -> int:
+        """M, the length of a voken sequence."""
+        ...
+
+    @property
+    def codebook_size(self) -> int:
+        """N, the number of entries per level."""
+        ...
+
+    @property
+    def codebooks(self) -> Float[np.ndarray, "M N e"]:
+        """The codebook of every level."""
+        ...
+
+    def code_vectors(self, vectors: Float[np.ndarray, "images dim"]) -> Float[np.ndarray, "images e"]:
+        """What is quantized of vectors."""
+        ...
+
+    def encode(self, vectors: Float[np.ndarray, "images dim"]) -> Int[np.ndarray, "images M"]:
+        """Voken sequences of vectors."""
+        ...
+
+    def decode(self, vokens: Int[np.ndarray, "images M"]) -> Float[np.ndarray, "images dim"]:
+        """The vectors rebuilt from voken sequences, at unit length."""
+        ...
 
 
 class PictureModel(Protocol):
@@ -55,12 +91,12 @@ class PictureModel(Protocol):
         ...
 
     @property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> PictureEncoder:
         """Turns pictures into vectors."""
         ...
 
     @property
-    def tokenizer(self) -> ImageTokenizer:
+    def tokenizer(self) -> PictureTokenizer:
         """Turns vectors into vokens."""
         ...
 
@@ -69,13 +105,14 @@ class PictureModel(Protocol):
 class SavedModel:
     """The encoder and the tokenizer of a saved model, loaded on first use: a run without new pictures is fast.
 
-    Its properties raise `ArtifactError` if there is no model, `MissingExtraError` if torch is not installed.
+    They are those of the model's engine if it encodes pictures and the device is the CPU. Its properties raise
+    `ArtifactError` if there is no model, `MissingExtraError` if torch is needed and not installed.
     """
 
     folder: Path
     device: str = "cpu"
     threads: int = 0
-    """The number of torch's threads; 0 leaves its default."""
+    """The number of threads; 0 means one per core."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -84,17 +121,19 @@ class SavedModel:
         return artifact.contents_digest(self.folder, without=compiled.FOLDER)
 
     @property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> PictureEncoder:
         """As `Model.encoder`."""
         return self._model.encoder
 
     @property
-    def tokenizer(self) -> ImageTokenizer:
+    def tokenizer(self) -> PictureTokenizer:
         """As `Model.tokenizer`."""
         return self._model.tokenizer
 
     @cached_property
-    def _model(self) -> PictureSide:
+    def _model(self) -> PictureSide | compiled.CompiledPictureSide:
+        if self.device == "cpu" and compiled.encodes_pictures(self.folder):
+            return compiled.CompiledPictureSide.load(self.folder, threads=self.threads)
         if find_spec("torch") is None:
             raise MissingExtraError("torch, which reads pictures,", "train")
         import torch
@@ -178,7 +217,15 @@ def index_pictures(
     completed = 0
     for part in _parts(plan.new):
         entries, skipped = _encode(
-            part, model, cache, max_pixels, progress, store.stores_vectors, before=completed, total=len(plan.new)
+            part,
+            model,
+            cache,
+            max_pixels,
+            progress,
+            store.stores_vectors,
+            workers=workers,
+            before=completed,
+            total=len(plan.new),
         )
         _commit_new(store, part, entries, skipped, counts)
         completed += len(part)
@@ -456,6 +503,7 @@ def _encode(
     progress: Progress,
     store_vectors: bool,
     *,
+    workers: int = 0,
     before: int = 0,
     total: int | None = None,
 ) -> tuple[list[Entry], list[SkippedFile]]:
@@ -468,6 +516,7 @@ def _encode(
         cache=cache,
         hashes=[picture.facts.hash.hex() for picture in pictures],
         max_pixels=max_pixels,
+        workers=workers,
         progress=progress,
         before=before,
         total=total,

@@ -7,26 +7,34 @@ from the cache of vectors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace as replace_fields
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from voken import artifact
+from voken.collection.indexing import SavedModel
 from voken.collection.snapshot import Snapshot
 from voken.collection.store import FittedModel, Store
 from voken.config import EncoderConfig, from_dict
 from voken.data.captions import Dataset
 from voken.data.images import MAX_PIXELS
 from voken.encoders.cache import picture_vectors
+from voken.encoders.interface import Encoder
 from voken.errors import ConfigError, CorruptArtifactError, EmptyDataError
+from voken.model.compiled import encodes_pictures
 from voken.progress import Progress, no_progress
 from voken.shapes import Float32
 
 if TYPE_CHECKING:
     from voken.collection.indexing import PictureModel
     from voken.encoders.cache import VectorCache
+    from voken.encoders.interface import PictureEncoder
     from voken.model.model import Model
 
 _FIRST_FIT = 2_048
@@ -46,8 +54,9 @@ def new_store(
     replace: bool = False,
     max_pixels: int = MAX_PIXELS,
     device: str = "cpu",
+    threads: int = 0,
     progress: Progress = no_progress,
-) -> tuple[Store, Model, FittedModel]:
+) -> tuple[Store, PictureModel, FittedModel]:
     """Create a collection without pictures, with a model of its own for those of `dataset`.
 
     Encodes up to 2,048 of them, drawn at random, into `cache`. Raises `EmptyDataError` if none can be read, and what
@@ -60,19 +69,19 @@ def new_store(
     rows = np.sort(random.permutation(len(dataset.images))[:_FIRST_FIT])
     paths = [dataset.images[row].path for row in rows]
     settings = encoder_settings(encoder)
-    encoded = picture_vectors(
-        frozen := frozen_encoder(settings, device), paths, cache=cache, max_pixels=max_pixels, progress=progress
-    )
+    frozen = frozen_encoder(settings, device)
+    with quick_encoder(frozen, device, threads) as quick:
+        encoded = picture_vectors(quick, paths, cache=cache, max_pixels=max_pixels, workers=threads, progress=progress)
     if not len(encoded.rows):
         reasons = "; ".join(f"{file.path}: {file.reason}" for file in encoded.skipped[:_REASONS_SHOWN])
         count = f"None of {len(paths)} pictures" if len(paths) > 1 else "The only picture"
         raise EmptyDataError(f"{dataset.root}: {count} could be used ({reasons}). Give pictures a viewer can open.")
     model = untrained_model(frozen, settings, encoded.vectors, progress=progress)
-    saved: list[Model] = []
+    fingerprints: list[str] = []
 
     def save(path: Path) -> str:
-        saved.append(model.save(path))
-        return saved[0].fingerprint
+        fingerprints.append(model.save(path).fingerprint)
+        return fingerprints[0]
 
     store = Store.create(
         folder,
@@ -84,7 +93,25 @@ def new_store(
         own_model=save,
         fitted=len(encoded.vectors),
     )
-    return store, saved[0], _description(model, len(encoded.vectors))
+    saved = SavedModel(store.snapshot().find_model(), device, threads)
+    use_graphs = device == "cpu" and encodes_pictures(saved.folder)
+    known = saved if use_graphs else replace_fields(model, fingerprint=fingerprints[0])
+    return store, known, _description(model, len(encoded.vectors))
+
+
+@contextmanager
+def quick_encoder(encoder: Encoder, device: str, threads: int) -> Iterator[PictureEncoder]:
+    """The quickest way to encode pictures: on a CPU the graph of CLIP or SigLIP, else `encoder` itself."""
+    from voken.encoders.clip import HubEncoder
+    from voken.inference.export import export_picture_encoder
+    from voken.inference.pictures import PictureGraph
+
+    if device != "cpu" or not isinstance(encoder, HubEncoder):
+        yield encoder
+        return
+    with TemporaryDirectory(prefix="voken-") as folder:
+        export_picture_encoder(encoder, Path(folder))
+        yield PictureGraph.load(Path(folder), threads=threads)
 
 
 def fit_again(
@@ -92,16 +119,20 @@ def fit_again(
 ) -> FittedModel | None:
     """Fit the collection's own model again if it has grown much; returns None if it has not.
 
-    `model` is its model now. The caller holds the lock of the index.
+    `model` is its model now. The caller holds the lock of the index. Without torch, nothing is fitted: the collection
+    keeps the codebooks that it has.
     """
     fitted, snapshot = store.fitted, store.snapshot()
-    if not fitted or len(snapshot) < _GROWTH * fitted:
+    if not fitted or len(snapshot) < _GROWTH * fitted or find_spec("torch") is None:
         return None
+    from voken.model.model import load_encoder
     from voken.model.untrained import MOST_FITTED, untrained_model  # torch: only if there is something to do
 
     if fitted >= MOST_FITTED:
         return None
     encoder = model.encoder
+    if not isinstance(encoder, Encoder):  # that of the engine, which has no texts
+        encoder = load_encoder(snapshot.find_model() / "encoder")
     vectors = _vectors_of(snapshot, model, cache, progress)
     renewed = untrained_model(encoder, _encoder_of(snapshot), vectors, progress=progress)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,11 +40,11 @@ PATTERNS = (
 """Where a folder's caption files are looked for. Any other one can be named."""
 _NOT_CAPTIONS = "lemma"
 """Flickr8k.lemma.token.txt holds the captions again, word stems only."""
-_FILE_COLUMNS = (
+FILE_COLUMNS = (
     *("file_name", "filename", "file", "filepath", "file_path", "path"),
     *("image", "image_name", "image_path", "image_file", "img", "picture"),
 )
-_CAPTION_COLUMNS = ("captions", "caption", "text", "comment", "sentence", "description", "title")
+CAPTION_COLUMNS = ("captions", "caption", "text", "comment", "sentence", "description", "title")
 _TOKEN = re.compile(r"(?P<name>.+?)#(?P<number>\w+)\t(?P<caption>.*)")
 _DELIMITERS = ",;\t|"
 _SHARD_STATISTICS = re.compile(r"\d{5,}_stats\.json")
@@ -198,8 +199,8 @@ def _columns(line: str) -> _Columns | None:
         if len(cells) < 2:
             return None
         lowered = [cell.lower().lstrip("\ufeff") for cell in cells]
-        file = next((name for name in _FILE_COLUMNS if name in lowered), None)
-        caption = next((name for name in _CAPTION_COLUMNS if name in lowered and name != file), None)
+        file = next((name for name in FILE_COLUMNS if name in lowered), None)
+        caption = next((name for name in CAPTION_COLUMNS if name in lowered and name != file), None)
         if file and caption:
             names = ["file_name" if name == file else "captions" if name == caption else name for name in lowered]
             return _Columns(names, delimiter, has_heading=True)
@@ -255,14 +256,17 @@ def _parquet(path: Path) -> Iterator[Record]:
     for number, row in parquet_records(path):
         place = f"{path}, row {number}"
         lowered = {name.lower(): name for name in row}
-        file = next((lowered[name] for name in _FILE_COLUMNS if name in lowered), None)
-        caption = next((lowered[name] for name in _CAPTION_COLUMNS if name in lowered and lowered[name] != file), None)
+        file = next((lowered[name] for name in FILE_COLUMNS if name in lowered), None)
+        caption = next((lowered[name] for name in CAPTION_COLUMNS if name in lowered and lowered[name] != file), None)
         if file is None or caption is None:
-            raise DataError(f"{path}: has no column for the file (such as file_name) and one for the caption.")
+            raise DataError(
+                f"{path}: has no column for the file (such as file_name) and one for the caption. If the pictures are "
+                f"inside this file, write them out first: voken unpack {shlex.quote(str(path))} DIR"
+            )
         if not isinstance(row[file], str):
             raise DataError(
-                f"{place}: {file!r} is not the name of a file. Pictures inside a Parquet file are not read: write them "
-                "as files."
+                f"{place}: {file!r} is not the name of a file. If the pictures are inside this file, write them out "
+                f"first: voken unpack {shlex.quote(str(path))} DIR"
             )
         others = {name: value for name, value in row.items() if name not in (file, caption)}
         value = row[caption]

@@ -27,6 +27,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import tempfile
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -315,9 +316,11 @@ def _read_folders(root: Path, skipped: list[Skipped], exclude: Sequence[str]) ->
     left_out = _unlisted_files(listing, images, files, reader.skipped)
     if not images:
         contents = _contents([*reader.skipped, *left_out])
+        remedy = "Give a folder of pictures."
+        if any(file.path.endswith((".tar", ".parquet")) for file in left_out):
+            remedy = f"If the pictures are inside these files: voken unpack {shlex.quote(str(folder))} DIR"
         raise EmptyDataError(
-            f"{folder}: the folder has no metadata.jsonl, no dataset_*.json and no picture{contents}. Give a folder of "
-            "pictures."
+            f"{folder}: the folder has no metadata.jsonl, no dataset_*.json and no picture{contents}. {remedy}"
         )
     return reader.dataset(root.name, images, listing, left_out)
 
@@ -471,8 +474,8 @@ def _read_caption_files(
         raise DataError(f"{root}: no such folder of pictures. Correct the path (--images).")
     if not files and (archives := archived_shards(root)):
         raise DataError(
-            f"{archives[0]}: pictures in an archive are not read. Extract each into a folder of its name, beside it: "
-            'for t in *.tar; do mkdir "${t%.tar}" && tar -xf "$t" -C "${t%.tar}"; done'
+            f"{archives[0]}: the pictures are in archives. Write them out as files first: voken unpack "
+            f"{shlex.quote(str(root))} DIR"
         )
     listing = list_folder(root, exclude)
     reader = _Reader(root, exclude, skipped)
@@ -635,7 +638,7 @@ def _captions(record: Mapping[str, Any], place: str, unused: list[Skipped]) -> t
     values = record[key]
     if not isinstance(values, list):
         values = [values]
-    return _clean_captions([(f"{key}[{at}]", value) for at, value in enumerate(values)], place, unused)
+    return clean_captions([(f"{key}[{at}]", value) for at, value in enumerate(values)], place, unused)
 
 
 def _sentences(record: Mapping[str, Any], place: str, unused: list[Skipped]) -> tuple[str, ...]:
@@ -649,10 +652,11 @@ def _sentences(record: Mapping[str, Any], place: str, unused: list[Skipped]) -> 
         joined = " ".join(map(str, tokens)) if isinstance(tokens, list) else None
         raw = sentence.get("raw", joined) if isinstance(sentence, dict) else sentence
         values.append((f"sentences[{at}]", raw))
-    return _clean_captions(values, place, unused)
+    return clean_captions(values, place, unused)
 
 
-def _clean_captions(values: list[tuple[str, Any]], place: str, unused: list[Skipped]) -> tuple[str, ...]:
+def clean_captions(values: list[tuple[str, Any]], place: str, unused: list[Skipped]) -> tuple[str, ...]:
+    """The captions among named values, of the length that is read. What is no text goes to `unused` by its name."""
     captions = []
     for name, value in values:
         if isinstance(value, (str, int, float)) and not isinstance(value, bool):
@@ -672,6 +676,12 @@ def _clean(caption: str) -> str:
     return without_surrogates(caption.strip()[:MAX_CAPTION_CHARACTERS])
 
 
+def split_name(value: object) -> str:
+    """The split that data sets call by this name: "train", "validation", "test", "" for none, or an unknown name."""
+    name = "" if value is None else str(value).strip().lower()
+    return _SPLIT_NAMES.get(name, without_surrogates(name))
+
+
 class _Splits:
     """Reads the split of each record. Pictures of an unknown split stay in it, where training does not see them."""
 
@@ -680,11 +690,8 @@ class _Splits:
         self._unknown: dict[str, list[int]] = {}
 
     def of(self, record: Mapping[str, Any], number: int) -> str:
-        value = record.get("split")
-        name = "" if value is None else (value if isinstance(value, str) else str(value)).strip().lower()
-        split = _SPLIT_NAMES.get(name)
-        if split is None:
-            split = without_surrogates(name)
+        split = split_name(record.get("split"))
+        if split not in ("", *SPLITS):
             self._unknown.setdefault(split, []).append(number)
         return split
 

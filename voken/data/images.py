@@ -210,12 +210,16 @@ def date_taken(path: Path) -> int | None:
         return None
 
 
-def open_image(path: Path | BinaryIO, *, size: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(
+    path: Path | BinaryIO, *, size: int | None = None, least_side: int | None = None, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
     """The first frame of a picture in mode RGB, turned upright by its EXIF, with white behind transparent pixels.
 
     16-bit greys are scaled (65535 becomes 255), not clipped. With `size`, the shorter side is resized to `size`
     (bicubic) and the centre is cropped to size × size pixels, without distortion or padding; JPEGs are then decoded at
-    a smaller scale if that loses nothing. Without `size` the whole picture is returned.
+    a smaller scale if that loses nothing. Without `size` the whole picture is returned, and at its own size without
+    `least_side`: with it, a JPEG whose shorter side has four times as many pixels or more may be decoded at half the
+    size, and so on, so that it never has fewer than twice as many.
 
     Raises PictureError if the file does not exist, is empty, truncated or not a picture, or if its header claims more
     than `max_pixels`; then nothing is decoded. The format is recognised by content, not by the file's name. A path to
@@ -225,7 +229,7 @@ def open_image(path: Path | BinaryIO, *, size: int | None = None, max_pixels: in
     name = str(path) if isinstance(path, (str, os.PathLike)) else str(getattr(path, "name", "(stream)"))
     try:
         with _QUIET, _opened(path) as source:
-            return _decode(source, name, size, max_pixels)
+            return _decode(source, name, size, least_side or size, max_pixels)
     except PictureError:
         raise
     except FileNotFoundError:
@@ -249,6 +253,8 @@ def load_images(
     paths: Sequence[Path],
     *,
     size: int | None = None,
+    least_side: int | None = None,
+    prepare: Callable[[Image.Image], Image.Image] | None = None,
     workers: int = 2,
     max_pixels: int = MAX_PIXELS,
     progress: Progress | None = None,
@@ -256,7 +262,8 @@ def load_images(
     """Open many pictures with `workers` threads. Yields pairs of index into `paths` and picture or `Skipped`, in order.
 
     Only a few pictures per thread are in memory at once, and fewer if they are large, even if the consumer is slow.
-    `open_image` explains `size` and `max_pixels`.
+    `open_image` explains `size`, `least_side` and `max_pixels`. The threads call `prepare` on each picture, which may
+    make it smaller.
     """
     if workers < 1:
         raise ConfigError(f"workers must be at least 1, not {workers}")
@@ -265,7 +272,8 @@ def load_images(
     def load(index: int) -> Image.Image | Skipped:
         ahead.wait(index)
         try:
-            image = open_image(paths[index], size=size, max_pixels=max_pixels)
+            image = open_image(paths[index], size=size, least_side=least_side, max_pixels=max_pixels)
+            image = image if prepare is None else prepare(image)
         except PictureError as error:
             return Skipped(error.path, error.reason)
         ahead.add(image)
@@ -393,7 +401,7 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in (*_FORMATS, *added) if name in Image.OPEN)
 
 
-def _decode(source: BinaryIO, name: str, size: int | None, max_pixels: int) -> Image.Image:
+def _decode(source: BinaryIO, name: str, size: int | None, least_side: int | None, max_pixels: int) -> Image.Image:
     start = source.tell()
     prefix = source.read(_PREFIX_BYTES)
     source.seek(start)
@@ -401,14 +409,14 @@ def _decode(source: BinaryIO, name: str, size: int | None, max_pixels: int) -> I
     if reason != _UNKNOWN:
         raise PictureError(name, reason)
     if os.path.splitext(name)[1].lower() in _RAW_SUFFIXES:  # noqa: PTH122 -- `name` is a text
-        return _decode_raw(source, name, size, max_pixels)
+        return _decode_raw(source, name, size, least_side, max_pixels)
     with Image.open(source, formats=_formats()) as image:
         width, height = image.size
         if width * height > max_pixels:
             raise PictureError(name, f"claims {width:,} × {height:,} {OVER_LIMIT} {max_pixels:,}")
-        if size is not None:
+        if least_side is not None:
             # twice the size, so that the bicubic step still averages several pixels
-            image.draft("RGB", (2 * size, 2 * size))
+            image.draft("RGB", (2 * least_side, 2 * least_side))
         image.load()
         # a picture with broken EXIF is still usable
         with suppress(Exception):
@@ -417,7 +425,7 @@ def _decode(source: BinaryIO, name: str, size: int | None, max_pixels: int) -> I
     return rgb if size is None else _square(rgb, size)
 
 
-def _decode_raw(source: BinaryIO, name: str, size: int | None, max_pixels: int) -> Image.Image:
+def _decode_raw(source: BinaryIO, name: str, size: int | None, least_side: int | None, max_pixels: int) -> Image.Image:
     """A camera's raw picture: the preview that the camera put into the file, or else the developed picture."""
     if not _RAW.is_installed:
         raise PictureError(name, _RAW.missing)
@@ -428,7 +436,7 @@ def _decode_raw(source: BinaryIO, name: str, size: int | None, max_pixels: int) 
             width, height = raw.sizes.width, raw.sizes.height
             if width * height > max_pixels:
                 raise PictureError(name, f"claims {width:,} × {height:,} {OVER_LIMIT} {max_pixels:,}")
-            picture = _preview(raw, max_pixels, max(size or 0, _SMALLEST_PREVIEW))
+            picture = _preview(raw, max_pixels, max(least_side or 0, _SMALLEST_PREVIEW))
             if picture is None:
                 developed = raw.postprocess(use_camera_wb=True, half_size=min(width, height) > 4 * _SMALLEST_PREVIEW)
                 picture = Image.fromarray(developed)

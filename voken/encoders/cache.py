@@ -7,6 +7,7 @@ as soon as it is computed, so a run that is killed loses at most one batch, and 
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ from PIL.Image import Image
 from voken.artifact import open_database, storage_errors
 from voken.data.images import MAX_PIXELS, file_hash, load_images
 from voken.data.skipped import Skipped
-from voken.encoders.interface import Encoder
+from voken.encoders.interface import PictureEncoder, PreparingEncoder, TwoStepEncoder
 from voken.errors import ArtifactVersionError, ConfigError, CorruptArtifactError, PictureError, StorageError
 from voken.progress import Progress, no_progress
 from voken.shapes import Float, Int
@@ -123,6 +124,8 @@ class VectorCache:
         workers: int = 2,
         hashes: Sequence[str] | None = None,
         max_pixels: int = MAX_PIXELS,
+        least_side: int | None = None,
+        prepare: Callable[[Image], Image] | None = None,
         progress: Progress = no_progress,
         before: int = 0,
         total: int | None = None,
@@ -132,9 +135,10 @@ class VectorCache:
         `encode` turns pictures (RGB, upright) into vectors, one row per picture. Files of equal content are encoded
         once. A batch is decoded before it is encoded, so batches of large pictures are smaller. A file that cannot be
         read or decoded is skipped; the skipped files are in the order of the paths. `hashes` are the files' hashes from
-        `file_hash`; if None, they are computed. Pictures of more than `max_pixels` are skipped. If the files are part
-        of a longer list, `before` is the number of files before them and `total` the length of the whole list, both
-        for `progress`.
+        `file_hash`; if None, they are computed. Pictures of more than `max_pixels` are skipped. `workers` threads read
+        and decode, and call `prepare` on each picture (see `voken.data.images.load_images`, also for `least_side`). If
+        the files are part of a longer list, `before` is the number of files before them and `total` the length of the
+        whole list, both for `progress`.
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, not {batch_size}.")
@@ -159,7 +163,8 @@ class VectorCache:
         batch: list[str] = []
         pixels = 0
         first = [paths[positions[file][0]] for file in missing]
-        for index, picture in load_images(first, workers=workers, max_pixels=max_pixels):
+        pictures = load_images(first, least_side=least_side, prepare=prepare, workers=workers, max_pixels=max_pixels)
+        for index, picture in pictures:
             if isinstance(picture, Skipped):
                 for position in positions[missing[index]]:
                     skipped[position] = Skipped(str(paths[position]), picture.reason)
@@ -204,12 +209,13 @@ class _VectorTable:
 
 
 def picture_vectors(
-    encoder: Encoder,
+    encoder: PictureEncoder,
     paths: Sequence[Path],
     *,
     cache: VectorCache | None = None,
     hashes: Sequence[str] | None = None,
     max_pixels: int = MAX_PIXELS,
+    workers: int = 0,
     progress: Progress = no_progress,
     before: int = 0,
     total: int | None = None,
@@ -217,28 +223,31 @@ def picture_vectors(
     """An encoder's vectors of picture files, read from `cache` and stored in it. If it is None, nothing is stored.
 
     For the built-in encoder the features before its small head are cached. Computing them takes nearly all the time,
-    and they are the same for every head, so another training or another seed decodes no picture again. See
-    `VectorCache.encode_files` for the other arguments.
+    and they are the same for every head, so another training or another seed decodes no picture again. `workers`
+    threads decode; 0 means one per core. See `VectorCache.encode_files` for the other arguments.
     """
-    from voken.encoders.two_tower import TwoTowerEncoder
-
-    two_tower = encoder if isinstance(encoder, TwoTowerEncoder) else None
+    two_step = encoder if isinstance(encoder, TwoStepEncoder) else None
+    preparing = encoder if isinstance(encoder, PreparingEncoder) else None
+    encode = encoder.encode_images if preparing is None else preparing.encode_prepared
     with ExitStack() as stack:
         if cache is None:
             cache = VectorCache(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="voken-"))))
         encoded = cache.encode_files(
             paths,
-            two_tower.features_of_images if two_tower else encoder.encode_images,
-            two_tower.pictures.fingerprint if two_tower else encoder.fingerprint,
+            encode if two_step is None else two_step.features_of_images,
+            encoder.fingerprint if two_step is None else two_step.features_fingerprint(),
+            workers=workers or os.cpu_count() or 1,
             hashes=hashes,
             max_pixels=max_pixels,
+            least_side=None if preparing is None else preparing.least_side,
+            prepare=None if preparing is None else preparing.prepare,
             progress=progress,
             before=before,
             total=total,
         )
-    if two_tower is None or not len(encoded.rows):
+    if two_step is None or not len(encoded.rows):
         return encoded
-    return encoded._replace(vectors=two_tower.project_images(encoded.vectors))
+    return encoded._replace(vectors=two_step.project_images(encoded.vectors))
 
 
 def _hashes(paths: Sequence[Path], workers: int) -> Iterator[str | Skipped]:

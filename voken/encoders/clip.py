@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from voken.artifact import storage_errors, write_json
+from voken.encoders.preparation import PicturePreparation
 from voken.encoders.text_reader import TextStates
 from voken.errors import ArtifactError, ConfigError, CorruptArtifactError
 from voken.shapes import Float
@@ -37,10 +38,13 @@ class HubEncoder:
         self.name = name
         self.family: Family = family
         self.batch_size = batch_size
-        self._model = model.eval().requires_grad_(False)
+        self.model = model.eval().requires_grad_(False)
+        """The model of transformers."""
         self._images = images
-        self._texts = texts
-        self._max_tokens = int(model.config.text_config.max_position_embeddings)
+        self.tokenizer = texts
+        """The tokenizer of transformers."""
+        self.max_tokens = int(model.config.text_config.max_position_embeddings)
+        """Tokens of a text that are read, special ones included."""
 
     @classmethod
     def from_pretrained(
@@ -73,24 +77,41 @@ class HubEncoder:
     @property
     def dim(self) -> int:
         """Width of a vector."""
-        config = self._model.config
+        config = self.model.config
         return int(config.projection_dim if self.family == "clip" else config.vision_config.hidden_size)
+
+    @cached_property
+    def preparation(self) -> PicturePreparation:
+        """How pictures become pixels. Raises `ConfigError` if voken does not know what the image processor does."""
+        return PicturePreparation.of_processor(json.loads(self._images.to_json_string()))
+
+    @property
+    def least_side(self) -> int:
+        """See `voken.encoders.interface.PreparingEncoder`."""
+        return self.preparation.least_side
+
+    def prepare(self, image: Image) -> Image:
+        """The part of a picture that is read, in its final size."""
+        return self.preparation.prepare(image)
 
     @cached_property
     def fingerprint(self) -> str:
         """A hexadecimal digest of the family, all weights, and how pictures and texts are prepared."""
         digest = hashlib.sha256(self.family.encode())
-        for name, tensor in sorted(self._model.state_dict().items()):
+        for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
         digest.update(self._images.to_json_string().encode())
-        digest.update(repr(sorted(self._texts.get_vocab().items())).encode())
+        digest.update(repr(sorted(self.tokenizer.get_vocab().items())).encode())
         return digest.hexdigest()[:32]
 
     def encode_images(self, images: Sequence[Image]) -> Float[np.ndarray, "images dim"]:
         """Unit vectors of pictures."""
-        batches = self._batches(images)
-        return self._unit_rows(self._image_vectors([image.convert("RGB") for image in batch]) for batch in batches)
+        return self.encode_prepared([self.prepare(image) for image in images])
+
+    def encode_prepared(self, images: Sequence[Image]) -> Float[np.ndarray, "images dim"]:
+        """Unit vectors of pictures that `prepare` returned."""
+        return self._unit_rows(self._image_vectors(batch) for batch in self._batches(images))
 
     def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
         """Unit vectors of texts."""
@@ -99,14 +120,14 @@ class HubEncoder:
     @property
     def text_width(self) -> int:
         """Width of a token state (see `voken.encoders.text_reader`)."""
-        return int(self._model.config.text_config.hidden_size)
+        return int(self.model.config.text_config.hidden_size)
 
     @torch.no_grad()  # not inference mode: its tensors cannot be used in a loss
     def read_texts(self, texts: Sequence[str], *, max_tokens: int) -> TextStates:
         """Token states of the text tower's last layer, and unit vectors, from the same pass."""
-        tokens = self._tokens(list(texts), min(max_tokens, self._max_tokens))
+        tokens = self._tokens(list(texts), min(max_tokens, self.max_tokens))
         with self._precision():
-            outputs = self._model.get_text_features(**self._model_inputs(tokens))
+            outputs = self.model.get_text_features(**self._model_inputs(tokens))
         vectors = functional.normalize(outputs.pooler_output.float(), dim=-1)
         return TextStates(outputs.last_hidden_state, tokens["attention_mask"].bool(), vectors)
 
@@ -114,7 +135,7 @@ class HubEncoder:
         """Write the whole model into `folder`, so that a model trained with it never needs the hub again."""
         folder = Path(folder)
         with storage_errors(folder):
-            for part in (self._model, self._images, self._texts):
+            for part in (self.model, self._images, self.tokenizer):
                 part.save_pretrained(folder / "checkpoint")
         write_json(folder / "config.json", {"family": self.family, "name": self.name, "fingerprint": self.fingerprint})
 
@@ -137,26 +158,27 @@ class HubEncoder:
         return encoder
 
     @torch.inference_mode()
-    def _image_vectors(self, images: list[Image]) -> Tensor:
-        pixels = self._images(images=images, return_tensors="pt")["pixel_values"].to(self._model.device)
+    def _image_vectors(self, images: Sequence[Image]) -> Tensor:
+        preparation = self.preparation
+        pixels = torch.from_numpy(preparation.scaled(preparation.pixels(images))).to(self.model.device)
         with self._precision():
-            return cast(Tensor, self._model.get_image_features(pixel_values=pixels).pooler_output)
+            return cast(Tensor, self.model.get_image_features(pixel_values=pixels).pooler_output)
 
     @torch.inference_mode()
     def _text_vectors(self, texts: list[str]) -> Tensor:
         with self._precision():
-            outputs = self._model.get_text_features(**self._model_inputs(self._tokens(texts, self._max_tokens)))
+            outputs = self.model.get_text_features(**self._model_inputs(self._tokens(texts, self.max_tokens)))
         return cast(Tensor, outputs.pooler_output)
 
     def _tokens(self, texts: list[str], max_tokens: int) -> Any:
-        return self._texts(
+        return self.tokenizer(
             texts,
             padding="max_length" if self.family == "siglip" else "longest",
             truncation=True,
-            max_length=self._max_tokens if self.family == "siglip" else max_tokens,
+            max_length=self.max_tokens if self.family == "siglip" else max_tokens,
             return_tensors="pt",
             return_attention_mask=True,
-        ).to(self._model.device)
+        ).to(self.model.device)
 
     def _model_inputs(self, tokens: Any) -> dict[str, Tensor]:
         # SigLIP was trained to attend to padding.
@@ -164,7 +186,7 @@ class HubEncoder:
         return {name: tokens[name] for name in names}
 
     def _precision(self) -> torch.autocast:
-        kind = self._model.device.type
+        kind = self.model.device.type
         return torch.autocast(kind, enabled=kind == "cuda")
 
     def _batches(self, rows: Sequence[Any]) -> Iterator[Sequence[Any]]:

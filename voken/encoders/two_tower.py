@@ -315,6 +315,10 @@ class TwoTowerEncoder:
         pooled = self.sentences.pool_layers(every, mask) if pool_layers else self.sentences.pool(every[-1], mask)
         return TextStates(every[-1], mask, torch.from_numpy(self.project_texts(pooled.float().cpu().numpy())))
 
+    def features_fingerprint(self) -> str:
+        """See `voken.encoders.interface.TwoStepEncoder`."""
+        return self.pictures.fingerprint
+
     def features_of_images(self, images: Sequence[Image]) -> Float[np.ndarray, "images features"]:
         """The inputs of the image towers. Computing them takes nearly all the time; they are the same for any head."""
         return self.pictures.encode(images)

@@ -30,12 +30,16 @@ if TYPE_CHECKING:
 HEADER, FORMAT = "engine.json", 1
 QUERY_POINT = "aim"
 """The name of query points in saved graphs and headers."""
+PICTURES_HEADER, PICTURE_GRAPH = "pictures.json", "pictures.onnx"
+CODE_GRAPH, CODE_BOOKS = "codes.onnx", "code_books.npy"
 TEXT_ENCODER_GRAPH, TEXT_ENCODER_HEADER = "vectors.onnx", "vectors.json"
 _FAMILIES = ("lite", "t5", "llama")
 _MAX_TOKENS = 1 << 16
 _MAX_TOKENIZER_BYTES = 64 << 20
 _READER = {"file": str, "max_tokens": int, "cut": str, "added": list, "stand_in": int}
 """The settings of a tokenizer, and their types."""
+_PADDING = {"length": int, "token": int, "left": bool}
+"""The settings of a tokenizer whose texts are all padded to one length, and their types."""
 CODEBOOKS = "codebooks.npy"
 _UNSEEN = 1 << 30
 """A distance that is larger than every table of `voken.inference.graph.BeamTree.bias`, so that a node is not seen."""
@@ -103,7 +107,7 @@ class Engine:
             raise CorruptArtifactError(
                 f"{path}: does not describe an engine ({wrong} is {value}). Create the engine again."
             )
-        return cls(Path(folder), header, _session_options(threads, once=once))
+        return cls(Path(folder), header, session_options(threads, once=once))
 
     @property
     def codebook_size(self) -> int:
@@ -132,7 +136,7 @@ class Engine:
         results = graph.run(tokens.inputs())
         cache = {name: results.pop(name) for name in list(results) if name[0] in "kv"}
         shared = {name: result for name, result in results.items() if name.startswith("shared_") or name == QUERY_POINT}
-        shared["mask"] = _ort_value(tokens.mask)
+        shared["mask"] = ort_value(tokens.mask)
         queries = len(texts)
         distance = np.zeros((queries, 1, 0), dtype=np.int64)
         if self.family == "llama":  # the nodes are the prompt's tokens
@@ -217,7 +221,7 @@ class Engine:
                 f"{self.folder / HEADER}: names {len(self._steps)} steps for {self._levels} levels. Create it again."
             )
         graph = self._graph(self._steps[step])
-        inputs = state.shared | {name: _ort_value(array) for name, array in arrays.items()}
+        inputs = state.shared | {name: ort_value(array) for name, array in arrays.items()}
         for name in graph.past:
             past = state.cache.get(name.removeprefix("past_"))
             inputs[name] = graph.empty_cache(name, len(state.lengths)) if past is None else past
@@ -245,7 +249,7 @@ class Engine:
     def decode(self, vokens: Int[np.ndarray, "sequences M"]) -> Float32[np.ndarray, "sequences dim"]:
         """Unit vectors rebuilt from voken sequences; see `ImageTokenizer.decode`."""
         graph = self._graph("rebuild.onnx")
-        results = graph.run({"vokens": _ort_value(np.asarray(vokens, dtype=np.int64))})
+        results = graph.run({"vokens": ort_value(np.asarray(vokens, dtype=np.int64))})
         return graph.checked(results.get("vector"), (len(vokens), -1))
 
     @cached_property
@@ -311,6 +315,17 @@ def _is_reader(settings: Any) -> bool:
         and 1 < settings["max_tokens"] <= _MAX_TOKENS
         and len(settings["added"]) <= _MAX_TOKENS
         and all(_is_number(token, 0, _UNSEEN) for token in (settings["stand_in"], *settings["added"]))
+        and _is_padding(settings.get("padding"))
+        and (settings.get("end") is None or _is_number(settings["end"], 0, _UNSEEN))
+    )
+
+
+def _is_padding(padding: Any) -> bool:
+    return padding is None or (
+        isinstance(padding, dict)
+        and all(type(padding.get(name)) is kind for name, kind in _PADDING.items())
+        and _is_number(padding["length"], 1, _MAX_TOKENS)
+        and _is_number(padding["token"], 0, _UNSEEN)
     )
 
 
@@ -333,7 +348,7 @@ class TextEncoder:
                 f"{folder / TEXT_ENCODER_HEADER}: does not describe a tokenizer. Create the engine again."
             )
         packer = TextPacker.load(folder, settings)
-        return cls(LoadedGraph.load(folder / TEXT_ENCODER_GRAPH, _session_options(threads)), packer)
+        return cls(LoadedGraph.load(folder / TEXT_ENCODER_GRAPH, session_options(threads)), packer)
 
     def encode_texts(self, texts: Sequence[str]) -> Float32[np.ndarray, "texts dim"]:
         """Unit vectors of texts; see `TwoTowerEncoder.encode_texts`."""
@@ -343,10 +358,11 @@ class TextEncoder:
 
 @dataclass(frozen=True)
 class PackedTokens:
-    """Tokens of texts, one text after another without padding."""
+    """Tokens of texts, one text after another; only with the padding that a network attends to."""
 
     rows: list[list[int]]
     mask: Int[np.ndarray, "queries length"]
+    """1 for a token, 0 for padding."""
 
     def inputs(self) -> dict[str, Any]:
         """The inputs that `voken.inference.graph.PackedTexts` declares, each token's position in its text (`offset`),
@@ -364,7 +380,7 @@ class PackedTokens:
             "last": starts + lengths - 1,
             "mask": self.mask,
         }
-        return {name: _ort_value(array) for name, array in arrays.items()}
+        return {name: ort_value(array) for name, array in arrays.items()}
 
 
 @dataclass(frozen=True)
@@ -379,6 +395,11 @@ class TextPacker:
     """Tokens to append to every text."""
     filler: int
     """The token that stands for a text without tokens."""
+    padding: dict[str, Any] | None = None
+    """For a network that attends to padding: the `length` of all texts, the padding's `token`, and whether it is to the
+    `left` of a text."""
+    end: int | None = None
+    """For a network whose vector is read from the first such token: the token that ends a text."""
 
     @classmethod
     def load(cls, folder: Path, settings: dict[str, Any]) -> Self:
@@ -400,17 +421,32 @@ class TextPacker:
         keeps_end = settings["cut"] == "keep end"
         if not keeps_end:
             tokenizer.enable_truncation(settings["max_tokens"])
-        return cls(tokenizer, settings["max_tokens"], keeps_end, settings["added"], settings["stand_in"])
+        return cls(
+            tokenizer,
+            settings["max_tokens"],
+            keeps_end,
+            settings["added"],
+            settings["stand_in"],
+            settings.get("padding"),
+            settings.get("end"),
+        )
 
     def pack(self, texts: Sequence[str]) -> PackedTokens:
         """Tokenize texts."""
         rows = [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
         if self.keeps_end:
             rows = [row if len(row) <= self.max_tokens else [*row[: self.max_tokens - 1], row[-1]] for row in rows]
+        if (end := self.end) is not None:
+            rows = [row[: row.index(end) + 1] if end in row else row for row in rows]
         rows = [row + self.added or [self.filler] for row in rows]
         lengths = np.array([len(row) for row in rows])
-        mask = (np.arange(int(lengths.max())) < lengths[:, None]).astype(np.int32)
-        return PackedTokens(rows, mask)
+        if self.padding is None:
+            return PackedTokens(rows, (np.arange(int(lengths.max())) < lengths[:, None]).astype(np.int32))
+        length, left = self.padding["length"], self.padding["left"]
+        fill = [[self.padding["token"]] * (length - len(row)) for row in rows]
+        rows = [extra + row if left else row + extra for row, extra in zip(rows, fill, strict=True)]
+        place = np.arange(length)[::-1] if left else np.arange(length)
+        return PackedTokens(rows, (place < lengths[:, None]).astype(np.int32))
 
 
 class LoadedGraph:
@@ -473,17 +509,17 @@ class LoadedGraph:
         if len(shape) != 4 or not all(_is_number(side, 1, _MAX_TOKENS) for side in (shape[1], shape[3])):
             raise CorruptArtifactError(f"{self._path}: its input {name!r} has no heads. Create the engine again.")
         _, heads, _, head_dim = shape
-        return _ort_value(np.zeros((queries, heads, 0, head_dim), dtype=np.float32))
+        return ort_value(np.zeros((queries, heads, 0, head_dim), dtype=np.float32))
 
 
-def _ort_value(array: np.ndarray) -> Any:
+def ort_value(array: np.ndarray) -> Any:
     """An array as a value of ONNX Runtime, without a copy if it is contiguous."""
     import onnxruntime
 
     return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
 
 
-def _session_options(threads: int = 0, *, once: bool = False) -> onnxruntime.SessionOptions:
+def session_options(threads: int = 0, *, once: bool = False) -> onnxruntime.SessionOptions:
     """Options for graphs that share a thread pool. The first call sets its size (0: all cores of the process).
 
     Separate pools per session would compete for the cores. With `once`, the process answers a single query: then

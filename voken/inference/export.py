@@ -6,12 +6,17 @@ step_….onnx          predicts a level; levels with the same graph share a file
 vectors.onnx         turns texts into vectors, if the generator has no query point
 rebuild.onnx         turns vokens back into vectors
 codebooks.npy        the entries that sum to vectors, if the image tokenizer has no layers
+pictures.json        how pictures become vokens, if the encoder is CLIP or SigLIP
+pictures.onnx        turns pixels into vectors
+codes.onnx           turns vectors into what is quantized, if the image tokenizer has layers
+code_books.npy       the entries that it is quantized with
 tokenizer.json       the tokenizer of the texts, as `tokenizers` reads it
 *.weights            the weights of each graph
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 from collections.abc import Callable
@@ -25,13 +30,18 @@ from torch import nn
 
 from voken.artifact import storage_errors, write_json
 from voken.encoders.builtin import sentence_folder
+from voken.encoders.clip import HubEncoder
 from voken.encoders.two_tower import TwoTowerEncoder
 from voken.encoders.zero_shot import ZeroShotEncoder
 from voken.errors import ConfigError, MissingExtraError
 from voken.inference.engine import (
+    CODE_BOOKS,
+    CODE_GRAPH,
     CODEBOOKS,
     FORMAT,
     HEADER,
+    PICTURE_GRAPH,
+    PICTURES_HEADER,
     QUERY_POINT,
     TEXT_ENCODER_GRAPH,
     TEXT_ENCODER_HEADER,
@@ -48,7 +58,9 @@ if TYPE_CHECKING:
     from voken.inference.graph import Graph, Precision
 
 BuiltInEncoder = TwoTowerEncoder | ZeroShotEncoder
-"""The encoders that read texts with MiniLM, for which there are graphs."""
+"""The encoders that read texts with MiniLM."""
+ExportedEncoder = BuiltInEncoder | HubEncoder
+"""The encoders for which there are graphs."""
 
 
 @dataclass(frozen=True)
@@ -67,17 +79,17 @@ class GeneratorGraphs:
 
 
 def lite_graphs(generator: LiteGenerator, encoder: Encoder | None) -> GeneratorGraphs:
-    """The graphs of a lite generator. Raises `ConfigError` if it does not read with a built-in encoder."""
+    """The graphs of a lite generator. Raises `ConfigError` if there are none for its encoder."""
     from voken.inference import lite
 
-    if not isinstance(encoder, BuiltInEncoder):
+    if not isinstance(encoder, ExportedEncoder):
         raise ConfigError("A lite generator with this encoder cannot be exported. Search with torch.")
     return GeneratorGraphs(
         partial(lite.prefill_graph, generator, encoder),
         partial(lite.step_graph, generator),
         stepped_levels=range(1, generator.levels),
         shared_step=False,
-        write_tokenizer=partial(_write_sentence_tokenizer, max_tokens=generator.config.max_query_tokens),
+        write_tokenizer=partial(_write_encoder_tokenizer, encoder, max_tokens=generator.config.max_query_tokens),
     )
 
 
@@ -118,10 +130,11 @@ def export_generator(
 ) -> None:
     """Write the engine of `generator` into `folder`, which is created if it is missing.
 
-    `graphs_of` is the function above for the generator's family (see `voken.model.model.FAMILIES`). With a built-in
+    `graphs_of` is the function above for the generator's family (see `voken.model.model.FAMILIES`). With an exported
     `encoder` and no usable query point of the generator, the engine gets a graph for text vectors, which the read-outs
-    "voken" and "vector" need. `tokenizer` adds the graph that rebuilds vectors from vokens. Raises `MissingExtraError`
-    without the package onnx, `ConfigError` if a part cannot be exported.
+    "voken" and "vector" need. `tokenizer` adds the graph that rebuilds vectors from vokens, and with CLIP or SigLIP all
+    that turns pictures into vokens. Raises `MissingExtraError` without the package onnx, `ConfigError` if a part cannot
+    be exported.
     """
     _check_onnx()
     graphs = graphs_of(generator, encoder)
@@ -135,12 +148,14 @@ def export_generator(
         # a query point can be compared with pictures only if codes and vectors share a space
         if generator.has_query_point and not (tokenizer is not None and tokenizer.config.layers):
             vectors = QUERY_POINT
-        elif isinstance(encoder, BuiltInEncoder):
+        elif isinstance(encoder, ExportedEncoder):
             vectors = _write_text_encoder(encoder, folder, precision)
         if tokenizer is not None:
             _save(rebuild_graph(tokenizer), folder / "rebuild.onnx")
             if not tokenizer.config.layers:
                 np.save(folder / CODEBOOKS, tokenizer.codebooks.astype(np.float32), allow_pickle=False)
+        if tokenizer is not None and isinstance(encoder, HubEncoder):
+            write_json(folder / PICTURES_HEADER, _write_picture_side(encoder, tokenizer, folder, precision))
     header = {
         "vectors": vectors,
         "family": generator.family,
@@ -154,7 +169,7 @@ def export_generator(
     write_json(folder / HEADER, header)
 
 
-def export_text_encoder(encoder: BuiltInEncoder, folder: Path, *, precision: Precision = "float32") -> None:
+def export_text_encoder(encoder: ExportedEncoder, folder: Path, *, precision: Precision = "float32") -> None:
     """Write what `voken.inference.engine.TextEncoder` loads into `folder`, which is created if it is missing."""
     _check_onnx()
     folder = Path(folder)
@@ -165,7 +180,7 @@ def export_text_encoder(encoder: BuiltInEncoder, folder: Path, *, precision: Pre
 
 def rebuild_graph(tokenizer: ImageTokenizer) -> Graph:
     """Turns `vokens` (sequences, M) into `vector` (sequences, dim), as `ImageTokenizer.decode` (Eq. 3). In float32."""
-    from voken.inference.graph import Graph, array, matrix
+    from voken.inference.graph import Graph, array
 
     graph = Graph()
     vokens = graph.input("vokens", "int64", ["sequences", tokenizer.levels])
@@ -174,7 +189,36 @@ def rebuild_graph(tokenizer: ImageTokenizer) -> Graph:
     books = array(tokenizer.stacked_books())
     entries = [graph.op("Gather", graph.constant(book), column) for book, column in zip(books, columns, strict=True)]
     rows = graph.op("Sum", *entries)
-    for layer in tokenizer.decoder.children():  # the identity has none
+    rows = _perceptron(graph, rows, tokenizer.decoder)
+    graph.output("vector", graph.op("LpNormalization", rows, axis=-1, p=2), ["sequences", tokenizer.dim])
+    return graph
+
+
+def code_graph(tokenizer: ImageTokenizer) -> Graph:
+    """Turns `vector` (images, dim) into `code` (images, e), as `ImageTokenizer.code_vectors`. In float32."""
+    from voken.inference.graph import Graph
+
+    graph = Graph()
+    vectors = graph.input("vector", "float32", ["images", tokenizer.dim])
+    rows = _perceptron(graph, graph.op("Mul", vectors, graph.scalar(tokenizer.scale)), tokenizer.encoder)
+    graph.output("code", rows, ["images", tokenizer.code_dim])
+    return graph
+
+
+def export_picture_encoder(encoder: HubEncoder, folder: Path) -> None:
+    """Write what `voken.inference.pictures.PictureGraph` loads into `folder`, which is created if it is missing."""
+    _check_onnx()
+    folder = Path(folder)
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / PICTURES_HEADER, _write_picture_encoder(encoder, folder, "float32"))
+
+
+def _perceptron(graph: Graph, rows: str, layers: nn.Module) -> str:
+    """`rows` after an MLP of an image tokenizer."""
+    from voken.inference.graph import array, matrix
+
+    for layer in layers.children():  # the identity has none
         if isinstance(layer, nn.Linear):
             rows = graph.linear(rows, matrix(layer), array(layer.bias))
         elif isinstance(layer, nn.BatchNorm1d):
@@ -189,8 +233,37 @@ def rebuild_graph(tokenizer: ImageTokenizer) -> Graph:
             raise ConfigError(
                 f"The image tokenizer's layer {type(layer).__name__} cannot be exported. Search with torch."
             )
-    graph.output("vector", graph.op("LpNormalization", rows, axis=-1, p=2), ["sequences", tokenizer.dim])
-    return graph
+    return rows
+
+
+def _write_picture_side(
+    encoder: HubEncoder, tokenizer: ImageTokenizer, folder: Path, precision: Precision
+) -> dict[str, Any]:
+    """Write the graphs from pixels to codes, and return the header."""
+    code = ""
+    if tokenizer.config.layers:
+        code = CODE_GRAPH
+        _save(code_graph(tokenizer), folder / code)
+        np.save(folder / CODE_BOOKS, tokenizer.codebooks.astype(np.float32), allow_pickle=False)
+    quantizer = {"code": code, "beams": tokenizer.config.encoding_beams}
+    return {**_write_picture_encoder(encoder, folder, precision), "quantizer": quantizer}
+
+
+def _write_picture_encoder(encoder: HubEncoder, folder: Path, precision: Precision) -> dict[str, Any]:
+    from voken.inference.towers import picture_graph
+
+    _save(picture_graph(encoder, precision), folder / PICTURE_GRAPH)
+    fingerprint = encoder.fingerprint  # of the weights; rounded ones give other vectors
+    if precision != "float32":
+        fingerprint = hashlib.sha256(f"{fingerprint} {precision}".encode()).hexdigest()[:32]
+    return {
+        "format": FORMAT,
+        "name": encoder.name,
+        "fingerprint": fingerprint,
+        "dim": encoder.dim,
+        "precision": precision,
+        "preparation": encoder.preparation.to_dict(),
+    }
 
 
 def _check_onnx() -> None:
@@ -208,15 +281,38 @@ def _write_steps(graphs: GeneratorGraphs, folder: Path, precision: Precision) ->
     return names
 
 
-def _write_text_encoder(encoder: BuiltInEncoder, folder: Path, precision: Precision) -> dict[str, Any]:
+def _write_text_encoder(encoder: ExportedEncoder, folder: Path, precision: Precision) -> dict[str, Any]:
     from voken.inference.lite import text_vector_graph
 
     _save(text_vector_graph(encoder, precision), folder / TEXT_ENCODER_GRAPH)
-    return _write_sentence_tokenizer(folder, max_tokens=encoder.sentences.max_tokens, name="vectors_tokenizer.json")
+    max_tokens = encoder.max_tokens if isinstance(encoder, HubEncoder) else encoder.sentences.max_tokens
+    return _write_encoder_tokenizer(encoder, folder, max_tokens=max_tokens, name="vectors_tokenizer.json")
 
 
 def _save(graph: Graph, path: Path) -> None:
     graph.save(path, path.with_suffix(".weights"))
+
+
+def _write_encoder_tokenizer(
+    encoder: ExportedEncoder, folder: Path, *, max_tokens: int, name: str = "tokenizer.json"
+) -> dict[str, Any]:
+    """Write the tokenizer of an encoder so that it can be read without transformers."""
+    if not isinstance(encoder, HubEncoder):
+        return _write_sentence_tokenizer(folder, max_tokens=max_tokens, name=name)
+    backend = getattr(encoder.tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        from voken.inference.sentence_pieces import siglip_tokenizer
+
+        backend = siglip_tokenizer(encoder.tokenizer)
+    _write_tokenizer(backend, folder / name)
+    padding: Any = None
+    end = int(encoder.tokenizer.eos_token_id)
+    if encoder.family == "siglip":
+        max_tokens = encoder.max_tokens
+        left = encoder.tokenizer.padding_side == "left"
+        padding = {"length": max_tokens, "token": int(encoder.tokenizer.pad_token_id), "left": left}
+    settings = {"max_tokens": min(max_tokens, encoder.max_tokens), "cut": "truncate", "added": [], "stand_in": 0}
+    return {"file": name, **settings, "padding": padding, "end": end if padding is None else None}
 
 
 def _write_sentence_tokenizer(folder: Path, *, max_tokens: int, name: str = "tokenizer.json") -> dict[str, Any]:
@@ -229,9 +325,7 @@ def _write_query_tokenizer(reader: QueryReader, folder: Path) -> dict[str, Any]:
     backend = getattr(reader.tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ConfigError("The checkpoint's tokenizer has no tokenizer.json. Save it once with its fast form.")
-    content = json.loads(backend.to_str())
-    content["truncation"] = content["padding"] = None
-    (folder / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    _write_tokenizer(backend, folder / "tokenizer.json")
     return {
         "file": "tokenizer.json",
         "max_tokens": reader.max_text_tokens,
@@ -239,3 +333,10 @@ def _write_query_tokenizer(reader: QueryReader, folder: Path) -> dict[str, Any]:
         "added": list(reader.separator_tokens),
         "stand_in": reader.filler_token,
     }
+
+
+def _write_tokenizer(backend: Any, path: Path) -> None:
+    """Write a tokenizer of the library `tokenizers`, without its limits."""
+    content = json.loads(backend.to_str())
+    content["truncation"] = content["padding"] = None
+    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")

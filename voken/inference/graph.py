@@ -40,7 +40,12 @@ _SMALLEST_SCALE = 1e-20
 UNSEEN = -1e30
 """Added to the attention scores of positions that must not be seen. It is finite, so that no softmax is over infinities
 alone."""
-_TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "int32": TensorProto.INT32}
+_TYPES = {
+    "float32": TensorProto.FLOAT,
+    "int64": TensorProto.INT64,
+    "int32": TensorProto.INT32,
+    "uint8": TensorProto.UINT8,
+}
 
 
 class Graph:
@@ -55,7 +60,7 @@ class Graph:
         self._names: dict[str, str] = {}
         self._shift = ""
 
-    def input(self, name: str, dtype: Literal["float32", "int64", "int32"], shape: Sequence[int | str]) -> str:
+    def input(self, name: str, dtype: Literal["float32", "int64", "int32", "uint8"], shape: Sequence[int | str]) -> str:
         """Declare an input. A string in `shape` names a size that may differ from call to call."""
         self._inputs.append(helper.make_tensor_value_info(name, _TYPES[dtype], list(shape)))
         return name
@@ -157,17 +162,26 @@ class Graph:
         return self.op("Transpose", self.reshape(value, 0, 0, heads, head_dim), perm=[0, 2, 1, 3])
 
     def attention(
-        self, query: str, keys: str, values: str, *, heads: int, scale: float, bias: str = "", mask: str = ""
+        self,
+        query: str,
+        keys: str,
+        values: str,
+        *,
+        heads: int,
+        scale: float,
+        bias: str = "",
+        mask: str = "",
+        causal: bool = False,
     ) -> str:
         """softmax(scale · QKᵀ + bias) V per head.
 
         `query` (batch, positions, heads · dim); `keys`, `values` (batch, heads, seen, dim), or both as `query`; `bias`
         (batch or 1, heads or 1, positions, seen); `mask` int32 (batch, seen), 0 for positions that must not be seen.
-        The result is (batch, positions, heads · dim).
+        With `causal`, a position sees only itself and those before. The result is (batch, positions, heads · dim).
         """
-        return self.op(
-            "MultiHeadAttention", query, keys, values, "", mask, bias, contrib=True, num_heads=heads, scale=scale
-        )
+        inputs = (query, keys, values, "", mask, bias)
+        options = {"unidirectional": 1} if causal else {}
+        return self.op("MultiHeadAttention", *inputs, contrib=True, num_heads=heads, scale=scale, **options)
 
     def rms_norm(self, hidden: str, scale: Float[np.ndarray, " width"], epsilon: float) -> str:
         """Each row divided by its root mean square, times `scale`."""

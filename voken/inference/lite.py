@@ -1,4 +1,4 @@
-"""Exports a `LiteGenerator` over a built-in encoder: a graph for the text and level 1, and one per deeper level.
+"""Exports a `LiteGenerator`: a graph for the text and level 1, and one per deeper level.
 
 Each level has its own voken rows, and therefore its own graph: ONNX Runtime prepares the matrices of a graph only once.
 """
@@ -11,18 +11,20 @@ from typing import Any, Self
 import numpy as np
 
 from voken.encoders.builtin import SentenceEncoder
+from voken.encoders.clip import HubEncoder
 from voken.encoders.zero_shot import ZeroShotEncoder
 from voken.generator.lite import LiteGenerator
 from voken.inference.engine import QUERY_POINT
-from voken.inference.export import BuiltInEncoder
+from voken.inference.export import BuiltInEncoder, ExportedEncoder
 from voken.inference.graph import BeamTree, Graph, PackedTexts, Precision, array, matrix
+from voken.inference.towers import read_texts
 
 _EPSILON, _SENTENCE_EPSILON = 1e-5, 1e-12
 RECALLED = 2048
 """Training captions that the rounded search of the memory passes to the exact one."""
 
 
-def prefill_graph(generator: LiteGenerator, encoder: BuiltInEncoder, precision: Precision) -> Graph:
+def prefill_graph(generator: LiteGenerator, encoder: ExportedEncoder, precision: Precision) -> Graph:
     """Turns texts into the inputs of the steps.
 
     Outputs: `shared_k0`, `shared_v0`, … (queries, heads, tokens, head_dim), cross-attention keys and values; the
@@ -30,13 +32,18 @@ def prefill_graph(generator: LiteGenerator, encoder: BuiltInEncoder, precision: 
     of the start position.
     """
     graph = Graph(precision)
-    reader = SentenceReader.inputs(graph)
-    every = reader.read(encoder.sentences)
-    vector = text_vectors(reader, every, encoder)
-    states = every[-1] if generator.text is None else reader.read(generator.text)[-1]
+    if isinstance(encoder, HubEncoder):
+        read = read_texts(graph, encoder, states=True)
+        texts, states, vector = read.texts, read.states, read.vectors
+        graph.set_row_count(states)
+    else:
+        reader = SentenceReader.inputs(graph)
+        every = reader.read(encoder.sentences)
+        texts, vector = reader.texts, text_vectors(reader, every, encoder)
+        states = every[-1] if generator.text is None else reader.read(generator.text)[-1]
     layers = _Layers(generator, graph)
     memory = graph.linear(states, matrix(generator.read), array(generator.read.bias))
-    memory, mask = reader.texts.padded(memory), reader.texts.mask
+    memory, mask = texts.padded(memory), texts.mask
     if generator.config.query_vector:
         vector_token = graph.linear(vector, matrix(generator.vector_in), array(generator.vector_in.bias), exact=True)
         memory = graph.op("Concat", graph.op("Unsqueeze", vector_token, graph.ints(1)), memory, axis=1)
@@ -309,9 +316,12 @@ def _tower(graph: Graph, pooled: str, tower: Any) -> str:
     return graph.op("LpNormalization", mapped, axis=-1, p=2)
 
 
-def text_vector_graph(encoder: BuiltInEncoder, precision: Precision) -> Graph:
-    """Turns texts into `vector` (queries, dim) of a built-in encoder, for generators that do not read with it."""
+def text_vector_graph(encoder: ExportedEncoder, precision: Precision) -> Graph:
+    """Turns texts into `vector` (queries, dim) of an encoder, for generators that do not read with it."""
     graph = Graph(precision)
+    if isinstance(encoder, HubEncoder):
+        graph.output("vector", read_texts(graph, encoder, states=False).vectors, ["queries", encoder.dim])
+        return graph
     reader = SentenceReader.inputs(graph)
     vectors = text_vectors(reader, reader.read(encoder.sentences), encoder)
     graph.output("vector", vectors, ["queries", encoder.dim])

@@ -1,20 +1,23 @@
-"""A trained model for searches without torch: the engine in a model folder, and the search settings."""
+"""A trained model without torch: the engine in a model folder, for queries and, with CLIP or SigLIP, for pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from voken import artifact
 from voken.config import ReadOutWeights, SearchConfig, from_dict
 from voken.errors import ArtifactError, ConfigError, CorruptArtifactError
-from voken.inference.engine import HEADER, Engine
+from voken.inference.engine import HEADER, PICTURES_HEADER, Engine
 from voken.model.calibration import Calibration
 from voken.shapes import Float32
+
+if TYPE_CHECKING:
+    from voken.inference.pictures import EngineTokenizer, PictureGraph
 
 KIND, VERSION = "model", 1
 """Kind and version of a model folder (see `voken.model.model`)."""
@@ -68,6 +71,29 @@ class CompiledModel:
         return self.generator.query_vectors(texts, state)
 
 
+@dataclass(frozen=True)
+class CompiledPictureSide:
+    """The part of a model that encodes pictures, as `voken.model.model.PictureSide`, from its engine."""
+
+    encoder: PictureGraph
+    tokenizer: EngineTokenizer
+    fingerprint: str
+
+    @classmethod
+    def load(cls, folder: Path, *, threads: int = 0) -> Self:
+        """Open the picture side of a model folder. Checks the sizes of files, but not their checksums.
+
+        Raises `ArtifactError` if there is no model, `CorruptArtifactError` for damaged files.
+        """
+        from voken.inference.pictures import EngineTokenizer, PictureGraph
+
+        folder = Path(folder)
+        artifact.check(folder, kind=KIND, version=VERSION, checksums=False)
+        fingerprint = artifact.contents_digest(folder, without=FOLDER)
+        encoder = PictureGraph.load(folder / FOLDER, threads=threads)
+        return cls(encoder, EngineTokenizer.load(folder / FOLDER, threads=threads), fingerprint)
+
+
 def search_from_dict(values: dict[str, Any]) -> tuple[SearchConfig, ReadOutWeights, Calibration | None]:
     """The inverse of `voken.model.model.search_to_dict`. Raises `ConfigError` for values that it cannot write."""
     chosen_in_training = ("voken_weight", "vector_weight", "norm_weight", "prior_weight", "calibration")
@@ -92,3 +118,8 @@ def prior_captions_from(description: dict[str, Any]) -> tuple[str, ...]:
 def is_compiled(folder: Path) -> bool:
     """Whether a model folder has an engine."""
     return (Path(folder) / FOLDER / HEADER).is_file()
+
+
+def encodes_pictures(folder: Path) -> bool:
+    """Whether a model folder has an engine that encodes pictures."""
+    return is_compiled(folder) and (Path(folder) / FOLDER / PICTURES_HEADER).is_file()

@@ -37,7 +37,7 @@ from voken.generator.llama import LlamaGenerator, Lora
 from voken.generator.t5 import T5Generator
 from voken.image_tokenizer.model import ImageTokenizer
 from voken.inference.export import (
-    BuiltInEncoder,
+    ExportedEncoder,
     GeneratorGraphs,
     export_generator,
     lite_graphs,
@@ -262,7 +262,7 @@ class GeneratorFamily:
 
     def can_export(self, encoder: Encoder) -> bool:
         """Whether a generator of this family can be exported from a model with `encoder`."""
-        return not self.reads_with_encoder or isinstance(encoder, BuiltInEncoder)
+        return not self.reads_with_encoder or isinstance(encoder, ExportedEncoder)
 
 
 def _start_t5(config: RunConfig, codebooks: Float[np.ndarray, "levels N code_dim"], encoder: Encoder) -> Generator:

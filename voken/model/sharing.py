@@ -30,6 +30,7 @@ _KINDS = (
     "*.model",
     "codebooks.npy",
     "*/codebooks.npy",
+    "*/code_books.npy",
     CARD,
 )
 
