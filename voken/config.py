@@ -116,6 +116,9 @@ class TokenizerConfig:
     encoding_beams: int = 1
     """Beams of the search for a picture's vokens. 1 takes the nearest entry at each level, as in Eq. 2; more find sums
     of entries that are nearer to the picture."""
+    query_metric: float = 0.0
+    """Without `layers`: how much the choice of vokens looks at the directions in which queries differ, more than at
+    others; see `voken.image_tokenizer.train.query_metric`. 0: it keeps the vectors, ½: the scores of queries."""
     input_scale: Literal["unit", "rms"] = "unit"
     """With `layers`: the MLPs see vectors of length 1, or vectors times √dim, whose components have a mean square of 1.
     Only "rms" balances L_recon and L_align (Eqs. 3 and 5) with L_commit (Eq. 4)."""
@@ -316,6 +319,7 @@ def _unused(run: RunConfig) -> Iterator[tuple[str, str, str]]:
     if not tokenizer.layers:
         yield "tokenizer.layers is empty", "tokenizer", "code_dim dropout input_scale"
     else:
+        yield "tokenizer.layers is not empty", "tokenizer", "query_metric"
         yield "tokenizer.layers is not empty", "search", "norm_weight"
     if not tokenizer.epochs:
         yield (
@@ -411,6 +415,7 @@ def preset(name: str) -> RunConfig:
             layers=(),
             alignment="none",
             mixture=True,
+            query_metric=0.25,
             encoding_beams=8,
             epochs=0,
         ),
@@ -440,7 +445,7 @@ def preset(name: str) -> RunConfig:
             default,
             name="frozen",
             encoder=EncoderConfig(family="photos", visual=256),
-            tokenizer=dataclasses.replace(default.tokenizer, levels=16, mixture=False),
+            tokenizer=dataclasses.replace(default.tokenizer, levels=16, mixture=False, query_metric=0.5),
             generator=dataclasses.replace(
                 default.generator, dropout=0.4, query_noise=0.3, memory_weight=0.0, point_epochs=12
             ),

@@ -13,8 +13,8 @@ from voken.config import ReadOutWeights, SearchConfig
 from voken.decoding.node_bias import squared_lengths
 from voken.decoding.trie import VokenTrie
 from voken.generator.train import ValidationQueries, validation_recall
-from voken.search.corrections import Corrections
 from voken.metrics import FirstRelevant
+from voken.search.corrections import Corrections
 from voken.training.corrections import (
     ExactScores,
     choose_corrections,

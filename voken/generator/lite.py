@@ -275,6 +275,11 @@ class LiteGenerator(nn.Module):
         self.memory_pictures = torch.from_numpy(memory.pictures).to(self.device)
         self._related_rows = memory.related_rows
 
+    def take_query_point(self, other: LiteGenerator) -> None:
+        """Start from the perceptron of another generator over the same vectors."""
+        self.point_in.load_state_dict(other.point_in.state_dict())
+        self.point_out.load_state_dict(other.point_out.state_dict())
+
     def begin_training(self, reader: TextReader | None) -> None:
         """Until `end_training`, read queries with `reader`, which caches the training captions."""
         self._training_reader = reader

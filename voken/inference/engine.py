@@ -31,7 +31,7 @@ HEADER, FORMAT = "engine.json", 1
 QUERY_POINT = "aim"
 """The name of query points in saved graphs and headers."""
 PICTURES_HEADER, PICTURE_GRAPH = "pictures.json", "pictures.onnx"
-CODE_GRAPH, CODE_BOOKS = "codes.onnx", "code_books.npy"
+CODE_GRAPH, CODE_BOOKS, METRIC = "codes.onnx", "code_books.npy", "metric.npy"
 TEXT_ENCODER_GRAPH, TEXT_ENCODER_HEADER = "vectors.onnx", "vectors.json"
 _FAMILIES = ("lite", "t5", "llama")
 _MAX_TOKENS = 1 << 16

@@ -10,6 +10,7 @@ pictures.json        how pictures become vokens, if the encoder is CLIP or SigLI
 pictures.onnx        turns pixels into vectors
 codes.onnx           turns vectors into what is quantized, if the image tokenizer has layers
 code_books.npy       the entries that it is quantized with
+metric.npy           the metric of the image tokenizer, if it has one
 tokenizer.json       the tokenizer of the texts, as `tokenizers` reads it
 *.weights            the weights of each graph
 """
@@ -40,6 +41,7 @@ from voken.inference.engine import (
     CODEBOOKS,
     FORMAT,
     HEADER,
+    METRIC,
     PICTURE_GRAPH,
     PICTURES_HEADER,
     QUERY_POINT,
@@ -245,7 +247,11 @@ def _write_picture_side(
         code = CODE_GRAPH
         _save(code_graph(tokenizer), folder / code)
         np.save(folder / CODE_BOOKS, tokenizer.codebooks.astype(np.float32), allow_pickle=False)
-    quantizer = {"code": code, "beams": tokenizer.config.encoding_beams}
+    metric = ""
+    if tokenizer.metric is not None:
+        metric = METRIC
+        np.save(folder / metric, array(tokenizer.metric), allow_pickle=False)
+    quantizer = {"code": code, "beams": tokenizer.config.encoding_beams, "metric": metric}
     return {**_write_picture_encoder(encoder, folder, precision), "quantizer": quantizer}
 
 
