@@ -102,7 +102,7 @@ def exact_scores(
     lengths = None if codebooks is None else squared_lengths(codebooks, validation.vokens)
     if isinstance(generator, LiteGenerator) and generator.ranks_by_point and not prior_captions:
         # up to a term of each query, which no ranking sees
-        return ExactScores(point_scores(generator, validation, cosine=0.0), relevant, lengths)
+        return ExactScores(point_scores(generator, validation, length_weight=0.0), relevant, lengths)
     drawn = np.arange(len(validation.texts))
     most = max(_LEAST_QUERIES, _SCORES // trie.sequences)
     if len(drawn) > most:
