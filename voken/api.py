@@ -15,6 +15,7 @@ The command line and the server use only this module. Functions that need torch 
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import shutil
@@ -59,6 +60,7 @@ from voken.search import explain
 from voken.search.batching import SearchQueue
 from voken.search.combined_query import Term, combined, parse_terms
 from voken.search.hit import Hit
+from voken.search.hit_list import HitList
 from voken.search.searcher import Searcher, SearchModel, check_k, load_model, readable_text
 from voken.shapes import Float
 
@@ -101,6 +103,8 @@ Why = explain.Why
 
 _BUSY_SECONDS = 5.0
 """After so long a folder that is watched is looked at again if another process was indexing it."""
+_THUMBNAIL = 160
+"""Longer side of the pictures that notebooks show."""
 _FILES_EXAMINED = 1_000
 """Files of a folder that is no collection, among which a picture is looked for."""
 
@@ -605,7 +609,8 @@ class Collection:
         which that share of the hits was right on validation. Raises `ConfigError` for an empty query, an impossible
         `k`, a filter that cannot be parsed, and a threshold or a precision if the model is not calibrated for it.
         """
-        return self.search_many([query], k, where=where, threshold=threshold, precision=precision)[0]
+        (hits,) = self.search_many([query], k, where=where, threshold=threshold, precision=precision)
+        return HitList(hits, self._thumbnail)
 
     def search_many(
         self,
@@ -636,7 +641,7 @@ class Collection:
 
     def similar(self, image_id: str, k: int = 10, *, where: Sequence[str] = ()) -> list[Hit]:
         """At most `k` pictures similar to one of the collection. Raises `DataError` if there is no such picture."""
-        return self.searcher.similar(image_id, k, _filters(where))
+        return HitList(self.searcher.similar(image_id, k, _filters(where)), self._thumbnail)
 
     @extra_errors()
     def search_picture(
@@ -653,7 +658,7 @@ class Collection:
         """
         filters = _filters(where)
         vector = self._picture_vector(picture, max_pixels)
-        return self.searcher.like_vector(self._code(vector), vector, k, filters)
+        return HitList(self.searcher.like_vector(self._code(vector), vector, k, filters), self._thumbnail)
 
     @extra_errors()
     def combine(
@@ -690,7 +695,7 @@ class Collection:
             vectors += list(searcher.model.query_vectors(texts))
         vector = combined(vectors, weights)
         hits = searcher.like_vector(self._code(vector), vector, k + (like is not None), filters)
-        return [hit for hit in hits if hit.image_id != like][:k]
+        return HitList([hit for hit in hits if hit.image_id != like][:k], self._thumbnail)
 
     def _picture_vector(self, picture: str | Path | BinaryIO, max_pixels: int | None) -> Float[np.ndarray, " dim"]:
         from voken.data.images import MAX_PIXELS, open_image
@@ -851,6 +856,19 @@ class Collection:
     def _refresh(self) -> None:
         if self._queue is not None:
             self._queue.searcher.refresh()
+
+    def _thumbnail(self, image_id: str) -> bytes | None:
+        """The picture as a small JPEG that holds nothing but pixels; None if it cannot be read, or without Pillow."""
+        try:
+            with self.picture(image_id).open() as file:
+                image = file.image()
+        except (VokenError, OSError):
+            return None
+        image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        image.info.clear()
+        jpeg = io.BytesIO()
+        image.save(jpeg, "JPEG", quality=80)
+        return jpeg.getvalue()
 
     def _threshold(self, threshold: float | None, precision: float | None) -> float | None:
         return threshold if precision is None else self.searcher.threshold(precision)
