@@ -298,9 +298,12 @@ class Searcher:
         row = snapshot.find(image_id)
         if row is None:
             raise DataError(f"{image_id}: no picture of the collection has that id. A search shows the ids (--json).")
+        vector: Float[np.ndarray, " dim"]
         if snapshot.vectors is not None:
-            return np.asarray(snapshot.vectors[np.array([row])], dtype=np.float32)[0]
-        return self.model.tokenizer.decode(np.asarray(snapshot.sequence(row)[None], dtype=np.int64))[0]
+            vector = np.asarray(snapshot.vectors[np.array([row])], dtype=np.float32)[0]
+        else:
+            vector = self.model.tokenizer.decode(np.asarray(snapshot.sequence(row)[None], dtype=np.int64))[0]
+        return vector
 
     def like_vector(
         self,
