@@ -15,6 +15,7 @@ The command line and the server use only this module. Functions that need torch 
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import shutil
@@ -57,8 +58,11 @@ from voken.model import compiled
 from voken.progress import Progress, no_progress
 from voken.search import explain
 from voken.search.batching import SearchQueue
+from voken.search.combined_query import Term, combined, parse_terms
 from voken.search.hit import Hit
-from voken.search.searcher import Searcher, SearchModel, load_model
+from voken.search.hit_list import HitList
+from voken.search.searcher import Searcher, SearchModel, check_k, load_model, readable_text
+from voken.shapes import Float
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -99,6 +103,8 @@ Why = explain.Why
 
 _BUSY_SECONDS = 5.0
 """After so long a folder that is watched is looked at again if another process was indexing it."""
+_THUMBNAIL = 160
+"""Longer side of the pictures that notebooks show."""
 _FILES_EXAMINED = 1_000
 """Files of a folder that is no collection, among which a picture is looked for."""
 
@@ -603,7 +609,8 @@ class Collection:
         which that share of the hits was right on validation. Raises `ConfigError` for an empty query, an impossible
         `k`, a filter that cannot be parsed, and a threshold or a precision if the model is not calibrated for it.
         """
-        return self.search_many([query], k, where=where, threshold=threshold, precision=precision)[0]
+        (hits,) = self.search_many([query], k, where=where, threshold=threshold, precision=precision)
+        return HitList(hits, self._thumbnail)
 
     def search_many(
         self,
@@ -634,7 +641,7 @@ class Collection:
 
     def similar(self, image_id: str, k: int = 10, *, where: Sequence[str] = ()) -> list[Hit]:
         """At most `k` pictures similar to one of the collection. Raises `DataError` if there is no such picture."""
-        return self.searcher.similar(image_id, k, _filters(where))
+        return HitList(self.searcher.similar(image_id, k, _filters(where)), self._thumbnail)
 
     @extra_errors()
     def search_picture(
@@ -649,10 +656,52 @@ class Collection:
 
         Raises `PictureError` if the file cannot be read, `MissingExtraError` if torch is not installed.
         """
+        filters = _filters(where)
+        vector = self._picture_vector(picture, max_pixels)
+        return HitList(self.searcher.like_vector(self._code(vector), vector, k, filters), self._thumbnail)
+
+    @extra_errors()
+    def combine(
+        self,
+        query: str | None = None,
+        k: int = 10,
+        *,
+        like: str | None = None,
+        picture: str | Path | BinaryIO | None = None,
+        plus: Sequence[str] = (),
+        minus: Sequence[str] = (),
+        where: Sequence[str] = (),
+        max_pixels: int | None = None,
+    ) -> list[Hit]:
+        """At most `k` pictures for a query of several parts: "like this picture, but at night and without people".
+
+        The parts are a `query` in words, the id `like` of a picture of the collection, the `picture` in a file, and
+        words to add (`plus`) and to take away (`minus`). A word may have a weight, "dog:2"; all others have 1. The
+        vectors of the parts are added (see `voken.search.combined_query`). Raises `ConfigError` if there is nothing to
+        start from or nothing left, `DataError` for an unknown id, and what `search` and `search_picture` raise.
+        """
+        terms, filters, searcher = parse_terms(plus, minus), _filters(where), self.searcher
+        check_k(k)
+        if query is not None:
+            terms.insert(0, Term(query))
+        vectors = [searcher.vector_of(like)] if like is not None else []
+        if picture is not None:
+            vectors.append(self._picture_vector(picture, max_pixels))
+        if not vectors and not any(term.weight > 0 for term in terms):
+            raise ConfigError("There is nothing to start from. Give a query, a picture, or words to add (plus).")
+        weights = [1.0] * len(vectors) + [term.weight for term in terms]
+        if terms:
+            texts = [readable_text(term.text, place) for place, term in enumerate(terms)]
+            vectors += list(searcher.model.query_vectors(texts))
+        vector = combined(vectors, weights)
+        hits = searcher.like_vector(self._code(vector), vector, k + (like is not None), filters)
+        return HitList([hit for hit in hits if hit.image_id != like][:k], self._thumbnail)
+
+    def _picture_vector(self, picture: str | Path | BinaryIO, max_pixels: int | None) -> Float[np.ndarray, " dim"]:
         from voken.data.images import MAX_PIXELS, open_image
         from voken.encoders.interface import PreparingEncoder
 
-        filters, model = _filters(where), self._encoding_model()
+        model = self._encoding_model()
         picture = Path(picture) if isinstance(picture, str) else picture
         with self._encoding:
             # as it was indexed
@@ -660,8 +709,17 @@ class Collection:
         most = MAX_PIXELS if max_pixels is None else max_pixels
         image = open_image(picture, least_side=least_side, max_pixels=most)
         with self._encoding:
-            vector = np.asarray(model.encoder.encode_images([image]), dtype=np.float32)
-            return self.searcher.like_vector(model.tokenizer.code_vectors(vector)[0], vector[0], k, filters)
+            (vector,) = np.asarray(model.encoder.encode_images([image]), dtype=np.float32)
+        return cast(np.ndarray, vector)
+
+    def _code(self, vector: Float[np.ndarray, " dim"]) -> Float[np.ndarray, " e"]:
+        """What the tokenizer quantizes of a vector: the vector itself if it has no layers."""
+        if self.searcher.model.codebooks is not None:
+            return vector
+        model = self._encoding_model()
+        with self._encoding:
+            (code,) = model.tokenizer.code_vectors(vector[None])
+        return cast(np.ndarray, code)
 
     def explain(self, query: str, hits: Sequence[Hit]) -> list[Why]:
         """Explain each hit of a search for `query` by the vokens that the generator wrote, level by level."""
@@ -799,6 +857,19 @@ class Collection:
         if self._queue is not None:
             self._queue.searcher.refresh()
 
+    def _thumbnail(self, image_id: str) -> bytes | None:
+        """The picture as a small JPEG that holds nothing but pixels; None if it cannot be read, or without Pillow."""
+        try:
+            with self.picture(image_id).open() as file:
+                image = file.image()
+        except (VokenError, OSError):
+            return None
+        image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        image.info.clear()
+        jpeg = io.BytesIO()
+        image.save(jpeg, "JPEG", quality=80)
+        return jpeg.getvalue()
+
     def _threshold(self, threshold: float | None, precision: float | None) -> float | None:
         return threshold if precision is None else self.searcher.threshold(precision)
 
@@ -910,20 +981,20 @@ def pull(name: str, out: str | Path, *, revision: str | None = None) -> None:
 
 
 @extra_errors()
-def push(path: str | Path, name: str, *, licence: str = "", private: bool = False) -> str:
+def push(path: str | Path, name: str, *, licence: str = "", data: str = "", private: bool = False) -> str:
     """Send a saved model to the Hugging Face hub, with a card; see `voken.model.sharing.push`. Returns its address."""
     from voken.model import sharing
 
-    return sharing.push(Path(path), name, licence=licence, private=private)
+    return sharing.push(Path(path), name, licence=licence, data=data, private=private)
 
 
 @extra_errors()
-def model_card(path: str | Path, *, licence: str = "") -> str:
+def model_card(path: str | Path, *, licence: str = "", data: str = "") -> str:
     """The card of a saved model, in Markdown: its settings, data, figures and limits."""
     from voken.model import sharing
 
     artifact.check(Path(path), kind=compiled.KIND, version=compiled.VERSION, checksums=False)
-    return sharing.model_card(Path(path), licence=licence)
+    return sharing.model_card(Path(path), licence=licence, data=data)
 
 
 @extra_errors()

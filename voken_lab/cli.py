@@ -214,6 +214,19 @@ def reproduce(
         typer.echo(text + "\n")
 
 
+@app.command(epilog="Example: voken curves emoji.model.training.csv")
+def curves(
+    log: Annotated[Path, typer.Argument(metavar="LOG", help="The .training.csv that voken fit wrote beside a model.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("curves.html"),
+) -> None:
+    """Draw the curves of a training, also while it runs: the loss and the validation score of each epoch."""
+    from voken_lab.pages.page import write_page
+    from voken_lab.pages.training_curves import curves_page
+
+    write_page(out, curves_page(log))
+    typer.echo(f"The page: {display_path(out)}")
+
+
 @app.command(epilog="Example: voken demo --out demo")
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for data, model, collection and page.")] = Path(

@@ -27,10 +27,12 @@ with Collection.open(folder) as photos:
     hits = photos.search("a red dog", 20)
     assert photos.can_encode
     pictures = photos.search_picture(like, 3)
+    mixed = photos.combine(like="000.png", plus=["a dog:2"], minus=["a cat"], k=4)
 loaded = sorted(name for name in ("torch", "transformers", "onnx", "safetensors") if name in sys.modules)
 print(json.dumps({
     "added": report.added, "fitted": report.fitted, "loaded": loaded,
     "words": [[hit.image_id, hit.score] for hit in hits], "pictures": [hit.image_id for hit in pictures],
+    "mixed": [hit.image_id for hit in mixed],
 }))
 """
 
@@ -67,6 +69,9 @@ def test_more_pictures_are_indexed_and_searched_without_torch(photos):
     vectors = encoder.encode_images([open_image(photos / name) for name in names])
     cosines = vectors @ encoder.encode_texts(["a red dog"])[0]
     assert [name for name, _ in answer["words"]] == [names[place] for place in np.argsort(-cosines)]
+    dog, cat = encoder.encode_texts(["a dog", "a cat"])
+    order = np.argsort(-(vectors @ (vectors[0] + 2 * dog - cat)))
+    assert answer["mixed"] == [names[place] for place in order if place][:4]
 
 
 def test_vokens_are_those_of_torch(photos):

@@ -38,6 +38,15 @@ def nearest(folder, text, count):
     return [paths[place].name for place in np.argsort(-cosines)[:count]]
 
 
+def mixed_by_hand(folder):
+    from PIL import Image
+
+    paths = sorted(folder.glob("*.png"))
+    vectors = ENCODER.encode_images([Image.open(path).convert("RGB") for path in paths])
+    dog, cat = ENCODER.encode_texts(["a dog", "a cat"])
+    return [paths[place].name for place in np.argsort(-(vectors @ (vectors[3] + 2 * dog - cat)))]
+
+
 def test_a_folder_is_indexed_and_searched_with_nothing_else(tmp_path):
     folder = tmp_path / "photos"
     paint_noise(folder, range(8))
@@ -53,6 +62,8 @@ def test_a_folder_is_indexed_and_searched_with_nothing_else(tmp_path):
         assert not photos.calibrated
         assert ids(photos.search("a dog on a beach", 8)) == nearest(folder, "a dog on a beach", 8)
         assert ids(photos.search_picture(folder / "003.png", 1)) == ["003.png"]
+        mixed = photos.combine(like="003.png", plus=["a dog:2"], minus=["a cat"], k=4)
+        assert ids(mixed) == [name for name in mixed_by_hand(folder) if name != "003.png"][:4]
     levels = {finding.level for finding in Collection.doctor(folder)}
     assert levels == {"good"}
 

@@ -1,11 +1,13 @@
 """Models pushed to and pulled from a hub that is a folder."""
 
+import json
 import shutil
 from fnmatch import fnmatch
 from pathlib import Path
 
 import huggingface_hub
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from builders.saved_search import make_model
@@ -74,7 +76,7 @@ def test_a_model_comes_back_as_it_was_pushed(tmp_path, hub, saved):
     assert not (hub.root / "me/m/notes.pkl").exists()
     pull("me/m", tmp_path / "copy")
     assert Model.load(tmp_path / "copy").fingerprint == fingerprint
-    assert "license: cc-by-4.0" in (tmp_path / "copy" / "README.md").read_text()
+    assert 'license: "cc-by-4.0"' in (tmp_path / "copy" / "README.md").read_text()
     assert not (tmp_path / "copy" / ".cache").exists()
     with pytest.raises(ArtifactError, match="already exists"):
         pull("me/m", tmp_path / "copy")
@@ -118,10 +120,15 @@ def test_a_full_disk_is_no_fault_of_the_hub(tmp_path, monkeypatch, hub):
 
 
 def test_the_card_says_what_the_model_is(saved):
-    card = model_card(saved[0], "me/m", "mit")
+    card = model_card(saved[0], "me/m", "mit", "nlphuji/flickr30k")
     assert card.startswith("---\nlibrary_name: voken\n")
     for part in (
-        "license: mit",
+        'license: "mit"',
+        "datasets: [nlphuji/flickr30k]",
+        "| a picture | ",
+        "| saved by | voken ",
+        "have licences of their own",
+        "```json",
         "# m\n",
         "voken pull me/m --out m.model",
         "## Training data",
@@ -145,3 +152,47 @@ def test_the_command_line_pushes_and_pulls(tmp_path, hub, saved, monkeypatch):
     missing = run(app, ["pull", "me/none", "--out", "copy2"])
     assert missing.exit_code == 1
     assert "the hub refused or cannot be reached" in missing.stderr
+
+
+def test_the_card_of_a_trained_model_has_its_figures_and_no_markup_of_others(tmp_path):
+    run = {
+        "name": "mine | <b>\n# x",
+        "encoder": {"family": "clip", "checkpoint": "openai/clip-vit-base-patch32"},
+        "tokenizer": {"levels": 8, "codebook_size": 256},
+        "generator": {"family": "t5", "checkpoint": "t5-small"},
+    }
+    validation = {
+        "tokenizer": {
+            "report": {
+                "bits": 64.0,
+                "collision_rate": 0.025,
+                "recall": [{"cut": 1, "exact": 28.477, "quantized": 23.15}],
+            },
+            "warnings": ["It loses much."],
+        },
+        "generator": {"best": 3},
+        "search": {"voken": {"0.25": 0.4823}, "vector": {"32": 0.522}},
+        "calibration": {"vector": {"first_hit_right": 0.1325, "first_hit_confidence": 0.0896}},
+        "pictures": {"train": 6000, "validation": 1000},
+    }
+    search = {"beams": 100, "voken_weight": 0.25, "vector_weight": 32.0}
+    (tmp_path / "config.json").write_text(json.dumps({"run": run, "search": search, "validation": validation}))
+    card = model_card(tmp_path, "me/m", "other: {", "Flickr8k, the train split")
+    heading = yaml.safe_load(card.split("---\n")[1])
+    assert heading["license"] == "other: {"
+    assert heading["base_model"] == "openai/clip-vit-base-patch32"
+    assert "datasets" not in heading
+    for line in (
+        "| encoder | clip, openai/clip-vit-base-patch32 |",
+        "| a picture | 8 vokens of 256, 64 bits |",
+        "| the generator was | trained |",
+        "| preset | mine \\| <b> # x |",
+        "Flickr8k, the train split. Captioned pictures: 6,000 train, 1,000 validation.",
+        "- mean of R@1, R@5 and R@10 on validation, with vokens alone: 48.2 %",
+        "- mean of R@1, R@5 and R@10 on validation, with a stored vector per picture: 52.2 %",
+        "- pictures that share their sequence, on validation: 2.5 %",
+        "- R@1 on validation by exact search: 28.5 % with vectors, 23.1 % with what the vokens stand for",
+        "- It loses much.",
+    ):
+        assert line in card.splitlines()
+    assert "the first hit is right for 13.2 %, and its confidence is 9.0 % on average" in card

@@ -102,6 +102,19 @@ def test_a_search_that_finds_nothing_says_so(asking):
     assert result == {"query": "red", "no_match": True, "hits": []}
 
 
+def test_words_are_added_and_taken_away(still, asking):
+    like = sorted(still.ids(asking))[0]
+    body = {"like": like, "plus": ["at night:2"], "minus": ["people"], "k": 3}
+    (result,) = asking.post("/search", json=body).json()["results"]
+    wanted = still.collection.combine(like=like, plus=["at night:2"], minus=["people"], k=3)
+    assert [hit["id"] for hit in result["hits"]] == [hit.image_id for hit in wanted]
+    answer = asking.post("/search", json={"query": "a dog", "minus": ["people:0.5"], "k": 3}).json()
+    assert "results" in answer, answer
+    (result,) = answer["results"]
+    wanted = still.collection.combine("a dog", 3, minus=["people:0.5"])
+    assert [hit["id"] for hit in result["hits"]] == [hit.image_id for hit in wanted]
+
+
 def test_like_a_picture_of_the_collection_and_like_one_that_is_sent(still, asking):
     like = still.ids(asking).pop()
     (result,) = asking.post("/search", json={"like": like, "k": 3}).json()["results"]
@@ -166,6 +179,12 @@ def test_any_text_is_searched(query, asking):
         ({"query": "x", "limit": 3}, 422, "limit"),
         ({"like": ""}, 422, "like"),
         ({"like": "x", "queries": ["y"]}, 422, "one of"),
+        ({"query": "x", "plus": "y"}, 422, "list of words"),
+        ({"query": "x", "minus": [" "]}, 422, "empty"),
+        ({"query": "x", "minus": ["y:0"]}, 422, "above 0"),
+        ({"query": "x", "plus": ["y"], "why": True}, 422, "plus or minus"),
+        ({"queries": ["x"], "plus": ["y"]}, 422, "no such field"),
+        ({"like": "nobody", "plus": ["y"]}, 404, "picture"),
         ({"like": "../../etc/passwd"}, 404, "picture"),
         ({"like": "a\x00b"}, 404, "picture"),
         (b"{", 400, "JSON"),

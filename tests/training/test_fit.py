@@ -24,6 +24,7 @@ from voken.model.model import Model
 from voken.training import fit as fit_module
 from voken.training.fit import fit, prepare
 from voken.training.sides import TrainingInputs, caption_memory, side_of, with_pool
+from voken.training.training_log import read_log
 from voken_lab.evaluation.benchmark import benchmark
 
 COLOURS = {"red": (230, 30, 30), "green": (30, 200, 40), "blue": (30, 60, 230), "yellow": (240, 220, 40)}
@@ -72,8 +73,28 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def model(pictures, cache, tmp_path_factory):
-    return fit(read_dataset(pictures), tmp_path_factory.mktemp("models") / "model", TINY, cache=cache)
+def models(tmp_path_factory):
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
+def model(pictures, cache, models):
+    return fit(read_dataset(pictures), models / "model", TINY, cache=cache)
+
+
+def test_every_epoch_is_logged_beside_the_model(model, models):
+    entries = read_log(models / "model.training.csv")
+    assert [(entry.stage, entry.epoch) for entry in entries] == [
+        *(("two-tower head", epoch) for epoch in (1, 2, 3)),
+        *(
+            (f"generator, {stage}", epoch)
+            for stage, epoch in (("generation", 1), ("generation", 2), ("discrimination", 1))
+        ),
+    ]
+    history = model.validation["generator"]["epochs"]
+    assert [entry.loss for entry in entries[3:]] == pytest.approx([one["loss"] for one in history], rel=1e-5)
+    assert all(0 <= entry.validation <= 1 for entry in entries)
+    assert any((models / "model.tensorboard").iterdir())  # the tests have TensorBoard
 
 
 def same(first, second):

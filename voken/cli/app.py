@@ -371,7 +371,21 @@ def search(
         ),
     ] = None,
     like: Annotated[
-        str | None, typer.Option("--like", metavar="ID", help="Find pictures similar to this one of the collection.")
+        str | None,
+        typer.Option(
+            "--like", metavar="ID", help="Find pictures similar to this one of the collection, or to this file."
+        ),
+    ] = None,
+    plus: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--plus",
+            metavar="WORDS",
+            help='More of this: "at night", or with a weight "at night:2". Repeatable, with QUERY, --like or alone.',
+        ),
+    ] = None,
+    minus: Annotated[
+        list[str] | None, typer.Option("--minus", metavar="WORDS", help="Less of this. Repeatable.")
     ] = None,
     preview: Annotated[bool, typer.Option("--preview", "-p", help="Show the pictures in the terminal.")] = False,
     files_only: Annotated[bool, typer.Option("--files-only", "-f", help="Print only paths, one per line.")] = False,
@@ -396,13 +410,17 @@ def search(
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Find pictures by words or by a similar picture. Filters limit the search by metadata."""
+    """Find pictures by words or by a similar picture, with more of this (--plus) and less of that (--minus). Filters
+    limit the search by metadata.
+    """
     from voken.api import Collection
 
-    if (query is None) == (like is None):
-        raise ConfigError("Give either QUERY, or --like with the id of a picture.")
+    if query is not None and like is not None:
+        raise ConfigError("Give either QUERY, or --like with the id of a picture. Words beside it: --plus.")
+    if query is None and like is None and not plus:
+        raise ConfigError("Give QUERY, or --like with the id of a picture, or --plus.")
     by_picture = query is not None and _names_picture(query)
-    if like is not None or by_picture:
+    if like is not None or by_picture or plus or minus:
         for name, value in (
             ("--threshold", threshold),
             ("--precision", precision),
@@ -410,16 +428,23 @@ def search(
             ("--beams", beams),
         ):
             if value is not None:
-                raise ConfigError(f"{name}: only a search by words has it, not one by a picture. Leave it out.")
+                other = "with --plus or --minus" if plus or minus else "by a picture"
+                raise ConfigError(f"{name}: only a search by words has it, not one {other}. Leave it out.")
     collection = Collection.open(
         folder, model=model, beams=beams, readout=readout, threads=threads, device=device, once=True
     )
     filters = where or []
     start = time.perf_counter()
-    if like is not None:
+    file = query if by_picture else None
+    if like is not None and like not in collection and Path(like).expanduser().is_file():
+        file, like = str(Path(like).expanduser()), None
+    if plus or minus:
+        words = None if by_picture else query
+        hits = collection.combine(words, k, like=like, picture=file, plus=plus or (), minus=minus or (), where=filters)
+    elif like is not None:
         hits = collection.similar(like, k, where=filters)
-    elif by_picture:
-        hits = collection.search_picture(query or "", k, where=filters)
+    elif file is not None:
+        hits = collection.search_picture(file, k, where=filters)
     else:
         hits = collection.search(query or "", k, where=filters, threshold=threshold, precision=precision)
     seconds = time.perf_counter() - start

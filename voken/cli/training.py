@@ -224,6 +224,9 @@ def push(
         typer.Argument(metavar="USER/MODEL", help="Its name on the hub. Without one only the card is printed."),
     ] = None,
     licence: Annotated[str, typer.Option("--licence", help="The model's licence, as the hub names it.")] = "",
+    data: Annotated[
+        str, typer.Option("--data", help="What it was trained on, for the card: a name on the hub, or a sentence.")
+    ] = "",
     private: Annotated[bool, typer.Option("--private", help="Only you can see it.")] = False,
 ) -> None:
     """Share a model on the Hugging Face hub, with a card: its settings, data, figures and limits.
@@ -233,9 +236,10 @@ def push(
     from voken import api
 
     if name is None:
-        typer.echo(api.model_card(model, licence=licence))
+        typer.echo(api.model_card(model, licence=licence, data=data))
         return
-    typer.echo(f"{display_path(model)}: {api.push(model, name, licence=licence, private=private)}")
+    address = api.push(model, name, licence=licence, data=data, private=private)
+    typer.echo(f"{display_path(model)}: {address}")
 
 
 def _print_dataset(dataset: Dataset, as_json: bool, verbose: bool) -> None:

@@ -33,7 +33,7 @@ from voken.encoders.text_reader import TextStates
 from voken.errors import ArtifactError, ConfigError, CorruptArtifactError, EmptyDataError
 from voken.metrics import first_relevant_by_product, recall_at
 from voken.optimisation import CaptionsByImage, TrainingLoop, adamw, autocast
-from voken.progress import Progress, no_progress
+from voken.progress import EpochLog, Progress, no_epoch_log, no_progress
 from voken.shapes import Bool, Float, Int
 
 FAMILY = "builtin"
@@ -205,6 +205,7 @@ def train_two_tower(
     validation: PairedFeatures | None = None,
     device: str | torch.device | None = None,
     progress: Progress = no_progress,
+    log: EpochLog = no_epoch_log,
 ) -> TwoTowerRun:
     """Train a head on frozen features. The same seed gives the same head.
 
@@ -217,7 +218,7 @@ def train_two_tower(
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return _train_head(train, config, seed, validation, torch.device(device or "cpu"), progress)
+        return _train_head(train, config, seed, validation, torch.device(device or "cpu"), progress, log)
 
 
 def head_recall(head: TwoTowerHead, data: PairedFeatures, cutoffs: Sequence[int] = (1, 5, 10)) -> tuple[float, ...]:
@@ -400,6 +401,7 @@ def _train_head(
     validation: PairedFeatures | None,
     device: torch.device,
     progress: Progress,
+    log: EpochLog,
 ) -> TwoTowerRun:
     image_features = train.networks or (train.images.shape[1],)
     head = TwoTowerHead(config, image_features=image_features, text_features=train.texts.shape[1])
@@ -438,7 +440,9 @@ def _train_head(
         assert isinstance(head_to_evaluate, TwoTowerHead)
         recalls = (math.nan,) * 3 if validation is None else head_recall(head_to_evaluate, validation)
         history.append(EpochResult(epoch, float(np.mean(losses)), *recalls))
-        loop.record_score(None if validation is None else history[-1].recall)
+        score = None if validation is None else history[-1].recall
+        loop.record_score(score)
+        log("two-tower head", epoch + 1, history[-1].loss, score)
         progress("two-tower head: epochs", epoch + 1, config.epochs)
     if not history:
         raise ConfigError("encoder.epochs is 0: the two-tower head needs at least 1 epoch.")

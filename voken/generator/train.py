@@ -32,7 +32,7 @@ from voken.generator.interface import Generator
 from voken.generator.lite import COSINE, LiteGenerator
 from voken.metrics import FirstRelevant, first_relevant, mean_recall
 from voken.optimisation import TrainingLoop, autocast, one_caption_per_image
-from voken.progress import Progress, no_progress
+from voken.progress import EpochLog, Progress, no_epoch_log, no_progress
 from voken.shapes import Bool, Float, Int
 
 _VALIDATION_BEAMS = 10
@@ -138,6 +138,7 @@ def train_generator(
     checkpoints: Path | None = None,
     progress: Progress = no_progress,
     prior_weight: float = 0.0,
+    log: EpochLog = no_epoch_log,
 ) -> GeneratorHistory:
     """Train `model` in place. It ends with the weights of the epoch that had the best validation recall.
 
@@ -151,7 +152,7 @@ def train_generator(
     if not len(pairs.pairs):
         raise EmptyDataError("The generator has no training pairs: no picture of the train split has a caption.")
     assert isinstance(model, nn.Module)
-    return _GeneratorTraining(model, pairs, validation, config, seed, checkpoints, progress, prior_weight).run()
+    return _GeneratorTraining(model, pairs, validation, config, seed, checkpoints, progress, prior_weight, log).run()
 
 
 def validation_recall(
@@ -355,6 +356,7 @@ class _GeneratorTraining:
         checkpoints: Path | None,
         progress: Progress,
         prior_weight: float,
+        log: EpochLog,
     ) -> None:
         self.model, self.pairs, self.validation, self.config = model, pairs, validation, config
         self.seed, self.folder, self.progress = seed, checkpoints, progress
@@ -363,7 +365,7 @@ class _GeneratorTraining:
         self.records: list[EpochRecord] = []
         self.untrained_recall, self.best_index = 0.0, -1
         self.saved_at = time.monotonic()
-        self.prior_weight = prior_weight
+        self.prior_weight, self.log = prior_weight, log
         captions = np.random.default_rng(seed).permutation(len(pairs.texts))[:_PRIOR_CAPTIONS]
         self.prior_captions = [pairs.texts[row] for row in np.sort(captions)]
 
@@ -421,7 +423,9 @@ class _GeneratorTraining:
                     self._save(loop, number, epoch, step + 1, loss)
             recall = self._point_recall() if stage.name == POINT_STAGE else self._recall()
             self.records.append(EpochRecord(stage.name, epoch + 1, loss / len(rows), recall))
-            if loop.record_score(recall if self.validation.texts else None):
+            score = recall if self.validation.texts else None
+            self.log(f"generator, {stage.name}", epoch + 1, loss / len(rows), score)
+            if loop.record_score(score):
                 self.best_index = len(self.records) - 1
             loss = 0.0
             self._save(loop, number, epoch + 1, 0, loss)

@@ -14,7 +14,7 @@ from voken.errors import EmptyDataError
 from voken.image_tokenizer.model import ImageTokenizer, Quantized, residual_kmeans
 from voken.metrics import FirstRelevant, collision_rate, first_relevant_by_product, recall_at
 from voken.optimisation import CaptionsByImage, TrainingLoop
-from voken.progress import Progress, no_progress
+from voken.progress import EpochLog, Progress, no_epoch_log, no_progress
 from voken.shapes import Float, Int
 
 _STEPS_PER_EPOCH, _SMALLEST_BATCH = 20, 32
@@ -109,6 +109,7 @@ def train_tokenizer(
     points: Float[np.ndarray, "queries dim"] | None = None,
     device: torch.device | None = None,
     progress: Progress = no_progress,
+    log: EpochLog = no_epoch_log,
 ) -> tuple[ImageTokenizer, TokenizerHistory]:
     """Train the codebooks, and the MLPs if there are any. The result has the weights with the best `validation_score`.
 
@@ -152,6 +153,7 @@ def train_tokenizer(
         scores.append(validation_score(tokenizer, validation))
         progress("tokenizer", epoch + 1, config.epochs)
         loop.record_score(scores[-1])
+        log("image tokenizer", epoch + 1, losses[-1], scores[-1])
     loop.restore_best()
     return tokenizer, TokenizerHistory(tuple(losses), tuple(scores), loop.best_epoch + 1)
 

@@ -248,6 +248,8 @@ def _write_picture_side(
     encoder: HubEncoder, tokenizer: ImageTokenizer, folder: Path, precision: Precision
 ) -> dict[str, Any]:
     """Write the graphs from pixels to codes, and return the header."""
+    from voken.inference.graph import array
+
     code = ""
     if tokenizer.config.layers:
         code = CODE_GRAPH

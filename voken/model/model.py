@@ -193,7 +193,7 @@ class Model:
             pull(name, folder, revision=revision)
         return cls.load(folder, device=device)
 
-    def push_to_hub(self, name: str, *, licence: str = "", private: bool = False) -> str:
+    def push_to_hub(self, name: str, *, licence: str = "", data: str = "", private: bool = False) -> str:
         """Send the model and a card to the hub as `name`. Returns its address; see `voken.model.sharing.push`."""
         from tempfile import TemporaryDirectory
 
@@ -201,7 +201,7 @@ class Model:
 
         with TemporaryDirectory(prefix="voken-") as folder:
             self.save(Path(folder) / "model")
-            return push(Path(folder) / "model", name, licence=licence, private=private)
+            return push(Path(folder) / "model", name, licence=licence, data=data, private=private)
 
 
 @contextmanager

@@ -10,9 +10,12 @@ before the folder gets its name.
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from voken.errors import ArtifactError, ConfigError
 from voken.model.compiled import KIND, VERSION
 
 CARD = "README.md"
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _KINDS = (
     "*.json",
     "*.safetensors",
@@ -36,10 +40,11 @@ _KINDS = (
 )
 
 
-def push(folder: Path, name: str, *, licence: str = "", private: bool = False) -> str:
+def push(folder: Path, name: str, *, licence: str = "", data: str = "", private: bool = False) -> str:
     """Send a saved model and its card to the hub as `name` ("user/model"). Returns its address.
 
-    The hub's client takes the user's token from its login or from HF_TOKEN. Raises `ArtifactError` if there is no
+    `licence` and `data`, which says what the model was trained on, are for the card. The hub's client takes the user's
+    token from its login or from HF_TOKEN. Raises `ArtifactError` if there is no
     intact model, or if the hub refuses; `ConfigError` for a name that is none.
     """
     from huggingface_hub import HfApi
@@ -51,7 +56,7 @@ def push(folder: Path, name: str, *, licence: str = "", private: bool = False) -
     with _hub_errors(name):
         address = str(hub.create_repo(name, private=private, exist_ok=True))
         hub.upload_file(
-            path_or_fileobj=model_card(folder, name, licence).encode(),
+            path_or_fileobj=model_card(folder, name, licence, data).encode(),
             path_in_repo=CARD,
             repo_id=name,
             commit_message="The model's card",
@@ -92,73 +97,135 @@ def pull(name: str, folder: Path, *, revision: str | None = None) -> None:
         partial.rename(folder)
 
 
-def model_card(folder: Path, name: str = "", licence: str = "") -> str:
-    """A description of a saved model in Markdown, with the hub's heading. Raises `CorruptArtifactError`."""
+def model_card(folder: Path, name: str = "", licence: str = "", data: str = "") -> str:
+    """A description of a saved model in Markdown, with the hub's heading. Raises `CorruptArtifactError`.
+
+    `licence` is the model's, as the hub names it; `data` says what the model was trained on, which it does not record:
+    a name on the hub, or a sentence.
+    """
     description = artifact.read_json(Path(folder) / "config.json")
     run, validation = description.get("run", {}), description.get("validation", {})
-    encoder, tokenizer, generator = (run.get(part, {}) for part in ("encoder", "tokenizer", "generator"))
+    encoder = run.get("encoder", {})
     title = name.rpartition("/")[2] or Path(folder).name
     heading = ["library_name: voken", "tags: [text-to-image-retrieval, image-feature-extraction, voken]"]
     if licence:
-        heading.append(f"license: {licence}")
+        heading.append(f"license: {json.dumps(licence)}")
+    if _HUB_NAME.fullmatch(data):
+        heading.append(f"datasets: [{data}]")
+    if _HUB_NAME.fullmatch(encoder.get("checkpoint") or ""):
+        heading.append(f"base_model: {encoder['checkpoint']}")
     parts = [
         "---\n" + "\n".join(heading) + "\n---",
         f"# {title}",
-        "A model of voken, which searches pictures by text: it writes every "
-        "picture as a short sequence of visual tokens, and a query as the sequences of the pictures that answer it.",
+        "A model of voken, which searches pictures by text: it writes every picture as a short sequence of visual "
+        "tokens, and a query as the sequences of the pictures that answer it.",
         "## Use\n"
         f"```\nvoken pull {name or 'NAME'} --out {title}.model\n"
         f"voken index photos/ --model {title}.model --out photos.voken\n"
         'voken search photos.voken "two dogs on a beach"\n```',
-        "## What it is\n" + _settings_table(encoder, tokenizer, generator, run),
-        "## Training data\n" + _data(validation),
-        "## Figures\n" + _figures(validation),
-        "## Limits\n"
-        "It knows what its encoder and its training pictures show, in the words of their captions. It answers every "
-        "query with whatever lies nearest, right or not. Nobody has examined it for bias against people.",
-        f"## Licence\n{licence or 'Not stated: ask whoever sent this model'}. The encoder's weights have a licence of "
-        "their own.",
+        "## What it is\n" + _settings_table(description, _bytes(folder)),
+        "## Training data\n" + _data(validation, data),
+        "## Figures\n" + _figures(description),
+        "## Limits\n" + _limits(description),
+        f"## Licence\n{licence or 'Not stated: ask whoever sent this model'}. {_encoder_licence(encoder)}",
+        "## Every setting\n<details><summary>as voken fit read them</summary>\n\n```json\n"
+        f"{json.dumps(run, indent=1)}\n```\n</details>",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _settings_table(
-    encoder: dict[str, Any], tokenizer: dict[str, Any], generator: dict[str, Any], run: dict[str, Any]
-) -> str:
-    shape = f"{tokenizer.get('levels')} vokens of {tokenizer.get('codebook_size')}"
+def _settings_table(description: dict[str, Any], size: int) -> str:
+    run = description.get("run", {})
+    encoder, tokenizer, generator = (run.get(part, {}) for part in ("encoder", "tokenizer", "generator"))
+    levels, entries = tokenizer.get("levels"), tokenizer.get("codebook_size")
+    bits = description.get("validation", {}).get("tokenizer", {}).get("report", {}).get("bits")
+    is_trained = description.get("validation", {}).get("generator", {}).get("best", -1) >= 0
     rows = [
-        ("encoder", encoder.get("checkpoint") or encoder.get("family")),
-        ("a picture", shape),
+        ("encoder", _encoder_name(encoder)),
+        ("a picture", f"{levels} vokens of {entries}{f', {bits:.0f} bits' if bits else ''}"),
         ("generator", " ".join(filter(None, (str(generator.get("family")), generator.get("checkpoint"))))),
+        ("the generator was", "trained" if is_trained else "not trained: it is quantized search over the codebooks"),
+        ("beams", description.get("search", {}).get("beams")),
         ("preset", run.get("name")),
         ("protocol", run.get("protocol")),
         ("seed", run.get("seed")),
+        ("size", f"{size / 1e6:,.0f} MB"),
+        ("saved by", f"voken {version('voken-search')}"),
     ]
     return "\n".join(["| | |", "|---|---|", *(f"| {what} | {_cell(value)} |" for what, value in rows)])
 
 
-def _data(validation: dict[str, Any]) -> str:
+def _encoder_name(encoder: dict[str, Any]) -> str:
+    family = str(encoder.get("family"))
+    if family not in ("builtin", "photos"):
+        return f"{family}, {encoder.get('checkpoint')}"
+    networks = ", ".join(f"EfficientNet-{str(name).capitalize()}" for name in encoder.get("networks") or ("lite0",))
+    head = "towers trained on the captions" if family == "builtin" else "not trained, ImageNet's classes and words"
+    return f"{family}: {networks}, MiniLM; {head}"
+
+
+def _encoder_licence(encoder: dict[str, Any]) -> str:
+    if encoder.get("family") in ("builtin", "photos"):
+        return "The weights of EfficientNet-Lite and of all-MiniLM-L6-v2 have licences of their own."
+    return f"The weights of {encoder.get('checkpoint') or 'the encoder'} have a licence of their own."
+
+
+def _data(validation: dict[str, Any], data: str) -> str:
     counts = validation.get("pictures", {})
+    named = f"{data.rstrip('.')}. " if data else ""
     if not counts:
-        return "Not recorded."
+        return named or "Not recorded."
     if "fitted" in counts:
-        return f"None was trained on. The codebooks were fitted on {counts['fitted']:,} pictures, without captions."
+        fitted = f"The codebooks were fitted on {counts['fitted']:,} pictures, without captions."
+        return f"{named}None was trained on. {fitted}"
     known = ", ".join(f"{count:,} {_cell(side)}" for side, count in counts.items())
-    return f"Captioned pictures: {known}. Which ones, the model does not record."
+    return f"{named}Captioned pictures: {known}." + ("" if data else " Which ones, the model does not record.")
 
 
-def _figures(validation: dict[str, Any]) -> str:
+def _figures(description: dict[str, Any]) -> str:
+    validation, search = description.get("validation", {}), description.get("search", {})
     report = validation.get("tokenizer", {}).get("report", {})
     lines = []
+    for label, name in (("with vokens alone", "voken"), ("with a stored vector per picture", "vector")):
+        by_weight = validation.get("search", {}).get(name) or {}
+        weight = search.get(f"{name}_weight")
+        recall = by_weight.get(f"{weight:g}") if isinstance(weight, int | float) else None
+        if recall is not None:
+            lines.append(f"- mean of R@1, R@5 and R@10 on validation, {label}: {100 * recall:.1f} %")
+    for name, figures in (validation.get("calibration") or {}).items():
+        if "first_hit_right" in figures and name in ("generate", "vector"):
+            right, promised = 100 * figures["first_hit_right"], 100 * figures["first_hit_confidence"]
+            lines.append(
+                f"- confidence ({name}), where half of the validation queries have no right picture in the pool: the "
+                f"first hit is right for {right:.1f} %, and its confidence is {promised:.1f} % on average"
+            )
     if "collision_rate" in report:
         lines.append(f"- pictures that share their sequence, on validation: {100 * report['collision_rate']:.1f} %")
-    recall = report.get("recall") or ()
     lines += [
         f"- R@{row['cut']} on validation by exact search: {row['exact']:.1f} % with vectors, {row['quantized']:.1f} % "
         "with what the vokens stand for"
-        for row in recall
+        for row in report.get("recall") or ()
     ]
-    return "\n".join(lines) or "None were measured."
+    chosen = "\n\nWeights were chosen on the same validation pictures, so other pictures may be answered less well."
+    return "\n".join(lines) + chosen if lines else "None were measured."
+
+
+def _limits(description: dict[str, Any]) -> str:
+    run, validation = description.get("run", {}), description.get("validation", {})
+    lines = [
+        "- It knows what its encoder and its training pictures show, in the words of their captions.",
+        "- It answers every query with whatever lies nearest, right or not"
+        + ("; a threshold on the confidence leaves out poor answers." if validation.get("calibration") else "."),
+        "- Nobody has examined it for bias against people. Do not use it to identify or judge them.",
+    ]
+    if run.get("encoder", {}).get("family") in ("builtin", "photos"):
+        lines.insert(1, "- Its text encoder reads English. Its picture networks learned ImageNet's thousand classes.")
+    lines += [f"- {_cell(warning)}" for warning in validation.get("tokenizer", {}).get("warnings") or ()]
+    return "\n".join(lines)
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
 
 
 def _cell(value: Any) -> str:

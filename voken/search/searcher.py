@@ -289,6 +289,22 @@ class Searcher:
         point = query if quantizes_vectors else model.of_sequences(sequence)
         return [hit for hit in self._near(pool, model, point, query, k + 1) if hit.image_id != image_id][:k]
 
+    def vector_of(self, image_id: str) -> Float[np.ndarray, " dim"]:
+        """The vector of a picture of the collection: the stored one, or else that of its sequence.
+
+        Raises `DataError` if there is no such picture.
+        """
+        snapshot = self.collection
+        row = snapshot.find(image_id)
+        if row is None:
+            raise DataError(f"{image_id}: no picture of the collection has that id. A search shows the ids (--json).")
+        vector: Float[np.ndarray, " dim"]
+        if snapshot.vectors is not None:
+            vector = np.asarray(snapshot.vectors[np.array([row])], dtype=np.float32)[0]
+        else:
+            vector = self.model.tokenizer.decode(np.asarray(snapshot.sequence(row)[None], dtype=np.int64))[0]
+        return vector
+
     def like_vector(
         self,
         point: Float[np.ndarray, " e"],

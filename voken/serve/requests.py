@@ -29,6 +29,8 @@ _FILTER_CHARACTERS, _ID_CHARACTERS = 1_000, 4_096
 _BYTES_PER_CHARACTER = 12
 """The longest character in JSON: an escaped surrogate pair."""
 _MOST_FIELDS = 32
+_MOST_WORDS = 16
+"""Words to add, and as many to take away."""
 _MULTIPART = "multipart/form-data"
 _FIELD_BYTES = 65_536
 _PICTURE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif", "image/tiff", "image/avif", "image/bmp")
@@ -40,6 +42,8 @@ _REMEDIES = {
     "k": "Give the number of pictures to return.",
     "threshold": "Give a probability, or null.",
     "why": "Give true or false.",
+    "plus": "Give a list of words to add.",
+    "minus": "Give a list of words to take away.",
 }
 
 
@@ -50,7 +54,8 @@ def media_type(request: Request) -> str:
 
 @dataclass(frozen=True)
 class SearchRequest:
-    """A search by `queries` in words, or by the id `like` of a picture."""
+    """A search by `queries` in words, or by the id `like` of a picture; with one of either, words to add and to take
+    away."""
 
     queries: tuple[str, ...]
     like: str | None
@@ -58,6 +63,8 @@ class SearchRequest:
     filters: tuple[str, ...]
     threshold: float | None
     why: bool
+    plus: tuple[str, ...] = ()
+    minus: tuple[str, ...] = ()
 
 
 class SearchParser:
@@ -90,14 +97,25 @@ class SearchParser:
             "threshold": (threshold, None),
             "why": (bool, False),
         }
+        words = Annotated[
+            list[query],
+            Field(
+                max_length=_MOST_WORDS,
+                description="Words to add (plus) or to take away (minus); dog:2 counts twice. Such a search has no "
+                "confidence and no why.",
+                examples=[["at night", "dog:2"]],
+            ),
+        ]
+        both: dict[str, Any] = {"plus": (words, []), "minus": (words, [])}
         self._models = {
-            "query": _model("SearchByWords", query=(query, ...), **common),
+            "query": _model("SearchByWords", query=(query, ...), **common, **both),
             "queries": _model("SearchByManyWords", queries=(queries, ...), **common),
-            "like": _model("SearchLikePicture", like=(_text(_ID_CHARACTERS), ...), **common),
+            "like": _model("SearchLikePicture", like=(_text(_ID_CHARACTERS), ...), **common, **both),
         }
         self._picture_model = _model("SearchByPicture", k=(k, 10), filters=(filters, []))
         self.max_bytes = 65_536 + _BYTES_PER_CHARACTER * (
-            settings.max_queries * settings.max_query_characters + settings.max_filters * _FILTER_CHARACTERS
+            (settings.max_queries + 2 * _MOST_WORDS) * settings.max_query_characters
+            + settings.max_filters * _FILTER_CHARACTERS
         )
         """The longest body that the limits allow, in bytes."""
 
@@ -128,6 +146,9 @@ class SearchParser:
             raise RequestError(422, f"The object has {len(content):,} fields. Send the documented ones, and no others.")
         values = _validated(self._models[kinds[0]], content)
         queries = [values["query"]] if "query" in values else values.get("queries", [])
+        plus, minus = values.get("plus", []), values.get("minus", [])
+        if (plus or minus) and (values["threshold"] is not None or values["why"]):
+            raise RequestError(422, "threshold, why: a search with plus or minus has neither. Leave them out.")
         return SearchRequest(
             queries=tuple(query.encode("utf-8", "replace").decode() for query in queries),
             like=values.get("like"),
@@ -135,6 +156,8 @@ class SearchParser:
             filters=tuple(values["filters"]),
             threshold=values["threshold"],
             why=values["why"],
+            plus=tuple(text.encode("utf-8", "replace").decode() for text in plus),
+            minus=tuple(text.encode("utf-8", "replace").decode() for text in minus),
         )
 
     def parse_fields(self, fields: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:

@@ -161,6 +161,14 @@ async def search(request: Request) -> Response:
 
 async def _search(service: Service, search: SearchRequest) -> list[_QueryHits]:
     collection, k, where = service.collection, search.k, search.filters
+    if search.plus or search.minus:
+        query = search.queries[0] if search.queries else None
+        combine = partial(collection.combine, query, k, where=where)
+        try:
+            nearest = service.searchers.run(combine, like=search.like, plus=search.plus, minus=search.minus)
+            return [_QueryHits(query, await nearest)]
+        except DataError:
+            raise RequestError(404, NO_PICTURE) from None
     if search.like is not None:
         try:
             return [_QueryHits(None, await service.searchers.run(collection.similar, search.like, k, where=where))]

@@ -37,7 +37,7 @@ from voken.image_tokenizer.train import quality_warnings, tokenizer_report, trai
 from voken.model.calibration import Calibration
 from voken.model.model import FAMILIES, Model, text_reader
 from voken.optimisation import keep_freed_memory
-from voken.progress import Progress, no_progress
+from voken.progress import EpochLog, Progress, no_epoch_log, no_progress
 from voken.search.corrections import Corrections
 from voken.shapes import Float
 from voken.training.choose import calibrate, choose_weights, read_outs, validation_answers
@@ -57,6 +57,7 @@ from voken.training.sides import (
     validation_queries,
     with_pool,
 )
+from voken.training.training_log import TrainingLog
 
 _SOFT_ENTRIES = 32
 _POINT_PICTURES = 32_768
@@ -79,15 +80,17 @@ def fit(
     If the data set has no validation split, a tenth of its training concepts becomes one. The pictures' vectors are
     stored in `cache`, by default in the work folder. Raises `ConfigError` if `out` exists and is not an empty folder,
     `EmptyDataError` if no picture has a caption, `SplitLeakError` if a concept is in two splits, and `ResumeError` if
-    the work folder holds a different run.
+    the work folder holds a different run. What each epoch reached is written beside `out` (`TrainingLog`).
     """
     keep_freed_memory()
     out = Path(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError(f"{out}: already exists. Remove it or choose another folder.")
+    continues = out.with_name(f"{out.name}.work").exists()
     work = _open_work_folder(out, dataset, config)
-    inputs = prepare(dataset, config, work, cache=cache, device=device, progress=progress)
-    model = fit_stages(inputs, config, work, progress=progress).save(out)
+    with TrainingLog(out, continues=continues) as log:
+        inputs = prepare(dataset, config, work, cache=cache, device=device, progress=progress, log=log)
+        model = fit_stages(inputs, config, work, progress=progress, log=log).save(out)
     shutil.rmtree(work, ignore_errors=True)
     return model
 
@@ -100,6 +103,7 @@ def prepare(
     cache: VectorCache | None = None,
     device: str | torch.device | None = None,
     progress: Progress = no_progress,
+    log: EpochLog = no_epoch_log,
 ) -> TrainingInputs:
     """The encoder and both sides of the split as vectors; see `fit`. The built-in encoder is trained first.
 
@@ -109,7 +113,7 @@ def prepare(
     torch_device = torch.device(device or "cpu")
     train, validation = split_sides(dataset, config.seed)
     cache = VectorCache(work / "vectors") if cache is None else cache
-    inputs = _fit_encoder(train, validation, config, work, cache, torch_device, progress)
+    inputs = _fit_encoder(train, validation, config, work, cache, torch_device, progress, log)
     inputs = replace(inputs, device=torch_device, skipped=(*dataset.skipped, *inputs.skipped))
     if config.protocol == "transductive":
         paths = [image.path for image in dataset.split("test").images]
@@ -119,7 +123,13 @@ def prepare(
 
 
 def fit_stages(
-    inputs: TrainingInputs, config: RunConfig, work: Path, *, reranks: bool = True, progress: Progress = no_progress
+    inputs: TrainingInputs,
+    config: RunConfig,
+    work: Path,
+    *,
+    reranks: bool = True,
+    progress: Progress = no_progress,
+    log: EpochLog = no_epoch_log,
 ) -> Model:
     """Train both stages, then choose the corrections, the rerank weights and the calibration. The model is not saved.
 
@@ -128,10 +138,10 @@ def fit_stages(
     """
     keep_freed_memory()
     train, validation = inputs.train, inputs.validation
-    start = _fit_query_point(inputs, config, work, progress)
-    tokenizer, tokenizer_history = _fit_tokenizer(inputs, start, config, work, progress)
+    start = _fit_query_point(inputs, config, work, progress, log)
+    tokenizer, tokenizer_history = _fit_tokenizer(inputs, start, config, work, progress, log)
     queries = validation_queries(validation, tokenizer.encode(validation.images), config.seed)
-    generator, generator_history = _fit_generator(inputs, tokenizer, start, queries, config, work, progress)
+    generator, generator_history = _fit_generator(inputs, tokenizer, start, queries, config, work, progress, log)
     if isinstance(generator, LiteGenerator):
         generator.begin_training(inputs.reader_for(config.generator))  # reads each caption once
     memory = choose_memory_weight(generator, queries) if reranks and isinstance(generator, LiteGenerator) else {}
@@ -189,6 +199,7 @@ def _fit_encoder(
     cache: VectorCache,
     device: torch.device,
     progress: Progress,
+    log: EpochLog,
 ) -> TrainingInputs:
     if config.encoder.family != "builtin":
         encoder = _frozen_encoder(config.encoder, device)
@@ -216,6 +227,7 @@ def _fit_encoder(
             validation=_paired_features(sides[1]) if len(sides[1].pairs) else None,
             device=device,
             progress=progress,
+            log=log,
         )
         with artifact.writing(folder, kind="encoder", version=1) as unfinished:
             TwoTowerEncoder(run.head, pictures=pictures, sentences=sentences, device=device).save(unfinished)
@@ -262,7 +274,9 @@ def _paired_features(side: Side) -> PairedFeatures:
     return PairedFeatures(side.images, side.texts, side.pairs, side.concepts.tolist())
 
 
-def _fit_query_point(inputs: TrainingInputs, config: RunConfig, work: Path, progress: Progress) -> LiteGenerator | None:
+def _fit_query_point(
+    inputs: TrainingInputs, config: RunConfig, work: Path, progress: Progress, log: EpochLog
+) -> LiteGenerator | None:
     """A generator whose query point was trained before there are vokens, on the pictures' own vectors.
 
     Its only codebook has an entry for each picture, so that a sequence is a picture. It says where the queries' points
@@ -293,12 +307,18 @@ def _fit_query_point(inputs: TrainingInputs, config: RunConfig, work: Path, prog
         seed=config.seed,
         checkpoints=work / "query_point",
         progress=progress,
+        log=lambda _, *values: log("query point, on vectors", *values),
     )
     return generator.eval()
 
 
 def _fit_tokenizer(
-    inputs: TrainingInputs, start: LiteGenerator | None, config: RunConfig, work: Path, progress: Progress
+    inputs: TrainingInputs,
+    start: LiteGenerator | None,
+    config: RunConfig,
+    work: Path,
+    progress: Progress,
+    log: EpochLog,
 ) -> tuple[ImageTokenizer, dict[str, Any]]:
     folder = work / "image_tokenizer"
     if not artifact.is_artifact(folder):
@@ -310,6 +330,7 @@ def _fit_tokenizer(
             points=None if start is None else _points(start, inputs.train),
             device=inputs.device,
             progress=progress,
+            log=log,
         )
         with artifact.writing(folder, kind="image tokenizer", version=1) as unfinished:
             tokenizer.save(unfinished)
@@ -333,6 +354,7 @@ def _fit_generator(
     config: RunConfig,
     work: Path,
     progress: Progress,
+    log: EpochLog,
 ) -> tuple[Generator, dict[str, Any]]:
     settings, train = config.generator, inputs.train
     vokens = tokenizer.encode(train.images)
@@ -368,6 +390,7 @@ def _fit_generator(
         checkpoints=work / "generator",
         progress=progress,
         prior_weight=config.search.prior_weight or 0.0,
+        log=log,
     )
     if isinstance(generator, LiteGenerator):
         generator.end_training()

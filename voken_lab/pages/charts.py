@@ -19,7 +19,7 @@ try:
     import matplotlib
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, StrMethodFormatter
+    from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 except ImportError:
     raise MissingExtraError("matplotlib", "bench") from None
 
@@ -128,6 +128,22 @@ def lines(
         f"{name}: " + ", ".join(f"{point.y:.1f} at {point.x:,.0f}" for point in line) for name, line in series.items()
     )
     return Chart(title, _svg(figure, f"{title}. {x_title}. {summary}"), _kind(paper))
+
+
+@matplotlib.rc_context(_STYLE)
+def curve(title: str, x_title: str, points: Sequence[Point]) -> Chart | None:
+    """A line through many points, on a y axis that need not begin at 0. None without points."""
+    if not points:
+        return None
+    figure, axes = _axes(360, 240, (52, 42, 348, 228))
+    axes.plot([point.x for point in points], [point.y for point in points], color=_ACCENT, linewidth=2, marker=".")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axes.set(xlabel=x_title)
+    low, high = min(points, key=lambda point: point.y), max(points, key=lambda point: point.y)
+    ends = f"From {points[0].y:.4g} to {points[-1].y:.4g}"
+    summary = f"{ends}; lowest {low.y:.4g} at {low.x:g}, highest {high.y:.4g} at {high.x:g}"
+    return Chart(title, _svg(figure, f"{title}. {x_title}. {summary}"), "measured-panel")
 
 
 @matplotlib.rc_context(_STYLE)
