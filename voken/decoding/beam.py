@@ -11,6 +11,10 @@ the first step of the model is cheap.
 
 Children are scored and chosen in numpy here, or by `voken.decoding.torch_expansion` for a model in torch, which is
 imported only then.
+
+A model that is linear (`voken.decoding.interface.LinearModel`) takes no steps. `voken.decoding.linear` then finds the
+best sequences exactly, as a search with any number of beams would; only over more than two million sequences there are
+beams, which read the same table.
 """
 
 from __future__ import annotations
@@ -21,7 +25,16 @@ from typing import Any
 
 import numpy as np
 
-from voken.decoding.interface import DIVERGED, IMPOSSIBLE, BeamState, Expansion, StepModel, without_gradients
+from voken.decoding.interface import (
+    DIVERGED,
+    IMPOSSIBLE,
+    BeamState,
+    Expansion,
+    LinearModel,
+    StepModel,
+    without_gradients,
+)
+from voken.decoding.linear import MOST_LEAVES, MOST_LEAVES_ONCE, LeafCodes, TableModel, best_leaves
 from voken.decoding.node_bias import NodeBias
 from voken.decoding.trie import VokenTrie
 from voken.errors import ConfigError, VokenError
@@ -85,7 +98,13 @@ def beam_search_from_state(
     """
     _check(model, trie, beams, logit_temperature, bias)
     with without_gradients(model):
-        leaves = _search(model, state, trie, beams, logit_temperature, bias)
+        table = _log_prob_table(model, state, logit_temperature)
+        if table is None:
+            leaves = _search(model, state, trie, beams, logit_temperature, bias)
+        elif trie.sequences <= (MOST_LEAVES_ONCE if _answers_once(model) else MOST_LEAVES):
+            return _best_sequences(table, trie, beams, bias)
+        else:
+            leaves = _search(TableModel(table), 0, trie, beams, 1.0, bias)
     best_first = np.argsort(-leaves.log_prob, axis=1, kind="stable")
     log_prob = np.take_along_axis(leaves.log_prob, best_first, 1)
     possible = log_prob > IMPOSSIBLE
@@ -94,6 +113,45 @@ def beam_search_from_state(
     result.leaf[:, :width] = np.where(possible, np.take_along_axis(leaves.nodes, best_first, 1), -1)
     result.log_prob[:, :width] = np.where(possible, log_prob, -np.inf)
     vokens = np.take_along_axis(leaves.path, best_first[:, :, None], 1)
+    result.vokens[:, :width] = np.where(possible[:, :, None], vokens, 0)
+    return result
+
+
+def _log_prob_table(
+    model: StepModel, state: Any, logit_temperature: float
+) -> Float32[np.ndarray, "queries M N"] | None:
+    """The log-probabilities of a linear model at every level; None for other models.
+
+    Also None on a GPU, where the beams of many queries take less time than a scan on the processor.
+    """
+    if not isinstance(model, LinearModel) or (model.device is not None and model.device.type != "cpu"):
+        return None
+    table = model.level_logits(state)
+    if table is None or (model.log_probs and logit_temperature == 1.0):
+        return table
+    rows = table.reshape(-1, table.shape[2])
+    if logit_temperature != 1.0:
+        rows = rows / np.float32(logit_temperature)
+    return (rows - _log_sum_exp(rows)).reshape(table.shape)
+
+
+def _answers_once(model: StepModel) -> bool:
+    return isinstance(model, LinearModel) and model.answers_once
+
+
+def _best_sequences(
+    table: Float32[np.ndarray, "queries M N"], trie: VokenTrie, beams: int, bias: NodeBias | None
+) -> Beams:
+    """The best sequences of a linear model, by an exact search."""
+    result = _no_beams(len(table), beams, trie.levels)
+    if not trie.sequences:
+        return result
+    leaf, log_prob = best_leaves(table, trie, min(beams, trie.sequences), bias)
+    possible = log_prob > IMPOSSIBLE
+    width = leaf.shape[1]
+    result.leaf[:, :width] = np.where(possible, leaf, -1)
+    result.log_prob[:, :width] = np.where(possible, log_prob, -np.inf)
+    vokens = LeafCodes.of(trie).vokens(leaf.reshape(-1)).reshape(*leaf.shape, -1)
     result.vokens[:, :width] = np.where(possible[:, :, None], vokens, 0)
     return result
 

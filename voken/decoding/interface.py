@@ -7,7 +7,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from voken.shapes import Float, Int
+import numpy as np
+
+from voken.shapes import Float, Float32, Int
 
 IMPOSSIBLE = -1e30
 """Stands for log 0 inside the search, so that a node with probability 0 still ranks above padding, which is -inf."""
@@ -65,6 +67,23 @@ class StepModel(Protocol):
         parents: Int[Any, "queries beams"] | None,
     ) -> tuple[Float[Any, "queries beams N"], Any]:
         """Logits over the N vokens of the next level, and the state for the next step."""
+        ...
+
+
+@runtime_checkable
+class LinearModel(Protocol):
+    """A `StepModel` that may be linear: what `step` returns at a level is the same, whatever the vokens before it are.
+
+    A sequence's score is then a sum over levels of entries of one table, and no step needs to run.
+    """
+
+    @property
+    def answers_once(self) -> bool:
+        """Whether the model answers a single query, so that nothing should be prepared for later ones."""
+        ...
+
+    def level_logits(self, state: Any) -> Float32[np.ndarray, "queries M N"] | None:
+        """What `step` would return at each level, as a numpy array on any device; None if the model is not linear."""
         ...
 
 

@@ -210,6 +210,7 @@ class LiteGenerator(nn.Module):
     family = "lite"
     log_probs = False
     reads_trees = False
+    answers_once = False
 
     def __init__(self, reader: TextReader, codebooks: Float[np.ndarray, "M N e"], config: GeneratorConfig) -> None:
         super().__init__()
@@ -344,6 +345,21 @@ class LiteGenerator(nn.Module):
             past_with_level.append(pair)
         logits = self._logits(self.norm(hidden), level, state.query_point[:, None], summed)
         return logits, LiteState(state.cross, state.mask, state.query_point, summed, tuple(past_with_level), level + 1)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether logits do not depend on the vokens before: the decoder's output and the repetition have no weight."""
+        return self.config.query_vector and not (bool(self.voken_out.any()) or bool(self.repetition.any()))
+
+    def level_logits(self, state: LiteState) -> Float[np.ndarray, "queries levels N"] | None:
+        """See `voken.decoding.interface.LinearModel`."""
+        if not self.is_linear:
+            return None
+        with torch.no_grad():
+            products = (state.query_point @ self.entries.flatten(0, 1).T).view(-1, *self.bias.shape)
+            logits = self.bias + self.similarity[:, None] * products
+        table: np.ndarray = logits.float().cpu().numpy()
+        return table
 
     def teacher_forced(
         self, state: LiteState, vokens: Int[Tensor, "queries sequences levels"]

@@ -2,7 +2,7 @@
 
 engine.json          family, sizes, and the graph of each level
 prefill.onnx         reads the texts
-step_….onnx          predicts a level; levels with the same graph share a file
+step_….onnx          predicts a level; levels with the same graph share a file; a linear generator has none
 vectors.onnx         turns texts into vectors, if the generator has no query point
 rebuild.onnx         turns vokens back into vectors
 codebooks.npy        the entries that sum to vectors, if the image tokenizer has no layers
@@ -40,6 +40,7 @@ from voken.inference.engine import (
     CODEBOOKS,
     FORMAT,
     HEADER,
+    LINEAR_FORMAT,
     PICTURE_GRAPH,
     PICTURES_HEADER,
     QUERY_POINT,
@@ -71,11 +72,14 @@ class GeneratorGraphs:
     step: Callable[[Precision, int], Graph]
     """Builds the graph that predicts a level."""
     stepped_levels: range
-    """The levels that have a step: all, or all but the first if prefill computes its log-probabilities."""
+    """The levels that have a step: all, or all but the first if prefill computes its log-probabilities, or none if it
+    computes those of all levels."""
     shared_step: bool
     """Whether all these levels have the same graph."""
     write_tokenizer: Callable[[Path], dict[str, Any]]
     """Writes the tokenizer of the texts into a folder and returns its settings."""
+    linear: bool = False
+    """Whether prefill computes the log-probabilities of all levels (see `voken.decoding.interface.LinearModel`)."""
 
 
 def lite_graphs(generator: LiteGenerator, encoder: Encoder | None) -> GeneratorGraphs:
@@ -87,9 +91,10 @@ def lite_graphs(generator: LiteGenerator, encoder: Encoder | None) -> GeneratorG
     return GeneratorGraphs(
         partial(lite.prefill_graph, generator, encoder),
         partial(lite.step_graph, generator),
-        stepped_levels=range(1, generator.levels),
+        stepped_levels=range(0) if generator.is_linear else range(1, generator.levels),
         shared_step=False,
         write_tokenizer=partial(_write_encoder_tokenizer, encoder, max_tokens=generator.config.max_query_tokens),
+        linear=generator.is_linear,
     )
 
 
@@ -161,7 +166,8 @@ def export_generator(
         "family": generator.family,
         "reader": reader,
         "steps": steps,
-        "format": FORMAT,
+        "format": LINEAR_FORMAT if graphs.linear else FORMAT,
+        "linear": graphs.linear,
         "precision": precision,
         "levels": generator.levels,
         "codebook_size": generator.codebook_size,
