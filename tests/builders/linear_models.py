@@ -15,6 +15,7 @@ class LinearNumpyModel:
     log_probs = True
     reads_trees = False
     answers_once = False
+    node_bias = None
 
     def __init__(self, size: int, levels: int, *, grain: float = 0.0) -> None:
         self.codebook_size, self.levels, self.grain = size, levels, grain

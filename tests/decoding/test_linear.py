@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from builders.linear_models import LinearNumpyModel, LinearTorchModel, StepsOnly
 from voken.decoding import beam, linear
-from voken.decoding.beam import beam_search
+from voken.decoding.beam import beam_search, beam_search_from_state
 from voken.decoding.interface import LinearModel, StepModel
-from voken.decoding.linear import LeafBias, LeafCodes, best_leaves
+from voken.decoding.linear import LeafBias, LeafCodes, best_leaves, leaf_lengths
 from voken.decoding.merged_trie import merged_trie
-from voken.decoding.node_bias import NodeBias, measure_prior
+from voken.decoding.nearest import NearestSequences
+from voken.decoding.node_bias import NodeBias, measure_prior, squared_lengths
 from voken.decoding.trie import VokenTrie
 from voken.errors import ConfigError, VokenError
 
@@ -233,6 +234,42 @@ def test_codes_hold_the_sequences(size, levels, rows):
     leaves = np.arange(trie.sequences)
     assert (codes.vokens(leaves) == trie.leaf_vokens(leaves)).all()
     assert LeafCodes.of(trie) is codes
+
+
+@settings(max_examples=60, deadline=None)
+@given(tries())
+def test_a_merged_trie_reuses_the_codes_and_lengths_of_its_base(trie):
+    books = np.random.default_rng(3).normal(size=(trie.levels, trie.codebook_size, 5)).astype(np.float32)
+    other = books + 1
+    vokens = trie.leaf_vokens(np.arange(trie.sequences))
+    codes = LeafCodes.of(trie)
+    assert (codes.vokens(np.arange(trie.sequences)) == vokens).all()
+    for chosen in (books, other, books):
+        np.testing.assert_allclose(leaf_lengths(chosen, trie), squared_lengths(chosen, vokens), rtol=1e-4, atol=1e-5)
+    assert leaf_lengths(books, trie) is leaf_lengths(books, trie)
+    if trie.base is not None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(LeafCodes, "_unpack", None)  # the base's codes are there
+            linear._CODES.pop(trie)
+            again = LeafCodes.of(trie)
+        assert all((one == two).all() for one, two in zip(codes.codes, again.codes, strict=True))
+
+
+@pytest.mark.parametrize("most_leaves", [0, 10**6])
+def test_similar_pictures_are_searched_exactly(monkeypatch, most_leaves):
+    monkeypatch.setattr(beam, "MOST_LEAVES", most_leaves)
+    rng = np.random.default_rng(1)
+    books = rng.normal(size=(4, 6, 5)).astype(np.float32)
+    trie = VokenTrie.from_vokens(rng.integers(0, 6, (300, 4)), 6)
+    walker = NearestSequences(books)
+    assert isinstance(walker, LinearModel)
+    points = rng.normal(size=(6, 5)).astype(np.float32)
+    result = beam_search_from_state(walker, walker.prefill(points), trie, trie.sequences)
+    expected = beam_search_from_state(StepsOnly(walker), walker.prefill(points), trie, trie.sequences)
+    np.testing.assert_allclose(result.log_prob, expected.log_prob, rtol=1e-4, atol=1e-4)
+    assert (result.leaf == expected.leaf).mean() > 0.99
+    narrow = beam_search_from_state(walker, walker.prefill(points), trie, 3)
+    assert (narrow.leaf == result.leaf[:, :3]).all() == bool(most_leaves)
 
 
 @pytest.mark.parametrize("size", [2, 30])  # by inner products of entries, and by vectors

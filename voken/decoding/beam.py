@@ -98,13 +98,13 @@ def beam_search_from_state(
     """
     _check(model, trie, beams, logit_temperature, bias)
     with without_gradients(model):
-        table = _log_prob_table(model, state, logit_temperature)
-        if table is None:
+        linear = _Linear.of(model, state, logit_temperature, bias)
+        if linear is None:
             leaves = _search(model, state, trie, beams, logit_temperature, bias)
-        elif trie.sequences <= (MOST_LEAVES_ONCE if _answers_once(model) else MOST_LEAVES):
-            return _best_sequences(table, trie, beams, bias)
+        elif trie.sequences <= linear.most_leaves:
+            return _best_sequences(linear.table, trie, beams, linear.bias)
         else:
-            leaves = _search(TableModel(table), 0, trie, beams, 1.0, bias)
+            leaves = _search(TableModel(linear.table), 0, trie, beams, 1.0, linear.bias)
     best_first = np.argsort(-leaves.log_prob, axis=1, kind="stable")
     log_prob = np.take_along_axis(leaves.log_prob, best_first, 1)
     possible = log_prob > IMPOSSIBLE
@@ -117,26 +117,35 @@ def beam_search_from_state(
     return result
 
 
-def _log_prob_table(
-    model: StepModel, state: Any, logit_temperature: float
-) -> Float32[np.ndarray, "queries M N"] | None:
-    """The log-probabilities of a linear model at every level; None for other models.
+@dataclass(frozen=True)
+class _Linear:
+    """The queries of a model that is linear."""
 
-    Also None on a GPU, where the beams of many queries take less time than a scan on the processor.
-    """
-    if not isinstance(model, LinearModel) or (model.device is not None and model.device.type != "cpu"):
-        return None
-    table = model.level_logits(state)
-    if table is None or (model.log_probs and logit_temperature == 1.0):
-        return table
-    rows = table.reshape(-1, table.shape[2])
-    if logit_temperature != 1.0:
-        rows = rows / np.float32(logit_temperature)
-    return (rows - _log_sum_exp(rows)).reshape(table.shape)
+    table: Float32[np.ndarray, "queries M N"]
+    """The log-probabilities of every level."""
+    bias: NodeBias | None
+    most_leaves: int
+    """Leaves of the largest trie that is scanned."""
 
+    @classmethod
+    def of(cls, model: StepModel, state: Any, temperature: float, bias: NodeBias | None) -> _Linear | None:
+        """None if the model is not linear, or has a bias of its own beside a given one.
 
-def _answers_once(model: StepModel) -> bool:
-    return isinstance(model, LinearModel) and model.answers_once
+        Also None on a GPU, where the beams of many queries take less time than a scan on the processor.
+        """
+        if not isinstance(model, LinearModel) or (model.device is not None and model.device.type != "cpu"):
+            return None
+        if model.node_bias is not None and (bias is not None or temperature != 1.0):
+            return None
+        table = model.level_logits(state)
+        if table is None:
+            return None
+        if not model.log_probs or temperature != 1.0:
+            rows = table.reshape(-1, table.shape[2])
+            if temperature != 1.0:
+                rows = rows / np.float32(temperature)
+            table = (rows - _log_sum_exp(rows)).reshape(table.shape)
+        return cls(table, model.node_bias or bias, MOST_LEAVES_ONCE if model.answers_once else MOST_LEAVES)
 
 
 def _best_sequences(

@@ -17,17 +17,19 @@ This module knows neither text nor pictures.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from voken.decoding.interface import DIVERGED, IMPOSSIBLE
+from voken.decoding.merged_trie import merged_leaf_values
 from voken.decoding.node_bias import NodeBias, sequence_prior, squared_lengths
 from voken.decoding.trie import VokenTrie
 from voken.errors import VokenError
-from voken.shapes import Float32, Int64, UInt
+from voken.shapes import Float32, Int64, Integer, UInt
 
 MOST_LEAVES = 1 << 21
 """Leaves of the largest trie that is scanned. Beyond it a beam search over the table is faster, and not exact."""
@@ -61,15 +63,28 @@ class LeafCodes:
     """For each run of `levels_per_code` levels: the vokens as digits of a number, the first level's highest."""
 
     @classmethod
-    def of(cls, trie: VokenTrie) -> Self:
+    def of(cls, trie: VokenTrie) -> LeafCodes:
         """The codes of `trie`, unpacked once for as long as it lives: M bytes per leaf if N is 256."""
         codes = _CODES.get(trie)
         if codes is None:
-            codes = _CODES[trie] = cls._unpack(trie)
-        return codes  # type: ignore[return-value]
+            codes = _CODES[trie] = cls._unpack(trie) if trie.base is None else cls._merge(trie, cls.of(trie.base))
+        return codes
 
     @classmethod
-    def _unpack(cls, trie: VokenTrie) -> Self:
+    def _merge(cls, trie: VokenTrie, base: LeafCodes) -> LeafCodes:
+        """The codes of a merged trie. Only the sequences that its base does not have are read from the trie."""
+
+        def of_leaves(place: int) -> Callable[[Int64[np.ndarray, " some"]], Int64[np.ndarray, " some"]]:
+            first = place * base.levels_per_code
+            return lambda leaves: _numbers(
+                trie.leaf_vokens(leaves)[:, first : first + base.levels_per_code], base.codebook_size
+            )
+
+        codes = tuple(merged_leaf_values(trie, column, of_leaves(place)) for place, column in enumerate(base.codes))
+        return cls(base.codebook_size, base.levels, base.levels_per_code, codes)
+
+    @classmethod
+    def _unpack(cls, trie: VokenTrie) -> LeafCodes:
         size, levels, leaves = trie.codebook_size, trie.levels, trie.sequences
         per_code = 1
         while per_code < levels and size ** (per_code + 1) <= min(_MOST_CODES, 2 * leaves):
@@ -145,7 +160,7 @@ class LeafBias:
         total = np.zeros(trie.sequences, dtype=np.float32)
         if bias.norm_weight:
             assert bias.codebooks is not None
-            total -= np.float32(bias.norm_weight) * _squared_lengths(bias.codebooks, LeafCodes.of(trie))
+            total -= np.float32(bias.norm_weight) * leaf_lengths(bias.codebooks, trie)
         if bias.prior_weight:
             assert bias.prior is not None
             total -= np.float32(bias.prior_weight) * sequence_prior(bias.prior, trie)
@@ -291,8 +306,31 @@ def _scores(
     return scores
 
 
+def _numbers(vokens: Integer[np.ndarray, "some levels"], codebook_size: int) -> Int64[np.ndarray, " some"]:
+    """The vokens of each row as digits of a number, the first one highest."""
+    numbers = np.zeros(len(vokens), dtype=np.int64)
+    for column in vokens.T:
+        numbers = numbers * codebook_size + column
+    return numbers
+
+
+def leaf_lengths(books: Float32[np.ndarray, "M N e"], trie: VokenTrie) -> Float32[np.ndarray, " leaves"]:
+    """‖z‖² of all leaves, z being the sum of a sequence's entries; computed once for as long as the trie lives."""
+    known = _LENGTHS.get(trie, ())
+    for other_books, lengths in known:
+        if other_books is books:
+            return lengths
+    if trie.base is None:
+        lengths = _squared_lengths(books, LeafCodes.of(trie))
+    else:
+        lengths = merged_leaf_values(
+            trie, leaf_lengths(books, trie.base), lambda leaves: squared_lengths(books, trie.leaf_vokens(leaves))
+        )
+    _LENGTHS[trie] = ((books, lengths), *known[:1])
+    return lengths
+
+
 def _squared_lengths(books: Float32[np.ndarray, "M N e"], codes: LeafCodes) -> Float32[np.ndarray, " leaves"]:
-    """‖z‖² of all leaves, z being the sum of a sequence's entries."""
     levels, size = codes.levels, codes.codebook_size
     lengths = np.empty(codes.leaves, dtype=np.float32)
     if codes.leaves * _LEAVES_PER_PRODUCT < size * size * levels:
@@ -317,4 +355,8 @@ def _squared_lengths(books: Float32[np.ndarray, "M N e"], codes: LeafCodes) -> F
 
 
 _CODES: WeakKeyDictionary[VokenTrie, LeafCodes] = WeakKeyDictionary()
+_LENGTHS: WeakKeyDictionary[
+    VokenTrie, tuple[tuple[Float32[np.ndarray, "M N e"], Float32[np.ndarray, " leaves"]], ...]
+] = WeakKeyDictionary()
+"""For the last two codebooks (the model's, and those that the collection stores): these, and the lengths they give."""
 _BIASES: WeakKeyDictionary[NodeBias, WeakKeyDictionary[VokenTrie, LeafBias]] = WeakKeyDictionary()

@@ -15,6 +15,7 @@ new trie. This module does not know where changes are stored.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
@@ -79,7 +80,20 @@ def merged_trie(
         numbers = here.of_base(position.before)
         numbers[fresh] = here.inserted
         above = here
-    return VokenTrie(base.codebook_size, tuple(columns[:-1]), tuple(starts[:-1]), starts[-1], columns[-1])
+    return VokenTrie(base.codebook_size, tuple(columns[:-1]), tuple(starts[:-1]), starts[-1], columns[-1], base)
+
+
+def merged_leaf_values(
+    trie: VokenTrie,
+    of_base: Shaped[np.ndarray, " leaves"],
+    of_leaves: Callable[[Int64[np.ndarray, " some"]], Shaped[np.ndarray, " some"]],
+) -> Shaped[np.ndarray, " leaves"]:
+    """A value of every leaf of a merged trie: from the values of its base's leaves, and a function for the new ones."""
+    column = trie.vokens[-1]
+    if not isinstance(column, MergedColumn):
+        return of_base
+    numbers = column.numbers
+    return np.asarray(MergedColumn(of_base, numbers, of_leaves(numbers.inserted).astype(of_base.dtype, copy=False)))
 
 
 def places_of(base: VokenTrie, rows: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:

@@ -211,6 +211,7 @@ class LiteGenerator(nn.Module):
     log_probs = False
     reads_trees = False
     answers_once = False
+    node_bias = None
 
     def __init__(self, reader: TextReader, codebooks: Float[np.ndarray, "M N e"], config: GeneratorConfig) -> None:
         super().__init__()

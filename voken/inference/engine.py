@@ -86,6 +86,7 @@ class Engine:
 
     device = None
     log_probs = True
+    node_bias = None
 
     def __init__(
         self, folder: Path, header: dict[str, Any], options: onnxruntime.SessionOptions, *, once: bool = False

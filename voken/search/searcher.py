@@ -28,7 +28,7 @@ from voken.collection.snapshot import Snapshot
 from voken.collection.store import Store
 from voken.config import MAX_TEXT_CHARACTERS, ReadOutWeights, SearchConfig
 from voken.decoding.beam import Beams, beam_search_from_state
-from voken.decoding.interface import StepModel
+from voken.decoding.interface import LinearModel, StepModel
 from voken.decoding.nearest import NearestSequences
 from voken.decoding.trie import VokenTrie
 from voken.errors import ArtifactError, ConfigError, DataError, StorageError
@@ -358,7 +358,9 @@ class Searcher:
     def _nearest(self) -> NearestSequences:
         if self._store is None:
             raise ArtifactError("Only a saved collection can be searched for similar pictures. Save it, and open it.")
-        return NearestSequences(self._store.codebooks())
+        generator = self.model.generator
+        once = isinstance(generator, LinearModel) and generator.answers_once
+        return NearestSequences(self._store.codebooks(), answers_once=once)
 
     def _near(
         self,
