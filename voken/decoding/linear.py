@@ -183,12 +183,12 @@ class TableModel:
     @property
     def codebook_size(self) -> int:
         """N, the number of vokens at each level."""
-        return self.table.shape[2]
+        return int(self.table.shape[2])
 
     @property
     def levels(self) -> int:
         """M, the number of vokens in a sequence."""
-        return self.table.shape[1]
+        return int(self.table.shape[1])
 
     def prefill(self, texts: Any) -> int:
         """The first level: the table has the queries already."""

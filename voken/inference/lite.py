@@ -46,7 +46,7 @@ def prefill_graph(generator: LiteGenerator, encoder: ExportedEncoder, precision:
     if linear:
         query_point = _query_point(graph, generator, vector)
         graph.output(QUERY_POINT, query_point, ["queries", generator.entries.shape[2]])
-        sizes = ["queries", generator.levels, generator.codebook_size]
+        sizes: list[int | str] = ["queries", generator.levels, generator.codebook_size]
         graph.output(TABLE, _table(graph, generator, query_point), sizes)
         return graph
     graph.set_row_count(states)
