@@ -207,7 +207,7 @@ def our_find(engine: Engine, trie: VokenTrie) -> Find:
 
 def faiss_find(index: Any, parameters: Any) -> Find:
     """A search of faiss."""
-    return lambda queries: index.search(queries, K, params=parameters)[1]  # type: ignore[no-any-return]
+    return lambda queries: index.search(queries, K, params=parameters)[1]
 
 
 def measure(rows: list[Row], vectors: Float32[np.ndarray, "pictures dim"], options: argparse.Namespace) -> list[Figure]:
