@@ -17,7 +17,6 @@ This module knows neither text nor pictures.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -25,7 +24,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from voken.decoding.interface import DIVERGED, IMPOSSIBLE
-from voken.decoding.merged_trie import merged_leaf_values
+from voken.decoding.merged_trie import inserted_leaves, merged_leaf_values
 from voken.decoding.node_bias import NodeBias, sequence_prior, squared_lengths
 from voken.decoding.trie import VokenTrie
 from voken.errors import VokenError
@@ -47,6 +46,8 @@ _VECTORS_AT_ONCE = 1 << 12
 _LEAVES_PER_PRODUCT = 10
 """The squared lengths of so many leaves cost about as much as all inner products of the entries of a level with those
 of the levels before."""
+_MOST_PRODUCTS = 1 << 25
+"""Twice the most inner products that are held: 64 MB."""
 _ROUNDING = 2.0**-24
 """Largest relative error of a rounded float32."""
 _LOWEST = np.finfo(np.float32).min
@@ -73,14 +74,11 @@ class LeafCodes:
     @classmethod
     def _merge(cls, trie: VokenTrie, base: LeafCodes) -> LeafCodes:
         """The codes of a merged trie. Only the sequences that its base does not have are read from the trie."""
-
-        def of_leaves(place: int) -> Callable[[Int64[np.ndarray, " some"]], Int64[np.ndarray, " some"]]:
-            first = place * base.levels_per_code
-            return lambda leaves: _numbers(
-                trie.leaf_vokens(leaves)[:, first : first + base.levels_per_code], base.codebook_size
-            )
-
-        codes = tuple(merged_leaf_values(trie, column, of_leaves(place)) for place, column in enumerate(base.codes))
+        inserted = trie.leaf_vokens(inserted_leaves(trie))
+        codes = tuple(
+            merged_leaf_values(trie, column, _numbers(inserted[:, at : at + base.levels_per_code], base.codebook_size))
+            for at, column in zip(range(0, base.levels, base.levels_per_code), base.codes, strict=True)
+        )
         return cls(base.codebook_size, base.levels, base.levels_per_code, codes)
 
     @classmethod
@@ -323,9 +321,8 @@ def leaf_lengths(books: Float32[np.ndarray, "M N e"], trie: VokenTrie) -> Float3
     if trie.base is None:
         lengths = _squared_lengths(books, LeafCodes.of(trie))
     else:
-        lengths = merged_leaf_values(
-            trie, leaf_lengths(books, trie.base), lambda leaves: squared_lengths(books, trie.leaf_vokens(leaves))
-        )
+        of_inserted = squared_lengths(books, trie.leaf_vokens(inserted_leaves(trie)))
+        lengths = merged_leaf_values(trie, leaf_lengths(books, trie.base), of_inserted)
     _LENGTHS[trie] = ((books, lengths), *known[:1])
     return lengths
 
@@ -333,7 +330,8 @@ def leaf_lengths(books: Float32[np.ndarray, "M N e"], trie: VokenTrie) -> Float3
 def _squared_lengths(books: Float32[np.ndarray, "M N e"], codes: LeafCodes) -> Float32[np.ndarray, " leaves"]:
     levels, size = codes.levels, codes.codebook_size
     lengths = np.empty(codes.leaves, dtype=np.float32)
-    if codes.leaves * _LEAVES_PER_PRODUCT < size * size * levels:
+    products_take = size * size * levels
+    if codes.leaves * _LEAVES_PER_PRODUCT < products_take or products_take * levels > _MOST_PRODUCTS:
         for start in range(0, codes.leaves, _VECTORS_AT_ONCE):
             some = np.arange(start, min(start + _VECTORS_AT_ONCE, codes.leaves))
             lengths[some] = squared_lengths(books, codes.vokens(some))
