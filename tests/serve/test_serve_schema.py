@@ -62,4 +62,4 @@ def test_every_answer_is_one_that_is_documented(pictures, tmp_path):
         }
     assert not problems, "\n\n".join(problems)
     assert tried == operations
-    assert len(operations) == 8
+    assert len(operations) == 15
