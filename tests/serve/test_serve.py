@@ -246,8 +246,8 @@ def test_other_methods_are_refused_with_those_that_are_allowed(path, allowed, as
 
 
 READABLE = [
-    "/", "/about", "/healthz", "/openapi.json", "/static/app.js", "/pictures/p000.png", "/pictures/none.png", "/pictures",
-    "/timeline", "/folders", "/values?field=date", "/examples", "/details/p000.png", "/details/none.png",
+    "/", "/about", "/healthz", "/openapi.json", "/static/app.js", "/pictures/p000.png", "/pictures/none.png",
+    "/pictures", "/timeline", "/folders", "/values?field=date", "/examples", "/details/p000.png", "/details/none.png",
 ]  # fmt: skip
 
 

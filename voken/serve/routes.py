@@ -63,8 +63,10 @@ async def about(request: Request) -> Response:
 
 
 def _about(collection: Collection, uploads: bool) -> dict[str, Any]:
+    folder = collection.folder.absolute()
     return {
-        "name": collection.folder.absolute().name.removesuffix(".voken"),
+        # a collection in its default place is `.voken` in the folder of its pictures
+        "name": folder.name.removesuffix(".voken") or folder.parent.name,
         "pictures": len(collection),
         "version": collection.version,
         "readout": collection.readout,
