@@ -14,7 +14,7 @@ export class Timeline {
     byId("jump").addEventListener("change", (event) => this.#jump(event.target.value));
     const track = byId("timeline-track");
     track.addEventListener("pointerdown", (event) => {
-      if (event.button) return;
+      if (event.button || event.target.closest("button")) return; // a year is a button of its own
       track.setPointerCapture(event.pointerId);
       this.#drag(event);
     });
