@@ -7,6 +7,7 @@ the archive names it.
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -25,8 +26,8 @@ from voken.serve.settings import ServeSettings
 
 _BLOCK = 1 << 17
 _MISSING = "missing.txt"
-_EARLIEST = (1980, 1, 1, 0, 0, 0)
-"""ZIP has no earlier date."""
+_EARLIEST, _LATEST = (1980, 1, 1, 0, 0, 0), (2107, 12, 31, 23, 59, 58)
+"""ZIP has no other dates."""
 
 
 async def export(request: Request) -> Response:
@@ -133,9 +134,8 @@ def _archive(settings: ServeSettings, entries: Sequence[_Entry]) -> Iterator[byt
 
 
 def _date(picture: ListedPicture) -> tuple[int, int, int, int, int, int]:
-    date, time = picture.taken[:10].split("-"), picture.taken[11:19].split(":")
-    numbers = (*map(int, date), *map(int, time))
-    return max(_EARLIEST, min(numbers, (2107, 12, 31, 23, 59, 58)))  # type: ignore[type-var,return-value] # six numbers
+    year, month, day, hours, minutes, seconds = map(int, re.findall(r"\d+", picture.taken)[:6])
+    return max(_EARLIEST, min((year, month, day, hours, minutes, seconds), _LATEST))
 
 
 class _Sink(io.RawIOBase):

@@ -175,20 +175,19 @@ def _search_response(
             "query": result.query,
             "no_match": not result.hits
             or (result.hits[0].confidence is not None and result.hits[0].confidence < LIKELY),
-            "hits": [
-                _hit(service.collection, hit, why, look)
-                for hit, why, look in zip(
-                    result.hits,
-                    result.whys or [None] * len(result.hits),
-                    _layouts(service, result.hits) if layout else [None] * len(result.hits),
-                    strict=True,
-                )
-            ],
+            "hits": _hits(service, result, layout=layout),
         }
         for result in results
     ]
     seconds = round(time.perf_counter() - start, 6)
     return JsonResponse({"version": service.collection.version, "seconds": seconds, "results": contents})
+
+
+def _hits(service: Service, result: _QueryHits, *, layout: bool) -> list[dict[str, Any]]:
+    nothing = [None] * len(result.hits)
+    whys: Sequence[Why | None] = nothing if result.whys is None else result.whys
+    looks = _layouts(service, result.hits) if layout else nothing
+    return [_hit(service.collection, *parts) for parts in zip(result.hits, whys, looks, strict=True)]
 
 
 def _layouts(service: Service, hits: Sequence[Hit]) -> list[dict[str, Any] | None]:
