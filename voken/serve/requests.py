@@ -29,12 +29,9 @@ _FILTER_CHARACTERS, _ID_CHARACTERS = 1_000, 4_096
 _BYTES_PER_CHARACTER = 12
 """The longest character in JSON: an escaped surrogate pair."""
 _MOST_FIELDS = 32
-<<<<<<< HEAD
 _MOST_WORDS = 16
 """Words to add, and as many to take away."""
-=======
 _MOST_OFFSET = 10**9
->>>>>>> f6d94d9 (The server lists, dates, counts and exports pictures: what a page needs to show a collection without a search)
 _MULTIPART = "multipart/form-data"
 _FIELD_BYTES = 65_536
 _PICTURE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif", "image/tiff", "image/avif", "image/bmp")
@@ -46,10 +43,8 @@ _REMEDIES = {
     "k": "Give the number of pictures to return.",
     "threshold": "Give a probability, or null.",
     "why": "Give true or false.",
-<<<<<<< HEAD
     "plus": "Give a list of words to add.",
     "minus": "Give a list of words to take away.",
-=======
     "layout": "Give true or false.",
     "offset": "Give a number of entries to pass over.",
     "limit": "Give the number of entries to return.",
@@ -58,7 +53,6 @@ _REMEDIES = {
     "contains": "Give a shorter text.",
     "ids": "Give a list of ids, as a search answers them.",
     "format": "Give zip or list.",
->>>>>>> f6d94d9 (The server lists, dates, counts and exports pictures: what a page needs to show a collection without a search)
 }
 
 
@@ -78,11 +72,9 @@ class SearchRequest:
     filters: tuple[str, ...]
     threshold: float | None
     why: bool
-<<<<<<< HEAD
+    layout: bool
     plus: tuple[str, ...] = ()
     minus: tuple[str, ...] = ()
-=======
-    layout: bool
 
 
 @dataclass(frozen=True)
@@ -104,7 +96,6 @@ class ExportRequest:
 
     ids: tuple[str, ...]
     format: str
->>>>>>> f6d94d9 (The server lists, dates, counts and exports pictures: what a page needs to show a collection without a search)
 
 
 class SearchParser:
@@ -261,12 +252,9 @@ class SearchParser:
             filters=tuple(values["filters"]),
             threshold=values["threshold"],
             why=values["why"],
-<<<<<<< HEAD
             plus=tuple(text.encode("utf-8", "replace").decode() for text in plus),
             minus=tuple(text.encode("utf-8", "replace").decode() for text in minus),
-=======
             layout=values["layout"],
->>>>>>> f6d94d9 (The server lists, dates, counts and exports pictures: what a page needs to show a collection without a search)
         )
 
     def parse_fields(self, fields: Mapping[str, Any]) -> tuple[int, tuple[str, ...], bool]:

@@ -103,7 +103,7 @@ def _page(
     return DemoPage(
         title="Your pictures as vokens",
         lead="Each picture is stored as a short sequence of visual tokens. A query is turned into the sequences of the "
-        "pictures that answer it. These are your own pictures. One command made this page, which stays on this machine.",
+        "pictures that answer it. These are your pictures. One command made this page, which stays on this machine.",
         facts=(
             (f"{report.pictures:,}", "of your pictures"),
             (f"{tokenizer.levels} × {bits:.0f} bits", "of vokens per picture"),
