@@ -17,7 +17,6 @@ import numpy as np
 
 from voken.api import Collection, ListedPicture
 from voken.errors import VokenError
-from voken.shapes import Float32
 
 EXAMPLES = 8
 _TEXT_FIELDS = ("caption", "title", "description", "alt", "concept", "name", "text", "keywords", "tags")
@@ -119,8 +118,8 @@ def _things(collection: Collection, sample: list[ListedPicture]) -> list[tuple[s
 
 
 def _things_shown(
-    vectors: Float32[np.ndarray, "pictures dim"],
-    name_vectors: Float32[np.ndarray, "names dim"],
+    vectors: np.ndarray,
+    name_vectors: np.ndarray,
     names: list[str],
     sample: list[ListedPicture],
 ) -> list[tuple[str, frozenset[str]]]:

@@ -20,7 +20,6 @@ from PIL import Image
 
 from voken.api import Collection, ListedPicture
 from voken.errors import VokenError
-from voken.shapes import Float32
 
 _SIDE = 32
 _SAME = 0.985
@@ -56,7 +55,7 @@ class Looks:
         self._follow_links = follow_links
         self._lock = threading.Lock()
         self._sizes: dict[str, tuple[int, int] | None] = {}
-        self._versions: dict[str, Float32[np.ndarray, "pixels 3"] | None] = {}
+        self._versions: dict[str, np.ndarray | None] = {}
 
     def of(self, pictures: Sequence[ListedPicture]) -> list[Look]:
         """The look of each picture of a list. Reads the headers of their files, and compares some of them."""
@@ -127,19 +126,19 @@ class Looks:
             return opened.size()
         return None
 
-    def _version(self, picture: ListedPicture) -> Float32[np.ndarray, "pixels 3"] | None:
+    def _version(self, picture: ListedPicture) -> np.ndarray | None:
         with suppress(OSError, ValueError, VokenError), picture.open(follow_links=self._follow_links) as opened:
             return small_version(opened.image(least_side=_SIDE))
         return None
 
 
-def small_version(image: Image.Image) -> Float32[np.ndarray, "pixels 3"]:
-    """The picture at 32 × 32 pixels, 0 to 255 per colour."""
+def small_version(image: Image.Image) -> np.ndarray:
+    """The picture at 32 × 32 pixels, 0 to 255 per colour: float32 (pixels, 3)."""
     small = image.resize((_SIDE, _SIDE), Image.Resampling.BOX)
     return np.asarray(small, dtype=np.float32).reshape(-1, 3)
 
 
-def look_the_same(one: Float32[np.ndarray, "pixels 3"], other: Float32[np.ndarray, "pixels 3"]) -> bool:
+def look_the_same(one: np.ndarray, other: np.ndarray) -> bool:
     """Whether two small versions are those of the same picture."""
     colours = one.mean(0), other.mean(0)
     difference = float(np.abs(colours[0] - colours[1]).max())
