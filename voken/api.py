@@ -36,10 +36,12 @@ import numpy as np
 from voken import artifact
 from voken.collection.default_place import default_place, find_collection
 from voken.collection.filters import fields_of, parse_all
+from voken.collection.gallery import Galleries, Gallery, Subfolder, field_values, folder_of, taken_seconds
 from voken.collection.snapshot import UPLOAD_PREFIX, CollectionSize, Snapshot, stored_path
 from voken.collection.store import KIND as COLLECTION
 from voken.collection.store import PICTURES, Change, FittedModel, IndexOptions, IndexReport, Store
 from voken.config import ReadOutName
+from voken.data.dates import NO_DATE
 from voken.data.metadata import metadata_fields, metadata_text
 from voken.data.skipped import Skipped
 from voken.device import check_device
@@ -81,11 +83,14 @@ __all__ = [
     "Collection",
     "CollectionInfo",
     "FittedModel",
+    "Gallery",
     "Hit",
     "IndexReport",
+    "ListedPicture",
     "ModelInfo",
     "Picture",
     "Skipped",
+    "Subfolder",
     "Why",
     "compile_model",
     "default_place",
@@ -139,6 +144,32 @@ class Picture:
         from voken.data.images import open_image
 
         return open_image(self.path)
+
+
+@dataclass(frozen=True)
+class ListedPicture:
+    """One picture of a list, with what a page needs to show it."""
+
+    image_id: str
+    path: Path
+    taken: str
+    """When it was taken, or else when its file changed: "2024-05-03T10:11:12", on the clock of that place."""
+    is_dated: bool
+    """Whether its metadata or its file say when it was taken."""
+    folder: str
+    """Relative to the folder of the collection's pictures, as the filter `folder` names it."""
+    content_hash: str
+    """Hexadecimal; equal for files with the same content; empty if the collection does not record its files."""
+    metadata: dict[str, Any]
+    within: Path | None = None
+    """See `Picture.within`."""
+
+    @extra_errors()
+    def open(self, *, follow_links: bool = False) -> OpenedPicture:
+        """See `Picture.open`."""
+        from voken.data.opened_picture import OpenedPicture
+
+        return OpenedPicture.open(self.path, within=None if follow_links else self.within)
 
 
 @dataclass(frozen=True)
@@ -211,6 +242,7 @@ class Collection:
         self._queue: SearchQueue | None = None
         self._snapshot: Snapshot | None = None
         self._picture_model: PictureModel | None = None
+        self._galleries = Galleries()
 
     @classmethod
     def open(
@@ -743,6 +775,50 @@ class Collection:
         snapshot = self._current()
         return _metadata(snapshot, snapshot.find(image_id))
 
+    def gallery(self, where: Sequence[str] = ()) -> Gallery:
+        """The pictures that pass the filters, newest first. The first gallery of a version reads all their dates.
+
+        Raises `ConfigError` for a filter that cannot be parsed.
+        """
+        return self._galleries.get(self._current(), tuple(_filters(where)))
+
+    def listed(self, gallery: Gallery, offset: int, limit: int) -> list[ListedPicture]:
+        """At most `limit` pictures of a gallery, from the place `offset`."""
+        return _listed(gallery.snapshot, gallery.rows[offset : offset + limit])
+
+    def listed_ids(self, ids: Sequence[str]) -> list[ListedPicture | None]:
+        """The pictures with these ids; None in place of a picture that is not there."""
+        snapshot = self._current()
+        rows = [snapshot.find(image_id) for image_id in ids]
+        pictures = iter(_listed(snapshot, np.array([row for row in rows if row is not None], dtype=np.int64)))
+        return [None if row is None else next(pictures) for row in rows]
+
+    def vectors(self, ids: Sequence[str]) -> np.ndarray | None:
+        """Unit vectors of pictures, one per id; None if the collection stores none, or if a picture is gone."""
+        snapshot = self._current()
+        rows = [snapshot.find(image_id) for image_id in ids]
+        if snapshot.vectors is None or None in rows:
+            return None
+        vectors: np.ndarray = np.asarray(snapshot.vectors[np.array(rows, dtype=np.int64)], dtype=np.float32)
+        vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return vectors
+
+    def field_values(self, name: str) -> list[tuple[str, int]]:
+        """The values of a field and how many pictures have each, the most frequent first.
+
+        `date` has years and months, `folder` every folder with those in it. Raises `ConfigError` if no picture has the
+        field.
+        """
+        counts = field_values(self.gallery(), name)
+        return sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
+
+    def query_vectors(self, texts: Sequence[str]) -> np.ndarray | None:
+        """Unit vectors of texts in the space of the pictures' vectors; None if the model has none."""
+        try:
+            return np.asarray(self.searcher.model.query_vectors(list(texts)), dtype=np.float32)
+        except ConfigError:
+            return None
+
     @extra_errors()
     def add(
         self,
@@ -1171,6 +1247,26 @@ def _folder_of(snapshot: Snapshot, row: int, path: Path) -> Path:
     if stored.startswith(UPLOAD_PREFIX) and snapshot.folder is not None:
         return snapshot.folder / PICTURES
     return path.parent if Path(stored).is_absolute() else snapshot.root
+
+
+def _listed(snapshot: Snapshot, rows: np.ndarray) -> list[ListedPicture]:
+    facts = None if snapshot.facts is None or not len(rows) else snapshot.facts[rows]
+    pictures = []
+    for place, (row, seconds) in enumerate(zip(rows.tolist(), taken_seconds(snapshot, rows).tolist(), strict=True)):
+        path = snapshot.path(row)
+        pictures.append(
+            ListedPicture(
+                snapshot.ids[row],
+                path,
+                str(np.datetime64(seconds, "s")),
+                facts is not None and int(facts[place]["taken"]) != NO_DATE,
+                folder_of(snapshot.stored_paths[row]),
+                "" if facts is None else bytes(facts[place]["hash"]).hex(),
+                _metadata(snapshot, row),
+                _folder_of(snapshot, row, path),
+            )
+        )
+    return pictures
 
 
 def _row_of(snapshot: Snapshot, image_id: str) -> int:

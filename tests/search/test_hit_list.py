@@ -59,7 +59,7 @@ def test_texts_are_escaped_and_sizes_bounded():
     hits = HitList([Hit(hostile, hostile, 1.5, confidence=0.25)] * (SHOWN + 2), lambda image_id: b"x" * 10)
     html = hits._repr_html_()
     assert "<script" not in html
-    assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;&quot;") == 2 * SHOWN
+    assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;&quot;") == 3 * SHOWN
     assert html.count("<img") == SHOWN
     assert "… and 2 more" in html
     assert "score 1.500, confidence 25%" in html

@@ -140,7 +140,7 @@ def _matches(snapshot: Snapshot, rows: Int64[np.ndarray, " rows"], condition: Fi
     if condition.field == FOLDER:
         test = _folder_test(condition)
         return np.fromiter((test(snapshot.stored_paths[row]) for row in rows.tolist()), bool, len(rows))
-    field, value_test = _metadata_field(snapshot, condition.field), _value_test(condition)
+    field, value_test = metadata_field(snapshot, condition.field), _value_test(condition)
     return np.fromiter(
         (value_test(metadata_fields(snapshot.metadata(row), exact=True).get(field)) for row in rows.tolist()),
         bool,
@@ -148,7 +148,7 @@ def _matches(snapshot: Snapshot, rows: Int64[np.ndarray, " rows"], condition: Fi
     )
 
 
-def _metadata_field(snapshot: Snapshot, name: str) -> str:
+def metadata_field(snapshot: Snapshot, name: str) -> str:
     """The field of the metadata that a filter names. Raises `ConfigError` if no picture has it."""
     names = snapshot.field_names
     own = name.removeprefix(OWN_FIELD_PREFIX)

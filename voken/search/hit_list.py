@@ -50,7 +50,8 @@ class HitList(list[Hit]):
             data = base64.b64encode(jpeg).decode("ascii")
             image = f'<img style="{_PICTURE}" src="data:image/jpeg;base64,{data}" alt="{_text(hit.image_id)}">'
         sure = "" if hit.confidence is None else f", confidence {hit.confidence:.0%}"
-        return f'<figure style="{_CARD}">{image}{place + 1}. {_text(hit.path)}<br>score {hit.score:.3f}{sure}</figure>'
+        name = f"{image}{place + 1}. {_text(hit.image_id)}<br>score {hit.score:.3f}{sure}"
+        return f'<figure style="{_CARD}" title="{_text(hit.path)}">{name}</figure>'
 
 
 def _text(text: str) -> str:
