@@ -132,6 +132,8 @@ def test_light_modules_do_not_import_torch():
         ({"encoder.family": "clip"}, "encoder.image_size", "encoder.family is clip"),
         ({"encoder.family": "photos"}, "encoder.checkpoint", "encoder.family is photos"),
         ({"encoder.family": "photos"}, "encoder.epochs", "encoder.family is photos"),
+        ({}, "encoder.visual", "encoder.family is builtin"),
+        ({"tokenizer.layers": "[8]"}, "tokenizer.query_metric", "tokenizer.layers is not empty"),
         ({}, "search.readout", "every search chooses its read-out"),
     ],
 )
@@ -154,7 +156,7 @@ def test_settings_with_an_effect_are_accepted():
     unused = {"encoder.checkpoint", "tokenizer.ema_decay", "tokenizer.alignment_temperature", "generator.checkpoint"}
     unused |= {"generator.lora_rank", "generator.discrimination_epochs", "generator.discrimination_learning_rate"}
     unused |= {"generator.generation_beside_discrimination"}
-    unused |= {"search.readout", "search.norm_weight"}
+    unused |= {"search.readout", "search.norm_weight", "encoder.visual", "tokenizer.query_metric"}
     lite.check_used({f"{part}.{name}" for part in values for name in values[part]} - unused)
     preset("default").check_used(["tokenizer.levels", "generator.epochs", "generator.layers", "search.beams"])
 

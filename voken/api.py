@@ -15,6 +15,7 @@ The command line and the server use only this module. Functions that need torch 
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import shutil
@@ -34,11 +35,13 @@ import numpy as np
 
 from voken import artifact
 from voken.collection.default_place import default_place, find_collection
-from voken.collection.filters import dates_of, fields_of, parse_all
+from voken.collection.filters import fields_of, parse_all
+from voken.collection.gallery import Galleries, Gallery, Subfolder, field_values, folder_of, taken_seconds
 from voken.collection.snapshot import UPLOAD_PREFIX, CollectionSize, Snapshot, stored_path
 from voken.collection.store import KIND as COLLECTION
 from voken.collection.store import PICTURES, Change, FittedModel, IndexOptions, IndexReport, Store
 from voken.config import ReadOutName
+from voken.data.dates import NO_DATE
 from voken.data.location import without_location
 from voken.data.metadata import metadata_fields, metadata_text
 from voken.data.skipped import Skipped
@@ -60,6 +63,7 @@ from voken.search import explain
 from voken.search.batching import SearchQueue
 from voken.search.combined_query import Term, combined, parse_terms
 from voken.search.hit import Hit
+from voken.search.hit_list import HitList
 from voken.search.searcher import Searcher, SearchModel, check_k, load_model, readable_text
 from voken.shapes import Float
 
@@ -80,11 +84,14 @@ __all__ = [
     "Collection",
     "CollectionInfo",
     "FittedModel",
+    "Gallery",
     "Hit",
     "IndexReport",
+    "ListedPicture",
     "ModelInfo",
     "Picture",
     "Skipped",
+    "Subfolder",
     "Why",
     "compile_model",
     "default_place",
@@ -102,6 +109,8 @@ Why = explain.Why
 
 _BUSY_SECONDS = 5.0
 """After so long a folder that is watched is looked at again if another process was indexing it."""
+_THUMBNAIL = 160
+"""Longer side of the pictures that notebooks show."""
 _FILES_EXAMINED = 1_000
 """Files of a folder that is no collection, among which a picture is looked for."""
 
@@ -136,6 +145,32 @@ class Picture:
         from voken.data.images import open_image
 
         return open_image(self.path)
+
+
+@dataclass(frozen=True)
+class ListedPicture:
+    """One picture of a list, with what a page needs to show it."""
+
+    image_id: str
+    path: Path
+    taken: str
+    """When it was taken, or else when its file changed: "2024-05-03T10:11:12", on the clock of that place."""
+    is_dated: bool
+    """Whether its metadata or its file say when it was taken."""
+    folder: str
+    """Relative to the folder of the collection's pictures, as the filter `folder` names it."""
+    content_hash: str
+    """Hexadecimal; equal for files with the same content; empty if the collection does not record its files."""
+    metadata: dict[str, Any]
+    within: Path | None = None
+    """See `Picture.within`."""
+
+    @extra_errors()
+    def open(self, *, follow_links: bool = False) -> OpenedPicture:
+        """See `Picture.open`."""
+        from voken.data.opened_picture import OpenedPicture
+
+        return OpenedPicture.open(self.path, within=None if follow_links else self.within)
 
 
 @dataclass(frozen=True)
@@ -210,6 +245,7 @@ class Collection:
         self._queue: SearchQueue | None = None
         self._snapshot: Snapshot | None = None
         self._picture_model: PictureModel | None = None
+        self._galleries = Galleries()
 
     @classmethod
     def open(
@@ -620,7 +656,8 @@ class Collection:
         which that share of the hits was right on validation. Raises `ConfigError` for an empty query, an impossible
         `k`, a filter that cannot be parsed, and a threshold or a precision if the model is not calibrated for it.
         """
-        return self.search_many([query], k, where=where, threshold=threshold, precision=precision)[0]
+        (hits,) = self.search_many([query], k, where=where, threshold=threshold, precision=precision)
+        return HitList(hits, self._thumbnail)
 
     def search_many(
         self,
@@ -653,7 +690,7 @@ class Collection:
 
     def similar(self, image_id: str, k: int = 10, *, where: Sequence[str] = ()) -> list[Hit]:
         """At most `k` pictures similar to one of the collection. Raises `DataError` if there is no such picture."""
-        return self.searcher.similar(image_id, k, self._filters(where))
+        return HitList(self.searcher.similar(image_id, k, self._filters(where)), self._thumbnail)
 
     @extra_errors()
     def search_picture(
@@ -670,7 +707,7 @@ class Collection:
         """
         filters = self._filters(where)
         vector = self._picture_vector(picture, max_pixels)
-        return self.searcher.like_vector(self._code(vector), vector, k, filters)
+        return HitList(self.searcher.like_vector(self._code(vector), vector, k, filters), self._thumbnail)
 
     @extra_errors()
     def combine(
@@ -707,7 +744,7 @@ class Collection:
             vectors += list(searcher.model.query_vectors(texts))
         vector = combined(vectors, weights)
         hits = searcher.like_vector(self._code(vector), vector, k + (like is not None), filters)
-        return [hit for hit in hits if hit.image_id != like][:k]
+        return HitList([hit for hit in hits if hit.image_id != like][:k], self._thumbnail)
 
     def _picture_vector(self, picture: str | Path | BinaryIO, max_pixels: int | None) -> Float[np.ndarray, " dim"]:
         from voken.data.images import MAX_PIXELS, open_image
@@ -734,9 +771,14 @@ class Collection:
         return cast(np.ndarray, code)
 
     def newest_first(self, hits: Sequence[Hit]) -> list[Hit]:
-        """The hits by falling date, as `date` filters see it. Of one second, the better hit is first."""
-        dates = dates_of(self._current(), [hit.image_id for hit in hits])
-        return [hits[place] for place in sorted(range(len(hits)), key=lambda place: -dates[place])]
+        """The hits by falling date, as `date` filters see it. Of one second, the better hit is first.
+
+        Hits whose pictures have been removed since are left out.
+        """
+        snapshot = self._current()
+        rows = [(hit, row) for hit in hits if (row := snapshot.find(hit.image_id)) is not None]
+        seconds = taken_seconds(snapshot, np.array([row for _, row in rows], dtype=np.int64))
+        return [rows[place][0] for place in np.argsort(-seconds, kind="stable").tolist()]
 
     def explain(self, query: str, hits: Sequence[Hit]) -> list[Why]:
         """Explain each hit of a search for `query` by the vokens that the generator wrote, level by level."""
@@ -759,6 +801,50 @@ class Collection:
         """The metadata of a picture; empty if there is no such picture."""
         snapshot = self._current()
         return self._metadata(snapshot, snapshot.find(image_id))
+
+    def gallery(self, where: Sequence[str] = ()) -> Gallery:
+        """The pictures that pass the filters, newest first. The first gallery of a version reads all their dates.
+
+        Raises `ConfigError` for a filter that cannot be parsed.
+        """
+        return self._galleries.get(self._current(), tuple(self._filters(where)))
+
+    def listed(self, gallery: Gallery, offset: int, limit: int) -> list[ListedPicture]:
+        """At most `limit` pictures of a gallery, from the place `offset`."""
+        return self._listed(gallery.snapshot, gallery.rows[offset : offset + limit])
+
+    def listed_ids(self, ids: Sequence[str]) -> list[ListedPicture | None]:
+        """The pictures with these ids; None in place of a picture that is not there."""
+        snapshot = self._current()
+        rows = [snapshot.find(image_id) for image_id in ids]
+        pictures = iter(self._listed(snapshot, np.array([row for row in rows if row is not None], dtype=np.int64)))
+        return [None if row is None else next(pictures) for row in rows]
+
+    def vectors(self, ids: Sequence[str]) -> np.ndarray | None:
+        """Unit vectors of pictures, one per id; None if the collection stores none, or if a picture is gone."""
+        snapshot = self._current()
+        rows = [snapshot.find(image_id) for image_id in ids]
+        if snapshot.vectors is None or None in rows:
+            return None
+        vectors: np.ndarray = np.asarray(snapshot.vectors[np.array(rows, dtype=np.int64)], dtype=np.float32)
+        vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return vectors
+
+    def field_values(self, name: str) -> list[tuple[str, int]]:
+        """The values of a field and how many pictures have each, the most frequent first.
+
+        `date` has years and months, `folder` every folder with those in it. Raises `ConfigError` if no picture has the
+        field.
+        """
+        counts = field_values(self.gallery(), name, hides_location=self._strip_location)
+        return sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
+
+    def query_vectors(self, texts: Sequence[str]) -> np.ndarray | None:
+        """Unit vectors of texts in the space of the pictures' vectors; None if the model has none."""
+        try:
+            return np.asarray(self.searcher.model.query_vectors(list(texts)), dtype=np.float32)
+        except ConfigError:
+            return None
 
     @extra_errors()
     def add(
@@ -882,6 +968,38 @@ class Collection:
     def _metadata(self, snapshot: Snapshot, row: int | None) -> dict[str, Any]:
         fields = _stored_fields(snapshot, row)
         return without_location(fields) if self._strip_location else fields
+
+    def _listed(self, snapshot: Snapshot, rows: np.ndarray) -> list[ListedPicture]:
+        facts = None if snapshot.facts is None or not len(rows) else snapshot.facts[rows]
+        pictures = []
+        for place, (row, seconds) in enumerate(zip(rows.tolist(), taken_seconds(snapshot, rows).tolist(), strict=True)):
+            path = snapshot.path(row)
+            pictures.append(
+                ListedPicture(
+                    snapshot.ids[row],
+                    path,
+                    str(np.datetime64(seconds, "s")),
+                    facts is not None and int(facts[place]["taken"]) != NO_DATE,
+                    folder_of(snapshot.stored_paths[row]),
+                    "" if facts is None else bytes(facts[place]["hash"]).hex(),
+                    self._metadata(snapshot, row),
+                    _folder_of(snapshot, row, path),
+                )
+            )
+        return pictures
+
+    def _thumbnail(self, image_id: str) -> bytes | None:
+        """The picture as a small JPEG that holds nothing but pixels; None if it cannot be read, or without Pillow."""
+        try:
+            with self.picture(image_id).open() as file:
+                image = file.image()
+        except (VokenError, OSError):
+            return None
+        image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        image.info.clear()
+        jpeg = io.BytesIO()
+        image.save(jpeg, "JPEG", quality=80)
+        return jpeg.getvalue()
 
     def _threshold(self, threshold: float | None, precision: float | None) -> float | None:
         return threshold if precision is None else self.searcher.threshold(precision)

@@ -31,12 +31,15 @@ class EncoderConfig:
     The family "builtin" is EfficientNet-Lite0 and MiniLM with a two-tower head, which is trained on the captioned
     pictures. All settings except `checkpoint` apply to it. The families "clip" and "siglip" load a `checkpoint` through
     transformers and stay frozen. The family "photos" is built in, frozen and needs no captions: it knows photographs
-    from the classes of ImageNet (see `voken.encoders.zero_shot`). No setting applies to it.
+    from the classes of ImageNet (see `voken.encoders.zero_shot`). Only `visual` applies to it.
     """
 
     family: Literal["builtin", "photos", "clip", "siglip"] = "builtin"
     checkpoint: str = ""
     """Hub name or folder, for clip and siglip."""
+    visual: int = 0
+    """photos: how many directions of each picture network's features a picture's vector has beside what the classes
+    say. A search without a trained generator makes no use of them."""
     networks: tuple[Literal["lite0", "lite2"], ...] = ("lite0",)
     """The picture networks, EfficientNet-Lite0 and -Lite2. Each gets a pair of towers of its own."""
     image_size: int = 128
@@ -113,6 +116,9 @@ class TokenizerConfig:
     encoding_beams: int = 1
     """Beams of the search for a picture's vokens. 1 takes the nearest entry at each level, as in Eq. 2; more find sums
     of entries that are nearer to the picture."""
+    query_metric: float = 0.0
+    """Without `layers`: how much the choice of vokens looks at the directions in which queries differ, more than at
+    others; see `voken.image_tokenizer.train.query_metric`. 0: it keeps the vectors, ½: the scores of queries."""
     input_scale: Literal["unit", "rms"] = "unit"
     """With `layers`: the MLPs see vectors of length 1, or vectors times √dim, whose components have a mean square of 1.
     Only "rms" balances L_recon and L_align (Eqs. 3 and 5) with L_commit (Eq. 4)."""
@@ -152,6 +158,8 @@ class GeneratorConfig:
     point_epochs: int = 0
     """lite with query_vector: largest number of epochs of L_dis over all training sequences at once, before L_gen. They
     train a perceptron that moves the query's vector."""
+    point_width: int = 1024
+    """Width of the perceptron's hidden layer."""
     point_learning_rate: float = 1e-3
     query_noise: float = 0.0
     """lite with query_vector: length of the noise that training adds to the query's vector, because the encoder fits
@@ -302,14 +310,16 @@ def _unused(run: RunConfig) -> Iterator[tuple[str, str, str]]:
     encoder, tokenizer, generator = run.encoder, run.tokenizer, run.generator
     yield "every search chooses its read-out, and training chooses weights for all", "search", "readout"
     if encoder.family == "builtin":
-        yield "encoder.family is builtin", "encoder", "checkpoint"
+        yield "encoder.family is builtin", "encoder", "checkpoint visual"
     else:
         fields = " ".join(field.name for field in dataclasses.fields(encoder))
-        used = "family" if encoder.family == "photos" else "family checkpoint"
-        yield f"encoder.family is {encoder.family}", "encoder", fields.replace(used, "")
+        used = "family visual" if encoder.family == "photos" else "family checkpoint"
+        unused = " ".join(name for name in fields.split() if name not in used.split())
+        yield f"encoder.family is {encoder.family}", "encoder", unused
     if not tokenizer.layers:
         yield "tokenizer.layers is empty", "tokenizer", "code_dim dropout input_scale"
     else:
+        yield "tokenizer.layers is not empty", "tokenizer", "query_metric"
         yield "tokenizer.layers is not empty", "search", "norm_weight"
     if not tokenizer.epochs:
         yield (
@@ -328,7 +338,7 @@ def _unused(run: RunConfig) -> Iterator[tuple[str, str, str]]:
     if generator.family == "lite":
         yield "generator.family is lite", "generator", "checkpoint lora_rank"
     else:
-        point = "point_epochs point_learning_rate query_noise"
+        point = "point_epochs point_width point_learning_rate query_noise"
         names = f"width layers heads tune_encoder query_vector {point} memory_weight {memory}"
         other = "lora_rank" if generator.family == "t5" else "dropout"
         yield f"generator.family is {generator.family}", "generator", f"{names} {other}"
@@ -337,10 +347,10 @@ def _unused(run: RunConfig) -> Iterator[tuple[str, str, str]]:
         yield (
             "generator.query_vector is false",
             "generator",
-            f"point_epochs point_learning_rate query_noise memory_weight {memory}",
+            f"point_epochs point_width point_learning_rate query_noise memory_weight {memory}",
         )
     elif not generator.point_epochs:
-        yield "generator.point_epochs is 0", "generator", "point_learning_rate"
+        yield "generator.point_epochs is 0", "generator", "point_width point_learning_rate"
     if not generator.memory_weight:
         yield "generator.memory_weight is 0", "generator", memory
     if not generator.epochs:
@@ -405,6 +415,7 @@ def preset(name: str) -> RunConfig:
             layers=(),
             alignment="none",
             mixture=True,
+            query_metric=0.25,
             encoding_beams=8,
             epochs=0,
         ),
@@ -433,10 +444,10 @@ def preset(name: str) -> RunConfig:
         return dataclasses.replace(
             default,
             name="frozen",
-            encoder=EncoderConfig(family="photos"),
-            tokenizer=dataclasses.replace(default.tokenizer, levels=16, mixture=False),
+            encoder=EncoderConfig(family="photos", visual=256),
+            tokenizer=dataclasses.replace(default.tokenizer, levels=16, mixture=False, query_metric=0.5),
             generator=dataclasses.replace(
-                default.generator, dropout=0.4, query_noise=0.3, memory_weight=0.0, point_epochs=12
+                default.generator, dropout=0.4, query_noise=0.3, memory_weight=0.0, point_epochs=6
             ),
         )
     raise ConfigError(f"{name!r}: no such preset. There are: default, frozen, paper, paper-lite, demo.")

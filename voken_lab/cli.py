@@ -232,19 +232,31 @@ def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for data, model, collection and page.")] = Path(
         "demo"
     ),
+    pictures: Annotated[
+        Path | None,
+        typer.Option("--pictures", "-p", metavar="DIR", help="Show a folder of your pictures instead of emoji."),
+    ] = None,
+    encoder: Annotated[
+        str, typer.Option(help="With --pictures: the encoder, as for `voken index`.", show_default=False)
+    ] = "photos",
     seed: Annotated[int, typer.Option(help="Seed of the split and the training.")] = 0,
     threads: Threads = 0,
 ) -> None:
     """See it work: draw emoji, train a model on most of them, search the rest, and write one page with the results.
 
-    Takes a few minutes on two cores. If it is stopped, the same command continues.
+    Takes a few minutes on two cores. If it is stopped, the same command continues. With --pictures nothing is drawn and
+    nothing is trained: your pictures are indexed as they are, and searched for what they show.
     """
     from voken.api import use_threads
+    from voken_lab.demo.photographs import run as run_on_photographs
     from voken_lab.demo.run import run
 
     use_threads(threads)
     with progress_bars() as progress:
-        result = run(out, seed=seed, print_line=typer.echo, progress=progress)
+        if pictures is not None:
+            result = run_on_photographs(pictures, out, encoder=encoder, print_line=typer.echo, progress=progress)
+        else:
+            result = run(out, seed=seed, print_line=typer.echo, progress=progress)
     typer.echo(f"\nThe page: {display_path(result.page)}\n\nTry next:")
     for command in result.commands:
         typer.echo(f"  {command}")

@@ -80,13 +80,17 @@ def make_lite(*, shared: bool = False, **settings) -> LiteGenerator:
     return model.eval()
 
 
-def make_lite_over(encoder: TwoTowerEncoder, memory: int = 3, **settings) -> LiteGenerator:
-    """A lite generator that reads its texts with an encoder; `memory` captions are in its memory, if it has one."""
+def make_lite_over(encoder: TwoTowerEncoder, memory: int = 3, *, linear: bool = False, **settings) -> LiteGenerator:
+    """A lite generator that reads its texts with an encoder; `memory` captions are in its memory, if it has one. With
+    `linear`, logits do not depend on the vokens before."""
     torch.manual_seed(1)
     model = LiteGenerator(encoder, make_codebooks(), dataclasses.replace(SMALL, **settings))
     for name, weight in model.named_parameters():
         if not name.startswith("text."):
             weight.data.add_(torch.randn(weight.shape) * 0.3)
+    if linear:
+        model.voken_out.data.zero_()
+        model.repetition.data.zero_()
     if model.config.memory_weight:
         rows = np.random.default_rng(6).normal(size=(2, memory, DIM))
         vectors, pictures = rows / np.linalg.norm(rows, axis=2, keepdims=True)

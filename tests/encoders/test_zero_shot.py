@@ -13,7 +13,7 @@ from voken.encoders.efficientnet import LITE0, LITE2, EfficientNetLite, ImageNet
 from voken.encoders.interface import Encoder
 from voken.encoders.text_reader import TextReader
 from voken.encoders.zero_shot import ClassVectors, ImageNetClass, ZeroShotEncoder, imagenet_classes
-from voken.errors import ArtifactError, CorruptArtifactError, MissingExtraError
+from voken.errors import ArtifactError, ConfigError, CorruptArtifactError, MissingExtraError
 from voken.model.model import load_encoder
 
 TEXTS = ["a dog runs over the beach", "", "two children on a swing, seen from below " * 40]
@@ -31,6 +31,11 @@ def random_vectors():
     return ClassVectors(
         random.normal(size=(1000, 384)).astype(np.float32), random.normal(size=384).astype(np.float32) / 30
     )
+
+
+def logits_of(network, images):
+    classifier = ImageNetClassifier(network)
+    return classifier.classify(classifier.features(images))
 
 
 def unit(rows):
@@ -74,7 +79,7 @@ def test_logits_equal_those_of_the_network_as_published(network):
     pixels = np.random.default_rng(3).integers(0, 256, (2, side, side, 3), dtype=np.uint8)
     with torch.inference_mode():
         expected = published.eval()((torch.from_numpy(pixels).permute(0, 3, 1, 2).float() - 127) / 128).numpy()
-    logits = ImageNetClassifier(network).logits([Image.fromarray(square) for square in pixels])
+    logits = logits_of(network, [Image.fromarray(square) for square in pixels])
     np.testing.assert_allclose(logits, expected, atol=2e-3)
 
 
@@ -122,7 +127,7 @@ def test_pictures_are_means_of_class_vectors_over_both_networks(encoder):
     images = random_images()
     expected = np.zeros((len(images), 384))
     for network in (LITE0, LITE2):
-        logits = torch.from_numpy(ImageNetClassifier(network).logits(images))
+        logits = torch.from_numpy(logits_of(network, images))
         means = torch.softmax(logits.double() / 2, dim=1).numpy() @ encoder.vectors.by_class
         expected += unit(means)
     vectors = encoder.encode_images(images)
@@ -131,6 +136,50 @@ def test_pictures_are_means_of_class_vectors_over_both_networks(encoder):
     alone = np.concatenate([encoder.encode_images([image]) for image in images])
     np.testing.assert_allclose(vectors, alone, atol=1e-4)
     assert encoder.encode_images([]).shape == (0, 384)
+
+
+def test_with_visual_a_picture_has_a_second_part_that_changes_no_search_by_text(encoder):
+    images = random_images()
+    wide = ZeroShotEncoder(encoder.vectors, visual=7)
+    vectors = wide.encode_images(images)
+    assert vectors.shape == (len(images), wide.dim) == (len(images), 384 + 2 * 7)
+    np.testing.assert_allclose(vectors[:, :384], encoder.encode_images(images) / 2**0.5, atol=1e-5)
+    seen = vectors[:, 384:].reshape(len(images), 2, 7)
+    for place, network in enumerate((LITE0, LITE2)):
+        classifier = ImageNetClassifier(network)
+        rows = classifier.class_rows().astype(np.float64)
+        _, directions = np.linalg.eigh(np.cov(rows.T))
+        expected = unit(classifier.features(images) @ directions[:, :-8:-1]) / 2
+        # the sign of a direction means nothing, so the products between pictures are compared
+        np.testing.assert_allclose(seen[:, place] @ seen[:, place].T, expected @ expected.T, atol=1e-4)
+    texts = wide.encode_texts(TEXTS)
+    assert texts.shape == (len(TEXTS), wide.dim)
+    np.testing.assert_allclose(
+        texts @ vectors.T * 2**0.5, encoder.encode_texts(TEXTS) @ encoder.encode_images(images).T, atol=1e-5
+    )
+    np.testing.assert_allclose(wide.read_texts(TEXTS[:2], max_tokens=64).vectors.numpy(), texts[:2], atol=1e-5)
+    assert wide.fingerprint != encoder.fingerprint
+
+
+def test_the_second_part_is_saved(encoder, tmp_path, monkeypatch):
+    wide = ZeroShotEncoder(encoder.vectors, visual=3)
+    wide.save(tmp_path)
+    images = random_images()[:1]
+    expected = wide.encode_images(images)
+    monkeypatch.setattr(np.linalg, "svd", None)
+    loaded = load_encoder(tmp_path)
+    assert loaded.fingerprint == wide.fingerprint
+    np.testing.assert_array_equal(loaded.encode_images(images), expected)
+    description = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(description | {"visual": 4}))
+    with pytest.raises(CorruptArtifactError, match="4 directions"):
+        load_encoder(tmp_path)
+
+
+@pytest.mark.parametrize("visual", [-1, 1000])
+def test_there_are_only_so_many_directions(visual):
+    with pytest.raises(ConfigError, match=r"encoder\.visual -?\d+: must be between 0 and 999"):
+        ZeroShotEncoder(visual=visual)
 
 
 def test_texts_are_relative_to_the_centre_of_queries(encoder):

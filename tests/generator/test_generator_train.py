@@ -34,6 +34,7 @@ from voken.generator.train import (
     train_generator,
     validation_recall,
 )
+from voken.metrics import first_relevant, mean_recall
 
 CONCEPTS, PICTURES, LEVELS, SIZE, DIM = 12, 60, 3, 6, 10
 WORDS = ["a", "red", "blue", "cat", "dog", "on", "the", "hill", "under", "rain", "with", "two"]
@@ -245,12 +246,14 @@ def test_discrimination_loss_is_added_by_hand():
     assert both - plain == pytest.approx(0.5 * total / PICTURES, rel=1e-4)
 
 
-def point_scores_by_hand(model: LiteGenerator, texts: list[str], sequences: np.ndarray) -> np.ndarray:
-    """Similarity × (<t, ẑ> - 0.4 ‖ẑ‖²), in double precision."""
+def point_scores_by_hand(
+    model: LiteGenerator, texts: list[str], sequences: np.ndarray, weight: float = 0.4
+) -> np.ndarray:
+    """Similarity × (<t, ẑ> - weight × ‖ẑ‖²), in double precision."""
     books = make_codebooks().astype(np.float64)
     rebuilt = sum(books[level][sequences[:, level]] for level in range(LEVELS))
     points = model.prefill(texts).query_point.double().numpy()
-    return float(model.similarity.detach()[0]) * (points @ rebuilt.T - 0.4 * np.square(rebuilt).sum(1))
+    return float(model.similarity.detach()[0]) * (points @ rebuilt.T - weight * np.square(rebuilt).sum(1))
 
 
 def test_at_the_start_the_scores_of_query_points_are_those_of_the_beam_search():
@@ -276,13 +279,14 @@ def test_the_query_point_is_trained_on_all_sequences_at_once():
     pairs = one_caption_a_picture(make_pairs())
     settings = {"point_epochs": 1, "epochs": 0, "dropout": 0.0, "batch_size": PICTURES}
     model = make_model(**settings)
-    history = train_generator(model, pairs, make_validation(), model.config, seed=0)
+    validation = make_validation()
+    history = train_generator(model, pairs, validation, model.config, seed=0)
     untrained = make_model(**settings).eval()
     sequences = np.unique(pairs.vokens, axis=0)
-    losses = []
-    for similarity in (5.0, 7.0, 10.0, 14.0, 20.0, 28.0, 40.0, 56.0, 80.0):
+
+    def loss(similarity: float, weight: float) -> float:
         untrained.similarity.data.fill_(similarity)
-        scores = point_scores_by_hand(untrained, list(pairs.texts), sequences)
+        scores = point_scores_by_hand(untrained, list(pairs.texts), sequences, weight)
         total = 0.0
         for picture, text in pairs.pairs:
             related = {tuple(pairs.vokens[other]) for other in range(picture % CONCEPTS, PICTURES, CONCEPTS)}
@@ -290,9 +294,18 @@ def test_the_query_point_is_trained_on_all_sequences_at_once():
             kept = [row for row, sequence in enumerate(sequences) if tuple(sequence) not in related - {own}]
             at = [tuple(sequence) for sequence in sequences].index(own)
             total += np.log(np.exp(scores[text, kept]).sum()) - scores[text, at]
-        losses.append(total / PICTURES)
+        return total / PICTURES
+
+    def recall(weight: float) -> float:
+        scores = point_scores_by_hand(untrained, WORDS, validation.vokens, weight)
+        return mean_recall(first_relevant(scores, validation.is_relevant))
+
+    best = min((5.0, 7.0, 10.0, 14.0, 20.0, 28.0, 40.0, 56.0, 80.0), key=lambda similarity: loss(similarity, 0.4))
+    untrained.similarity.data.fill_(best)
+    weight = max((0.4, 0.3, 0.2, 0.1, 0.0), key=recall)
+    assert model.length_weight == weight
     assert [record.stage for record in history.epochs] == ["query point"]
-    assert history.epochs[0].loss == pytest.approx(min(losses), rel=1e-4), "it starts with the best similarity"
+    assert history.epochs[0].loss == pytest.approx(loss(best, weight), rel=1e-4), "it starts with the best of each grid"
     assert not model.voken_out.any()
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from voken.config import TokenizerConfig
+from voken.decoding.quantize import nearest_sequences
 from voken.errors import ConfigError, EmptyDataError
 from voken.image_tokenizer.model import ImageTokenizer, quantize
 from voken.image_tokenizer.train import (
@@ -17,6 +18,7 @@ from voken.image_tokenizer.train import (
     epoch_batch_size,
     kmeans_rows,
     quality_warnings,
+    query_metric,
     sized_for,
     tokenizer_loss,
     tokenizer_report,
@@ -287,6 +289,69 @@ def test_soft_targets_put_the_vokens_of_the_beam_first():
     assert (tokenizer.encode(images) != vokens).any(), "greedy chooses the same: no test"
 
 
+def test_the_metric_is_the_root_of_the_covariance_of_queries():
+    random = np.random.default_rng(0)
+    mixing = random.standard_normal((5, 5))
+    points = random.standard_normal((400, 5)) @ mixing + 7
+    covariance = np.cov(points.T)
+    metric = query_metric(points, 0.5).astype(np.float64)
+    squared = metric @ metric.T
+    np.testing.assert_allclose(squared / squared[0, 0], covariance / covariance[0, 0], rtol=1e-4)
+    quarter = query_metric(points, 0.25).astype(np.float64)
+    np.testing.assert_allclose(quarter @ quarter, metric, atol=1e-4)
+    np.testing.assert_allclose(query_metric(points, 0.0), np.eye(5), atol=1e-6)
+    assert (query_metric(points[:0], 0.5) == np.eye(5)).all()
+
+
+def anisotropic(count, seed):
+    """Pictures that differ most where captions differ least."""
+    random = np.random.default_rng(seed)
+    content = random.standard_normal((count, 4)).astype(np.float32)
+    noise = 4 * random.standard_normal((count, 4)).astype(np.float32)
+    images = np.concatenate([content, noise], axis=1) / 10
+    texts = np.concatenate([content + 0.3 * random.standard_normal((count, 4)), 0.01 * noise], axis=1)
+    return PairedVectors(images.astype(np.float32), unit(texts), np.stack([np.arange(count)] * 2, 1))
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_vokens_chosen_in_the_metric_keep_the_scores_of_queries(beams):
+    train, held_out = anisotropic(500, 0), anisotropic(200, 1)
+    lost = {}
+    for power in (0.0, 0.5):
+        config = dataclasses.replace(SMALL, epochs=0, query_metric=power, encoding_beams=beams)
+        tokenizer, _ = train_tokenizer(train, held_out, config, seed=0)
+        vokens = tokenizer.encode(held_out.images)
+        rebuilt = sum(book[vokens[:, level]] for level, book in enumerate(tokenizer.codebooks))
+        lost[power] = ((held_out.texts @ (held_out.images - rebuilt).T) ** 2).mean()
+    assert lost[0.5] < 0.5 * lost[0.0]
+    # every choice is the nearest in the metric, by a loop
+    metric, books = tokenizer.metric.numpy(), tokenizer.codebooks
+    if beams == 1:
+        for image, sequence in zip(held_out.images[:20], vokens, strict=False):
+            residual = image.copy()
+            for book, voken in zip(books, sequence, strict=True):
+                assert voken == (((residual - book) @ metric) ** 2).sum(1).argmin()
+                residual -= book[voken]
+
+
+def test_soft_targets_and_files_know_the_metric(tmp_path):
+    tokenizer, _ = train_tokenizer(
+        anisotropic(300, 0), anisotropic(40, 1), dataclasses.replace(SMALL, query_metric=0.5, epochs=0), seed=0
+    )
+    images = anisotropic(30, 2).images
+    entries, _ = tokenizer.soft_targets(images, temperature=0.1, entries=3)
+    assert (entries[:, :, 0] == tokenizer.encode(images)).all()
+    distance = (((images[:, None] - tokenizer.codebooks[0]) @ tokenizer.metric.numpy()) ** 2).sum(2)
+    assert (np.sort(entries[:, 0], axis=1) == np.sort(distance.argsort(axis=1)[:, :3], axis=1)).all()
+    tokenizer.save(tmp_path)
+    loaded = ImageTokenizer.load(tmp_path)
+    assert (loaded.encode(images) == tokenizer.encode(images)).all()
+    numpy_vokens = nearest_sequences(
+        images @ tokenizer.metric.numpy(), tokenizer.codebooks @ tokenizer.metric.numpy(), SMALL.encoding_beams
+    )
+    assert (numpy_vokens == tokenizer.encode(images)).all()
+
+
 def test_saved_and_loaded_are_equal(tmp_path):
     config = dataclasses.replace(SMALL, layers=(12,), code_dim=6)
     tokenizer, _ = train_tokenizer(clustered(200), clustered(40, 1), config, seed=0)
@@ -301,7 +366,7 @@ def test_saved_and_loaded_are_equal(tmp_path):
 def test_pictures_without_captions_train_too():
     data = clustered(100)
     bare = PairedVectors(data.images, data.texts[:0], np.zeros((0, 2), np.int64))
-    tokenizer, history = train_tokenizer(bare, bare, SMALL, seed=0)
+    tokenizer, history = train_tokenizer(bare, bare, dataclasses.replace(SMALL, query_metric=0.5), seed=0)
     assert history.validation_scores[history.best_epoch] == pytest.approx(
         -((tokenizer.decode(tokenizer.encode(data.images)) - data.images) ** 2).sum(1).mean()
     )
@@ -333,7 +398,17 @@ def test_report_on_a_hand_made_set():
     assert [(line.exact, line.quantized) for line in got.recall] == [(100, 75), (100, 100)]
 
 
-@pytest.mark.parametrize("changes", [{"levels": 0}, {"codebook_size": 1}, {"encoding_beams": 0}, {"layers": (0,)}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"levels": 0},
+        {"codebook_size": 1},
+        {"encoding_beams": 0},
+        {"layers": (0,)},
+        {"query_metric": -0.1},
+        {"query_metric": 0.5, "layers": (8,)},
+    ],
+)
 def test_impossible_settings_are_refused(changes):
     with pytest.raises(ConfigError):
         ImageTokenizer(8, dataclasses.replace(SMALL, **changes))

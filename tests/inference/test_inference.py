@@ -16,7 +16,7 @@ from builders.tiny_llama import make_llama
 from builders.tiny_t5 import make_t5
 from voken.config import EncoderConfig
 from voken.decoding.beam import beam_search
-from voken.decoding.interface import StepModel
+from voken.decoding.interface import LinearModel, StepModel
 from voken.decoding.trie import VokenTrie
 from voken.encoders.two_tower import TwoTowerEncoder, TwoTowerHead
 from voken.encoders.zero_shot import ClassVectors, ZeroShotEncoder
@@ -94,6 +94,73 @@ def test_lite_searches_alike(tmp_path, encoder, name):
     )
     np.testing.assert_allclose(engine.query_vectors(TEXTS), expected, atol=1e-5)
     np.testing.assert_allclose(engine.query_vectors(TEXTS, engine.prefill(TEXTS)), expected, atol=1e-5)
+
+
+LINEAR = {
+    "no layers": {"layers": 0},
+    "layers": {"layers": 1},
+    "perceptron": {"layers": 0, "point_epochs": 1},
+    "memory": {"layers": 0, "memory_weight": 0.7},
+}
+
+
+@pytest.mark.parametrize("name", LINEAR)
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_a_linear_generator_needs_no_steps(tmp_path, encoder, name, precision):
+    generator = make_lite_over(encoder, linear=True, query_vector=True, **LINEAR[name])
+    assert generator.is_linear
+    engine = exported(generator, tmp_path / "engine", encoder=encoder, precision=precision)
+    assert not list((tmp_path / "engine").glob("step*"))
+    assert json.loads((tmp_path / "engine" / HEADER).read_text())["format"] == 2
+    engine.warm_up()
+    assert isinstance(engine, LinearModel)
+    if precision == "int8":
+        return
+    assert_same_search(generator, engine)
+    state, torch_state = engine.prefill(TEXTS), generator.prefill(TEXTS)
+    table = engine.level_logits(state)
+    logits = generator.level_logits(torch_state)
+    vokens = parents = None
+    for level in range(generator.levels):  # the steps agree with the table, and the engine's with those of torch
+        rows, state = engine.step(state, vokens, parents)
+        with torch.inference_mode():
+            on_device = [None if part is None else torch.from_numpy(part) for part in (vokens, parents)]
+            torch_rows, torch_state = generator.step(torch_state, *on_device)
+        beams = 1 if vokens is None else 2
+        assert rows.shape == (len(TEXTS), beams, generator.codebook_size)
+        np.testing.assert_array_equal(rows, np.repeat(table[:, level, None], beams, axis=1))
+        np.testing.assert_allclose(rows, torch_rows.log_softmax(-1), atol=2e-4)
+        expected = np.repeat(logits[:, level, None], beams, axis=1)
+        np.testing.assert_allclose(torch_rows, expected, atol=2e-4)
+        vokens = np.array([[level, 1]] * len(TEXTS))
+        parents = np.array([[0, 0]] * len(TEXTS)) if level == 0 else np.array([[1, 0]] * len(TEXTS))
+
+
+def test_a_generator_that_reads_the_vokens_before_is_not_linear(encoder):
+    for settings in ({}, {"query_vector": True}, {"query_vector": True, "layers": 0}):
+        generator = make_lite_over(encoder, **settings)
+        assert not generator.is_linear
+        assert generator.level_logits(generator.prefill(TEXTS)) is None
+    generator = make_lite_over(encoder, linear=True, query_vector=True)
+    generator.repetition.data[1] = 0.1
+    assert not generator.is_linear
+
+
+def test_the_engine_of_a_linear_generator_that_an_older_voken_wrote(tmp_path, encoder, monkeypatch):
+    generator = make_lite_over(encoder, linear=True, query_vector=True, layers=0)
+    with monkeypatch.context() as older:
+        older.setattr(LiteGenerator, "is_linear", False)
+        exported(generator, tmp_path / "engine", encoder=encoder)
+    header = json.loads((tmp_path / "engine" / HEADER).read_text())
+    del header["linear"]
+    assert header["format"] == 1
+    (tmp_path / "engine" / HEADER).write_text(json.dumps(header))
+    engine = Engine.load(tmp_path / "engine")
+    assert engine.level_logits(engine.prefill(TEXTS)) is None
+    trie = VokenTrie.from_vokens(np.random.default_rng(2).integers(0, SIZE, (25, generator.levels)), SIZE)
+    expected, result = (beam_search(model, trie, TEXTS, 25) for model in (generator, engine))
+    np.testing.assert_allclose(result.log_prob, expected.log_prob, atol=2e-4)
+    assert (result.leaf == expected.leaf).all()
 
 
 def test_lite_over_two_networks_and_every_layer_searches_alike(tmp_path):

@@ -57,7 +57,6 @@ def test_says_what_is_served(still, asking):
         "calibrated": False,
         "can_encode": still.collection.can_encode,
         "uploads": True,
-        "examples": [],
     }
     health = asking.get("/healthz")
     assert (health.status_code, health.json()["status"], health.json()["pictures"]) == (200, "ok", PICTURES)
@@ -232,7 +231,8 @@ def test_other_types_of_content_are_refused(path, content_type, asking):
     [
         ("/search", {"POST"}),
         ("/pictures/a/b", {"GET", "HEAD", "DELETE"}),
-        ("/pictures", {"POST"}),
+        ("/pictures", {"GET", "HEAD", "POST"}),
+        ("/export", {"POST"}),
         ("/about", {"GET", "HEAD"}),
         ("/metrics", {"GET", "HEAD"}),
     ],
@@ -245,7 +245,10 @@ def test_other_methods_are_refused_with_those_that_are_allowed(path, allowed, as
         assert set(answer.headers["allow"].split(", ")) == allowed
 
 
-READABLE = ["/", "/about", "/healthz", "/openapi.json", "/static/app.js", "/pictures/p000.png", "/pictures/none.png"]
+READABLE = [
+    "/", "/about", "/healthz", "/openapi.json", "/static/app.js", "/pictures/p000.png", "/pictures/none.png",
+    "/pictures", "/timeline", "/folders", "/values?field=date", "/examples", "/details/p000.png", "/details/none.png",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("path", [*READABLE, "/pictures/p000.png?thumbnail=64", "/nowhere"])

@@ -13,6 +13,7 @@ from voken.config import ReadOutWeights, SearchConfig
 from voken.decoding.node_bias import squared_lengths
 from voken.decoding.trie import VokenTrie
 from voken.generator.train import ValidationQueries, validation_recall
+from voken.metrics import FirstRelevant
 from voken.search.corrections import Corrections
 from voken.training.corrections import (
     ExactScores,
@@ -119,21 +120,31 @@ def test_few_queries_are_drawn_if_there_are_many_sequences(monkeypatch):
     assert not np.array_equal(whole.log_prob, first.log_prob)
 
 
-@pytest.mark.parametrize("best", [0.0, 0.35, 0.7])
-def test_the_memory_weight_with_the_best_recall_is_set(best, monkeypatch):
+@pytest.mark.parametrize(
+    ("best", "right"),
+    [
+        (0.0, {0.0: 50, 0.35: 40, 0.7: 30}),
+        (0.35, {0.0: 40, 0.35: 60, 0.7: 50}),
+        (0.7, {0.0: 40, 0.35: 50, 0.7: 60}),
+        (0.0, {0.0: 50, 0.35: 52, 0.7: 53}),  # within two standard errors: 3 of 100 queries more, error 1.7
+        (0.7, {0.0: 50, 0.35: 52, 0.7: 55}),  # 5 of 100 more, error 2.2
+    ],
+)
+def test_a_memory_is_kept_only_if_it_is_better_than_chance(best, right, monkeypatch):
     generator = make_lite(memory_weight=0.7)
-    recalls = []
+    weights = []
 
-    def recall(model, validation, beams):
-        recalls.append(model.config.memory_weight)
-        return 1.0 - abs(model.config.memory_weight - best)
+    def ranks(model, validation, beams):
+        weights.append(model.config.memory_weight)
+        found = np.arange(100) < right[weights[-1]]
+        return FirstRelevant(np.where(found, 0, 100), np.ones(100, np.int64), np.ones(100, np.int64))
 
-    monkeypatch.setattr("voken.training.corrections.validation_recall", recall)
+    monkeypatch.setattr("voken.training.corrections.validation_ranks", ranks)
     report = choose_memory_weight(generator, queries_of(None))
-    assert recalls == [0.0, 0.35, 0.7]
+    assert weights == [0.0, 0.35, 0.7]
     assert generator.config.memory_weight == best
     assert len(generator.memory_vectors) == (4 if best else 0)
-    assert set(report) == {"0", "0.35", "0.7"}
+    assert report == {f"{weight:g}": count / 100 for weight, count in right.items()}
 
 
 def test_a_generator_without_memory_has_nothing_to_choose():

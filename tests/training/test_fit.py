@@ -18,8 +18,10 @@ from voken.encoders.cache import VectorCache, picture_vectors
 from voken.encoders.zero_shot import ClassVectors
 from voken.errors import ConfigError, CorruptArtifactError, EmptyDataError, ResumeError, SplitLeakError, StorageError
 from voken.generator.lite import CaptionMemory
+from voken.image_tokenizer.train import query_metric
 from voken.model.compiled import CompiledModel
 from voken.model.model import Model
+from voken.training import fit as fit_module
 from voken.training.fit import fit, prepare
 from voken.training.sides import TrainingInputs, caption_memory, side_of, with_pool
 from voken.training.training_log import read_log
@@ -373,6 +375,38 @@ def test_a_generator_is_trained_over_the_encoder_without_training(pictures, cach
     texts = ["a red tall bar", "something blue"]
     engine = CompiledModel.load(tmp_path / "model")
     np.testing.assert_allclose(engine.query_vectors(texts), loaded.query_vectors(texts), atol=1e-4)
+
+
+def test_a_query_point_that_moves_is_trained_on_vectors_first(pictures, cache, tmp_path, monkeypatch):
+    """Its points make the metric of the tokenizer, and the generator's perceptron starts from it."""
+    seen = []
+    original = fit_module.train_tokenizer
+
+    def train_tokenizer(train, validation, config, **options):
+        seen.append(options["points"])
+        return original(train, validation, config, **options)
+
+    monkeypatch.setattr(fit_module, "train_tokenizer", train_tokenizer)
+    config = TINY.override(
+        {
+            "tokenizer.query_metric": "0.5",
+            "generator.point_epochs": "3",
+            "generator.memory_weight": "0.5",
+            "generator.discrimination": "none",
+            "generator.epochs": "0",
+        }
+    )
+    model = fit(read_dataset(pictures), tmp_path / "model", config, cache=cache)
+    assert seen[0].shape == (16, model.encoder.dim)
+    np.testing.assert_allclose(np.linalg.norm(seen[0], axis=1), 1, atol=1e-5)
+    assert [epoch["stage"] for epoch in model.validation["generator"]["epochs"]] == ["query point"]
+    np.testing.assert_array_equal(model.tokenizer.metric.numpy(), query_metric(seen[0], 0.5))
+    assert same(Model.load(tmp_path / "model"), model)
+    plain = fit(
+        read_dataset(pictures), tmp_path / "plain", config.override({"generator.point_epochs": "0"}), cache=cache
+    )
+    assert seen[1] is None
+    assert not np.array_equal(plain.tokenizer.metric.numpy(), model.tokenizer.metric.numpy())
 
 
 def test_the_cache_that_is_given_is_used_even_while_empty(pictures, tmp_path):

@@ -146,24 +146,25 @@ def _matches(snapshot: Snapshot, rows: Int64[np.ndarray, " rows"], condition: Fi
     if condition.field == FOLDER:
         test = _folder_test(condition)
         return np.fromiter((test(snapshot.stored_paths[row]) for row in rows.tolist()), bool, len(rows))
-    field, value_test = _metadata_field(snapshot, condition), _value_test(condition)
+    field = metadata_field(snapshot, condition.field, hides_location=condition.hides_location)
+    value_test = _value_test(condition)
     values: Iterator[Any] = (metadata_fields(snapshot.metadata(row), exact=True).get(field) for row in rows.tolist())
     if condition.hides_location:
         values = map(without_location, values)
     return np.fromiter(map(value_test, values), bool, len(rows))
 
 
-def _metadata_field(snapshot: Snapshot, condition: Filter) -> str:
+def metadata_field(snapshot: Snapshot, name: str, *, hides_location: bool = False) -> str:
     """The field of the metadata that a filter names. Raises `ConfigError` if no picture has it, or if it is hidden."""
-    name, names = condition.field, snapshot.field_names
+    names = snapshot.field_names
     own = name.removeprefix(OWN_FIELD_PREFIX)
-    if condition.hides_location and is_location(own):
+    if hides_location and is_location(own):
         raise ConfigError(f"filter on {name!r}: where pictures were taken is hidden here. Use another field.")
     if name in names or own in names:
         return name if name in names else own
     from difflib import get_close_matches
 
-    fields = fields_of(snapshot, hides_location=condition.hides_location)
+    fields = fields_of(snapshot, hides_location=hides_location)
     close = get_close_matches(name.casefold(), [field.casefold() for field in fields], 1)
     suggestion = next((f" Did you mean {field!r}?" for field in fields if field.casefold() in close), "")
     more = f" and {len(fields) - _FIELDS_NAMED:,} more" if len(fields) > _FIELDS_NAMED else ""
@@ -188,31 +189,6 @@ def _dates_match(facts: Shaped[np.ndarray, " rows"], condition: Filter) -> Bool[
     }
     matches: np.ndarray = tests[condition.operator]()
     return matches
-
-
-def dates_of(snapshot: Snapshot, image_ids: Sequence[str]) -> list[int]:
-    """When pictures were taken, as `date` filters see it: the second since 1970 that a clock in UTC would show.
-
-    A file's time is that of a clock in this machine's zone. A picture that is not in the collection was taken in 1970.
-    """
-    rows = [snapshot.find(image_id) for image_id in image_ids]
-    known = np.array([row for row in rows if row is not None], dtype=np.int64)
-    if snapshot.facts is None or not len(known):
-        return [0] * len(rows)
-    facts = snapshot.facts[known]
-    dates = dict(zip(known.tolist(), facts["taken"].tolist(), strict=True))
-    for row, modified in zip(known.tolist(), facts["modified"].tolist(), strict=True):
-        if dates[row] == NO_DATE:
-            dates[row] = _clock(modified // 1_000_000_000)
-    return [0 if row is None else dates[row] for row in rows]
-
-
-def _clock(instant: int) -> int:
-    """What clocks in this machine's zone show at a second since 1970: the inverse of `_instant`."""
-    try:
-        return int(datetime.fromtimestamp(instant).replace(tzinfo=UTC).timestamp())
-    except (ValueError, OverflowError, OSError):
-        return instant
 
 
 def _period(value: str) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -548,9 +548,16 @@ def header_format(file: BinaryIO) -> PictureFormat | None:
     return file_format
 
 
+@contextmanager
+def opened_header(file: BinaryIO) -> Iterator[Image.Image]:
+    """The picture in an open file, of which only the header has been read. Raises what Pillow raises."""
+    with _QUIET, Image.open(file, formats=_formats()) as image:
+        yield image
+
+
 def _has_header(file: BinaryIO) -> bool:
     try:
-        with _QUIET, Image.open(file, formats=_formats()) as image:
+        with opened_header(file) as image:
             return image.width > 0 < image.height
     except Image.DecompressionBombError:
         return True  # a picture, if a large one

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 from voken.data.images import MAX_BYTES, MAX_PIXELS, PictureFormat, header_format, open_image
+from voken.data.picture_header import PictureHeader, picture_header, picture_size
 from voken.data.picture_metadata import without_metadata
 from voken.errors import PictureError
 
@@ -66,10 +67,18 @@ class OpenedPicture:
         """The format, by the whole header; None if the file is not a picture."""
         return header_format(self.file)
 
-    def image(self, *, max_pixels: int = MAX_PIXELS) -> Image:
-        """The picture in mode RGB, upright. Raises `PictureError`."""
+    def image(self, *, least_side: int | None = None, max_pixels: int = MAX_PIXELS) -> Image:
+        """The picture in mode RGB, upright; see `open_image`. Raises `PictureError`."""
         self.file.seek(0)
-        return open_image(self.file, max_pixels=max_pixels)
+        return open_image(self.file, least_side=least_side, max_pixels=max_pixels)
+
+    def size(self) -> tuple[int, int] | None:
+        """Width and height of the upright picture, from its header; None if it is no picture."""
+        return picture_size(self.file)
+
+    def header(self) -> PictureHeader | None:
+        """Its size, its format and the camera's facts; None if it is no picture."""
+        return picture_header(self.file)
 
     def without_metadata(self) -> tuple[bytes, str]:
         """The picture without the place where it was taken and whatever else its file tells, and its media type.

@@ -11,6 +11,10 @@ the first step of the model is cheap.
 
 Children are scored and chosen in numpy here, or by `voken.decoding.torch_expansion` for a model in torch, which is
 imported only then.
+
+A model that is linear (`voken.decoding.interface.LinearModel`) takes no steps. `voken.decoding.linear` then finds the
+best sequences exactly, as a search with any number of beams would; only over more than two million sequences there are
+beams, which read the same table.
 """
 
 from __future__ import annotations
@@ -21,7 +25,16 @@ from typing import Any
 
 import numpy as np
 
-from voken.decoding.interface import DIVERGED, IMPOSSIBLE, BeamState, Expansion, StepModel, without_gradients
+from voken.decoding.interface import (
+    DIVERGED,
+    IMPOSSIBLE,
+    BeamState,
+    Expansion,
+    LinearModel,
+    StepModel,
+    without_gradients,
+)
+from voken.decoding.linear import MOST_LEAVES, MOST_LEAVES_ONCE, LeafCodes, TableModel, best_leaves
 from voken.decoding.node_bias import NodeBias
 from voken.decoding.trie import VokenTrie
 from voken.errors import ConfigError, VokenError
@@ -85,7 +98,13 @@ def beam_search_from_state(
     """
     _check(model, trie, beams, logit_temperature, bias)
     with without_gradients(model):
-        leaves = _search(model, state, trie, beams, logit_temperature, bias)
+        linear = _Linear.of(model, state, logit_temperature, bias)
+        if linear is None:
+            leaves = _search(model, state, trie, beams, logit_temperature, bias)
+        elif trie.sequences <= linear.most_leaves:
+            return _best_sequences(linear.table, trie, beams, linear.bias)
+        else:
+            leaves = _search(TableModel(linear.table), 0, trie, beams, 1.0, linear.bias)
     best_first = np.argsort(-leaves.log_prob, axis=1, kind="stable")
     log_prob = np.take_along_axis(leaves.log_prob, best_first, 1)
     possible = log_prob > IMPOSSIBLE
@@ -94,6 +113,54 @@ def beam_search_from_state(
     result.leaf[:, :width] = np.where(possible, np.take_along_axis(leaves.nodes, best_first, 1), -1)
     result.log_prob[:, :width] = np.where(possible, log_prob, -np.inf)
     vokens = np.take_along_axis(leaves.path, best_first[:, :, None], 1)
+    result.vokens[:, :width] = np.where(possible[:, :, None], vokens, 0)
+    return result
+
+
+@dataclass(frozen=True)
+class _Linear:
+    """The queries of a model that is linear."""
+
+    table: Float32[np.ndarray, "queries M N"]
+    """The log-probabilities of every level."""
+    bias: NodeBias | None
+    most_leaves: int
+    """Leaves of the largest trie that is scanned."""
+
+    @classmethod
+    def of(cls, model: StepModel, state: Any, temperature: float, bias: NodeBias | None) -> _Linear | None:
+        """None if the model is not linear, or has a bias of its own beside a given one.
+
+        Also None on a GPU, where the beams of many queries take less time than a scan on the processor.
+        """
+        if not isinstance(model, LinearModel) or (model.device is not None and model.device.type != "cpu"):
+            return None
+        if model.node_bias is not None and (bias is not None or temperature != 1.0):
+            return None
+        table = model.level_logits(state)
+        if table is None:
+            return None
+        if not model.log_probs or temperature != 1.0:
+            rows = table.reshape(-1, table.shape[2])
+            if temperature != 1.0:
+                rows = rows / np.float32(temperature)
+            table = (rows - _log_sum_exp(rows)).reshape(table.shape)
+        return cls(table, model.node_bias or bias, MOST_LEAVES_ONCE if model.answers_once else MOST_LEAVES)
+
+
+def _best_sequences(
+    table: Float32[np.ndarray, "queries M N"], trie: VokenTrie, beams: int, bias: NodeBias | None
+) -> Beams:
+    """The best sequences of a linear model, by an exact search."""
+    result = _no_beams(len(table), beams, trie.levels)
+    if not trie.sequences:
+        return result
+    leaf, log_prob = best_leaves(table, trie, min(beams, trie.sequences), bias)
+    possible = log_prob > IMPOSSIBLE
+    width = leaf.shape[1]
+    result.leaf[:, :width] = np.where(possible, leaf, -1)
+    result.log_prob[:, :width] = np.where(possible, log_prob, -np.inf)
+    vokens = LeafCodes.of(trie).vokens(leaf.reshape(-1)).reshape(*leaf.shape, -1)
     result.vokens[:, :width] = np.where(possible[:, :, None], vokens, 0)
     return result
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from voken.shapes import Float, Int
+import numpy as np
+
+from voken.shapes import Float, Float32, Int
+
+if TYPE_CHECKING:
+    from voken.decoding.node_bias import NodeBias
 
 IMPOSSIBLE = -1e30
 """Stands for log 0 inside the search, so that a node with probability 0 still ranks above padding, which is -inf."""
@@ -65,6 +70,32 @@ class StepModel(Protocol):
         parents: Int[Any, "queries beams"] | None,
     ) -> tuple[Float[Any, "queries beams N"], Any]:
         """Logits over the N vokens of the next level, and the state for the next step."""
+        ...
+
+
+@runtime_checkable
+class LinearModel(Protocol):
+    """A `StepModel` that may be linear: what `step` returns at a level is the same, whatever the vokens before it are.
+
+    A sequence's score is then a sum over levels of entries of one table, and no step needs to run. Terms that depend on
+    the vokens before, but not on the query, may be added.
+    """
+
+    @property
+    def answers_once(self) -> bool:
+        """Whether the model answers a single query, so that nothing should be prepared for later ones."""
+        ...
+
+    @property
+    def node_bias(self) -> NodeBias | None:
+        """What the steps add to `level_logits`, if it depends on the vokens and not on the query; None if nothing."""
+        ...
+
+    def level_logits(self, state: Any) -> Float32[np.ndarray, "queries M N"] | None:
+        """What `step` would return at each level, less `node_bias`, as a numpy array on any device.
+
+        None if the model is not linear.
+        """
         ...
 
 

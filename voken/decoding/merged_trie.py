@@ -79,7 +79,23 @@ def merged_trie(
         numbers = here.of_base(position.before)
         numbers[fresh] = here.inserted
         above = here
-    return VokenTrie(base.codebook_size, tuple(columns[:-1]), tuple(starts[:-1]), starts[-1], columns[-1])
+    return VokenTrie(base.codebook_size, tuple(columns[:-1]), tuple(starts[:-1]), starts[-1], columns[-1], base)
+
+
+def inserted_leaves(trie: VokenTrie) -> Int64[np.ndarray, " inserted"]:
+    """The leaves of a merged trie that its base does not have."""
+    column = trie.vokens[-1]
+    return column.numbers.inserted if isinstance(column, MergedColumn) else np.zeros(0, dtype=np.int64)
+
+
+def merged_leaf_values(
+    trie: VokenTrie, of_base: Shaped[np.ndarray, " base"], of_inserted: Shaped[np.ndarray, " inserted"]
+) -> Shaped[np.ndarray, " leaves"]:
+    """A value for every leaf of a merged trie: from those of its base's leaves, and those of `inserted_leaves`."""
+    column = trie.vokens[-1]
+    if not isinstance(column, MergedColumn):
+        return of_base
+    return np.asarray(MergedColumn(of_base, column.numbers, of_inserted.astype(of_base.dtype, copy=False)))
 
 
 def places_of(base: VokenTrie, rows: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:

@@ -2,16 +2,18 @@
 
 The "logit" of a voken is minus the amount by which its entry changes the squared distance between the point and the sum
 of the entries so far. A beam's score is therefore minus that distance, up to a constant per query (Eqs. 1 to 3 in
-reverse). It runs in numpy.
+reverse). It runs in numpy. As the distance is -2 <point, sum> + ‖sum‖² and a constant, the model is linear.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from voken.decoding.node_bias import NodeBias
 from voken.shapes import Float32, Int64
 
 
@@ -20,6 +22,8 @@ class NearestSequences:
     """A `StepModel` whose queries are points in the codebooks' space, not texts."""
 
     codebooks: Float32[np.ndarray, "M N e"]
+    answers_once: bool = False
+    """See `LinearModel`."""
     log_probs = True
     """True, so that the search does not normalise the scores: they are distances."""
     reads_trees = False
@@ -54,6 +58,17 @@ class NearestSequences:
         # ‖r‖² - ‖r - c‖² = 2 r·c - ‖c‖²
         gains = 2 * (residuals @ book.T) - np.einsum("ne,ne->n", book, book)
         return gains.astype(np.float32), (level + 1, residuals)
+
+    @cached_property
+    def node_bias(self) -> NodeBias:
+        """Minus the squared length of the sum."""
+        return NodeBias(1.0, self.codebooks)
+
+    def level_logits(self, state: Any) -> Float32[np.ndarray, "queries M N"]:
+        """See `LinearModel`; `state` is that of `prefill`."""
+        _, points = state
+        products: np.ndarray = 2 * (points @ self.codebooks.reshape(-1, self.codebooks.shape[2]).T)
+        return products.reshape(-1, self.levels, self.codebook_size)
 
     def of_sequences(self, vokens: Int64[np.ndarray, "queries M"]) -> Float32[np.ndarray, "queries e"]:
         """The points that sequences represent: the sums of their entries."""

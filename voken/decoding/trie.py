@@ -254,6 +254,8 @@ class VokenTrie:
     """Where each leaf's rows start in `order`."""
     order: UInt8[np.ndarray, "images bytes"] | Column
     """Row numbers, sorted by sequence and ascending within a leaf. Each is stored as bytes, low byte first."""
+    base: VokenTrie | None = None
+    """The trie that this one presents with changes, if `merged_trie` made it."""
 
     @classmethod
     def from_vokens(

@@ -123,13 +123,25 @@ class ImageNetClassifier(FrozenNetwork):
     """A frozen network with its own classifier, at the picture size of its training."""
 
     @torch.inference_mode()
-    def logits(self, images: Sequence[Image]) -> Float[np.ndarray, "images 1000"]:
-        """The classifier's outputs before the softmax, float32, in the order of ImageNet's synset ids."""
-        logits = np.empty((len(images), 1000), dtype=np.float32)
-        network: Any = self._network
+    def features(self, images: Sequence[Image]) -> Float[np.ndarray, "images 1280"]:
+        """The pooled features that the classifier reads, float32."""
+        features = np.empty((len(images), 1280), dtype=np.float32)
         for rows, planes in self.batches(images):
-            logits[rows] = network._fc(self.states(planes)[1]).cpu().numpy()
+            features[rows] = self.states(planes)[1].cpu().numpy()
+        return features
+
+    @torch.inference_mode()
+    def classify(self, features: Float[np.ndarray, "images 1280"]) -> Float[np.ndarray, "images 1000"]:
+        """The classifier's outputs before the softmax, float32, in the order of ImageNet's synset ids."""
+        network: Any = self._network
+        logits: np.ndarray = network._fc(torch.from_numpy(features).to(self.device)).cpu().numpy()
         return logits
+
+    def class_rows(self) -> Float[np.ndarray, "1000 1280"]:
+        """The classifier's weights, a row for each class."""
+        network: Any = self._network
+        rows: np.ndarray = network._fc.weight.detach().cpu().numpy()
+        return rows
 
 
 def _load(network: EfficientNetLite, image_size: int) -> nn.Module:

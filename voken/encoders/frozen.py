@@ -37,7 +37,7 @@ def frozen_encoder(settings: EncoderConfig, device: str | None = None) -> Encode
     if settings.family == "photos":
         from voken.encoders.zero_shot import ZeroShotEncoder
 
-        return ZeroShotEncoder(device=device)
+        return ZeroShotEncoder(visual=settings.visual, device=device)
     if settings.family == "builtin":
         raise ConfigError("encoder.family builtin must be trained: voken fit does that.")
     from voken.encoders.clip import HubEncoder

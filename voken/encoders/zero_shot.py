@@ -12,6 +12,11 @@ To ConSE this adds four things, chosen on Flickr8k's train split (docs/explanati
 - Centres. A picture's vector is relative to the mean class. A query's is relative to the middle between the mean class
   and the mean caption with people in it, because most captions speak of people, and ImageNet has no class for them.
 - Directions in which classes differ much, such as animals from things, are shortened, others lengthened.
+
+What the classes do not say, such as colours, poses and how many there are, is in the features that the classifiers
+read. With `visual`, a picture's vector has a second part: the features of each network in the directions in which its
+classifier tells the classes apart most. No text has that part, so it changes no zero-shot search. It is for a
+generator, which is trained on captioned pictures and learns to write it (`GeneratorConfig.point_epochs`).
 """
 
 from __future__ import annotations
@@ -35,7 +40,7 @@ from voken.artifact import storage_errors, write_json
 from voken.encoders.builtin import SENTENCE_PACKAGE, SentenceEncoder, backbones, fingerprint
 from voken.encoders.efficientnet import LITE0, LITE2, ImageNetClassifier
 from voken.encoders.text_reader import TextStates
-from voken.errors import ArtifactError, CorruptArtifactError
+from voken.errors import ArtifactError, ConfigError, CorruptArtifactError
 from voken.shapes import Float
 
 FAMILY = "photos"
@@ -43,6 +48,8 @@ CLASSES_FILE = "imagenet_classes.tsv"
 NETWORKS = (LITE0, LITE2)
 TEMPERATURE = 2.0
 """The classifiers' logits are divided by this. Their probabilities are too sure: at 1, the first class hides others."""
+MAX_VISUAL = 999
+"""The classifiers have 1,000 classes, which differ in so many directions."""
 EVENNESS = 0.4
 """A direction in which the classes' vectors have the singular value s is divided by s to this power."""
 PEOPLE = frozenset({"people", "person", "man", "woman", "child", "boy", "girl"})
@@ -111,15 +118,28 @@ class ZeroShotEncoder:
     """
 
     name = "built-in zero-shot"
-    dim = SentenceEncoder.dim
 
-    def __init__(self, vectors: ClassVectors | None = None, *, device: str | torch.device | None = None) -> None:
-        """`vectors` None: those of the installed files, which are computed when they are first needed."""
+    def __init__(
+        self, vectors: ClassVectors | None = None, *, visual: int = 0, device: str | torch.device | None = None
+    ) -> None:
+        """`vectors` None: those of the installed files, which are computed when they are first needed. `visual` is the
+        number of each network's directions in the second part of a picture's vector.
+
+        Raises `ConfigError` if a network has fewer directions.
+        """
+        if not 0 <= visual <= MAX_VISUAL:
+            raise ConfigError(f"encoder.visual {visual}: must be between 0 and {MAX_VISUAL}.")
+        self.visual = visual
         self._device = device
         self._backbones = _backbones()
         self._classes_digest = sha256(_classes_file()).hexdigest()
         if vectors is not None:
             self.vectors = vectors
+
+    @property
+    def dim(self) -> int:
+        """Width of a vector: 384 numbers for the classes, and `visual` for each network."""
+        return SentenceEncoder.dim + self.visual * len(NETWORKS)
 
     @cached_property
     def vectors(self) -> ClassVectors:
@@ -140,18 +160,40 @@ class ZeroShotEncoder:
     def fingerprint(self) -> str:
         """Hexadecimal digest of all networks' weights, of the classes' texts and of the settings above."""
         weights = (part["weights"] for _, part in sorted(self._backbones.items()))
-        return fingerprint(FAMILY, *weights, self._classes_digest, f"{TEMPERATURE} {EVENNESS} {sorted(PEOPLE)}")
+        settings = f"{TEMPERATURE} {EVENNESS} {sorted(PEOPLE)}" + (f" {self.visual}" if self.visual else "")
+        return fingerprint(FAMILY, *weights, self._classes_digest, settings)
 
-    def encode_images(self, images: Sequence[Image]) -> Float[np.ndarray, "images 384"]:
-        """Unit vectors of pictures."""
-        total = np.zeros((len(images), self.dim), dtype=np.float32)
+    def encode_images(self, images: Sequence[Image]) -> Float[np.ndarray, "images dim"]:
+        """Unit vectors of pictures. With `visual`, both parts have the same length."""
+        words = np.zeros((len(images), SentenceEncoder.dim), dtype=np.float32)
+        seen = []
+        for classifier, directions in zip(self.classifiers, self.directions, strict=True):
+            features = classifier.features(images)
+            words += _unit(_softmax(classifier.classify(features) / TEMPERATURE) @ self.vectors.by_class)
+            seen.append(_unit(features @ directions))
+        if not self.visual:
+            return _unit(words)
+        return _unit(np.concatenate([_unit(words), _unit(np.concatenate(seen, axis=1))], axis=1))
+
+    def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
+        """Unit vectors of texts, which are zero in the second part."""
+        return self._of_pooled(self.sentences.encode(texts))
+
+    def _of_pooled(self, pooled: Float[np.ndarray, "texts 384"]) -> Float[np.ndarray, "texts dim"]:
+        return np.pad(_unit(pooled - self.vectors.query_centre), ((0, 0), (0, self.dim - SentenceEncoder.dim)))
+
+    @cached_property
+    def directions(self) -> tuple[Float[np.ndarray, "1280 visual"], ...]:
+        """For each network, the directions of its features in which the rows of its classifier differ most.
+
+        They are saved with the encoder, because another linear algebra library may find them with other signs.
+        """
+        found = []
         for classifier in self.classifiers:
-            total += _unit(_softmax(classifier.logits(images) / TEMPERATURE) @ self.vectors.by_class)
-        return _unit(total)
-
-    def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "texts 384"]:
-        """Unit vectors of texts."""
-        return _unit(self.sentences.encode(texts) - self.vectors.query_centre)
+            rows = classifier.class_rows()
+            _, _, directions = np.linalg.svd(rows - rows.mean(axis=0), full_matrices=False)
+            found.append(np.ascontiguousarray(directions[: self.visual].T, dtype=np.float32))
+        return tuple(found)
 
     @property
     def text_width(self) -> int:
@@ -164,18 +206,24 @@ class ZeroShotEncoder:
         ids, mask = self.sentences.tokenize(texts, max_tokens)
         tokens = self.sentences(ids, mask)
         pooled = self.sentences.pool(tokens, mask).float().cpu().numpy()
-        return TextStates(tokens, mask, torch.from_numpy(_unit(pooled - self.vectors.query_centre)))
+        return TextStates(tokens, mask, torch.from_numpy(self._of_pooled(pooled)))
 
     def save(self, folder: Path) -> None:
         """Write `config.json` and `classes.safetensors`. Of the networks only package, version and digest are saved."""
         folder = Path(folder)
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            save_file(
-                {"by_class": self.vectors.by_class, "query_centre": self.vectors.query_centre},
-                folder / "classes.safetensors",
-            )
-        description = {"family": FAMILY, "classes": self._classes_digest, "backbones": self._backbones}
+            tensors = {"by_class": self.vectors.by_class, "query_centre": self.vectors.query_centre}
+            if self.visual:
+                names = [network.name for network in NETWORKS]
+                tensors |= dict(zip(names, self.directions, strict=True))
+            save_file(tensors, folder / "classes.safetensors")
+        description = {
+            "family": FAMILY,
+            "classes": self._classes_digest,
+            "visual": self.visual,
+            "backbones": self._backbones,
+        }
         write_json(folder / "config.json", description)
 
     @classmethod
@@ -189,17 +237,24 @@ class ZeroShotEncoder:
         try:
             description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             digest, saved = str(description["classes"]), description["backbones"]
+            visual = int(description.get("visual", 0))
             _check_backbones(folder, saved)
             tensors = load_file(folder / "classes.safetensors")
             vectors = ClassVectors(tensors["by_class"], tensors["query_centre"])
-            if vectors.by_class.shape != (1000, cls.dim) or vectors.query_centre.shape != (cls.dim,):
-                raise ValueError(f"classes.safetensors does not hold 1,000 vectors of {cls.dim} numbers")
+            directions = tuple(tensors[network.name] for network in NETWORKS) if visual else None
+            width = SentenceEncoder.dim
+            if vectors.by_class.shape != (1000, width) or vectors.query_centre.shape != (width,):
+                raise ValueError(f"classes.safetensors does not hold 1,000 vectors of {width} numbers")
+            if directions is not None and any(each.shape != (1280, visual) for each in directions):
+                raise ValueError(f"classes.safetensors does not hold {visual} directions of 1,280 numbers")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise CorruptArtifactError(
                 f"{folder}: the saved encoder cannot be read ({error}). Restore it from a copy or create it again."
             ) from error
-        encoder = cls(vectors, device=device)
+        encoder = cls(vectors, visual=visual, device=device)
         encoder._classes_digest = digest
+        if directions is not None:
+            encoder.directions = directions
         return encoder
 
 

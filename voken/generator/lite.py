@@ -43,8 +43,6 @@ _ROW_RMS = 0.05
 """Root mean square of the entries of a voken row before training."""
 _SIMILARITY = 10.0
 """Factor of the inner products with the query's vector before training."""
-_POINT_WIDTHS = 3
-"""Width of the perceptron that moves the query's point, in widths of a code."""
 COSINE = 0.4
 """With this × s as the weight of ‖ẑ‖², s·<t, ẑ> ranks nearly as the cosine does, for vectors of about unit length."""
 
@@ -210,6 +208,8 @@ class LiteGenerator(nn.Module):
     family = "lite"
     log_probs = False
     reads_trees = False
+    answers_once = False
+    node_bias = None
 
     def __init__(self, reader: TextReader, codebooks: Float[np.ndarray, "M N e"], config: GeneratorConfig) -> None:
         super().__init__()
@@ -242,9 +242,11 @@ class LiteGenerator(nn.Module):
             self.similarity = nn.Parameter(torch.full((levels,), _SIMILARITY))
             self.repetition = nn.Parameter(torch.zeros(levels))
         if config.moves_query_point:
-            self.point_in = nn.Linear(reader.dim, _POINT_WIDTHS * code_dim)
-            self.point_out = nn.Linear(_POINT_WIDTHS * code_dim, code_dim, bias=False)
+            self.point_in = nn.Linear(reader.dim, config.point_width)
+            self.point_out = nn.Linear(config.point_width, code_dim, bias=False)
             nn.init.zeros_(self.point_out.weight)
+        self.length_weight = COSINE
+        """What `point_scores` takes off for long vectors. Training sets it; a search has its own correction."""
         self._related_rows: Mapping[str, Int[np.ndarray, " rows"]] = {}
         self.register_buffer("memory_vectors", torch.zeros(0, reader.dim))
         self.register_buffer("memory_pictures", torch.zeros(0, code_dim))
@@ -276,6 +278,11 @@ class LiteGenerator(nn.Module):
         self.memory_vectors = torch.from_numpy(memory.vectors).to(self.device)
         self.memory_pictures = torch.from_numpy(memory.pictures).to(self.device)
         self._related_rows = memory.related_rows
+
+    def take_query_point(self, other: LiteGenerator) -> None:
+        """Start from the perceptron of another generator over the same vectors."""
+        self.point_in.load_state_dict(other.point_in.state_dict())
+        self.point_out.load_state_dict(other.point_out.state_dict())
 
     def begin_training(self, reader: TextReader | None) -> None:
         """Until `end_training`, read queries with `reader`, which caches the training captions."""
@@ -345,6 +352,21 @@ class LiteGenerator(nn.Module):
         logits = self._logits(self.norm(hidden), level, state.query_point[:, None], summed)
         return logits, LiteState(state.cross, state.mask, state.query_point, summed, tuple(past_with_level), level + 1)
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether logits do not depend on the vokens before: the decoder's output and the repetition have no weight."""
+        return self.config.query_vector and not (bool(self.voken_out.any()) or bool(self.repetition.any()))
+
+    def level_logits(self, state: LiteState) -> Float[np.ndarray, "queries levels N"] | None:
+        """See `voken.decoding.interface.LinearModel`."""
+        if not self.is_linear:
+            return None
+        with torch.no_grad():
+            products = (state.query_point @ self.entries.flatten(0, 1).T).view(-1, *self.bias.shape)
+            logits = self.bias + self.similarity[:, None] * products
+        table: np.ndarray = logits.float().cpu().numpy()
+        return table
+
     def teacher_forced(
         self, state: LiteState, vokens: Int[Tensor, "queries sequences levels"]
     ) -> Float[Tensor, "queries sequences levels N"]:
@@ -376,20 +398,21 @@ class LiteGenerator(nn.Module):
         points: Float[Tensor, "queries e"],
         vokens: Int[Tensor, "sequences levels"],
         *,
-        cosine: float = COSINE,
+        length_weight: float | None = None,
     ) -> Float[Tensor, "queries sequences"]:
-        """What `query_vector` adds to the score of each sequence: Σ s_l·<t, c_l>, less `cosine` × the mean s × ‖ẑ‖².
+        """What `query_vector` adds to the score of each sequence: Σ s_l·<t, c_l>, less a weight × the mean s × ‖ẑ‖².
 
         As long as `ranks_by_point`, these are the scores of a search (see
         `voken.decoding.node_bias`) up to a term of each query.
         """
+        weight = self.length_weight if length_weight is None else length_weight
         mean = self.similarity.mean()
         with torch.no_grad():
             scaled = self._sums(self.similarity[:, None, None] * self.entries, vokens)
             lengths = self._sums(self.entries, vokens).square().sum(1)
             factor = mean.clone()
         # a gradient for each level's factor would cost more than all the rest, so all levels get that of their mean
-        return (points @ scaled.T - cosine * factor * lengths) * (mean / factor)
+        return (points @ scaled.T - weight * factor * lengths) * (mean / factor)
 
     def _sums(
         self, books: Float[Tensor, "levels N e"], vokens: Int[Tensor, "sequences levels"]

@@ -41,6 +41,8 @@ _PRIOR_CAPTIONS = 32
 _TEACHER_TEMPERATURE = 0.05
 _CHECKPOINT_SECONDS = 60.0
 POINT_STAGE = "query point"
+_LENGTH_WEIGHTS = (COSINE, 0.3, 0.2, 0.1, 0.0)
+"""If equal, the first is chosen."""
 _SIMILARITIES = (5.0, 7.0, 10.0, 14.0, 20.0, 28.0, 40.0, 56.0, 80.0)
 _FIT_QUERIES, _FIT_SEED = 1024, 1 << 20
 _WHOLE_LIST = 8192
@@ -168,6 +170,17 @@ def validation_recall(
     """
     if not len(validation.texts):
         return 0.0
+    return mean_recall(validation_ranks(model, validation, beams, bias=bias))
+
+
+def validation_ranks(
+    model: Generator,
+    validation: ValidationQueries,
+    beams: int = _VALIDATION_BEAMS,
+    *,
+    bias: Callable[[VokenTrie], NodeBias | None] | None = None,
+) -> FirstRelevant:
+    """The ranks behind `validation_recall`, one for each query."""
     trie = VokenTrie.from_vokens(validation.vokens, model.codebook_size)
     leaf_of_image = trie.leaf_of(validation.vokens)
     blocks = [validation.texts[start : start + 64] for start in range(0, len(validation.texts), 64)]
@@ -180,17 +193,17 @@ def validation_recall(
     # The pictures of a leaf tie, so the first leaf with a right picture decides. Without one, all counts are 0.
     query, first, returned = np.arange(len(leaf)), (right > 0).argmax(1), right.any(1)
     above = (pictures.cumsum(1) - pictures)[query, first] * returned
-    return mean_recall(FirstRelevant(above, pictures[query, first] * returned, right[query, first]))
+    return FirstRelevant(above, pictures[query, first] * returned, right[query, first])
 
 
 def point_scores(
-    model: LiteGenerator, validation: ValidationQueries, *, cosine: float = COSINE
+    model: LiteGenerator, validation: ValidationQueries, *, length_weight: float | None = None
 ) -> Float[np.ndarray, "queries pool"]:
     """`LiteGenerator.point_scores` of all validation pictures, which needs no beam search."""
     vokens = torch.from_numpy(validation.vokens).long().to(model.device)
     with torch.inference_mode():
         points = model.query_points(validation.texts, model.read_vectors(validation.texts))
-        scores: np.ndarray = model.point_scores(points, vokens, cosine=cosine).cpu().numpy()
+        scores: np.ndarray = model.point_scores(points, vokens, length_weight=length_weight).cpu().numpy()
     return scores
 
 
@@ -200,7 +213,7 @@ def cosine_bias(model: Generator) -> NodeBias | None:
     if not (isinstance(model, LiteGenerator) and model.has_query_point):
         return None
     similarity = float(model.similarity.detach().mean())
-    return NodeBias(norm_weight=COSINE * similarity, codebooks=model.entries.cpu().numpy())
+    return NodeBias(norm_weight=model.length_weight * similarity, codebooks=model.entries.cpu().numpy())
 
 
 def generation_loss(
@@ -363,6 +376,8 @@ class _GeneratorTraining:
         else:
             self._check_run(position)
             self.untrained_recall, self.best_index = position["untrained"], position["best_index"]
+            if isinstance(self.model, LiteGenerator):
+                self.model.length_weight = position["length_weight"]
             self.records = [EpochRecord(**record) for record in position["records"]]
         loop: TrainingLoop | None = None
         for number, stage in enumerate(_stages(self.config)):
@@ -391,6 +406,7 @@ class _GeneratorTraining:
                 loop.best_score = self._recall()  # of a beam search, as in the stages to come
         elif stage.name == POINT_STAGE:
             self._fit_similarity()
+            self._fit_length_weight()
             loop.record_score(self._point_recall())
         else:
             loop.record_score(self.untrained_recall)
@@ -502,6 +518,19 @@ class _GeneratorTraining:
                 losses[factor] = float(self._whole_discrimination(rows))
             self.model.similarity.fill_(min(losses, key=losses.__getitem__))
 
+    def _fit_length_weight(self) -> None:
+        """Set the weight of long vectors to the one of a grid with which the first stage starts with the best recall.
+
+        With a metric of queries (`TokenizerConfig.query_metric`), lengths vary with what no query asks for, and little
+        of them or nothing should be taken off.
+        """
+        assert isinstance(self.model, LiteGenerator)
+        recalls = {}
+        for weight in _LENGTH_WEIGHTS:
+            self.model.length_weight = weight
+            recalls[weight] = self._point_recall()
+        self.model.length_weight = max(recalls, key=recalls.__getitem__)
+
     def _whole_discrimination(self, batch: Int[np.ndarray, "rows 2"]) -> Tensor:
         """L_dis with every sequence of the training set in the list, or a draw of them beside the batch's own."""
         assert isinstance(self.model, LiteGenerator)
@@ -549,6 +578,7 @@ class _GeneratorTraining:
             "loss": loss,
             "run": self._identity(),
             "untrained": self.untrained_recall,
+            "length_weight": getattr(self.model, "length_weight", 0.0),
             "best_recall": loop.best_score,
             "best_index": self.best_index,
             "records": [vars(record) for record in self.records],

@@ -53,6 +53,9 @@ class ImageTokenizer(nn.Module):
         self.decoder: nn.Module = _mlp(widths[::-1], config.dropout) if config.layers else nn.Identity()
         books = 1 if config.shared_codebook else config.levels
         self.books = nn.Parameter(torch.randn(books, config.codebook_size, self.code_dim) * self.code_dim**-0.5)
+        self.metric: Tensor | None
+        """(e, e) or None. Distances are measured between vectors times this matrix."""
+        self.register_buffer("metric", torch.eye(self.code_dim) if config.query_metric else None)
 
     @property
     def levels(self) -> int:
@@ -79,7 +82,7 @@ class ImageTokenizer(nn.Module):
 
     def quantize_coded(self, coded: Float[Tensor, "n e"]) -> Quantized:
         """Quantize outputs of `code`, with gradients."""
-        return quantize(coded, self.stacked_books(), beams=self.config.encoding_beams)
+        return quantize(coded, self.stacked_books(), beams=self.config.encoding_beams, metric=self.metric)
 
     def code(self, vectors: Float[Tensor, "n dim"]) -> Float[Tensor, "n e"]:
         """The encoder MLP's output, or the vectors themselves if there is no MLP. This is what is quantized."""
@@ -134,10 +137,9 @@ class ImageTokenizer(nn.Module):
         with self._inference():
             for rows in self._rows(vectors):
                 quantized = self.quantize(rows)
-                books = enumerate(self.stacked_books())
-                scores = torch.stack(
-                    [-squared_distances(quantized.residuals[:, level], book) for level, book in books], 1
-                )
+                residuals = measured(quantized.residuals, self.metric)
+                books = enumerate(measured(self.stacked_books(), self.metric))
+                scores = torch.stack([-squared_distances(residuals[:, level], book) for level, book in books], 1)
                 own_first = scores.scatter(-1, quantized.vokens[..., None], torch.inf)
                 top = own_first.topk(min(entries, self.codebook_size), dim=-1)
                 top.values[..., 0] = scores.amax(-1)
@@ -194,12 +196,23 @@ class Quantized:
     """The chosen entries; their sum over levels is ẑ^(M)."""
 
 
-def quantize(vectors: Float[Tensor, "n e"], codebooks: Float[Tensor, "M N e"], *, beams: int = 1) -> Quantized:
-    """Residual quantization with the vokens of `nearest_sequences`. With one beam it is Eq. 2 as written.
+def measured(vectors: Float[Tensor, "*n e"], metric: Float[Tensor, "e e"] | None) -> Float[Tensor, "*n e"]:
+    """Vectors whose Euclidean distances are those of `vectors` in the metric; None is the Euclidean one."""
+    return vectors if metric is None else vectors @ metric
+
+
+def quantize(
+    vectors: Float[Tensor, "n e"],
+    codebooks: Float[Tensor, "M N e"],
+    *,
+    beams: int = 1,
+    metric: Float[Tensor, "e e"] | None = None,
+) -> Quantized:
+    """Residual quantization with the vokens of `nearest_sequences`. With one beam and no metric it is Eq. 2 as written.
 
     Gradients flow into `codebooks` and `vectors` through `entries` and `residuals`, but not through the choice.
     """
-    vokens = nearest_sequences(vectors.detach(), codebooks.detach(), beams)
+    vokens = nearest_sequences(measured(vectors.detach(), metric), measured(codebooks.detach(), metric), beams)
     residual, residuals, entries = vectors, [], []
     for codebook, chosen in zip(codebooks, vokens.unbind(1), strict=True):
         entry = codebook[chosen]
@@ -258,9 +271,14 @@ def squared_distances(vectors: Float[Tensor, "*n e"], codebook: Float[Tensor, "N
 
 
 def kmeans(
-    vectors: Float[Tensor, "n e"], entries: int, *, iterations: int = 12, generator: torch.Generator
+    vectors: Float[Tensor, "n e"],
+    entries: int,
+    *,
+    iterations: int = 12,
+    generator: torch.Generator,
+    metric: Float[Tensor, "e e"] | None = None,
 ) -> Float[Tensor, "entries e"]:
-    """Lloyd's k-means, starting from a random sample of rows.
+    """Lloyd's k-means, starting from a random sample of rows. `metric` decides which entry is nearest to a row.
 
     An entry that no row is nearest to moves to one of the rows that are farthest from their entries. If there are
     fewer rows than entries, rows are reused with a little noise, so that no two entries are equal.
@@ -272,14 +290,15 @@ def kmeans(
         return torch.cat([vectors, vectors[extra] + 0.1 * spread * noise])
     order = torch.randperm(len(vectors), generator=generator)[:entries]
     codebook = vectors[order].clone()
+    places = measured(vectors, metric)
     for _ in range(iterations):
-        chosen = nearest(vectors, codebook)
+        chosen = nearest(places, measured(codebook, metric))
         counts = torch.bincount(chosen, minlength=entries)
         sums = torch.zeros_like(codebook).index_add_(0, chosen, vectors)
         codebook = torch.where(counts[:, None] > 0, sums / counts.clamp_min(1)[:, None], codebook)
         empty = (counts == 0).nonzero()[:, 0]
         if len(empty):
-            errors = (vectors - codebook[chosen]).pow(2).sum(1)
+            errors = (places - measured(codebook, metric)[chosen]).pow(2).sum(1)
             codebook[empty] = vectors[errors.topk(len(empty)).indices]
     return codebook
 
@@ -291,6 +310,7 @@ def residual_kmeans(
     *,
     shared: bool,
     generator: torch.Generator,
+    metric: Float[Tensor, "e e"] | None = None,
     progress: Progress = no_progress,
 ) -> Float[Tensor, "books entries e"]:
     """Codebooks computed level by level, by k-means over the residuals of all vectors at that level.
@@ -302,9 +322,9 @@ def residual_kmeans(
     share = [entries // levels + (level < entries % levels) if shared else entries for level in range(levels)]
     for level in range(levels):
         if share[level]:
-            books.append(kmeans(residual, share[level], generator=generator))
+            books.append(kmeans(residual, share[level], generator=generator, metric=metric))
         usable = torch.cat(books) if shared else books[-1]
-        residual = residual - usable[nearest(residual, usable)]
+        residual = residual - usable[nearest(measured(residual, metric), measured(usable, metric))]
         progress("k-means", level + 1, levels)
     return torch.cat(books)[None] if shared else torch.stack(books)
 
@@ -326,5 +346,11 @@ def _check_config(config: TokenizerConfig) -> None:
         )
     if config.encoding_beams < 1:
         raise ConfigError(f"tokenizer.encoding_beams is {config.encoding_beams}; it must be at least 1.")
+    if config.query_metric and config.layers:
+        raise ConfigError(
+            "tokenizer.query_metric needs vectors that are quantized as they are. Set tokenizer.layers=[]."
+        )
+    if not 0 <= config.query_metric <= 1:
+        raise ConfigError(f"tokenizer.query_metric is {config.query_metric}; it must be between 0 and 1.")
     if config.layers and min(*config.layers, config.code_dim) < 1:
         raise ConfigError("tokenizer.layers and tokenizer.code_dim are widths, and must be 1 or more.")

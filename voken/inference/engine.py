@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from voken.artifact import map_array, open_file, plain_path, read_json
+from voken.decoding.linear import level_rows
 from voken.decoding.trie import MAX_ENTRIES, MAX_LEVELS
 from voken.errors import ArtifactVersionError, ConfigError, CorruptArtifactError
 from voken.shapes import Float32, Int, Int64
@@ -28,10 +29,14 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 HEADER, FORMAT = "engine.json", 1
+LINEAR_FORMAT = 2
+"""The format of engines without steps, which `LinearModel`s have. An older voken cannot search with them."""
+TABLE = "table"
+"""The output of the prefill graph of a linear model."""
 QUERY_POINT = "aim"
 """The name of query points in saved graphs and headers."""
 PICTURES_HEADER, PICTURE_GRAPH = "pictures.json", "pictures.onnx"
-CODE_GRAPH, CODE_BOOKS = "codes.onnx", "code_books.npy"
+CODE_GRAPH, CODE_BOOKS, METRIC = "codes.onnx", "code_books.npy", "metric.npy"
 TEXT_ENCODER_GRAPH, TEXT_ENCODER_HEADER = "vectors.onnx", "vectors.json"
 _FAMILIES = ("lite", "t5", "llama")
 _MAX_TOKENS = 1 << 16
@@ -64,6 +69,8 @@ class EngineState:
     """Log-probabilities of level 1, if the prefill graph computes them."""
     query_point: Float32[np.ndarray, "queries dim"] | None
     """The point in the pictures' space near which each query's picture should lie, if the generator computes one."""
+    table: Float32[np.ndarray, "queries M N"] | None = None
+    """Log-probabilities of all levels, if the generator is linear."""
 
     @property
     def level(self) -> int:
@@ -72,16 +79,20 @@ class EngineState:
 
 
 class Engine:
-    """The loaded graphs of a generator: a numpy `StepModel` that returns log-probabilities.
+    """The loaded graphs of a generator: a numpy `StepModel` that returns log-probabilities, and a `LinearModel`.
 
     In float32, scores equal those of the torch generator to 1e-3; in int8 they are close (docs/reference/speed.md).
     """
 
     device = None
     log_probs = True
+    node_bias = None
 
-    def __init__(self, folder: Path, header: dict[str, Any], options: onnxruntime.SessionOptions) -> None:
+    def __init__(
+        self, folder: Path, header: dict[str, Any], options: onnxruntime.SessionOptions, *, once: bool = False
+    ) -> None:
         self.folder = Path(folder)
+        self.answers_once = once
         self.family, self.precision = str(header["family"]), str(header["precision"])
         self._levels, self._codebook_size = int(header["levels"]), int(header["codebook_size"])
         self._steps = [str(name) for name in header["steps"]]
@@ -98,16 +109,17 @@ class Engine:
         """
         path = Path(folder) / HEADER
         header = read_json(path)
-        if type(header.get("format")) is int and header["format"] > FORMAT:
+        if type(header.get("format")) is int and header["format"] > LINEAR_FORMAT:
             raise ArtifactVersionError(
-                f"{folder}: engine format {header['format']} is newer than this voken reads ({FORMAT}). Upgrade voken."
+                f"{folder}: engine format {header['format']} is newer than this voken reads ({LINEAR_FORMAT}). "
+                "Upgrade voken."
             )
         if wrong := _wrong_entry(header):
             value = str(header.get(wrong))[:80]
             raise CorruptArtifactError(
                 f"{path}: does not describe an engine ({wrong} is {value}). Create the engine again."
             )
-        return cls(Path(folder), header, session_options(threads, once=once))
+        return cls(Path(folder), header, session_options(threads, once=once), once=once)
 
     @property
     def codebook_size(self) -> int:
@@ -155,7 +167,14 @@ class Engine:
             query_point=graph.checked(results.get(QUERY_POINT), (queries, -1))
             if self._header["vectors"] == QUERY_POINT
             else None,
+            table=graph.checked(results.get(TABLE), (queries, self._levels, self._codebook_size))
+            if self._header.get("linear")
+            else None,
         )
+
+    def level_logits(self, state: EngineState) -> Float32[np.ndarray, "queries M N"] | None:
+        """See `voken.decoding.interface.LinearModel`."""
+        return state.table
 
     def step(
         self,
@@ -165,6 +184,10 @@ class Engine:
     ) -> tuple[Float32[np.ndarray, "queries beams N"], EngineState]:
         """See `voken.decoding.interface.StepModel`."""
         queries = len(state.lengths)
+        if state.table is not None:
+            level = 0 if vokens is None else state.level + 1
+            prefix = np.zeros((queries, 1, level), dtype=np.int64)
+            return level_rows(state.table, level, vokens), replace(state, prefix=prefix)
         if vokens is None or parents is None:
             if state.first_log_probs is not None:
                 return state.first_log_probs, state
@@ -287,15 +310,16 @@ class Engine:
 
 def _wrong_entry(header: dict[str, Any]) -> str:
     """The first entry of an engine's header that is impossible; empty if all are possible."""
-    steps, vectors = header.get("steps"), header.get("vectors")
+    steps, vectors, linear = header.get("steps"), header.get("vectors"), header.get("linear", False)
     possible = {
         "format": type(header.get("format")) is int,
         "family": header.get("family") in _FAMILIES,
         "precision": isinstance(header.get("precision"), str),
         "levels": _is_number(header.get("levels"), 1, MAX_LEVELS),
         "codebook_size": _is_number(header.get("codebook_size"), 1, MAX_ENTRIES),
+        "linear": type(linear) is bool,
         "steps": isinstance(steps, list)
-        and 0 < len(steps) <= MAX_LEVELS
+        and (len(steps) == 0 if linear else 0 < len(steps) <= MAX_LEVELS)
         and all(isinstance(name, str) and "/" not in name for name in steps),
         "reader": _is_reader(header.get("reader")),
         "vectors": "vectors" in header and (vectors is None or vectors == QUERY_POINT or _is_reader(vectors)),

@@ -2,7 +2,7 @@
 
 engine.json          family, sizes, and the graph of each level
 prefill.onnx         reads the texts
-step_….onnx          predicts a level; levels with the same graph share a file
+step_….onnx          predicts a level; levels with the same graph share a file; a linear generator has none
 vectors.onnx         turns texts into vectors, if the generator has no query point
 rebuild.onnx         turns vokens back into vectors
 codebooks.npy        the entries that sum to vectors, if the image tokenizer has no layers
@@ -10,6 +10,7 @@ pictures.json        how pictures become vokens, if the encoder is CLIP or SigLI
 pictures.onnx        turns pixels into vectors
 codes.onnx           turns vectors into what is quantized, if the image tokenizer has layers
 code_books.npy       the entries that it is quantized with
+metric.npy           the metric of the image tokenizer, if it has one
 tokenizer.json       the tokenizer of the texts, as `tokenizers` reads it
 *.weights            the weights of each graph
 """
@@ -40,6 +41,8 @@ from voken.inference.engine import (
     CODEBOOKS,
     FORMAT,
     HEADER,
+    LINEAR_FORMAT,
+    METRIC,
     PICTURE_GRAPH,
     PICTURES_HEADER,
     QUERY_POINT,
@@ -71,11 +74,14 @@ class GeneratorGraphs:
     step: Callable[[Precision, int], Graph]
     """Builds the graph that predicts a level."""
     stepped_levels: range
-    """The levels that have a step: all, or all but the first if prefill computes its log-probabilities."""
+    """The levels that have a step: all, or all but the first if prefill computes its log-probabilities, or none if it
+    computes those of all levels."""
     shared_step: bool
     """Whether all these levels have the same graph."""
     write_tokenizer: Callable[[Path], dict[str, Any]]
     """Writes the tokenizer of the texts into a folder and returns its settings."""
+    linear: bool = False
+    """Whether prefill computes the log-probabilities of all levels (see `voken.decoding.interface.LinearModel`)."""
 
 
 def lite_graphs(generator: LiteGenerator, encoder: Encoder | None) -> GeneratorGraphs:
@@ -87,9 +93,10 @@ def lite_graphs(generator: LiteGenerator, encoder: Encoder | None) -> GeneratorG
     return GeneratorGraphs(
         partial(lite.prefill_graph, generator, encoder),
         partial(lite.step_graph, generator),
-        stepped_levels=range(1, generator.levels),
+        stepped_levels=range(0) if generator.is_linear else range(1, generator.levels),
         shared_step=False,
         write_tokenizer=partial(_write_encoder_tokenizer, encoder, max_tokens=generator.config.max_query_tokens),
+        linear=generator.is_linear,
     )
 
 
@@ -161,7 +168,8 @@ def export_generator(
         "family": generator.family,
         "reader": reader,
         "steps": steps,
-        "format": FORMAT,
+        "format": LINEAR_FORMAT if graphs.linear else FORMAT,
+        "linear": graphs.linear,
         "precision": precision,
         "levels": generator.levels,
         "codebook_size": generator.codebook_size,
@@ -240,12 +248,18 @@ def _write_picture_side(
     encoder: HubEncoder, tokenizer: ImageTokenizer, folder: Path, precision: Precision
 ) -> dict[str, Any]:
     """Write the graphs from pixels to codes, and return the header."""
+    from voken.inference.graph import array
+
     code = ""
     if tokenizer.config.layers:
         code = CODE_GRAPH
         _save(code_graph(tokenizer), folder / code)
         np.save(folder / CODE_BOOKS, tokenizer.codebooks.astype(np.float32), allow_pickle=False)
-    quantizer = {"code": code, "beams": tokenizer.config.encoding_beams}
+    metric = ""
+    if tokenizer.metric is not None:
+        metric = METRIC
+        np.save(folder / metric, array(tokenizer.metric), allow_pickle=False)
+    quantizer = {"code": code, "beams": tokenizer.config.encoding_beams, "metric": metric}
     return {**_write_picture_encoder(encoder, folder, precision), "quantizer": quantizer}
 
 

@@ -1,6 +1,7 @@
 """Exports a `LiteGenerator`: a graph for the text and level 1, and one per deeper level.
 
-Each level has its own voken rows, and therefore its own graph: ONNX Runtime prepares the matrices of a graph only once.
+A linear one needs no decoder: its only graph computes the log-probabilities of all levels. Otherwise each level has its
+own voken rows, and therefore its own graph: ONNX Runtime prepares the matrices of a graph only once.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from voken.encoders.builtin import SentenceEncoder
 from voken.encoders.clip import HubEncoder
 from voken.encoders.zero_shot import ZeroShotEncoder
 from voken.generator.lite import LiteGenerator
-from voken.inference.engine import QUERY_POINT
+from voken.inference.engine import QUERY_POINT, TABLE
 from voken.inference.export import BuiltInEncoder, ExportedEncoder
 from voken.inference.graph import BeamTree, Graph, PackedTexts, Precision, array, matrix
 from voken.inference.towers import read_texts
@@ -29,18 +30,26 @@ def prefill_graph(generator: LiteGenerator, encoder: ExportedEncoder, precision:
 
     Outputs: `shared_k0`, `shared_v0`, … (queries, heads, tokens, head_dim), cross-attention keys and values; the
     query point (queries, e); `first` (queries, 1, N), the log-probabilities of level 1; `k0`, `v0`, …, keys and values
-    of the start position.
+    of the start position. A linear generator only has the query point, and `table` (queries, M, N), the
+    log-probabilities of all levels.
     """
     graph = Graph(precision)
+    linear = generator.is_linear
     if isinstance(encoder, HubEncoder):
-        read = read_texts(graph, encoder, states=True)
+        read = read_texts(graph, encoder, states=not linear)
         texts, states, vector = read.texts, read.states, read.vectors
-        graph.set_row_count(states)
     else:
         reader = SentenceReader.inputs(graph)
         every = reader.read(encoder.sentences)
         texts, vector = reader.texts, text_vectors(reader, every, encoder)
-        states = every[-1] if generator.text is None else reader.read(generator.text)[-1]
+        states = every[-1] if generator.text is None or linear else reader.read(generator.text)[-1]
+    if linear:
+        query_point = _query_point(graph, generator, vector)
+        graph.output(QUERY_POINT, query_point, ["queries", generator.entries.shape[2]])
+        sizes: list[int | str] = ["queries", generator.levels, generator.codebook_size]
+        graph.output(TABLE, _table(graph, generator, query_point), sizes)
+        return graph
+    graph.set_row_count(states)
     layers = _Layers(generator, graph)
     memory = graph.linear(states, matrix(generator.read), array(generator.read.bias))
     memory, mask = texts.padded(memory), texts.mask
@@ -120,6 +129,16 @@ def step_graph(generator: LiteGenerator, precision: Precision, level: int) -> Gr
     log_probs = layers.log_probs(hidden, level, query_point, summed, tree.queries)
     graph.output("log_probs", log_probs, ["queries", "beams", generator.codebook_size])
     return graph
+
+
+def _table(graph: Graph, generator: LiteGenerator, query_point: str) -> str:
+    """The log-probabilities of a linear generator at all levels. Always in float32, as `_Layers.log_probs`."""
+    entries = array(generator.similarity)[:, None, None] * array(generator.entries)
+    logits = graph.linear(
+        query_point, entries.reshape(-1, entries.shape[2]).T, array(generator.bias).reshape(-1), exact=True
+    )
+    logits = graph.reshape(logits, -1, generator.levels, generator.codebook_size)
+    return graph.op("LogSoftmax", logits, axis=-1)
 
 
 def _with_vector(graph: Graph, mask: str) -> str:
@@ -294,7 +313,9 @@ def text_vectors(reader: SentenceReader, every: list[str], encoder: BuiltInEncod
     if isinstance(encoder, ZeroShotEncoder):
         pooled = reader.pooled(every[-1])
         relative = graph.op("Sub", pooled, graph.constant(encoder.vectors.query_centre))
-        return graph.op("LpNormalization", relative, axis=-1, p=2)
+        unit = graph.op("LpNormalization", relative, axis=-1, p=2)
+        padding = np.array([0, 0, 0, encoder.dim - encoder.sentences.dim], dtype=np.int64)
+        return graph.op("Pad", unit, graph.constant(padding)) if padding.any() else unit
     pooled = reader.pooled_layers(every) if encoder.head.config.text_layers else reader.pooled(every[-1])
     vectors = [_tower(graph, pooled, tower) for tower in encoder.head.text_towers]
     if len(vectors) == 1:

@@ -16,6 +16,7 @@ from voken.inference.engine import (
     CODE_BOOKS,
     CODE_GRAPH,
     FORMAT,
+    METRIC,
     PICTURE_GRAPH,
     PICTURES_HEADER,
     Engine,
@@ -96,6 +97,7 @@ class EngineTokenizer:
             if books is None or books.shape[2] != dim:
                 raise _wrong(engine.folder, "it has no codebooks for its vectors")
             self.codebooks = books
+        self._metric = _metric(engine, dim) if quantizer.get("metric") else None
 
     @classmethod
     def load(cls, folder: Path, *, threads: int = 0) -> Self:
@@ -128,7 +130,10 @@ class EngineTokenizer:
 
     def encode(self, vectors: Float32[np.ndarray, "images dim"]) -> Int32[np.ndarray, "images M"]:
         """Voken sequences of vectors."""
-        return nearest_sequences(self.code_vectors(vectors), self.codebooks, self._beams)
+        points, books = self.code_vectors(vectors), self.codebooks
+        if self._metric is not None:
+            points, books = points @ self._metric, books @ self._metric
+        return nearest_sequences(points, books, self._beams)
 
     def decode(self, vokens: Int32[np.ndarray, "images M"]) -> Float32[np.ndarray, "images dim"]:
         """The vectors rebuilt from voken sequences, at unit length."""
@@ -152,6 +157,7 @@ def read_header(folder: Path) -> dict[str, Any]:
         or (
             isinstance(quantizer, dict)
             and quantizer.get("code") in ("", CODE_GRAPH)
+            and quantizer.get("metric", "") in ("", METRIC)
             and type(quantizer.get("beams")) is int
             and 0 < quantizer["beams"] <= _MOST_BEAMS
         ),
@@ -169,6 +175,14 @@ def _books(engine: Engine) -> Float32[np.ndarray, "M N e"]:
     if books.dtype != np.float32 or books.ndim != 3 or books.shape[:2] != shape or not np.isfinite(books).all():
         raise CorruptArtifactError(f"{path}: does not fit the engine. Create the engine again.")
     return books
+
+
+def _metric(engine: Engine, dim: int) -> Float32[np.ndarray, "dim dim"]:
+    path = engine.folder / METRIC
+    metric: np.ndarray = map_array(path)
+    if metric.dtype != np.float32 or metric.shape != (dim, dim) or not np.isfinite(metric).all():
+        raise CorruptArtifactError(f"{path}: does not fit the engine. Create the engine again.")
+    return metric
 
 
 def _wrong(folder: Path, reason: str) -> CorruptArtifactError:

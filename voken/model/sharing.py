@@ -35,6 +35,7 @@ _KINDS = (
     "codebooks.npy",
     "*/codebooks.npy",
     "*/code_books.npy",
+    "*/metric.npy",
     CARD,
 )
 

@@ -28,7 +28,7 @@ from voken.collection.snapshot import Snapshot
 from voken.collection.store import Store
 from voken.config import MAX_TEXT_CHARACTERS, ReadOutWeights, SearchConfig
 from voken.decoding.beam import Beams, beam_search_from_state
-from voken.decoding.interface import StepModel
+from voken.decoding.interface import LinearModel, StepModel
 from voken.decoding.nearest import NearestSequences
 from voken.decoding.trie import VokenTrie
 from voken.errors import ArtifactError, ConfigError, DataError, StorageError
@@ -298,9 +298,12 @@ class Searcher:
         row = snapshot.find(image_id)
         if row is None:
             raise DataError(f"{image_id}: no picture of the collection has that id. A search shows the ids (--json).")
+        vector: Float[np.ndarray, " dim"]
         if snapshot.vectors is not None:
-            return np.asarray(snapshot.vectors[np.array([row])], dtype=np.float32)[0]
-        return self.model.tokenizer.decode(np.asarray(snapshot.sequence(row)[None], dtype=np.int64))[0]
+            vector = np.asarray(snapshot.vectors[np.array([row])], dtype=np.float32)[0]
+        else:
+            vector = self.model.tokenizer.decode(np.asarray(snapshot.sequence(row)[None], dtype=np.int64))[0]
+        return vector
 
     def like_vector(
         self,
@@ -355,7 +358,9 @@ class Searcher:
     def _nearest(self) -> NearestSequences:
         if self._store is None:
             raise ArtifactError("Only a saved collection can be searched for similar pictures. Save it, and open it.")
-        return NearestSequences(self._store.codebooks())
+        generator = self.model.generator
+        once = isinstance(generator, LinearModel) and generator.answers_once
+        return NearestSequences(self._store.codebooks(), answers_once=once)
 
     def _near(
         self,

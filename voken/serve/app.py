@@ -22,7 +22,8 @@ from voken.api import Collection
 from voken.errors import VokenError
 from voken.serve.middleware import BodyLimits, FallbackErrorMiddleware, MetricsMiddleware, OriginPolicy
 from voken.serve.responses import RequestError
-from voken.serve.routes import Service, add_routes
+from voken.serve.routes import add_routes
+from voken.serve.service import Service
 from voken.serve.settings import ServeSettings
 
 
@@ -55,7 +56,7 @@ def create_app(collection: Collection, settings: ServeSettings | None = None) ->
     app.add_middleware(
         BodyLimits,
         settings=service.settings,
-        lower_limits={"/search": service.parser.max_bytes},
+        lower_limits={"/search": service.parser.max_bytes, "/export": service.parser.max_export_bytes},
     )
     app.add_middleware(FallbackErrorMiddleware, closing=lambda: service.closing)
     app.add_middleware(OriginPolicy, settings=service.settings)

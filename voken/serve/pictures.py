@@ -66,8 +66,8 @@ def url_of(image_id: str) -> str:
     return f"{_ROOT}{quote(image_id.encode('utf-8', 'surrogatepass'), safe='/' if plain else '')}"
 
 
-def id_in(request: Request) -> str:
-    """The id in a request's address. Raises `RequestError` if no id can have that address.
+def id_in(request: Request, root: str = _ROOT) -> str:
+    """The id in a request's address, after `root`. Raises `RequestError` if no id can have that address.
 
     The undecoded address is read, because the server has lost bytes that are not UTF-8, and ids may hold them.
     """
@@ -77,7 +77,7 @@ def id_in(request: Request) -> str:
         path = scope["path"] if raw is None else unquote_to_bytes(raw).decode("utf-8", "surrogatepass")
     except UnicodeDecodeError:
         raise RequestError(404, NO_PICTURE) from None
-    return str(path.removeprefix(scope.get("root_path", "")).removeprefix(_ROOT))
+    return str(path.removeprefix(scope.get("root_path", "")).removeprefix(root))
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class Thumbnails:
         path = self._folder / file.key[:2] / f"{file.key}-{side}.webp"
         if self._max_bytes and (cached := _read(path)):
             return cached
-        image = file.opened.image()
+        image = file.opened.image(least_side=side)
         image.info.clear()  # a thumbnail says nothing about place and time
         image.thumbnail((side, side), Resampling.LANCZOS, reducing_gap=3.0)
         buffer = io.BytesIO()

@@ -27,7 +27,7 @@ from uvicorn.server import HANDLED_SIGNALS
 from voken.api import Collection
 from voken.errors import ConfigError
 from voken.serve.app import create_app
-from voken.serve.routes import Service
+from voken.serve.service import Service
 from voken.serve.settings import ServeSettings
 
 _BACKLOG = 2048

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError, create_model
 from starlette.datastructures import FormData, UploadFile
@@ -31,6 +31,7 @@ _BYTES_PER_CHARACTER = 12
 _MOST_FIELDS = 32
 _MOST_WORDS = 16
 """Words to add, and as many to take away."""
+_MOST_OFFSET = 10**9
 _MULTIPART = "multipart/form-data"
 _FIELD_BYTES = 65_536
 _PICTURE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif", "image/tiff", "image/avif", "image/bmp")
@@ -44,6 +45,14 @@ _REMEDIES = {
     "why": "Give true or false.",
     "plus": "Give a list of words to add.",
     "minus": "Give a list of words to take away.",
+    "layout": "Give true or false.",
+    "offset": "Give a number of entries to pass over.",
+    "limit": "Give the number of entries to return.",
+    "parent": "Give the path of a folder, as GET /folders answers it.",
+    "field": "Name one of the fields that GET /about lists.",
+    "contains": "Give a shorter text.",
+    "ids": "Give a list of ids, as a search answers them.",
+    "format": "Give zip or list.",
 }
 
 
@@ -63,8 +72,30 @@ class SearchRequest:
     filters: tuple[str, ...]
     threshold: float | None
     why: bool
+    layout: bool
     plus: tuple[str, ...] = ()
     minus: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ListRequest:
+    """What a list of pictures, months, folders or values is asked for. A route uses some of it."""
+
+    filters: tuple[str, ...]
+    offset: int
+    limit: int
+    parent: str
+    """The folder whose folders are listed."""
+    field: str
+    contains: str
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """The pictures to export, as a "list" or as a "zip"."""
+
+    ids: tuple[str, ...]
+    format: str
 
 
 class SearchParser:
@@ -96,6 +127,7 @@ class SearchParser:
             "filters": (filters, []),
             "threshold": (threshold, None),
             "why": (bool, False),
+            "layout": (Annotated[bool, Field(description="Whether hits say how a page can lay them out.")], False),
         }
         words = Annotated[
             list[query],
@@ -112,7 +144,29 @@ class SearchParser:
             "queries": _model("SearchByManyWords", queries=(queries, ...), **common),
             "like": _model("SearchLikePicture", like=(_text(_ID_CHARACTERS), ...), **common, **both),
         }
-        self._picture_model = _model("SearchByPicture", k=(k, 10), filters=(filters, []))
+        layout = common["layout"]
+        self._picture_model = _model("SearchByPicture", k=(k, 10), filters=(filters, []), layout=layout)
+        page = Annotated[int, Field(ge=1, le=settings.max_page, description="Entries, at most.", examples=[100])]
+        offset = Annotated[int, Field(ge=0, le=_MOST_OFFSET, description="Entries before the first that is answered.")]
+        text = Annotated[str, Field(max_length=_FILTER_CHARACTERS)]
+        self._list_model = _model(
+            "List",
+            filters=(filters, []),
+            offset=(offset, 0),
+            limit=(page, min(100, settings.max_page)),
+            parent=(Annotated[text, Field(description="The folder; empty for the top.")], ""),
+            field=(Annotated[text, Field(description="A field that GET /about lists.", examples=["folder"])], ""),
+            contains=(Annotated[text, Field(description="Only values with this text.")], ""),
+        )
+        identifier: Any = _text(_ID_CHARACTERS)
+        self._export_model = _model(
+            "Export",
+            ids=(Annotated[list[identifier], Field(min_length=1, max_length=settings.max_listed_ids)], ...),
+            format=(Annotated[Literal["zip", "list"], Field(description="Files, or a list of paths.")], "zip"),
+        )
+        self._most_files = settings.max_export
+        self.max_export_bytes = 65_536 + _BYTES_PER_CHARACTER * 100 * settings.max_listed_ids
+        """The longest body of an export, in bytes: for ids of a usual length."""
         self.max_bytes = 65_536 + _BYTES_PER_CHARACTER * (
             (settings.max_queries + 2 * _MOST_WORDS) * settings.max_query_characters
             + settings.max_filters * _FILTER_CHARACTERS
@@ -130,14 +184,56 @@ class SearchParser:
         properties: dict[str, Any] = self._picture_model.model_json_schema()["properties"]
         return properties
 
+    def list_parameters(self, *names: str) -> list[dict[str, Any]]:
+        """The OpenAPI description of some parameters of a list."""
+        properties = self._list_model.model_json_schema()["properties"]
+        required = {"field"}
+        return [
+            {
+                "name": name,
+                "in": "query",
+                "required": name in required,
+                "schema": _query_schema(properties[name], name in required),
+            }
+            for name in names
+        ]
+
+    @property
+    def export_schema(self) -> dict[str, Any]:
+        """The JSON Schema of an export's body."""
+        return self._export_model.model_json_schema()
+
+    def parse_list(self, parameters: Sequence[tuple[str, str]]) -> ListRequest:
+        """The parameters of a list, from an address. Others are not read. Raises `RequestError`."""
+        values: dict[str, Any] = {}
+        for name, value in parameters:
+            if name == "filters":
+                values.setdefault(name, []).append(value)
+            elif name in self._list_model.model_fields:
+                if name in values:
+                    raise RequestError(422, f"{name}: the parameter is repeated. Send it once.")
+                whole = name in ("offset", "limit") and re.fullmatch(r"-?\d{1,18}", value, re.ASCII)
+                values[name] = int(value) if whole else value
+        values = _validated(self._list_model, values)
+        return ListRequest(**{**values, "filters": tuple(values["filters"])})
+
+    def parse_export(self, body: bytes) -> ExportRequest:
+        """Parse an export's body. Raises `RequestError`."""
+        content = _json(body, '{"ids": ["trips/dogs.jpg"], "format": "zip"}')
+        if not isinstance(content, dict) or len(content) > _MOST_FIELDS:
+            raise RequestError(422, 'Send a JSON object with "ids" and "format".')
+        values = _validated(self._export_model, content)
+        ids = tuple(dict.fromkeys(values["ids"]))
+        if values["format"] == "zip" and len(ids) > self._most_files:
+            raise RequestError(
+                422,
+                f"ids: {len(ids):,} pictures, over the limit of {self._most_files:,}. Choose fewer, or take the list.",
+            )
+        return ExportRequest(ids, values["format"])
+
     def parse(self, body: bytes) -> SearchRequest:
         """Parse a search's body. Raises `RequestError`: 400 if it is not JSON, 422 if it does not fit the schema."""
-        try:
-            content = json.loads(body)
-        except (ValueError, RecursionError) as error:
-            raise RequestError(
-                400, f'The body is not JSON ({error}). Send, for example, {{"query": "two dogs on a beach"}}.'
-            ) from None
+        content = _json(body, '{"query": "two dogs on a beach"}')
         kinds = [name for name in self._models if isinstance(content, dict) and name in content]
         if len(kinds) != 1:
             raise RequestError(422, 'Send a JSON object with one of "query", "queries" and "like".')
@@ -158,15 +254,33 @@ class SearchParser:
             why=values["why"],
             plus=tuple(text.encode("utf-8", "replace").decode() for text in plus),
             minus=tuple(text.encode("utf-8", "replace").decode() for text in minus),
+            layout=values["layout"],
         )
 
-    def parse_fields(self, fields: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
-        """`k` and `filters` of a search by picture, from form fields. Raises `RequestError`."""
+    def parse_fields(self, fields: Mapping[str, Any]) -> tuple[int, tuple[str, ...], bool]:
+        """`k`, `filters` and `layout` of a search by picture, from form fields. Raises `RequestError`."""
         values = dict(fields)
         if isinstance(values.get("k"), str) and re.fullmatch(r"-?\d{1,9}", values["k"], re.ASCII):
             values["k"] = int(values["k"])
+        if values.get("layout") in ("true", "false"):
+            values["layout"] = values["layout"] == "true"
         values = _validated(self._picture_model, values)
-        return values["k"], tuple(values["filters"])
+        return values["k"], tuple(values["filters"]), values["layout"]
+
+
+def _json(body: bytes, example: str) -> Any:
+    """The content of a JSON body. Raises `RequestError`."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(400, f"The body is not JSON ({error}). Send, for example, {example}.") from None
+
+
+def _query_schema(schema: dict[str, Any], is_required: bool) -> dict[str, Any]:
+    """The schema of a parameter. A required text is not empty."""
+    return (
+        {**{key: value for key, value in schema.items() if key != "default"}, "minLength": 1} if is_required else schema
+    )
 
 
 def _model(name: str, **fields: Any) -> type[BaseModel]:

@@ -92,7 +92,6 @@ class About(BaseModel):
     calibrated: bool = Field(description="Whether hits have a confidence.")
     can_encode: bool = Field(description="Whether this server can read pictures: search by them, and add them.")
     uploads: bool = Field(description="Whether clients with the token may add and remove pictures.")
-    examples: list[str] = Field(description="Queries to suggest.")
 
 
 class Step(BaseModel):
@@ -114,6 +113,18 @@ class Why(BaseModel):
     levels: list[Step]
 
 
+class Layout(BaseModel):
+    """What a page needs to lay out a picture."""
+
+    width: int | None = Field(description="Of the upright picture, in pixels; null if its file cannot be read.")
+    height: int | None
+    date: str = Field(
+        description="When it was taken, or else when its file changed; on the clock of that place.",
+        examples=["2024-05-03T10:11:12"],
+    )
+    stack: str | None = Field(description="The id of an earlier picture of this list that looks the same.")
+
+
 class Hit(BaseModel):
     """One picture of a search result."""
 
@@ -125,6 +136,7 @@ class Hit(BaseModel):
     thumbnail: str = Field(examples=[f"{_URL}?thumbnail=256"])
     metadata: dict[str, Any]
     why: Why | None
+    layout: Layout | None = Field(description="null if the search did not ask for it.")
 
 
 class Result(BaseModel):
@@ -141,6 +153,99 @@ class SearchResults(BaseModel):
     version: int = Field(description="Version of the collection.")
     seconds: float
     results: list[Result] = Field(description="One per query, in the same order.")
+
+
+class Listed(BaseModel):
+    """One picture of the collection."""
+
+    id: str = Field(examples=[_ID])
+    url: str = Field(examples=[_URL])
+    thumbnail: str = Field(examples=[f"{_URL}?thumbnail=256"])
+    metadata: dict[str, Any]
+    layout: Layout
+
+
+class PictureList(BaseModel):
+    """A part of the collection."""
+
+    version: int = Field(description="Version of the collection.")
+    total: int = Field(description="Pictures that pass the filters.")
+    offset: int
+    pictures: list[Listed] = Field(description="Newest first.")
+
+
+class Month(BaseModel):
+    """A month with pictures."""
+
+    month: str = Field(examples=["2024-05"])
+    pictures: int
+
+
+class Timeline(BaseModel):
+    """The months of the collection."""
+
+    version: int = Field(description="Version of the collection.")
+    total: int = Field(description="Pictures that pass the filters.")
+    months: list[Month] = Field(description="Newest first, without the empty ones.")
+
+
+class Folder(BaseModel):
+    """A folder with pictures in it or deeper."""
+
+    path: str = Field(description="As the filter folder=PATH names it.", examples=["trips/2024"])
+    name: str
+    pictures: int = Field(description="In it or deeper.")
+    has_folders: bool
+
+
+class FolderList(BaseModel):
+    """Folders in a folder."""
+
+    version: int = Field(description="Version of the collection.")
+    total: int
+    offset: int
+    folders: list[Folder] = Field(description="By name.")
+
+
+class FieldValue(BaseModel):
+    """A value of a field."""
+
+    value: str
+    pictures: int
+
+
+class FieldValues(BaseModel):
+    """The most frequent values of a field."""
+
+    field: str
+    total: int = Field(description="Different values that contain the text.")
+    values: list[FieldValue] = Field(description="The most frequent first, fifty at most.")
+
+
+class Examples(BaseModel):
+    """Queries that the collection answers well."""
+
+    examples: list[str]
+
+
+class Details(BaseModel):
+    """What is known of one picture."""
+
+    id: str = Field(examples=[_ID])
+    url: str = Field(examples=[_URL])
+    thumbnail: str = Field(examples=[f"{_URL}?thumbnail=256"])
+    date: str = Field(examples=["2024-05-03T10:11:12"])
+    is_dated: bool = Field(description="Whether the picture says when it was taken. If not, `date` is its file's.")
+    folder: str = Field(description="As the filter folder=PATH names it.")
+    path: str = Field(description="Of its file; the id if other machines can reach the server.")
+    metadata: dict[str, Any]
+    width: int | None
+    height: int | None
+    bytes: int | None = Field(description="null if the file cannot be read.")
+    format: str
+    camera: str
+    lens: str
+    exposure: str = Field(examples=["1/250 s · f/2.8 · ISO 100 · 35 mm"])
 
 
 class Skipped(BaseModel):

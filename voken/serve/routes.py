@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,28 +20,28 @@ from starlette.staticfiles import StaticFiles
 from voken.api import Change, Collection, Hit, Why
 from voken.errors import DataError, PictureError, VokenError
 from voken.serve import responses
-from voken.serve.concurrency import Compaction, Slots, ThroughputMeter, Workers, while_connected
-from voken.serve.middleware import METRICS_TYPE, PICTURE_POLICY, Metrics
-from voken.serve.pictures import (
-    NO_PICTURE,
-    PICTURE_ROUTE,
-    THUMBNAIL_TYPE,
-    OpenFileResponse,
-    PictureFile,
-    Thumbnails,
-    id_in,
-    url_of,
+from voken.serve.concurrency import while_connected
+from voken.serve.export import export
+from voken.serve.gallery import (
+    DETAILS_ROUTE,
+    THUMBNAIL,
+    details,
+    examples,
+    folders,
+    layouts,
+    list_pictures,
+    timeline,
+    values,
 )
-from voken.serve.requests import SearchParser, SearchRequest, media_type, upload_form, upload_schema
+from voken.serve.middleware import METRICS_TYPE, PICTURE_POLICY
+from voken.serve.pictures import NO_PICTURE, PICTURE_ROUTE, THUMBNAIL_TYPE, OpenFileResponse, PictureFile, id_in, url_of
+from voken.serve.requests import SearchRequest, media_type, upload_form, upload_schema
 from voken.serve.responses import JsonResponse, RequestError, documented, one_line
-from voken.serve.settings import ServeSettings
-from voken.serve.token_failures import TokenFailures
+from voken.serve.service import Service, service_of
 
 LIKELY = 0.02
 """If the best hit has less confidence than this, nothing matches."""
-THUMBNAIL = 256
 _STATIC = Path(__file__).parent / "static"
-_WAITING_CHANGES = 16
 _MANY_HITS = 1_000
 """Larger responses are built in a thread: this takes some ten milliseconds, which would block the event loop."""
 _MIN_SIDE, _MAX_SIDE = 16, 1024
@@ -52,50 +51,6 @@ _EXAMPLES = {
 }
 
 
-class Service:
-    """A collection, and the other objects that the routes of one application share."""
-
-    def __init__(self, collection: Collection, settings: ServeSettings) -> None:
-        self.collection = collection
-        self.settings = settings
-        self.parser = SearchParser(settings)
-        self.metrics = Metrics()
-        self.throughput = ThroughputMeter()
-        self.thumbnails = Thumbnails(settings.thumbnail_folder, settings.thumbnail_megabytes)
-        self.compaction = Compaction(collection)
-        self.searchers = Workers(1, settings.max_queue, "voken-search")
-        """Runs searches that bypass the model's queue."""
-        self.readers = Workers(os.cpu_count() or 1, settings.max_pictures_waiting, "voken-picture")
-        """Reads files and draws thumbnails."""
-        self.writers = Workers(1, _WAITING_CHANGES, "voken-change")
-        """Changes the collection, one request at a time."""
-        self.form_slots = Slots(settings.max_forms)
-        """Limits the searches by picture that are sending their file."""
-        self.upload_slots = Slots(settings.max_forms)
-        """Limits the requests with the token that are sending files: whoever has none cannot take their slots."""
-        self.token_failures = TokenFailures(settings.wrong_token_seconds)
-        self.closing = False
-        """Whether the server has been stopped: it answers accepted requests, and no others."""
-        add_gauge = self.metrics.add_gauge
-        add_gauge("voken_queries_in_hand", "Queries that wait or are being answered.", lambda: self.throughput.pending)
-        add_gauge("voken_queries_per_second", "Answered in the last ten seconds.", self.throughput.per_second)
-        add_gauge("voken_pictures", "Pictures in the collection.", lambda: len(collection))
-        add_gauge("voken_collection_version", "Grows with every change.", lambda: collection.version)
-        collection.watch_batches(self.metrics.count_batch)
-
-    def close(self) -> None:
-        """Finish running calls, and wait for a compaction until the grace time ends."""
-        self.closing = True
-        for workers in (self.searchers, self.readers, self.writers):
-            workers.close()
-        self.compaction.close(self.settings.grace_seconds)
-
-
-def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service
-
-
 async def page() -> Response:
     """The web page."""
     return FileResponse(_STATIC / "index.html")
@@ -103,13 +58,15 @@ async def page() -> Response:
 
 async def about(request: Request) -> Response:
     """What this server serves."""
-    service = _service(request)
+    service = service_of(request)
     return JsonResponse(await service.readers.run(_about, service.collection, bool(service.settings.token)))
 
 
 def _about(collection: Collection, uploads: bool) -> dict[str, Any]:
+    folder = collection.folder.absolute()
     return {
-        "name": collection.folder.absolute().name.removesuffix(".voken"),
+        # a collection in its default place is `.voken` in the folder of its pictures
+        "name": folder.name.removesuffix(".voken") or folder.parent.name,
         "pictures": len(collection),
         "version": collection.version,
         "readout": collection.readout,
@@ -117,13 +74,12 @@ def _about(collection: Collection, uploads: bool) -> dict[str, Any]:
         "calibrated": collection.calibrated,
         "can_encode": collection.can_encode,
         "uploads": uploads,
-        "examples": [],
     }
 
 
 async def healthz(request: Request) -> Response:
     """Whether the server answers and the collection on the disk can be read."""
-    service = _service(request)
+    service = service_of(request)
     if service.closing:
         raise RequestError(503, "The server is closing. Try again in a moment.", {"Retry-After": "1"})
     try:
@@ -135,7 +91,7 @@ async def healthz(request: Request) -> Response:
 
 async def metrics(request: Request) -> Response:
     """Counters for Prometheus."""
-    return Response(_service(request).metrics.text(), media_type=METRICS_TYPE)
+    return Response(service_of(request).metrics.text(), media_type=METRICS_TYPE)
 
 
 @dataclass(frozen=True)
@@ -147,16 +103,16 @@ class _QueryHits:
 
 async def search(request: Request) -> Response:
     """Search by words, or by a picture of the collection."""
-    start, service = time.perf_counter(), _service(request)
+    start, service = time.perf_counter(), service_of(request)
     if media_type(request) != "application/json":
         raise RequestError(415, "Send the search as application/json (header Content-Type).")
     search_request = service.parser.parse(await request.body())
     if search_request.threshold is not None and not service.collection.calibrated:
         raise RequestError(409, "This model is not calibrated, so hits have no confidence. Leave the threshold out.")
     results = await while_connected(request, _search(service, search_request))
-    if sum(len(result.hits) for result in results) > _MANY_HITS:
-        return await service.readers.run(_search_response, service.collection, results, start)
-    return _search_response(service.collection, results, start)
+    if search_request.layout or sum(len(result.hits) for result in results) > _MANY_HITS:
+        return await service.readers.run(_search_response, service, results, start, layout=search_request.layout)
+    return _search_response(service, results, start)
 
 
 async def _search(service: Service, search: SearchRequest) -> list[_QueryHits]:
@@ -185,18 +141,19 @@ async def _search(service: Service, search: SearchRequest) -> list[_QueryHits]:
 
 async def search_picture(request: Request) -> Response:
     """Search by a picture that the client sends."""
-    start, service = time.perf_counter(), _service(request)
-    fields = 1 + service.settings.max_filters
+    start, service = time.perf_counter(), service_of(request)
+    fields = 2 + service.settings.max_filters
     slots = service.form_slots
     if service.settings.has_token(request.headers.get("authorization", "")):
         slots = service.upload_slots
     async with upload_form(request, slots, files=1, fields=fields) as form:
         picture = form.file("file")
-        k, filters = service.parser.parse_fields(form.fields)
+        k, filters, layout = service.parser.parse_fields(form.fields)
         most = service.settings.max_pixels
         work = service.searchers.run(_search_picture, service.collection, picture.file, k, filters, most)
         hits = await while_connected(request, work)
-    return _search_response(service.collection, [_QueryHits(None, hits)], start)
+    results = [_QueryHits(None, hits)]
+    return await service.readers.run(_search_response, service, results, start, layout=layout)
 
 
 def _search_picture(
@@ -210,24 +167,37 @@ def _search_picture(
         raise RequestError(501, f"This server cannot read pictures. {error}") from None
 
 
-def _search_response(collection: Collection, results: Sequence[_QueryHits], start: float) -> Response:
+def _search_response(
+    service: Service, results: Sequence[_QueryHits], start: float, *, layout: bool = False
+) -> Response:
     contents = [
         {
             "query": result.query,
             "no_match": not result.hits
             or (result.hits[0].confidence is not None and result.hits[0].confidence < LIKELY),
-            "hits": [
-                _hit(collection, hit, result.whys[place] if result.whys is not None else None)
-                for place, hit in enumerate(result.hits)
-            ],
+            "hits": _hits(service, result, layout=layout),
         }
         for result in results
     ]
     seconds = round(time.perf_counter() - start, 6)
-    return JsonResponse({"version": collection.version, "seconds": seconds, "results": contents})
+    return JsonResponse({"version": service.collection.version, "seconds": seconds, "results": contents})
 
 
-def _hit(collection: Collection, hit: Hit, why: Why | None) -> dict[str, Any]:
+def _hits(service: Service, result: _QueryHits, *, layout: bool) -> list[dict[str, Any]]:
+    nothing = [None] * len(result.hits)
+    whys: Sequence[Why | None] = nothing if result.whys is None else result.whys
+    looks = _layouts(service, result.hits) if layout else nothing
+    return [_hit(service.collection, *parts) for parts in zip(result.hits, whys, looks, strict=True)]
+
+
+def _layouts(service: Service, hits: Sequence[Hit]) -> list[dict[str, Any] | None]:
+    """How a page can lay out each hit; None for a picture that has been removed meanwhile."""
+    pictures = service.collection.listed_ids([hit.image_id for hit in hits])
+    present = iter(layouts(service.looks, [picture for picture in pictures if picture is not None]))
+    return [None if picture is None else next(present) for picture in pictures]
+
+
+def _hit(collection: Collection, hit: Hit, why: Why | None, layout: dict[str, Any] | None) -> dict[str, Any]:
     url = url_of(hit.image_id)
     return {
         "id": hit.image_id,
@@ -238,6 +208,7 @@ def _hit(collection: Collection, hit: Hit, why: Why | None) -> dict[str, Any]:
         "thumbnail": f"{url}?thumbnail={THUMBNAIL}",
         "metadata": collection.metadata(hit.image_id),
         "why": None if why is None else dataclasses.asdict(why),
+        "layout": layout,
     }
 
 
@@ -249,7 +220,7 @@ async def picture(
     ] = None,
 ) -> Response:
     """A picture's file, or a thumbnail of it."""
-    service = _service(request)
+    service = service_of(request)
     try:
         entry = service.collection.picture(id_in(request))
     except DataError:
@@ -270,7 +241,7 @@ async def picture(
 
 async def _picture_response(request: Request, file: PictureFile, thumbnail: int | None) -> Response:
     """The response, which closes the file if it is an `OpenFileResponse`. Raises `PictureError`."""
-    service = _service(request)
+    service = service_of(request)
     stripped = service.settings.strip_location
     etag = f'"{file.key}-{thumbnail or ("stripped" if stripped else "whole")}"'
     headers = {"ETag": etag, "Cache-Control": "private, no-cache", "Content-Security-Policy": PICTURE_POLICY}
@@ -288,7 +259,7 @@ async def _picture_response(request: Request, file: PictureFile, thumbnail: int 
 
 async def add(request: Request) -> Response:
     """Add pictures."""
-    service = _service(request)
+    service = service_of(request)
     async with upload_form(request, service.upload_slots, files=service.settings.max_files, fields=1) as form:
         if form.fields:
             raise RequestError(422, "Send only files, in the field 'files'.")
@@ -313,7 +284,7 @@ def _add(service: Service, files: list[tuple[str, BinaryIO]]) -> Change:
 
 async def remove(request: Request, image_id: str) -> Response:
     """Remove a picture."""
-    service = _service(request)
+    service = service_of(request)
     try:
         change = await service.writers.run(_remove, service, id_in(request))
     except DataError:
@@ -334,7 +305,7 @@ async def check_token(
     request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> None:
     """Refuse clients that do not send the server's token, before the request's body is read."""
-    service = _service(request)
+    service = service_of(request)
     client = request.client.host if request.client else ""
     if not service.settings.token:
         raise RequestError(
@@ -357,6 +328,13 @@ def add_routes(app: FastAPI) -> None:
     route, parser, token = app.add_api_route, app.state.service.parser, [Depends(check_token)]
     text = {"description": "Prometheus text", "content": {"text/plain": {"schema": {"type": "string"}}}}
     image = {"description": "The picture", "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}
+    listed, lists = partial(parser.list_parameters, "filters"), documented(422, 503)
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    archive = {
+        "description": "A ZIP archive, or a text with a path per line",
+        "content": {"application/zip": binary, "text/plain": {"schema": {"type": "string"}}},
+    }
+    export_body = {"application/json": {"schema": parser.export_schema}}
     search_body = {"application/json": {"schema": parser.schema, "examples": _EXAMPLES}}
 
     route("/", page, include_in_schema=False)
@@ -393,6 +371,61 @@ def add_routes(app: FastAPI) -> None:
         responses=documented(400, 403, 408, 413, 415, 422, 501, 503),
         openapi_extra={"requestBody": upload_schema("file", parser.picture_schema, many=False)},
         summary="Find pictures similar to one that is sent",
+    )
+    route(
+        "/pictures",
+        list_pictures,
+        response_model=responses.PictureList,
+        responses=lists,
+        openapi_extra={"parameters": listed("offset", "limit")},
+        summary="The pictures, newest first",
+    )
+    route(
+        "/timeline",
+        timeline,
+        response_model=responses.Timeline,
+        responses=lists,
+        openapi_extra={"parameters": listed()},
+        summary="How many pictures each month has",
+    )
+    route(
+        "/folders",
+        folders,
+        response_model=responses.FolderList,
+        responses=lists,
+        openapi_extra={"parameters": parser.list_parameters("parent", "offset", "limit")},
+        summary="The folders in a folder, with their numbers of pictures",
+    )
+    route(
+        "/values",
+        values,
+        response_model=responses.FieldValues,
+        responses=lists,
+        openapi_extra={"parameters": parser.list_parameters("field", "contains")},
+        summary="The most frequent values of a field, to complete a filter",
+    )
+    route(
+        "/examples",
+        examples,
+        response_model=responses.Examples,
+        responses=documented(503),
+        summary="Queries to suggest",
+    )
+    route(
+        DETAILS_ROUTE,
+        details,
+        response_model=responses.Details,
+        responses=documented(404, 503),
+        summary="What is known of a picture",
+    )
+    route(
+        "/export",
+        export,
+        methods=["POST"],
+        response_class=Response,
+        responses={200: archive, **documented(400, 403, 404, 408, 413, 415, 422, 503)},
+        openapi_extra={"requestBody": {"required": True, "content": export_body}},
+        summary="The files of some pictures in an archive, or a list of their paths",
     )
     route(
         PICTURE_ROUTE,

@@ -35,6 +35,14 @@ class ServeSettings:
     max_filters: int = 16
     max_files: int = 100
     """Per upload."""
+    max_page: int = 500
+    """Pictures, or folders, per page of a list."""
+    max_export: int = 500
+    """Files per archive."""
+    max_export_bytes: int = 1 << 30
+    """Bytes of the files in an archive, all together."""
+    max_listed_ids: int = 10_000
+    """Paths per exported list."""
     max_pixels: int = 50_000_000
     """Per uploaded picture, and per picture that is searched with."""
     max_forms: int = 32

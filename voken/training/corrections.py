@@ -18,8 +18,8 @@ from voken.decoding.node_bias import measure_prior, sequence_prior, squared_leng
 from voken.decoding.trie import VokenTrie
 from voken.generator.interface import Generator
 from voken.generator.lite import CaptionMemory, LiteGenerator
-from voken.generator.train import ValidationQueries, point_scores, validation_recall
-from voken.metrics import first_relevant, mean_recall
+from voken.generator.train import ValidationQueries, point_scores, validation_ranks, validation_recall
+from voken.metrics import first_relevant, mean_recall, recall_at
 from voken.model.model import Model
 from voken.search.corrections import Corrections
 from voken.shapes import Bool, Float
@@ -102,7 +102,7 @@ def exact_scores(
     lengths = None if codebooks is None else squared_lengths(codebooks, validation.vokens)
     if isinstance(generator, LiteGenerator) and generator.ranks_by_point and not prior_captions:
         # up to a term of each query, which no ranking sees
-        return ExactScores(point_scores(generator, validation, cosine=0.0), relevant, lengths)
+        return ExactScores(point_scores(generator, validation, length_weight=0.0), relevant, lengths)
     drawn = np.arange(len(validation.texts))
     most = max(_LEAST_QUERIES, _SCORES // trie.sequences)
     if len(drawn) > most:
@@ -165,22 +165,33 @@ def prior_captions(captions: Sequence[str], seed: int) -> tuple[str, ...]:
 def choose_memory_weight(generator: LiteGenerator, validation: ValidationQueries) -> dict[str, float]:
     """Set the generator's memory weight to the share of it (none, half or all) with the best validation recall.
 
-    If equal, the smaller share; a memory of no weight is dropped. Returns the recalls by weight.
+    A memory must be better than none by two standard errors of the difference over queries: it takes more bytes than
+    all vokens, and a gain by chance on validation is a loss elsewhere. A memory of no weight is dropped. Returns the
+    recalls by weight.
     """
     config = generator.config
     if not (config.memory_weight and len(generator.memory_vectors) and validation.texts):
         return {}
-    recalls = {}
+    found = {}
     for share in _MEMORY_SHARES:
         weight = share * config.memory_weight
         generator.config = replace(config, memory_weight=weight)
-        recalls[weight] = validation_recall(generator, validation, _MEMORY_BEAMS)
-    best = max(recalls, key=lambda weight: (recalls[weight], -weight))
+        ranks = validation_ranks(generator, validation, _MEMORY_BEAMS)
+        found[weight] = np.mean([recall_at(ranks, k) for k in (1, 5, 10)], axis=0)
+    helpful = {
+        weight: recalls for weight, recalls in found.items() if not weight or _surely_better(recalls, found[0.0])
+    }
+    best = max(helpful, key=lambda weight: (helpful[weight].mean(), -weight))
     generator.config = replace(config, memory_weight=best)
     if not best:
         vectors, pictures = generator.memory_vectors[:0], generator.memory_pictures[:0]
         generator.memorize(CaptionMemory([], vectors.cpu().numpy(), pictures.cpu().numpy(), {}))
-    return {f"{weight:g}": recall for weight, recall in recalls.items()}
+    return {f"{weight:g}": float(recalls.mean()) for weight, recalls in found.items()}
+
+
+def _surely_better(recalls: Float[np.ndarray, " queries"], others: Float[np.ndarray, " queries"]) -> bool:
+    gains = recalls - others
+    return bool(gains.mean() > 2 * gains.std() / len(gains) ** 0.5)
 
 
 def recall_by_beams(

@@ -35,7 +35,7 @@ from voken.generator.train import SoftTargets, ValidationQueries, VokenPairs, tr
 from voken.image_tokenizer.model import ImageTokenizer
 from voken.image_tokenizer.train import quality_warnings, tokenizer_report, train_tokenizer
 from voken.model.calibration import Calibration
-from voken.model.model import FAMILIES, Model
+from voken.model.model import FAMILIES, Model, text_reader
 from voken.optimisation import keep_freed_memory
 from voken.progress import EpochLog, Progress, no_epoch_log, no_progress
 from voken.search.corrections import Corrections
@@ -60,6 +60,10 @@ from voken.training.sides import (
 from voken.training.training_log import TrainingLog
 
 _SOFT_ENTRIES = 32
+_POINT_PICTURES = 32_768
+"""Largest number of training pictures on whose vectors the query point is trained before there are vokens."""
+_POINT_EPOCHS_ON_VOKENS = 3
+"""A query point that was trained on vectors is trained for this part of its epochs on vokens."""
 
 
 def fit(
@@ -134,9 +138,10 @@ def fit_stages(
     """
     keep_freed_memory()
     train, validation = inputs.train, inputs.validation
-    tokenizer, tokenizer_history = _fit_tokenizer(inputs, config, work, progress, log)
+    start = _fit_query_point(inputs, config, work, progress, log)
+    tokenizer, tokenizer_history = _fit_tokenizer(inputs, start, config, work, progress, log)
     queries = validation_queries(validation, tokenizer.encode(validation.images), config.seed)
-    generator, generator_history = _fit_generator(inputs, tokenizer, queries, config, work, progress, log)
+    generator, generator_history = _fit_generator(inputs, tokenizer, start, queries, config, work, progress, log)
     if isinstance(generator, LiteGenerator):
         generator.begin_training(inputs.reader_for(config.generator))  # reads each caption once
     memory = choose_memory_weight(generator, queries) if reranks and isinstance(generator, LiteGenerator) else {}
@@ -250,7 +255,7 @@ def _encode_views(
 
 def _frozen_encoder(config: EncoderConfig, device: torch.device) -> Encoder:
     if config.family == "photos":
-        return ZeroShotEncoder(device=device)
+        return ZeroShotEncoder(visual=config.visual, device=device)
     assert config.family != "builtin"
     return HubEncoder.from_pretrained(config.checkpoint, config.family, device=device)
 
@@ -269,8 +274,51 @@ def _paired_features(side: Side) -> PairedFeatures:
     return PairedFeatures(side.images, side.texts, side.pairs, side.concepts.tolist())
 
 
-def _fit_tokenizer(
+def _fit_query_point(
     inputs: TrainingInputs, config: RunConfig, work: Path, progress: Progress, log: EpochLog
+) -> LiteGenerator | None:
+    """A generator whose query point was trained before there are vokens, on the pictures' own vectors.
+
+    Its only codebook has an entry for each picture, so that a sequence is a picture. It says where the queries' points
+    will lie, for the metric of the tokenizer, and the generator's training starts from its perceptron. None if the
+    settings have no such metric, or no query point that moves.
+    """
+    settings, train, validation = config.generator, inputs.train, inputs.validation
+    if not (config.tokenizer.query_metric and settings.family == "lite" and settings.moves_query_point):
+        return None
+    settings = replace(settings, layers=0, memory_weight=0.0, epochs=0, discrimination="none", targets="one-hot")
+    pictures = np.arange(len(train.images))
+    if len(pictures) > _POINT_PICTURES:
+        pictures = np.sort(np.random.default_rng(config.seed).permutation(len(pictures))[:_POINT_PICTURES])
+    row_of = np.full(len(train.images), -1)
+    row_of[pictures] = np.arange(len(pictures))
+    pairs = np.stack([row_of[train.pairs[:, 0]], train.pairs[:, 1]], 1)
+    pairs = pairs[pairs[:, 0] >= 0]
+    rows = np.arange(len(pictures) + len(validation.images), dtype=np.int32)[:, None]
+    codebook = np.concatenate([train.images[pictures], validation.images])[None]
+    torch.manual_seed(config.seed)
+    generator = LiteGenerator(text_reader(inputs.encoder), codebook, settings)
+    generator.begin_training(inputs.reader_for(settings))
+    train_generator(
+        generator.to(inputs.device),
+        VokenPairs(train.captions, rows[: len(pictures)], train.related[pictures], pairs),
+        validation_queries(validation, rows[len(pictures) :], config.seed),
+        settings,
+        seed=config.seed,
+        checkpoints=work / "query_point",
+        progress=progress,
+        log=lambda _, *values: log("query point, on vectors", *values),
+    )
+    return generator.eval()
+
+
+def _fit_tokenizer(
+    inputs: TrainingInputs,
+    start: LiteGenerator | None,
+    config: RunConfig,
+    work: Path,
+    progress: Progress,
+    log: EpochLog,
 ) -> tuple[ImageTokenizer, dict[str, Any]]:
     folder = work / "image_tokenizer"
     if not artifact.is_artifact(folder):
@@ -279,6 +327,7 @@ def _fit_tokenizer(
             inputs.validation.paired_vectors(),
             config.tokenizer,
             seed=config.seed,
+            points=None if start is None else _points(start, inputs.train),
             device=inputs.device,
             progress=progress,
             log=log,
@@ -289,9 +338,18 @@ def _fit_tokenizer(
     return ImageTokenizer.load(folder).to(inputs.device), artifact.read_json(folder / "history.json")
 
 
+@torch.inference_mode()
+def _points(generator: LiteGenerator, side: Side) -> Float[np.ndarray, "captions e"]:
+    """The query points of the side's captions, without related captions."""
+    texts = [side.captions[row] for row in np.unique(side.pairs[:, 1])]
+    points: np.ndarray = generator.query_points(texts, generator.read_vectors(texts)).float().cpu().numpy()
+    return points
+
+
 def _fit_generator(
     inputs: TrainingInputs,
     tokenizer: ImageTokenizer,
+    start: LiteGenerator | None,
     queries: ValidationQueries,
     config: RunConfig,
     work: Path,
@@ -303,6 +361,10 @@ def _fit_generator(
     torch.manual_seed(config.seed)
     generator = make_generator(inputs, tokenizer, config)
     generator.to(inputs.device)
+    if start is not None:
+        assert isinstance(generator, LiteGenerator)
+        generator.take_query_point(start)
+        settings = replace(settings, point_epochs=max(1, settings.point_epochs // _POINT_EPOCHS_ON_VOKENS))
 
     def soft(vectors: Float[np.ndarray, "rows dim"]) -> SoftTargets:
         return SoftTargets(

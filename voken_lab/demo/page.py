@@ -51,11 +51,13 @@ class DemoPage:
     queries: tuple[QueryCard, ...]
     recall_note: str
     rows: tuple[RecallRow, ...]
+    """Empty if no captions say which pictures are right answers; then no hit is marked either."""
     groups: tuple[PairSection, ...]
     usage: tuple[LevelUsage, ...]
     usage_note: str
     training_note: str
     epochs: tuple[EpochRow, ...]
+    """Empty if no generator was trained."""
     untrained_recall: float
     steps: tuple[tuple[str, float], ...]
     """(name, seconds)."""

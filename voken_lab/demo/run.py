@@ -23,6 +23,7 @@ from voken.image_tokenizer.train import tokenizer_report
 from voken.model.model import Model
 from voken.progress import Progress, no_progress
 from voken.search.searcher import Searcher
+from voken.shapes import Float, Int
 from voken.training.fit import fit
 from voken_lab.demo.page import DemoPage, EpochRow, QueryCard, RecallRow
 from voken_lab.demo.pairs import Pair, find_pairs
@@ -226,14 +227,24 @@ def _queries(model: Model, collection: Snapshot, unseen: Dataset, seed: int) -> 
 def _groups(unseen: Dataset, collection: Snapshot) -> tuple[PairSection, ...]:
     by_id = {image.image_id: image for image in unseen.images}
     images = [by_id[image_id] for image_id in collection.ids]
-    vokens = np.asarray(collection.vokens)
-    pictures = [
-        Picture(image.path, image.concept, tuple(sequence))
-        for image, sequence in zip(images, vokens.tolist(), strict=True)
-    ]
+    pictures = [(image.path, image.concept) for image in images]
     vectors = np.asarray(collection.vectors, dtype=np.float32)
-    groups = find_pairs(vokens, vectors, [image.family for image in images], count=_PAIRS)
-    levels = collection.trie.levels
+    return pair_sections(pictures, np.asarray(collection.vokens), vectors, [image.family for image in images])
+
+
+def pair_sections(
+    paths_and_names: Sequence[tuple[Path, str]],
+    vokens: Int[np.ndarray, "pictures M"],
+    vectors: Float[np.ndarray, "pictures dim"],
+    families: Sequence[str],
+) -> tuple[PairSection, ...]:
+    """Pairs of pictures by what their sequences share; see `find_pairs`."""
+    groups = find_pairs(vokens, vectors, families, count=_PAIRS)
+    levels = vokens.shape[1]
+    pictures = [
+        Picture(path, name, tuple(sequence))
+        for (path, name), sequence in zip(paths_and_names, vokens.tolist(), strict=True)
+    ]
     longest = groups.all_but_last[0].shared if groups.all_but_last else 0
     start = "All but the last voken" if longest == levels - 1 else f"The first {longest} of {levels} vokens"
 

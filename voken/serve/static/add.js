@@ -69,6 +69,7 @@ export class Add {
       const badToken = error instanceof Refusal && (error.status === 401 || error.status === 403);
       if (badToken) sessionStorage.removeItem(TOKEN);
       this.#complain(error.message, badToken ? "token" : null);
+      if (!badToken) rejects.push(...files.slice(sent).map(({ name }) => ({ path: name, reason: "not sent" })));
     } finally {
       progress.hidden = true;
       button.disabled = false;

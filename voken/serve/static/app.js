@@ -3,10 +3,14 @@
 import { Add } from "./add.js";
 import { byId, element } from "./element.js";
 import { Filters } from "./filters.js";
-import { Grid } from "./grid.js";
+import { Folders } from "./folders.js";
+import { CollectionList, HitList, SingleList } from "./lists.js";
+import { Mosaic } from "./mosaic.js";
+import { Selection } from "./selection.js";
 import * as server from "./server.js";
+import { Timeline } from "./timeline.js";
 import { Viewer } from "./viewer.js";
-import { caption, duration, pictures } from "./words.js";
+import { caption, duration, percent, pictures } from "./words.js";
 
 const TYPING_PAUSE = 150; // ms without a key before a search
 const SLOW_SEARCH = 200; // ms before the page shows that a search is running
@@ -17,23 +21,27 @@ const LONGEST_WAIT = 30; // s between requests to a server that does not answer
 /* The question: {kind: "words", text}, {kind: "like", id} or {kind: "picture", file, number}. */
 let question = { kind: "words", text: "" };
 let page = 0; // index into PAGE_SIZES
-/* The answer on the screen: {key, request, hits}. */
+/* What is on the screen: {key, list} of the collection, or {key, list, request} of an answer. */
 let current = null;
 /* The response to GET /about. */
-let collection = { name: "", pictures: 0, version: null, calibrated: false, can_encode: false, examples: [] };
+let collection = { name: "", pictures: 0, version: null, calibrated: false, can_encode: false };
 let controller = null; // aborts the running request
 let failures = 0; // how often in a row the server was unreachable
 let newStep = true; // whether the next typed query is a new entry of the history
 const files = new Map(); // number → file of a search by picture, for the Back button
+let suggested = { version: null, texts: [] }; // queries to suggest
 const examples = new Map(); // id → hit whose similar pictures were searched, for its caption
 const timers = { typing: 0, retry: 0, speech: 0 };
 
 const query = byId("query");
-const grid = new Grid(byId("grid"), (place) => open(place));
+const selection = new Selection(() => grid.drawSelection());
+const grid = new Mosaic(byId("grid"), selection, { open: (place) => open(place), failed: (error) => loadFailed(error) });
+const timeline = new Timeline(grid);
+const folders = new Folders((filter) => showFolder(filter));
 const filters = new Filters(() => change());
 const add = new Add(() => refresh().then(() => run()));
 const viewer = new Viewer({
-  moved: (hit) => history.replaceState({ ...history.state, show: hit.id }, "", href(hit.id)),
+  moved: (hit, place) => history.replaceState({ ...history.state, show: hit.id, place }, "", href(hit.id)),
   closed: viewerClosed,
   similar: (hit) => {
     // the address of the open picture stays in the history, so that Back returns to it
@@ -42,13 +50,19 @@ const viewer = new Viewer({
     examples.set(hit.id, hit);
     ask({ kind: "like", id: hit.id });
   },
+  folder: (filter) => {
+    viewer.dialog.dataset.leaving = "true";
+    viewer.close();
+    showFolder(filter);
+  },
+  failed: (error) => loadFailed(error),
 });
 
 /* ---- asking ---- */
 
 function request() {
   const threshold = collection.calibrated ? filters.threshold : null;
-  const common = { k: PAGE_SIZES[page], filters: [...filters.list], threshold };
+  const common = { k: PAGE_SIZES[page], filters: [...filters.list], threshold, layout: true };
   if (question.kind === "words") {
     const text = question.text.trim();
     return text ? { ...common, query: text } : null;
@@ -59,7 +73,7 @@ function request() {
 
 /** Equal for equal questions, however many pictures of the answer are requested. */
 function keyOf(body) {
-  return body && JSON.stringify({ ...body, file: undefined, k: undefined });
+  return JSON.stringify(body ? { ...body, file: undefined, k: undefined } : { collection: filters.list });
 }
 
 /** Ask a new question. `push`: as a new entry of the history. */
@@ -69,6 +83,13 @@ function ask(next, { push = true } = {}) {
   drawQuestion();
   updateAddress(push);
   return run();
+}
+
+/** Show a folder of the collection, or all of it; words that were searched are searched there. */
+function showFolder(filter) {
+  const others = filters.list.filter((other) => !other.startsWith("folder="));
+  filters.set(filter ? [...others, filter] : others, filters.threshold);
+  change();
 }
 
 /** The filters changed. */
@@ -86,26 +107,28 @@ async function run({ focus = false, keepScroll = false } = {}) {
   const thisRun = (controller = new AbortController());
   const body = request();
   working(false);
-  if (!body) return showStart();
+  folders.mark(filters.list);
   const slow = setTimeout(() => {
     if (controller !== thisRun) return;
     working(true);
     if (!current) grid.wait(24);
   }, SLOW_SEARCH);
   try {
-    let answer = await answerTo(body, thisRun.signal);
-    let unsure = false;
-    if (body.threshold !== null && !answer.results[0].hits.length) {
-      answer = await answerTo({ ...body, threshold: null }, thisRun.signal); // the nearest pictures
-      unsure = true;
-    }
+    const answer = await (body ? answerTo(body, thisRun.signal) : server.timeline(filters.list, thisRun.signal));
     if (controller !== thisRun) return; // a newer question has been asked meanwhile
     failures = 0;
-    showAnswer(body, answer, { keepScroll, unsure });
+    if (body) {
+      showAnswer(body, answer, { keepScroll });
+    } else {
+      const list = new CollectionList(answer, [...filters.list], () => run({ keepScroll: true }));
+      if (list.length) await list.load(0);
+      if (controller !== thisRun) return;
+      showCollection(list, { keepScroll });
+    }
     if (focus) grid.focus(0);
   } catch (error) {
     if (controller !== thisRun) return;
-    if (isAbout(body.filters, error)) {
+    if (isAbout(filters.list, error)) {
       filters.showError(error.message);
       notice(null);
       if (!current) grid.clear();
@@ -123,26 +146,29 @@ const answerTo = (body, signal) =>
 
 /* ---- answers ---- */
 
-/** `unsure`: the hits have less confidence than the filter requires. */
-function showAnswer(body, answer, { keepScroll, unsure }) {
+function showAnswer(body, answer, { keepScroll }) {
   const { hits, no_match: unlikely } = answer.results[0];
-  const noMatch = hits.length > 0 && (unlikely || unsure);
-  const key = keyOf(body);
-  const isNew = key !== current?.key;
-  current = { key, request: unsure ? { ...body, threshold: null } : body, hits };
-  filters.accept();
-  grid.show(hits, { dim: () => noMatch });
-  if (isNew && !keepScroll) window.scrollTo({ top: 0 });
+  const noMatch = hits.length > 0 && unlikely;
+  const list = new HitList(hits);
+  current = { ...shown(keyOf(body), list, keepScroll), request: body };
+  filters.measured(hits.map((hit) => hit.confidence));
   const counts = `${pictures(hits.length)} · ${duration(answer.seconds)}`;
   summary(hits.length ? counts : "");
   byId("more").hidden = hits.length < PAGE_SIZES[page] || page === PAGE_SIZES.length - 1;
   byId("thumb-search").hidden = !hits.length;
-  if (!hits.length) {
+  if (!hits.length && body.threshold !== null) {
+    // what was asked to be hidden stays hidden
+    notice(
+      `No picture with ${percent(body.threshold)} confidence`,
+      "Less confident pictures are hidden, as you asked.",
+      { label: "Show them", act: () => { filters.set(filters.list, null); change(); } },
+    );
+  } else if (!hits.length) {
     const filtered = body.filters.length > 0;
     notice(
       filtered ? "No picture passes these filters" : "No pictures found",
       filtered ? "Remove a filter, or search for something else." : "Try other words.",
-      filtered ? { label: "Remove all filters", act: () => { filters.set([], null); change(); } } : null,
+      filtered ? removeFilters : null,
     );
   } else if (noMatch) {
     notice("Nothing matches well", hits.length === 1 ? "This is the nearest." : "These are the nearest.");
@@ -155,20 +181,56 @@ function showAnswer(body, answer, { keepScroll, unsure }) {
   matchViewer();
 }
 
-/** Show the start page: there is no question. */
-function showStart() {
-  current = null;
-  failures = 0;
-  grid.clear();
-  filters.clearErrors();
-  summary("");
+const removeFilters = { label: "Remove all filters", act: () => { filters.set([], null); change(); } };
+
+/** Show the collection, or what passes the filters of it: there is no question. */
+function showCollection(list, { keepScroll }) {
+  current = shown(keyOf(null), list, keepScroll);
+  filters.measured([]);
   byId("more").hidden = true;
-  byId("thumb-search").hidden = true;
-  const how = collection.can_encode ? ", or choose a picture to find similar ones." : ".";
-  if (collection.version === null) notice(null); // GET /about has not been answered
-  else notice(`Search ${pictures(collection.pictures)}`, `Describe what the picture shows${how}`);
-  byId("examples").hidden = !collection.examples.length;
-  speak("");
+  byId("thumb-search").hidden = !list.length;
+  const isFiltered = list.filters.length > 0;
+  const counts = pictures(list.length);
+  summary(isFiltered ? counts : "");
+  if (!list.length && isFiltered) notice("No picture passes these filters", "Remove a filter.", removeFilters);
+  else if (!list.length) notice("No pictures yet", "Index a folder of pictures, or add some here.");
+  else notice(null);
+  suggest();
+  speak(isFiltered ? counts : "");
+  if (list.version !== collection.version) refresh().catch(() => {});
+  matchViewer();
+}
+
+/** Put a list on the screen, and remember it. */
+function shown(key, list, keepScroll) {
+  const isNew = key !== current?.key;
+  filters.accept();
+  timeline.show(list.months ?? []); // first, because it takes some of the width
+  grid.show(list);
+  if (!(list instanceof CollectionList) || list.filters.length) byId("suggestions").hidden = true;
+  if (isNew && !keepScroll) window.scrollTo({ top: 0 });
+  return { key, list };
+}
+
+/** Suggest queries, if the whole collection is on the screen. The server takes seconds to choose the first ones. */
+async function suggest() {
+  const { version } = collection;
+  const fits = () => request() === null && filters.list.length === 0;
+  byId("suggestions").hidden = !fits() || !(current?.list.length);
+  try {
+    if (suggested.version !== version) {
+      const { examples: texts } = await server.examples();
+      suggested = { version, texts };
+      byId("examples").replaceChildren(...texts.map((text) => {
+        const button = element("button", { type: "button", class: "chip" }, text);
+        button.addEventListener("click", () => ask({ kind: "words", text }));
+        return element("li", null, button);
+      }));
+    }
+  } catch {
+    suggested = { version: null, texts: [] }; // what is wrong shows elsewhere
+  }
+  byId("suggestions").hidden = !suggested.texts.length || !fits();
 }
 
 /** Whether an error is about one of the filters in `list`. */
@@ -197,6 +259,12 @@ function showError(error, retry) {
   speak(`${byId("notice-title").textContent}. ${error.message}`);
 }
 
+/** Some pictures of the list on the screen could not be loaded. */
+function loadFailed(error) {
+  if (error.name === "AbortError") return;
+  showError(error, () => run({ keepScroll: true }));
+}
+
 /** Show a notice that counts down, then call `action.act`. */
 function countdown(title, text, seconds, action) {
   let left = seconds;
@@ -219,7 +287,6 @@ function notice(title, text = "", action = null) {
   byId("notice-action").hidden = !action;
   byId("notice-action").textContent = action?.label ?? "";
   byId("notice-action").onclick = action?.act ?? null;
-  byId("examples").hidden = true;
 }
 
 function summary(text) {
@@ -241,17 +308,17 @@ function working(now) {
 
 /* ---- the open picture ---- */
 
-function open(place, { push = true } = {}) {
-  const hit = current.hits[place];
+function open(place, { push = true, list = current.list } = {}) {
+  const picture = list.at(place);
   if (push) {
     finishTyping();
     newStep = true;
-    history.pushState({ ...history.state, show: hit.id, opened: true }, "", href(hit.id));
+    history.pushState({ ...history.state, show: picture.id, place, opened: true }, "", href(picture.id));
   }
-  viewer.open(current.hits, place, {
-    query: current.request.query ?? "",
+  viewer.open(list, place, {
+    query: current.request?.query ?? "",
     total: collection.pictures,
-    explain: explainer(current),
+    explain: current.request && list === current.list ? explainer(current) : null,
   });
 }
 
@@ -274,7 +341,7 @@ function explainer(answer) {
 
 /** Update the address after the viewer was closed, by a button, a key or the Back button. */
 function viewerClosed(place) {
-  grid.focus(place);
+  if (current?.list === viewer.list) grid.focus(place, { scroll: true });
   if (viewer.dialog.dataset.leaving) {
     delete viewer.dialog.dataset.leaving;
   } else if (new URLSearchParams(location.search).has("show")) {
@@ -284,11 +351,26 @@ function viewerClosed(place) {
 }
 
 /** Open or close the viewer to match the address. */
-function matchViewer() {
+async function matchViewer() {
   const id = history.state?.show ?? new URLSearchParams(location.search).get("show");
   if (id === null) return viewer.close();
-  const place = current?.hits.findIndex((hit) => hit.id === id) ?? -1;
-  if (place >= 0 && !viewer.isOpen) open(place, { push: false });
+  if (viewer.isOpen || !current) return null;
+  const { list } = current;
+  const remembered = history.state?.place;
+  if (list.placeOf(id) < 0 && list instanceof CollectionList) {
+    try {
+      if (remembered < list.length) await list.load(remembered);
+      if (list.placeOf(id) < 0) {
+        const picture = await server.details({ id });
+        if (current.list === list && !viewer.isOpen) open(0, { push: false, list: new SingleList(picture) });
+        return null;
+      }
+    } catch {
+      return null; // it is no longer there
+    }
+  }
+  const place = list.placeOf(id);
+  if (place >= 0 && current.list === list && !viewer.isOpen) open(place, { push: false });
   return null;
 }
 
@@ -327,8 +409,7 @@ function askFromAddress() {
   filters.set(address.getAll("filter"), sure > 0 && sure < 1 ? sure : null);
   drawQuestion();
   updateTitle();
-  const body = request();
-  if (current && keyOf(body) === current.key) return matchViewer();
+  if (current && keyOf(request()) === current.key) return matchViewer();
   page = 0;
   return run({ keepScroll: true });
 }
@@ -353,7 +434,7 @@ query.addEventListener("blur", () => {
   newStep = true;
 });
 query.addEventListener("keydown", (event) => {
-  if (event.key === "ArrowDown" && current?.hits.length) {
+  if (event.key === "ArrowDown" && current?.list.length) {
     event.preventDefault();
     grid.focus(0);
   } else if (event.key === "Escape" && !query.value) {
@@ -484,7 +565,7 @@ addEventListener("drop", (event) => {
 /* ---- the rest ---- */
 
 byId("more").addEventListener("click", async () => {
-  const first = current.hits.length;
+  const first = current.list.length;
   page += 1;
   await run();
   if (document.activeElement === document.body || document.activeElement === byId("more")) grid.focus(first);
@@ -512,6 +593,9 @@ document.addEventListener("keydown", (event) => {
     query.select();
   } else if (event.key === "?") {
     byId("keys").showModal();
+  } else if (event.key === "Escape" && selection.active) {
+    selection.clear();
+    selection.changed();
   }
 });
 
@@ -522,28 +606,19 @@ async function refresh() {
   byId("by-picture").hidden = !collection.can_encode;
   byId("add-open").hidden = !collection.uploads;
   filters.offer(collection);
-  byId("examples").replaceChildren(
-    ...collection.examples.map((text) => {
-      const button = element("button", { type: "button", class: "chip" }, text);
-      button.addEventListener("click", () => ask({ kind: "words", text }));
-      return element("li", null, button);
-    }),
-  );
+  folders.offer(collection.version, collection.pictures).catch(() => {});
   updateTitle();
 }
 
 async function start() {
   try {
     await refresh();
-  } catch (error) {
-    // if there is a question, its search reports the same error
-    if (!request()) showError(error, start);
-    return;
+  } catch {
+    return; // the first question reports the same error
   }
-  failures = 0;
   if (!collection.calibrated) filters.set(filters.list, null);
-  if (!request()) showStart();
   else if (filters.threshold) run();
+  if (current && !request()) suggest();
 }
 
 askFromAddress();

@@ -1,9 +1,14 @@
 /* The active filters, and the forms that add them. A filter is a text that the server parses ("date>=2024-05"). */
 
 import { byId, element, icon } from "./element.js";
+import * as server from "./server.js";
 import * as words from "./words.js";
 
 const FORMS = ["date", "folder", "any"];
+const TYPING_PAUSE = 150; // ms without a key before values are asked for
+/* Confidences that the slider can require. They are closer where models are: most right hits have a few percent. */
+const CONFIDENCES = [null, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95];
+const FEWEST_STOPS = 6;
 
 export class Filters {
   /** `changed()` is called when the user has changed `list` or `threshold`. */
@@ -25,9 +30,12 @@ export class Filters {
     });
     this.#form("date", () => {});
     this.#form("confidence", () => {});
+    this.#complete("folder", () => "folder");
+    this.#complete("value", () => byId("field").value.trim());
+    byId("field").addEventListener("change", () => byId("values").replaceChildren());
     byId("confidence").addEventListener("input", () => this.#showThreshold());
     byId("confidence").addEventListener("change", () => {
-      this.threshold = Number(byId("confidence").value) / 100 || null;
+      this.threshold = CONFIDENCES[byId("confidence").value];
       this.#draw();
       this.changed();
     });
@@ -44,13 +52,30 @@ export class Filters {
   set(list, threshold) {
     this.list = [...list];
     this.threshold = threshold;
-    byId("confidence").value = String(Math.round(100 * (threshold ?? 0)));
+    this.#scale();
     this.#showThreshold();
     for (const [end, sign] of [["from", ">="], ["to", "<="]]) {
       const day = this.list.find((filter) => filter.startsWith(`date${sign}`))?.slice(6) ?? "";
       byId(`date-${end}`).value = /^\d{4}-\d\d-\d\d$/.test(day) ? day : "";
     }
     this.#draw();
+  }
+
+  /** Fit the slider to the confidences of some hits: it ends above the highest of them. */
+  measured(confidences) {
+    const numbers = confidences.filter((value) => typeof value === "number");
+    this.confidences = numbers;
+    this.highest = numbers.length ? Math.max(...numbers) : null;
+    this.#scale();
+    this.#showThreshold();
+  }
+
+  #scale() {
+    const stops = CONFIDENCES.filter((stop) => stop === null || this.highest == null || stop <= this.highest).length;
+    const chosen = this.threshold === null ? 0 : CONFIDENCES.findLastIndex((stop) => stop !== null && stop <= this.threshold);
+    const slider = byId("confidence");
+    slider.max = String(Math.min(CONFIDENCES.length - 1, Math.max(FEWEST_STOPS, stops, chosen)));
+    slider.value = String(Math.max(0, chosen));
   }
 
   toggle(open = byId("filters").hidden) {
@@ -148,7 +173,7 @@ export class Filters {
     const chips = this.list.map((filter) => this.#chip(words.filter(filter), filter, () => this.#remove(filter)));
     if (this.threshold) {
       chips.push(
-        this.#chip(`at least ${words.percent(this.threshold)} sure`, null, () => {
+        this.#chip(`at least ${words.percent(this.threshold)} confidence`, null, () => {
           this.set(this.list, null);
           byId("filters-open").focus();
           this.changed();
@@ -172,7 +197,40 @@ export class Filters {
   }
 
   #showThreshold() {
-    const share = Number(byId("confidence").value) / 100;
-    byId("confidence-shown").textContent = share ? `≥ ${words.percent(share)}` : "any";
+    const chosen = CONFIDENCES[byId("confidence").value];
+    const shown = chosen === null ? "any" : `≥ ${words.percent(chosen)}`;
+    byId("confidence-shown").textContent = shown;
+    byId("confidence").setAttribute("aria-valuetext", shown);
+    const known = this.confidences?.length && this.threshold === null;
+    const note = "Only pictures that are right with at least this probability.";
+    const passing = known && chosen !== null ? this.confidences.filter((value) => value >= chosen).length : null;
+    byId("confidence-note").textContent =
+      passing === null ? note : `${note} Of the ${words.count(this.confidences.length)} on the page: ${words.count(passing)}.`;
+  }
+
+  /** Offer values of a field while one is typed. */
+  #complete(id, fieldName) {
+    const input = byId(id);
+    let timer = 0;
+    let controller = null;
+    const ask = async () => {
+      const field = fieldName();
+      controller?.abort();
+      if (!field) return;
+      controller = new AbortController();
+      try {
+        const { values } = await server.values(field, input.value.trim(), controller.signal);
+        const options = values.map(({ value, pictures }) =>
+          element("option", { value: words.quoted(value), label: `${value} (${words.count(pictures)})` }));
+        input.list.replaceChildren(...options);
+      } catch {
+        input.list.replaceChildren(); // no such field, or a newer request; the search says what is wrong
+      }
+    };
+    input.addEventListener("focus", ask);
+    input.addEventListener("input", () => {
+      clearTimeout(timer);
+      timer = setTimeout(ask, TYPING_PAUSE);
+    });
   }
 }

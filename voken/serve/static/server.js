@@ -23,10 +23,41 @@ export const search = (body, signal) =>
     signal,
   });
 
+/** A part of the collection, newest first. */
+export const list = ({ filters, offset, limit }, signal) => ask(`pictures?${query({ filters, offset, limit })}`, { signal });
+
+export const timeline = (filters, signal) => ask(`timeline?${query({ filters })}`, { signal });
+
+export const folders = (parent, offset, limit) => ask(`folders?${query({ parent, offset, limit })}`);
+
+export const values = (field, contains, signal) => ask(`values?${query({ field, contains })}`, { signal });
+
+export const examples = () => ask("examples");
+
+/** What is known of a picture, by its `id`; its `url`, if it has one, is also there for ids that no address can hold. */
+export function details({ id, url = address(id) }, signal) {
+  const place = sameOrigin(url);
+  if (!place?.pathname.includes("/pictures/")) return Promise.reject(new Refusal(404, "There is no such picture.", null));
+  return ask(place.pathname.replace("/pictures/", "/details/"), { signal });
+}
+
+/** The files of pictures as a blob ("zip"), or a "list" of their paths. */
+export async function exported(ids, format) {
+  const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ ids, format }) };
+  return ask("export", options, (response) => response.blob());
+}
+
+function query({ filters = [], ...rest }) {
+  const parameters = new URLSearchParams(rest);
+  for (const filter of filters) parameters.append("filters", filter);
+  return parameters;
+}
+
 export function searchPicture(file, { k, filters }, signal) {
   const form = new FormData();
   form.append("file", file, file.name || "picture");
   form.append("k", String(k));
+  form.append("layout", "true");
   for (const filter of filters) form.append("filters", filter);
   return ask("search/picture", { method: "POST", body: form, signal });
 }
@@ -66,7 +97,7 @@ function sameOrigin(text) {
   }
 }
 
-async function ask(path, options) {
+async function ask(path, options, read = (response) => response.json()) {
   let response;
   try {
     response = await fetch(new URL(path, document.baseURI), options);
@@ -76,7 +107,7 @@ async function ask(path, options) {
   }
   let content = null;
   try {
-    content = await response.json();
+    content = await (response.ok ? read(response) : response.json());
   } catch (error) {
     if (error.name === "AbortError") throw error;
     // a proxy's page, or a broken connection

@@ -1,0 +1,221 @@
+"""Does the page of `voken serve` scroll smoothly over a large collection?
+
+    python benchmarks/page.py --pictures 50000
+
+Draws small JPEGs in several proportions, makes a collection that lists each of them many times under ids of its own,
+serves it, and scrolls through it in Chromium: slowly with the wheel, by pages, and by jumps along the timeline. Reports
+the long tasks (PerformanceObserver: tasks of the page's thread over 50 ms), the times between frames, how many elements
+the page holds, and how long the screen stays without pictures after a jump.
+
+The collection has random vectors, so nothing is searched. Chromium is taken from VOKEN_CHROMIUM or PATH.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import uvicorn
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+from voken import Collection
+from voken.collection.store import Entry, FileFacts, Store
+from voken.config import ReadOutWeights, SearchConfig, TokenizerConfig
+from voken.errors import ConfigError
+from voken.image_tokenizer.model import ImageTokenizer
+from voken.model.calibration import Calibration
+from voken.serve.app import create_app
+from voken.serve.settings import ServeSettings
+
+FILES = 400
+SIZES = ((480, 320), (320, 480), (480, 270), (400, 400), (640, 240))
+FIRST, LAST = 1_262_304_000, 1_730_000_000  # 2010 to 2024
+MOST_SECONDS = 60
+DIM, LEVELS, ENTRIES = 16, 3, 32
+FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
+
+OBSERVE = """() => {
+  window.tasks = [];
+  new PerformanceObserver((list) => {
+    for (const entry of list.getEntries()) window.tasks.push([entry.startTime, entry.duration]);
+  }).observe({ type: "longtask", buffered: true });
+  window.frames = [];
+  const frame = (now) => { window.frames.push(now); requestAnimationFrame(frame); };
+  requestAnimationFrame(frame);
+}"""
+
+
+class NoModel:
+    """A model that only names itself: the page lists pictures, and nothing is searched."""
+
+    search = SearchConfig(beams=4)
+    weights = ReadOutWeights(0.0, 0.0)
+    calibration: Calibration | None = None
+    codebooks = None
+    prior_captions: tuple[str, ...] = ()
+    fingerprint = "0f"
+
+    def __init__(self, tokenizer: ImageTokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.generator: Any = None
+
+    def query_vectors(self, texts: Sequence[str], state: Any = None) -> np.ndarray:
+        """It has no vectors of texts, so no queries are suggested."""
+        raise ConfigError("This model has no texts.")
+
+
+def make_collection(folder: Path, pictures: int) -> tuple[Path, NoModel]:
+    """Draw the files, and list each many times."""
+    random = np.random.default_rng(0)
+    root = folder / "pictures"
+    root.mkdir()
+    for number in range(FILES):
+        colours = Image.fromarray(random.integers(0, 256, (5, 6, 3), dtype=np.uint8))
+        drawn = colours.resize(SIZES[number % len(SIZES)], Image.Resampling.BICUBIC)
+        drawn.save(root / f"{number:03}.jpg", quality=85)
+    model = NoModel(ImageTokenizer(DIM, TokenizerConfig(codebook_size=ENTRIES, levels=LEVELS, layers=(), code_dim=DIM)))
+    store = Store.create(folder / "c", root=root, fingerprint=model.fingerprint, tokenizer=model.tokenizer, vectors=DIM)
+    dates = np.sort(random.integers(FIRST, LAST, pictures))[::-1]
+    vectors = random.normal(size=(pictures, DIM)).astype(np.float16)
+    vokens = random.integers(0, ENTRIES, (pictures, LEVELS)).astype(np.int32)
+    entries = []
+    for number in range(pictures):
+        path = f"{number % FILES:03}.jpg"
+        # each stands for a file of its own, whose proportions must be read
+        facts = FileFacts(1, 0, int(dates[number]), number.to_bytes(16, "little"))
+        name = f"{number % 40:02}/{number:06}.jpg"
+        entries.append(Entry(name, path, vokens[number], vectors[number], facts, ""))
+    store.commit(entries)
+    store.compact()
+    return folder / "c", model
+
+
+def measure(page: Page, name: str, act: Any) -> dict[str, Any]:
+    """Do something, and report what the page's thread did meanwhile."""
+    start = page.evaluate("(window.tasks.length = 0, window.frames.length = 0, performance.now())")
+    act()
+    page.wait_for_timeout(500)
+    tasks, frames, end, elements = page.evaluate(
+        "[window.tasks, window.frames, performance.now(), document.querySelectorAll('*').length]"
+    )
+    long = [duration for _, duration in tasks]
+    gaps = np.diff(frames) if len(frames) > 2 else np.zeros(1)
+    return {
+        "what": name,
+        "seconds": round((end - start) / 1000, 1),
+        "long tasks": len(long),
+        "longest ms": round(max(long, default=0)),
+        "blocked ms": round(sum(duration - 50 for duration in long)),
+        "frame p50 ms": round(float(np.quantile(gaps, 0.5)), 1),
+        "frame p95 ms": round(float(np.quantile(gaps, 0.95)), 1),
+        "frame max ms": round(float(gaps.max())),
+        "elements": elements,
+    }
+
+
+def until_pictures(page: Page) -> float:
+    """Seconds until all pictures on the screen are loaded."""
+    start = time.perf_counter()
+    loaded = """() => {
+          const tiles = [...document.querySelectorAll("#grid li")].filter((item) => {
+            const box = item.getBoundingClientRect();
+            return box.bottom > 100 && box.top < innerHeight;
+          });
+          return tiles.length > 5 && tiles.every((item) => item.classList.contains("loaded"));
+        }"""
+    while not page.evaluate(loaded):  # the page's policy forbids wait_for_function, which evaluates a text
+        if time.perf_counter() - start > MOST_SECONDS:
+            raise SystemExit("The pictures on the screen were not loaded within a minute.")
+        page.wait_for_timeout(50)
+    return time.perf_counter() - start
+
+
+def drive(page: Page, address: str) -> dict[str, Any]:
+    """Scroll in several ways."""
+    page.goto(address)
+    first = until_pictures(page)
+    page.evaluate(OBSERVE)
+    page.mouse.move(500, 400)
+
+    def wheel() -> None:
+        for _ in range(240):
+            page.mouse.wheel(0, 120)
+            page.wait_for_timeout(16)
+
+    def fling() -> None:
+        for _ in range(120):
+            page.mouse.wheel(0, 900)
+            page.wait_for_timeout(16)
+
+    waits = []
+
+    def jump() -> None:
+        for share in (0.2, 0.4, 0.6, 0.8, 1.0, 0.1):
+            page.evaluate("(share) => scrollTo(0, share * document.body.scrollHeight)", share)
+            waits.append(until_pictures(page))
+
+    def drag() -> None:
+        box = page.locator("#timeline-track").bounding_box()
+        assert box is not None
+        page.mouse.move(box["x"] + box["width"] - 4, box["y"] + 5)
+        page.mouse.down()
+        for step in range(100):
+            page.mouse.move(box["x"] + box["width"] - 4, box["y"] + 5 + step / 100 * (box["height"] - 10))
+            page.wait_for_timeout(16)
+        page.mouse.up()
+
+    ways = {"wheel, 120 px per frame": wheel, "fling, 900 px per frame": fling, "jumps": jump, "timeline dragged": drag}
+    rows = [measure(page, name, act) for name, act in ways.items()]
+    return {"first pictures s": round(first, 1), "after a jump s": [round(wait, 1) for wait in waits], "rows": rows}
+
+
+def main() -> None:
+    """Make, serve, scroll, report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=50_000)
+    options = parser.parse_args()
+    chromium = os.environ.get("VOKEN_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        raise SystemExit("There is no Chromium. Install it, or name it in VOKEN_CHROMIUM.")
+    with tempfile.TemporaryDirectory() as temporary:
+        start = time.perf_counter()
+        folder, model = make_collection(Path(temporary), options.pictures)
+        made = time.perf_counter() - start
+        with Collection.open(folder, model=model) as collection:
+            start = time.perf_counter()
+            _ = collection.gallery().months
+            listed = time.perf_counter() - start
+            server_socket = socket.create_server(("127.0.0.1", 0))
+            app = create_app(collection, ServeSettings(thumbnail_folder=Path(temporary) / "thumbnails"))
+            server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none"))
+            thread = threading.Thread(target=server.run, kwargs={"sockets": [server_socket]})
+            thread.start()
+            try:
+                with sync_playwright() as playwright:
+                    browser = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
+                    page = browser.new_page(viewport={"width": 1280, "height": 800})
+                    report = drive(page, f"http://127.0.0.1:{server_socket.getsockname()[1]}/")
+                    browser.close()
+            finally:
+                server.should_exit = True
+                thread.join(20)
+    print(
+        json.dumps(
+            {"pictures": options.pictures, "made s": round(made, 1), "order s": round(listed, 3), **report}, indent=1
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
