@@ -213,13 +213,13 @@ def code_graph(tokenizer: ImageTokenizer) -> Graph:
     return graph
 
 
-def export_picture_encoder(encoder: HubEncoder, folder: Path) -> None:
+def export_picture_encoder(encoder: HubEncoder, folder: Path, *, precision: Precision = "float32") -> None:
     """Write what `voken.inference.pictures.PictureGraph` loads into `folder`, which is created if it is missing."""
     _check_onnx()
     folder = Path(folder)
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / PICTURES_HEADER, _write_picture_encoder(encoder, folder, "float32"))
+        write_json(folder / PICTURES_HEADER, _write_picture_encoder(encoder, folder, precision))
 
 
 def _perceptron(graph: Graph, rows: str, layers: nn.Module) -> str:
