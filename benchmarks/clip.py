@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from report import markdown_table, option_parser, write_report
 
 SIZE = (2000, 1500)
