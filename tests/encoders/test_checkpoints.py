@@ -7,14 +7,18 @@ from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from builders.tiny_hub import make_clip
 from builders.untrained import paint_noise
 from voken import Collection, api
-from voken.encoders import checkpoints
+from voken.config import EncoderConfig
+from voken.encoders import checkpoints, frozen
 from voken.encoders.checkpoints import SMALL_CLIP, auto_encoder, cached, fetched, silence
 from voken.errors import ArtifactError
 from voken.model import untrained
+from voken.progress import no_progress
 
 OFFLINE = "it is offline"
 command_line = importlib.import_module("voken.cli.app")  # the package has an attribute of that name
@@ -109,6 +113,15 @@ def test_pickled_weights_are_not_fetched(hub):
     with pytest.raises(ArtifactError, match="no weights as safetensors, and voken reads no others"):
         fetched(SMALL_CLIP)
     assert hub.fetched == []
+    # transformers may know of converted weights; it loads no others either
+    assert frozen._source(SMALL_CLIP, no_progress) == SMALL_CLIP
+    unsafe = hub.folder.parent / "unsafe"
+    unsafe.mkdir()
+    make_clip(unsafe)
+    torch.save(load_file(unsafe / "model.safetensors"), unsafe / "pytorch_model.bin")
+    (unsafe / "model.safetensors").unlink()
+    with pytest.raises(ArtifactError, match="does not hold all of the model"):
+        frozen.frozen_encoder(EncoderConfig(family="clip", checkpoint=str(unsafe)))
 
 
 def test_auto_takes_clip_if_it_can(hub):

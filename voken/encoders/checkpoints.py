@@ -30,6 +30,10 @@ _OTHERS = frozenset(
 _MEGABYTE = 1 << 20
 
 
+class UnconvertedError(ArtifactError):
+    """The hub's main branch of a checkpoint has only pickled weights."""
+
+
 @dataclass(frozen=True)
 class EncoderChoice:
     """The encoder that `auto` stands for."""
@@ -133,9 +137,9 @@ def _files(name: str) -> list[Any]:
     files = list(info.siblings or [])
     weights = [file for file in files if _WEIGHTS.fullmatch(file.rfilename)]
     if not weights:
-        raise ArtifactError(
-            f"{name}: has no weights as safetensors, and voken reads no others. Give another checkpoint, or save it "
-            "once as safetensors."
+        raise UnconvertedError(
+            f"{name}: has no weights as safetensors, and voken reads no others. Give another checkpoint, such as "
+            f"{SMALL_CLIP}."
         )
     return [*(file for file in files if file.rfilename in _OTHERS), *weights]
 
@@ -167,9 +171,9 @@ def _verify(name: str, path: Path, file: Any) -> None:
 
 def _reporter(progress: Progress, file: str) -> Any:
     """A class of progress bars, as the hub's client wants one, that reports megabytes."""
-    from tqdm.auto import tqdm
+    from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-    class Reporter(tqdm):  # type: ignore[type-arg, unused-ignore]
+    class Reporter(tqdm):  # type: ignore[misc]
         def __init__(self, *arguments: Any, **options: Any) -> None:
             options.pop("name", None)
             super().__init__(*arguments, **{**options, "disable": True})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from voken.config import EncoderConfig
-from voken.encoders.checkpoints import fetched
+from voken.encoders.checkpoints import UnconvertedError, fetched
 from voken.encoders.interface import Encoder
 from voken.errors import ConfigError
 from voken.progress import Progress, no_progress
@@ -29,7 +29,7 @@ def encoder_settings(name: str, progress: Progress = no_progress) -> EncoderConf
     from voken.encoders.clip import Family, family_of
 
     families: dict[str, Family] = {"clip": "clip", "siglip": "siglip"}
-    family = family_of(str(_folder(name, progress)))
+    family = family_of(_source(name, progress))
     if family in families:
         return EncoderConfig(family=families[family], checkpoint=name)
     raise ConfigError(f"{name}: is a {family} model. Give a CLIP or SigLIP model, or photos.")
@@ -45,12 +45,17 @@ def frozen_encoder(settings: EncoderConfig, device: str | None = None) -> Encode
         raise ConfigError("encoder.family builtin must be trained: voken fit does that.")
     from voken.encoders.clip import HubEncoder
 
-    folder = _folder(settings.checkpoint, no_progress)
-    encoder = HubEncoder.from_pretrained(str(folder), settings.family, device=device)
+    source = _source(settings.checkpoint, no_progress)
+    encoder = HubEncoder.from_pretrained(source, settings.family, device=device)
     encoder.name = settings.checkpoint
     return encoder
 
 
-def _folder(checkpoint: str, progress: Progress) -> Path:
-    """The folder of a checkpoint, which is fetched if it is a hub name."""
-    return Path(checkpoint) if Path(checkpoint).is_dir() else fetched(checkpoint, progress)
+def _source(checkpoint: str, progress: Progress) -> str:
+    """What transformers loads for a checkpoint: its folder, into which it is fetched if it is a hub name."""
+    if Path(checkpoint).is_dir():
+        return checkpoint
+    try:
+        return str(fetched(checkpoint, progress))
+    except UnconvertedError:  # transformers looks for converted weights beside the main branch
+        return checkpoint
