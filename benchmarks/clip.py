@@ -70,7 +70,8 @@ def contestants(checkpoint: Path, folder: Path, threads: int) -> dict[str, Calla
     from voken.inference.pictures import PictureGraph
 
     torch.set_num_threads(threads)
-    model = CLIPModel.from_pretrained(checkpoint).eval()
+    model: Any = CLIPModel.from_pretrained(checkpoint)
+    model.eval()
     processor = CLIPImageProcessorPil.from_pretrained(checkpoint)
 
     @torch.inference_mode()
@@ -140,7 +141,7 @@ def make_checkpoint(folder: Path) -> None:
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     torch.manual_seed(0)
-    config = CLIPConfig()  # its defaults are those of openai/clip-vit-base-patch32
+    config: Any = CLIPConfig()  # its defaults are those of openai/clip-vit-base-patch32
     size = config.text_config.vocab_size
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     letters += [chr(0x100 + code) for code in range(256 - len(letters))]
@@ -148,7 +149,8 @@ def make_checkpoint(folder: Path) -> None:
     pairs = [(one, other) for one in letters for other in pieces][: size - 2 - len(pieces)]
     pieces += ["".join(pair) for pair in pairs] + ["<|startoftext|>", "<|endoftext|>"]
     vocab = {piece: row for row, piece in enumerate(pieces)}
-    tokenizer = CLIPTokenizer(vocab=vocab, merges=pairs, model_max_length=77)
+    merges: Any = pairs
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
     folder.mkdir(parents=True, exist_ok=True)
     for part in (CLIPModel(config), CLIPImageProcessorPil(), tokenizer):
         part.save_pretrained(folder)
