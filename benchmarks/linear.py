@@ -96,8 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     vectors, codes = drawn_pictures(max(options.sizes), options)
     figures: list[Figure] = []
     for size in options.sizes:
-        figures += measure(rows_of(vectors[:size], codes[:size], options), vectors[:size], options)
-        print(table(figures[-len(figures) :]), flush=True)
+        new = measure(rows_of(vectors[:size], codes[:size], options), vectors[:size], options)
+        print(table(new), flush=True)
+        figures += new
         workload = {name: str(value) for name, value in vars(options).items()}
         write_report(options.json, {"workload": workload, "figures": [vars(figure) for figure in figures]})
 
