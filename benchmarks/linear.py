@@ -1,8 +1,9 @@
 """A generator without a decoder: how fast is the exact scan, beside the beams it replaces and beside faiss?
 
 The model is one without training (`voken index FOLDER`): the encoder `photos`, --levels codebooks of 256 entries, 100
-sequences per query. Its pictures are drawn: each is a mixture of the vectors of two captions, and noise. Codebooks are
-fitted on 12,288 of them; codes are the nearest entry at each level. Nothing here says how well photographs are found.
+sequences per query. Its pictures are drawn: each is a mixture of two rows of --vectors (pictures' vectors of this
+encoder; without it, the vectors of captions), and noise. Codebooks are fitted on these rows; codes are the nearest
+entry at each level. Nothing here says how well photographs are found.
 
   scan          the search of `voken.decoding.linear`
   beams         the same model with a step per level, as an engine of an older voken has: what a scan replaces
@@ -76,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print the tables, write JSON."""
     parser = option_parser(__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 54_000, 353_094])
+    parser.add_argument("--vectors", type=Path, help="a .npy file of unit vectors of the encoder photos")
     parser.add_argument("--levels", type=int, default=16)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--rounds", type=int, default=5)
@@ -94,8 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     vectors, codes = drawn_pictures(max(options.sizes), options)
     figures: list[Figure] = []
     for size in options.sizes:
-        figures += measure(rows_of(vectors[:size], codes[:size], options), vectors[:size], options)
-        print(table(figures[-len(figures) :]), flush=True)
+        new = measure(rows_of(vectors[:size], codes[:size], options), vectors[:size], options)
+        print(table(new), flush=True)
+        figures += new
         workload = {name: str(value) for name, value in vars(options).items()}
         write_report(options.json, {"workload": workload, "figures": [vars(figure) for figure in figures]})
 
@@ -129,18 +132,21 @@ def drawn_pictures(
     random = np.random.default_rng(0)
     settings = EncoderConfig(family="photos")
     encoder = frozen_encoder(settings)
-    captions = query_texts(CAPTIONS + max(options.batches))[max(options.batches) :]
-    seen = np.concatenate([encoder.encode_texts(captions[at : at + 64]) for at in range(0, CAPTIONS, 64)])
+    if options.vectors:
+        seen = np.load(options.vectors, allow_pickle=False)
+    else:
+        captions = query_texts(CAPTIONS + max(options.batches))[max(options.batches) :]
+        seen = np.concatenate([encoder.encode_texts(captions[at : at + 64]) for at in range(0, CAPTIONS, 64)])
     vectors = np.empty((count, encoder.dim), dtype=np.float32)
     for start in range(0, count, 1 << 14):
         part = vectors[start : start + (1 << 14)]
-        share = random.random((len(part), 1), dtype=np.float32)
-        one, other = seen[random.integers(0, CAPTIONS, (2, len(part)))]
+        share = random.random((len(part), 1), dtype=np.float32) ** 2
+        one, other = seen[random.integers(0, len(seen), (2, len(part)))]
         noise = random.standard_normal(part.shape, dtype=np.float32) * np.float32(NOISE * encoder.dim**-0.5)
-        part[:] = share * one + (1 - share) * other + noise
+        part[:] = (1 - share) * one + share * other + noise
         part /= np.linalg.norm(part, axis=1, keepdims=True)
     untrained.LEVELS = options.levels
-    model = untrained.untrained_model(encoder, settings, vectors)
+    model = untrained.untrained_model(encoder, settings, seen)
 
     class WithSteps(LiteGenerator):
         is_linear = False

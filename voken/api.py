@@ -93,11 +93,16 @@ __all__ = [
     "Skipped",
     "Subfolder",
     "Why",
+    "answer_encoder_question",
+    "answered_encoder",
+    "auto_encoder",
     "compile_model",
     "default_place",
     "draw_dataset",
+    "encoder_question",
     "fit",
     "info",
+    "is_collection",
     "model_card",
     "pull",
     "push",
@@ -335,10 +340,10 @@ class Collection:
         are counted, unless `remove_missing`. `model` is the folder of a trained model, or the model itself; then
         `model_folder` is the folder in which searches will find it. It may be left out for an existing collection.
         Without a model, a new collection gets one of its own, which is made from its pictures without training (see
-        `voken.collection.own_model`); `encoder` is then "photos", the built-in encoder and the default, or the hub name
-        or the folder of a CLIP or SigLIP model. `vectors` stores a vector per picture, for the best read-out; by
-        default they are stored. `replace` creates the collection again. `cache` is a folder of picture vectors: no
-        picture is encoded twice.
+        `voken.collection.own_model`); `encoder` is then "photos", the built-in encoder and the default, the hub name or
+        the folder of a CLIP or SigLIP model, or "auto", a small CLIP if the hub provides it and else "photos".
+        `vectors` stores a vector per picture, for the best read-out; by default they are stored. `replace` creates the
+        collection again. `cache` is a folder of picture vectors: no picture is encoded twice.
 
         Raises `EmptyDataError` if no picture can be used, `ArtifactError` if `path` holds something else or was made
         with another model, `ConfigError` if it holds the pictures of another folder or if `vectors` is not what it was
@@ -1101,6 +1106,52 @@ def compile_model(path: str | Path, precision: str = "float32") -> None:
     model = Model.load(Path(path))
     search = replace_fields(model.search, precision=precision)  # type: ignore[arg-type] # checked above
     replace_fields(model, search=search).save(Path(path), replace=True)
+
+
+@extra_errors()
+def auto_encoder(progress: Progress = no_progress) -> tuple[str, str]:
+    """The encoder that "auto" stands for, which is fetched now, and why it is the built-in one; "" if it is not."""
+    from voken.encoders.checkpoints import auto_encoder
+
+    choice = auto_encoder(progress)
+    return choice.name, choice.reason
+
+
+def is_collection(path: str | Path) -> bool:
+    """Whether something is saved in the folder `path`."""
+    return artifact.is_artifact(Path(path))
+
+
+def encoder_question() -> str:
+    """What to ask a user who named no encoder: whether a small CLIP may be downloaded.
+
+    It is "" if the user answered before (see `answered_encoder`), or if there is nothing to ask: without the extra
+    `train`, with CLIP in the hub's cache, or while the hub does not answer.
+    """
+    from voken.encoders import checkpoints
+
+    if checkpoints.answer() or find_spec("transformers") is None or find_spec("huggingface_hub") is None:
+        return ""
+    if checkpoints.cached(checkpoints.SMALL_CLIP) is not None or checkpoints.silence(checkpoints.SMALL_CLIP):
+        return ""
+    return (
+        f"CLIP understands more than the built-in encoder. Download {checkpoints.SMALL_CLIP} "
+        f"({checkpoints.SMALL_CLIP_SIZE}, once)?"
+    )
+
+
+def answer_encoder_question(yes: bool) -> None:
+    """Remember the answer, for this collection and all later ones."""
+    from voken.encoders import checkpoints
+
+    checkpoints.remember("auto" if yes else "photos")
+
+
+def answered_encoder() -> str:
+    """The encoder of a new collection if the user names none: "auto" if the answer was yes, else "photos"."""
+    from voken.encoders import checkpoints
+
+    return checkpoints.answer() or "photos"
 
 
 @extra_errors()

@@ -198,8 +198,9 @@ def index(
         typer.Option(
             "--encoder",
             metavar="NAME",
-            help="Without --model, what understands pictures and words: photos (built in, needs no network), or the "
-            "hub name or the folder of a CLIP or SigLIP model. (default: photos)",
+            help="Without --model, what understands pictures and words: photos (built in, needs no network), the hub "
+            "name or the folder of a CLIP or SigLIP model, or auto: a small CLIP if the hub provides it, else photos. "
+            "(default: photos; in a terminal you are asked once whether to download CLIP)",
             show_default=False,
         ),
     ] = None,
@@ -253,10 +254,12 @@ def index(
     Without a model one is made from the pictures in a moment. Nothing is trained then: it knows photographs of things,
     animals and places. A model that was trained on captions like your queries finds more (voken fit).
     """
-    from voken.api import Collection, IndexReport, default_place
+    from voken.api import Collection, IndexReport, default_place, is_collection
 
     place = out is None
     out = default_place(pictures) if out is None else out
+    if model is None and encoder in (None, "auto") and (replace or not is_collection(out)):
+        encoder = _new_encoder(encoder, ask=not as_json)
     options: dict[str, Any] = {"split": split, "images": images, "vectors": vectors, "replace": replace}
     options |= {"cache": cache_folder(cache), "threads": threads, "device": device}
     options |= {"exclude": exclude, "max_pixels": max_pixels, "remove_missing": remove_missing, "encoder": encoder}
@@ -273,6 +276,23 @@ def index(
         _print_update(out, update, as_json, verbose)
     if isinstance(first, IndexReport) and first.missing:
         raise typer.Exit(1)
+
+
+def _new_encoder(encoder: str | None, *, ask: bool) -> str:
+    """The encoder of a new collection: what the user named or answers, without `auto`."""
+    from voken import api
+
+    if encoder is None:
+        if ask and sys.stdin.isatty() and sys.stderr.isatty() and (question := api.encoder_question()):
+            api.answer_encoder_question(typer.confirm(question, default=False, err=True))
+        encoder = api.answered_encoder()
+    if encoder != "auto":
+        return encoder
+    with progress_bars() as progress:
+        encoder, reason = api.auto_encoder(progress)
+    if reason:
+        warn(f"{reason} The built-in encoder is used.")
+    return encoder
 
 
 @app.command(epilog="Example: voken add photos.voken new.jpg ~/more/*.png")

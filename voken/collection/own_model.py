@@ -62,13 +62,16 @@ def new_store(
     Encodes up to 2,048 of them, drawn at random, into `cache`. Raises `EmptyDataError` if none can be read, and what
     `voken.encoders.frozen.frozen_encoder` and `Store.create` raise.
     """
+    from voken.encoders.checkpoints import auto_encoder
     from voken.encoders.frozen import encoder_settings, frozen_encoder
     from voken.model.untrained import untrained_model
 
     random = np.random.default_rng(0)
     rows = np.sort(random.permutation(len(dataset.images))[:_FIRST_FIT])
     paths = [dataset.images[row].path for row in rows]
-    settings = encoder_settings(encoder)
+    if encoder == "auto":
+        encoder = auto_encoder(progress).name
+    settings = encoder_settings(encoder, progress)
     frozen = frozen_encoder(settings, device)
     with quick_encoder(frozen, device, threads) as quick:
         encoded = picture_vectors(quick, paths, cache=cache, max_pixels=max_pixels, workers=threads, progress=progress)

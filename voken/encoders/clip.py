@@ -69,7 +69,9 @@ class HubEncoder:
                     f"{checkpoint}: is a {model_type} model, not {family}. Set encoder.family to match it."
                 )
             model_class, image_class = _classes(family)
-            model = model_class.from_pretrained(checkpoint, local_files_only=local, dtype=torch.float32)
+            model = model_class.from_pretrained(
+                checkpoint, local_files_only=local, dtype=torch.float32, use_safetensors=True
+            )
             images = image_class.from_pretrained(checkpoint, local_files_only=local)
             texts = AutoTokenizer.from_pretrained(checkpoint, local_files_only=local, trust_remote_code=False)
         return cls(checkpoint, family, model.to(torch.device(device or "cpu")), images, texts)

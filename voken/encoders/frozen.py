@@ -5,28 +5,31 @@ from __future__ import annotations
 from pathlib import Path
 
 from voken.config import EncoderConfig
+from voken.encoders.checkpoints import UnconvertedError, fetched
 from voken.encoders.interface import Encoder
 from voken.errors import ConfigError
+from voken.progress import Progress, no_progress
 
 BUILT_IN = "photos"
 
 
-def encoder_settings(name: str) -> EncoderConfig:
+def encoder_settings(name: str, progress: Progress = no_progress) -> EncoderConfig:
     """The settings of an encoder: `photos` for the built-in one, else the hub name or the folder of a checkpoint.
 
-    Raises `ConfigError` for a checkpoint that is neither CLIP nor SigLIP, `ArtifactError` if there is none.
+    A checkpoint of the hub is fetched, if it is not in its cache. Raises `ConfigError` for a checkpoint that is neither
+    CLIP nor SigLIP, `ArtifactError` if there is none.
     """
     if name == BUILT_IN:
         return EncoderConfig(family="photos")
     if "/" not in name and not Path(name).is_dir():
         raise ConfigError(
-            f"--encoder {name}: there is no such encoder. Give photos, which is built in, or the hub name or folder "
-            "of a CLIP or SigLIP model, such as openai/clip-vit-base-patch32."
+            f"--encoder {name}: there is no such encoder. Give photos, which is built in, auto, or the hub name or "
+            "folder of a CLIP or SigLIP model, such as openai/clip-vit-base-patch32."
         )
     from voken.encoders.clip import Family, family_of
 
     families: dict[str, Family] = {"clip": "clip", "siglip": "siglip"}
-    family = family_of(name)
+    family = family_of(_source(name, progress))
     if family in families:
         return EncoderConfig(family=families[family], checkpoint=name)
     raise ConfigError(f"{name}: is a {family} model. Give a CLIP or SigLIP model, or photos.")
@@ -42,4 +45,17 @@ def frozen_encoder(settings: EncoderConfig, device: str | None = None) -> Encode
         raise ConfigError("encoder.family builtin must be trained: voken fit does that.")
     from voken.encoders.clip import HubEncoder
 
-    return HubEncoder.from_pretrained(settings.checkpoint, settings.family, device=device)
+    source = _source(settings.checkpoint, no_progress)
+    encoder = HubEncoder.from_pretrained(source, settings.family, device=device)
+    encoder.name = settings.checkpoint
+    return encoder
+
+
+def _source(checkpoint: str, progress: Progress) -> str:
+    """What transformers loads for a checkpoint: its folder, into which it is fetched if it is a hub name."""
+    if Path(checkpoint).is_dir():
+        return checkpoint
+    try:
+        return str(fetched(checkpoint, progress))
+    except UnconvertedError:  # transformers looks for converted weights beside the main branch
+        return checkpoint

@@ -213,13 +213,13 @@ def code_graph(tokenizer: ImageTokenizer) -> Graph:
     return graph
 
 
-def export_picture_encoder(encoder: HubEncoder, folder: Path) -> None:
+def export_picture_encoder(encoder: HubEncoder, folder: Path, *, precision: Precision = "float32") -> None:
     """Write what `voken.inference.pictures.PictureGraph` loads into `folder`, which is created if it is missing."""
     _check_onnx()
     folder = Path(folder)
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / PICTURES_HEADER, _write_picture_encoder(encoder, folder, "float32"))
+        write_json(folder / PICTURES_HEADER, _write_picture_encoder(encoder, folder, precision))
 
 
 def _perceptron(graph: Graph, rows: str, layers: nn.Module) -> str:
@@ -353,4 +353,7 @@ def _write_tokenizer(backend: Any, path: Path) -> None:
     """Write a tokenizer of the library `tokenizers`, without its limits."""
     content = json.loads(backend.to_str())
     content["truncation"] = content["padding"] = None
+    merges = content["model"].get("merges", [])
+    if merges and all(isinstance(pair, list) and not any(" " in part for part in pair) for pair in merges):
+        content["model"]["merges"] = [" ".join(pair) for pair in merges]  # read in two thirds of the time
     path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
