@@ -77,34 +77,33 @@ class Looks:
         firsts = list(range(len(pictures)))
         if len(pictures) < 2:
             return firsts
-        vectors = self._collection.vectors([picture.image_id for picture in pictures])
-        cosines = None if vectors is None else vectors @ vectors.T
-        hashes = [picture.content_hash for picture in pictures]
-        seconds = np.array(
-            [
-                datetime.fromisoformat(p.taken).timestamp() if p.is_dated else 1e6 * place
-                for place, p in enumerate(pictures)
-            ]
-        )
+        hashes = np.array([picture.content_hash or f"{place}" for place, picture in enumerate(pictures)])
+        equal = hashes[:, None] == hashes[None, :]
+        compared = self._worth_comparing(pictures) & ~equal
+        places = np.flatnonzero(compared.any(1)).tolist()
+        versions = {place: self._remembered(self._versions, pictures[place], self._version) for place in places}
+        places = [place for place in places if versions[place] is not None]
+        same = equal
+        if places:
+            pixels = np.stack([version for place in places if (version := versions[place]) is not None])
+            block = np.ix_(places, places)
+            same[block] |= compared[block] & look_the_same(pixels)
         for place in range(1, len(pictures)):
-            for other in range(place):
-                if firsts[other] != other:
-                    continue
-                if hashes[place] and hashes[place] == hashes[other]:
-                    firsts[place] = other
-                    break
-                near = cosines is None or cosines[place, other] >= _NEAR
-                if not near and abs(seconds[place] - seconds[other]) > _BURST_SECONDS:
-                    continue
-                if self._same(pictures[place], pictures[other]):
-                    firsts[place] = other
-                    break
+            earlier = [other for other in np.flatnonzero(same[place, :place]).tolist() if firsts[other] == other]
+            firsts[place] = earlier[0] if earlier else place
         return firsts
 
-    def _same(self, one: ListedPicture, other: ListedPicture) -> bool:
-        versions = [self._remembered(self._versions, picture, self._version) for picture in (one, other)]
-        first, second = versions
-        return first is not None and second is not None and look_the_same(first, second)
+    def _worth_comparing(self, pictures: Sequence[ListedPicture]) -> np.ndarray:
+        """Which pairs may look the same: bool (pictures, pictures)."""
+        seconds = np.array(
+            [
+                datetime.fromisoformat(picture.taken).timestamp() if picture.is_dated else -1e6 * (1 + place)
+                for place, picture in enumerate(pictures)
+            ]
+        )
+        worth: np.ndarray = np.abs(seconds[:, None] - seconds[None, :]) <= _BURST_SECONDS
+        vectors = self._collection.vectors([picture.image_id for picture in pictures])
+        return np.ones_like(worth) if vectors is None else worth | (vectors @ vectors.T >= _NEAR)
 
     def _remembered(
         self, values: dict[str, Value], picture: ListedPicture, read: Callable[[ListedPicture], Value]
@@ -138,12 +137,15 @@ def small_version(image: Image.Image) -> np.ndarray:
     return np.asarray(small, dtype=np.float32).reshape(-1, 3)
 
 
-def look_the_same(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two small versions are those of the same picture."""
-    colours = one.mean(0), other.mean(0)
-    difference = float(np.abs(colours[0] - colours[1]).max())
-    first, second = one - colours[0], other - colours[1]
-    deviations = first.std(), second.std()
-    if min(deviations) < _FLAT:
-        return max(deviations) < _FLAT and difference < _SAME_COLOUR
-    return difference < _LIKE_COLOUR and float((first * second).mean() / (deviations[0] * deviations[1])) >= _SAME
+def look_the_same(versions: np.ndarray) -> np.ndarray:
+    """Which pairs of small versions (pictures, pixels, 3) are of the same picture: bool (pictures, pictures)."""
+    colours = versions.mean(1)
+    difference = np.abs(colours[:, None] - colours[None, :]).max(2)
+    centred = (versions - colours[:, None]).reshape(len(versions), -1)
+    deviations = centred.std(1)
+    is_flat = deviations < _FLAT
+    correlations = (centred @ centred.T) / (centred.shape[1] * np.maximum(np.outer(deviations, deviations), 1e-9))
+    alike = ~is_flat[:, None] & ~is_flat[None, :] & (difference < _LIKE_COLOUR) & (correlations >= _SAME)
+    flat_alike = is_flat[:, None] & is_flat[None, :] & (difference < _SAME_COLOUR)
+    same: np.ndarray = alike | flat_alike
+    return same
