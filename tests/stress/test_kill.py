@@ -4,11 +4,15 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
+from io import BytesIO
 
 import pytest
 
 import kill
 import kill_points
+import kill_uploads
+from voken import Collection
 from voken.collection.store import Store
 
 
@@ -78,3 +82,36 @@ def test_kill_points_sees_what_is_lost_and_what_is_half(tmp_path):
     assert judged(1, 1)[1].half == 1
     (folder / "collection.sqlite3").write_bytes(b"nonsense" * 100)
     assert judged(1, 1)[1].not_opened == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked")
+def test_kill_uploads(tmp_path):
+    out = tmp_path / "out.json"
+    command = [sys.executable, kill_uploads.__file__, "--times", "3", "--json", str(out)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)  # what forks wants no other threads
+    assert result.returncode == 0, result.stdout + result.stderr
+    report = json.loads(out.read_text())
+    assert report["counts"]["kills"] >= 3
+    assert report["counts"]["pictures compared"] > 0
+
+
+def test_kill_uploads_sees_what_is_lost(tmp_path):
+    """Against a collection that lost an upload, and one whose upload has another content."""
+    state = kill_uploads.State(tmp_path)
+    state.root.mkdir()
+    state.write("a.png")
+    Collection.index(state.folder, state.root, kill_uploads.MODEL, threads=1)
+    collection = Collection.open(state.folder, model=kill_uploads.MODEL, load=False)
+    for number in (1 << 23, (1 << 23) + 1):
+        file = (f"{number}.png", BytesIO(kill_uploads.picture(number)))
+        collection.add_uploads([file], kill_uploads.MAX_PIXELS)
+    lines = [f"upload {1 << 23}", "made", f"upload {(1 << 23) + 1}", "made"]
+    assert kill_uploads.compare(state, lines, Counter()) == []
+    path = state.folder / kill_uploads.upload_id(1 << 23)
+    path.write_bytes(kill_uploads.picture(5))
+    assert any("only file has other content" in fault for fault in kill_uploads.compare(state, [], Counter()))
+    path.write_bytes(kill_uploads.picture(1 << 23))
+    collection.delete(kill_uploads.upload_id(1 << 23))
+    (fault,) = kill_uploads.compare(state, [], Counter())
+    assert f"[{1 << 23}] are missing" in fault
