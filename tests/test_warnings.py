@@ -17,6 +17,7 @@ import pytest
 
 from builders.drawings import COLOURS, SHAPES, TINY_SETTINGS, draw
 
+_LEFT_OUT = ("ORT_", "XDG_", "HF_", "TORCHINDUCTOR_")
 # one process for all, because torch takes seconds to import
 PROGRAM = """
 import gc, http.client, json, os, signal, socket, sys, threading, time
@@ -128,7 +129,7 @@ def test_the_main_paths_give_no_warning(tmp_path):
     settings = [part for setting in TINY_SETTINGS for part in ("--set", setting)]
     home = tmp_path / "home"
     home.mkdir()
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("ORT_", "XDG_", "HF_"))}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_LEFT_OUT)}
     environment |= {"HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": str(tmp_path / "temporary")}
     (tmp_path / "temporary").mkdir()
     result = subprocess.run(
@@ -145,5 +146,8 @@ def test_the_main_paths_give_no_warning(tmp_path):
     assert json.loads(result.stdout.splitlines()[-1]) == {"statuses": [200] * 9, "elsewhere": []}
     written = {path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file()}
     assert {Path(path).parts[:2] for path in written} <= {(".cache", "voken")}
-    assert list((tmp_path / "temporary").iterdir()) == []
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "cache", "data", "home", "m", "temporary"]
+    # torch makes an empty folder for its compiler, which is never used, with the first optimizer
+    left = [path.name for path in (tmp_path / "temporary").rglob("*") if not path.name.startswith("torchinductor_")]
+    assert left == []
+    beside = {path.name for path in tmp_path.iterdir()} - {"m.tensorboard"}  # written if TensorBoard is installed
+    assert beside == {"c", "cache", "data", "home", "m", "m.training.csv", "temporary"}

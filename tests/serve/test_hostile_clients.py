@@ -227,6 +227,7 @@ def test_a_picture_that_is_sent_again_keeps_its_hidden_fields(served, tmp_path):
         path = served.folder / image_id
         served.collection.add([path], ids=[image_id], metadata=[{"gps": "52.5", "title": "a.png"}])
         assert upload(client, ("b.png", as_file(noise(20)))).json()["updated"] == [image_id]
+    served.collection.searcher.refresh()  # by itself it looks only so often
     assert served.collection.metadata(image_id) == {"gps": "52.5", "title": "b.png"}
 
 
