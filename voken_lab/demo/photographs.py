@@ -7,9 +7,8 @@ that the server's page would suggest (see `voken.serve.examples`).
 from __future__ import annotations
 
 import shlex
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from voken.model.model import PictureSide
 from voken.progress import Progress, no_progress
 from voken.serve.examples import Examples
 from voken_lab.demo.page import DemoPage, QueryCard
-from voken_lab.demo.run import Demo, pair_sections
+from voken_lab.demo.run import Demo, pair_sections, timed_step
 from voken_lab.pages.page import HitCard, Picture, duration, write_page
 
 _HITS = 8
@@ -43,13 +42,7 @@ def run(
     `print_line` receives a line when a step ends. Raises `EmptyDataError` if no picture can be used.
     """
     steps: list[tuple[str, float]] = []
-
-    @contextmanager
-    def step(name: str) -> Iterator[None]:
-        begin = time.perf_counter()
-        yield
-        steps.append((name, time.perf_counter() - begin))
-        print_line(f"{name:<12}{steps[-1][1]:>6.0f} s")
+    step = partial(timed_step, steps, print_line)
 
     with artifact.storage_errors(out):
         cache = VectorCache(out / "vectors")

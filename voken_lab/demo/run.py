@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,15 @@ class Demo:
     """(name, seconds)."""
 
 
+@contextmanager
+def timed_step(steps: list[tuple[str, float]], print_line: Callable[[str], None], name: str) -> Iterator[None]:
+    """Time the block, append (name, seconds) to `steps` and print it."""
+    begin = time.perf_counter()
+    yield
+    steps.append((name, time.perf_counter() - begin))
+    print_line(f"{name:<12}{steps[-1][1]:>6.0f} s")
+
+
 def run(
     out: Path,
     *,
@@ -67,13 +77,7 @@ def run(
     out = Path(out)
     config = replace(preset("demo") if config is None else config, seed=seed)
     steps: list[tuple[str, float]] = []
-
-    @contextmanager
-    def step(name: str) -> Iterator[None]:
-        begin = time.perf_counter()
-        yield
-        steps.append((name, time.perf_counter() - begin))
-        print_line(f"{name:<12}{steps[-1][1]:>6.0f} s")
+    step = partial(timed_step, steps, print_line)
 
     with step("data"):
         dataset = (make_data or _emoji)(out / "data", seed, progress)
