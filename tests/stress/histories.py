@@ -698,7 +698,7 @@ class Watcher:
             finally:
                 os.write(reports, f"{marker}\n".encode())
 
-        Collection.index = reporting  # type: ignore[method-assign] # in this process alone
+        setattr(Collection, "index", reporting)  # noqa: B010 # in this process alone; mypy refuses the plain assignment
         for _ in Collection.watch(folder, root, root / "no model is read", threads=1):
             pass
 

@@ -255,7 +255,7 @@ def after(uploads: frozenset[int], line: str) -> frozenset[int]:
 
 def compare(state: State, lines: list[str], counts: Counter[str]) -> list[str]:
     """Compare the collection with what was reported, and bring it up to date. Returns the faults."""
-    faults = []
+    faults: list[str] = []
     flight = ""
     for line in lines:
         if line == "made":
