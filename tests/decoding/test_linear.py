@@ -50,6 +50,28 @@ def brute_force(table, trie, bias):
     return order, scores[order]
 
 
+SCANS = ["numpy"] if linear._scan is None else ["numpy", 1, 32, 64]
+
+
+@pytest.fixture(autouse=True, params=SCANS)
+def scan(request, monkeypatch):
+    """Each scan: by numpy, and by the compiled kernels that this processor has."""
+    if request.param == "numpy":
+        monkeypatch.setattr(linear, "_scan", None)
+        monkeypatch.setattr(linear, "_MOST_CODES", 1 << 16)
+        return
+    compiled, width = linear._scan, request.param
+    if width > compiled.processor_width():
+        pytest.skip(f"this processor has no vectors of {width} bytes")
+
+    class OneKernel:
+        @staticmethod
+        def candidates(codes, tables, count, slack):
+            return compiled.candidates(codes, tables, count, slack, width)
+
+    monkeypatch.setattr(linear, "_scan", OneKernel)
+
+
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """So that small tries have several blocks, and codes of several levels."""
@@ -77,6 +99,39 @@ def test_the_best_leaves_are_those_of_brute_force(trie, count, queries, grain):
         order, expected = brute_force(table[query], trie, None)
         assert leaves[query].tolist() == order[:count].tolist()
         assert scores[query].tolist() == expected[:count].astype(np.float32).tolist()
+
+
+@pytest.mark.parametrize(("size", "levels"), [(256, 6), (100, 5), (1000, 3), (16, 7)])
+@pytest.mark.parametrize("norm", [0.0, 0.5])
+@pytest.mark.parametrize("grain", [0.0, 0.5])
+def test_the_best_of_many_leaves_are_those_of_brute_force(size, levels, norm, grain):
+    rng = np.random.default_rng(size)
+    # more than two blocks of the compiled scan, and a rest; crowded, so that many scores are nearly equal
+    trie = VokenTrie.from_vokens(np.minimum(rng.geometric(6 / size, (17_000, levels)), size) - 1, size)
+    books = rng.normal(size=(levels, size, 4)).astype(np.float32) / 4
+    bias = NodeBias(norm, books) if norm else None
+    _, table = LinearNumpyModel(size, levels, grain=grain).prefill(TEXTS)
+    leaves, scores = best_leaves(table, trie, 40, bias)
+    for query in range(len(TEXTS)):
+        order, expected = brute_force(table[query], trie, bias)
+        np.testing.assert_allclose(scores[query], expected[:40], rtol=1e-5, atol=1e-4)
+        if bias is None:
+            assert leaves[query].tolist() == order[:40].tolist()
+
+
+def test_bytes_that_are_too_coarse_are_not_used():
+    """An entry far below all others would make a step of a byte larger than all differences that count."""
+    trie = VokenTrie.from_vokens(np.random.default_rng(0).integers(0, 9, (400, 4)), 9)
+    _, table = LinearNumpyModel(9, 4).prefill(TEXTS)
+    for lowest in (-np.inf, -1e9, np.float32(table.max())):
+        changed = table.copy()
+        changed[:, 0, 3] = lowest
+        leaves, _ = best_leaves(changed, trie, 6)
+        for query in range(len(TEXTS)):
+            order, _ = brute_force(np.maximum(changed[query], np.float32(-1e30)), trie, None)
+            assert leaves[query].tolist() == order[:6].tolist()
+    flat = np.full_like(table, -3.0)
+    assert best_leaves(flat, trie, 6)[0].tolist() == [list(range(6))] * len(TEXTS)
 
 
 @settings(max_examples=80, deadline=None)
@@ -226,11 +281,13 @@ def test_another_size_is_an_error():
         beam_search(LinearNumpyModel(4, 2), VokenTrie.from_vokens(np.array([[1, 2, 3]]), 4), ["x"], 3)
 
 
+@pytest.mark.parametrize("most", [1 << 8, 1 << 16])
 @pytest.mark.parametrize(("size", "levels", "rows"), [(256, 3, 40_000), (256, 4, 100), (1000, 3, 500), (2, 9, 300)])
-def test_codes_hold_the_sequences(size, levels, rows):
+def test_codes_hold_the_sequences(monkeypatch, size, levels, rows, most):
+    monkeypatch.setattr(linear, "_MOST_CODES", most)
     trie = VokenTrie.from_vokens(np.random.default_rng(1).integers(0, size, (rows, levels)), size)
     codes = LeafCodes.of(trie)
-    assert codes.levels_per_code == {(256, 40_000): 2, (2, 300): 8}.get((size, rows), 1)
+    assert codes.levels_per_code == {(256, 40_000): most >> 15 or 1, (2, 300): 8}.get((size, rows), 1)
     leaves = np.arange(trie.sequences)
     assert (codes.vokens(leaves) == trie.leaf_vokens(leaves)).all()
     assert LeafCodes.of(trie) is codes
