@@ -283,8 +283,8 @@ def _candidates_by_bytes(
 ) -> list[Int64[np.ndarray, " candidates"]] | None:
     """As `_candidates`, by the compiled scan. None if it is not there, or if bytes are too coarse for the table.
 
-    An entry is how far it is below the best one of its place, in steps, rounded down. So a leaf with a sum s is at least
-    s steps below the best score that any leaf could have, and less than s + places + 1 steps.
+    An entry is how far it is below the best one of its place, in steps, rounded down. So a leaf with a sum s is at
+    least s steps below the best score that any leaf could have, and less than s + places + 1 steps.
     """
     entries = 1 << max(8, (codes.codebook_size**codes.levels_per_code - 1).bit_length())
     places = len(codes.codes) + (bias is not None)
