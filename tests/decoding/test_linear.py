@@ -66,8 +66,8 @@ def scan(request, monkeypatch):
 
     class OneKernel:
         @staticmethod
-        def candidates(codes, tables, count, slack):
-            return compiled.candidates(codes, tables, count, slack, width)
+        def best_leaves(*arguments):
+            return compiled.best_leaves(*arguments, width)
 
     monkeypatch.setattr(linear, "_scan", OneKernel)
 
@@ -119,8 +119,7 @@ def test_the_best_of_many_leaves_are_those_of_brute_force(size, levels, norm, gr
             assert leaves[query].tolist() == order[:40].tolist()
 
 
-def test_bytes_that_are_too_coarse_are_not_used():
-    """An entry far below all others would make a step of a byte larger than all differences that count."""
+def test_an_entry_far_below_all_others_or_no_differences_at_all():
     trie = VokenTrie.from_vokens(np.random.default_rng(0).integers(0, 9, (400, 4)), 9)
     _, table = LinearNumpyModel(9, 4).prefill(TEXTS)
     for lowest in (-np.inf, -1e9, np.float32(table.max())):

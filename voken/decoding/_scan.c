@@ -1,31 +1,35 @@
-/* The leaves of a trie whose sums of table entries may be among the best: the inner loop of voken.decoding.linear.
+/* The leaves of a trie with the greatest sums of table entries: the inner loop of voken.decoding.linear.
 
-   Every leaf has a code per place, and every query a table of small numbers per place: what the leaf falls short of the
-   best entry there, rounded down. The sum of a leaf is a lower bound of its distance from the best possible score. A
-   scan keeps the leaves whose sum is at most `slack` above the count-th smallest sum so far, which never grows.
+   Every leaf has a code per place. A query has two tables: of numbers, whose sum is a leaf's score, and of bytes, which
+   say how many steps an entry is below the best one of its place, rounded down. So the sum of a leaf's bytes is a lower
+   bound of how far it is below the best possible score. It is computed for all leaves; the score only for those whose
+   bound does not exclude them from the `count` best of the leaves so far.
 
-   voken works without this file: where it is not compiled, linear.py computes the sums with numpy. */
+   voken works without this file: where it is not compiled, linear.py uses numpy. */
 
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
+#include <float.h>
+#include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define BLOCK 8192 /* leaves: their codes stay in the cache while all queries read them */
-#define MOST_ENTRY 127 /* two entries are added in a byte */
-#define MOST_PLACES 512 /* so that a sum fits into 16 bits */
+#define MOST_PLACES 257 /* so that a sum of bytes fits into 16 bits */
 
 typedef struct {
-    const uint8_t *tables; /* places × entries */
+    const uint8_t *bytes;  /* places × entries */
+    const double *numbers; /* places × entries, without the bias */
+    double top, step;      /* the best possible score, and what a step is */
     int32_t *leaves;       /* those that may be among the best */
-    uint16_t *sums;        /* their sums */
+    double *scores;        /* their scores */
     size_t length, space;
-    size_t *histogram; /* how many leaves have each sum, of those that were kept */
-    size_t least;      /* kept leaves whose sum is at most `worst` */
-    uint32_t worst;    /* the count-th smallest sum so far */
-    uint32_t limit;    /* leaves with a greater sum are dropped */
+    double *heap; /* the best scores so far, at most `count`; the least is the first */
+    size_t heap_length;
+    double least;   /* scores below it are not among the best: the least of the heap, less a rounding to float32 */
+    uint32_t limit; /* nor are leaves with a greater sum of bytes */
 } Query;
 
 typedef struct {
@@ -37,39 +41,80 @@ typedef struct {
     Query *queries;
     Py_ssize_t query_count;
     const Codes *codes;
-    Py_ssize_t places, leaves, entries; /* `entries` is a power of two */
+    Py_ssize_t places, number_places, leaves, entries; /* `entries` is a power of two */
+    const float *bias;                                 /* of each leaf, or NULL: its codes are the last place */
+    double greatest_bias;                              /* to be added to each */
     size_t count;
-    uint32_t slack, most_sum;
     uint16_t *sums; /* of a block */
     int out_of_memory;
 } Scan;
 
-static void keep(Scan *scan, Query *query, Py_ssize_t leaf, uint32_t sum)
+static inline Py_ssize_t code_of(const Scan *scan, Py_ssize_t place, Py_ssize_t leaf)
 {
+    const void *codes = scan->codes->codes[place];
+    Py_ssize_t code = scan->codes->bytes[place] == 1 ? ((const uint8_t *)codes)[leaf] : ((const uint16_t *)codes)[leaf];
+    return code & (scan->entries - 1); /* a code of a damaged file reads no memory of others */
+}
+
+static double score_of(const Scan *scan, const Query *query, Py_ssize_t leaf)
+{
+    double score = 0;
+    for (Py_ssize_t place = 0; place < scan->number_places; place++)
+        score += query->numbers[place * scan->entries + code_of(scan, place, leaf)];
+    return scan->bias == NULL ? score : score + (scan->bias[leaf] + scan->greatest_bias);
+}
+
+/* Put `score` in the place of the least, or into a new place at the end. */
+static void push(Scan *scan, Query *query, double score)
+{
+    double *heap = query->heap;
+    size_t place;
+    if (query->heap_length < scan->count) {
+        for (place = query->heap_length++; place && heap[(place - 1) / 2] > score; place = (place - 1) / 2)
+            heap[place] = heap[(place - 1) / 2];
+    } else {
+        size_t child;
+        for (place = 0; (child = 2 * place + 1) < scan->count; place = child) {
+            if (child + 1 < scan->count && heap[child + 1] < heap[child])
+                child++;
+            if (heap[child] >= score)
+                break;
+            heap[place] = heap[child];
+        }
+    }
+    heap[place] = score;
+    if (query->heap_length < scan->count)
+        return;
+    /* scores that are equal once they are rounded to float32 are equal */
+    query->least = heap[0] - fabs(heap[0]) * FLT_EPSILON - FLT_MIN;
+    double limit = (query->top - query->least) / query->step + 1; /* 1 for what rounding does to the sums */
+    query->limit = limit < UINT16_MAX ? (uint32_t)limit : UINT16_MAX;
+}
+
+/* A leaf whose sum of bytes does not exclude it. */
+static void keep(Scan *scan, Query *query, Py_ssize_t leaf)
+{
+    double score = score_of(scan, query, leaf);
+    if (score < query->least)
+        return;
     if (query->length == query->space) {
         size_t space = 2 * query->space;
         int32_t *leaves = realloc(query->leaves, space * sizeof *leaves);
         if (leaves != NULL)
             query->leaves = leaves;
-        uint16_t *sums = realloc(query->sums, space * sizeof *sums);
-        if (sums != NULL)
-            query->sums = sums;
-        if (leaves == NULL || sums == NULL) {
+        double *scores = realloc(query->scores, space * sizeof *scores);
+        if (scores != NULL)
+            query->scores = scores;
+        if (leaves == NULL || scores == NULL) {
             scan->out_of_memory = 1;
             return;
         }
         query->space = space;
     }
     query->leaves[query->length] = (int32_t)leaf;
-    query->sums[query->length++] = (uint16_t)sum;
-    query->histogram[sum]++;
-    if (sum > query->worst)
-        return;
-    query->least++;
-    while (query->least - query->histogram[query->worst] >= scan->count)
-        query->least -= query->histogram[query->worst--];
-    if (query->least >= scan->count && query->worst + scan->slack < query->limit)
-        query->limit = query->worst + scan->slack;
+    query->scores[query->length++] = score;
+    if (query->heap_length < scan->count || score > query->heap[0])
+        push(scan, query, score);
 }
 
 static void scan_block(Scan *scan, Query *query, Py_ssize_t start, Py_ssize_t end)
@@ -78,8 +123,8 @@ static void scan_block(Scan *scan, Query *query, Py_ssize_t start, Py_ssize_t en
     Py_ssize_t length = end - start;
     memset(sums, 0, length * sizeof *sums);
     for (Py_ssize_t place = 0; place < scan->places; place++) {
-        const uint8_t *table = query->tables + place * scan->entries;
-        const Py_ssize_t mask = scan->entries - 1; /* a code of a damaged file reads no memory of others */
+        const uint8_t *table = query->bytes + place * scan->entries;
+        const Py_ssize_t mask = scan->entries - 1;
         if (scan->codes->bytes[place] == 1) {
             const uint8_t *codes = (const uint8_t *)scan->codes->codes[place] + start;
             for (Py_ssize_t leaf = 0; leaf < length; leaf++)
@@ -92,7 +137,7 @@ static void scan_block(Scan *scan, Query *query, Py_ssize_t start, Py_ssize_t en
     }
     for (Py_ssize_t leaf = 0; leaf < length; leaf++)
         if (sums[leaf] <= query->limit)
-            keep(scan, query, start + leaf, sums[leaf]);
+            keep(scan, query, start + leaf);
 }
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -111,9 +156,9 @@ static void keep_lanes(Scan *scan, Query *query, Py_ssize_t first, uint32_t lane
     for (; lanes; lanes &= lanes - 1) {
         int lane = __builtin_ctz(lanes);
         if (even[lane] <= query->limit)
-            keep(scan, query, first + 2 * lane, even[lane]);
+            keep(scan, query, first + 2 * lane);
         if (odd[lane] <= query->limit)
-            keep(scan, query, first + 2 * lane + 1, odd[lane]);
+            keep(scan, query, first + 2 * lane + 1);
     }
 }
 
@@ -139,7 +184,7 @@ AVX2 static void scan_block_avx2(Scan *scan, Query *query, Py_ssize_t start, Py_
             both[at] = odd[at] = _mm256_setzero_si256();
         for (Py_ssize_t place = 0; place < scan->places; place++) {
             const uint8_t *codes = (const uint8_t *)scan->codes->codes[place] + first;
-            const uint8_t *entries = query->tables + place * 256;
+            const uint8_t *entries = query->bytes + place * 256;
             for (int at = 0; at < AT_ONCE; at++) {
                 __m256i part = look_up_avx2(entries, _mm256_loadu_si256((const __m256i *)(codes + 32 * at)));
                 both[at] = _mm256_add_epi16(both[at], part);
@@ -190,22 +235,13 @@ VBMI static void scan_block_vbmi(Scan *scan, Query *query, Py_ssize_t start, Py_
         __m512i both[AT_ONCE], odd[AT_ONCE];
         for (int at = 0; at < AT_ONCE; at++)
             both[at] = odd[at] = _mm512_setzero_si512();
-        for (Py_ssize_t place = 0; place < scan->places; place += 2) {
+        for (Py_ssize_t place = 0; place < scan->places; place++) {
             const uint8_t *codes = (const uint8_t *)scan->codes->codes[place] + first;
-            const uint8_t *entries = query->tables + place * 256;
-            Table table = read_table(entries);
-            __m512i pair[AT_ONCE];
-            for (int at = 0; at < AT_ONCE; at++)
-                pair[at] = look_up(&table, _mm512_loadu_si512(codes + 64 * at));
-            if (place + 1 < scan->places) {
-                codes = (const uint8_t *)scan->codes->codes[place + 1] + first;
-                table = read_table(entries + 256);
-                for (int at = 0; at < AT_ONCE; at++)
-                    pair[at] = _mm512_add_epi8(pair[at], look_up(&table, _mm512_loadu_si512(codes + 64 * at)));
-            }
+            Table table = read_table(query->bytes + place * 256);
             for (int at = 0; at < AT_ONCE; at++) {
-                both[at] = _mm512_add_epi16(both[at], pair[at]);
-                odd[at] = _mm512_add_epi16(odd[at], _mm512_srli_epi16(pair[at], 8));
+                __m512i part = look_up(&table, _mm512_loadu_si512(codes + 64 * at));
+                both[at] = _mm512_add_epi16(both[at], part);
+                odd[at] = _mm512_add_epi16(odd[at], _mm512_srli_epi16(part, 8));
             }
         }
         for (int at = 0; at < AT_ONCE; at++) {
@@ -254,7 +290,7 @@ static void run(Scan *scan, int width)
     }
 }
 
-static int prepare(Scan *scan, const uint8_t *tables)
+static int prepare(Scan *scan, const Py_buffer *bytes, const Py_buffer *numbers, const Py_buffer *scales)
 {
     scan->sums = malloc(BLOCK * sizeof *scan->sums);
     scan->queries = calloc(scan->query_count ? scan->query_count : 1, sizeof *scan->queries);
@@ -262,13 +298,17 @@ static int prepare(Scan *scan, const uint8_t *tables)
         return 0;
     for (Py_ssize_t place = 0; place < scan->query_count; place++) {
         Query *query = scan->queries + place;
-        query->tables = tables + place * scan->places * scan->entries;
+        query->bytes = (const uint8_t *)bytes->buf + place * scan->places * scan->entries;
+        query->numbers = (const double *)numbers->buf + place * scan->number_places * scan->entries;
+        query->top = ((const double *)scales->buf)[2 * place];
+        query->step = ((const double *)scales->buf)[2 * place + 1];
         query->space = 4 * scan->count + 64;
         query->leaves = malloc(query->space * sizeof *query->leaves);
-        query->sums = malloc(query->space * sizeof *query->sums);
-        query->histogram = calloc(scan->most_sum + 1, sizeof *query->histogram);
-        query->worst = query->limit = scan->most_sum;
-        if (query->leaves == NULL || query->sums == NULL || query->histogram == NULL)
+        query->scores = malloc(query->space * sizeof *query->scores);
+        query->heap = malloc(scan->count * sizeof *query->heap);
+        query->least = -INFINITY;
+        query->limit = UINT16_MAX;
+        if (query->leaves == NULL || query->scores == NULL || query->heap == NULL)
             return 0;
     }
     return 1;
@@ -278,108 +318,119 @@ static void release(Scan *scan)
 {
     for (Py_ssize_t place = 0; scan->queries != NULL && place < scan->query_count; place++) {
         free(scan->queries[place].leaves);
-        free(scan->queries[place].sums);
-        free(scan->queries[place].histogram);
+        free(scan->queries[place].scores);
+        free(scan->queries[place].heap);
     }
     free(scan->queries);
     free(scan->sums);
 }
 
-/* The kept leaves of a query, ascending, as the bytes of an array of int32. */
+/* The best leaves, ascending, and their scores, as the bytes of arrays of int32 and float64. */
 static PyObject *result_of(Query *query)
 {
     size_t length = 0;
     for (size_t place = 0; place < query->length; place++)
-        if (query->sums[place] <= query->limit)
-            query->leaves[length++] = query->leaves[place];
-    return PyBytes_FromStringAndSize((const char *)query->leaves, length * sizeof *query->leaves);
-}
-
-static int check_tables(const Py_buffer *tables, Py_ssize_t places, Py_ssize_t count, Py_ssize_t slack)
-{
-    if (tables->ndim != 3 || tables->itemsize != 1 || tables->shape[1] != places || places < 1 ||
-        places > MOST_PLACES || tables->shape[2] < 1 || (tables->shape[2] & (tables->shape[2] - 1)) || count < 1 ||
-        slack < 0 || slack > UINT16_MAX) {
-        PyErr_SetString(PyExc_ValueError, "tables are bytes (queries, places, entries); entries is a power of two");
-        return 0;
-    }
-    const uint8_t *entries = tables->buf;
-    for (Py_ssize_t place = 0; place < tables->len; place++)
-        if (entries[place] > MOST_ENTRY) {
-            PyErr_SetString(PyExc_ValueError, "an entry of a table is greater than 127");
-            return 0;
+        if (query->scores[place] >= query->least) {
+            query->leaves[length] = query->leaves[place];
+            query->scores[length++] = query->scores[place];
         }
-    return 1;
+    return Py_BuildValue("(y#y#)", (const char *)query->leaves, (Py_ssize_t)(length * sizeof *query->leaves),
+                         (const char *)query->scores, (Py_ssize_t)(length * sizeof *query->scores));
 }
 
-static PyObject *scan_tables(const Codes *codes, Py_ssize_t leaves, const Py_buffer *tables, Py_ssize_t count,
-                             Py_ssize_t slack, int width)
+static PyObject *run_and_free(Scan *scan, int prepared, int width)
 {
-    Scan scan = {
-        .query_count = tables->shape[0],
-        .codes = codes,
-        .places = tables->shape[1],
-        .leaves = leaves,
-        .entries = tables->shape[2],
-        .count = (size_t)count,
-        .slack = (uint32_t)slack,
-        .most_sum = (uint32_t)(tables->shape[1] * MOST_ENTRY),
-    };
-    for (Py_ssize_t place = 0; place < scan.places; place++)
-        width = codes->bytes[place] == 1 && scan.entries == 256 ? width : 1;
-    if (prepare(&scan, tables->buf)) {
+    if (prepared) {
         Py_BEGIN_ALLOW_THREADS
-        run(&scan, width);
+        run(scan, width);
         Py_END_ALLOW_THREADS
-    } else {
-        scan.out_of_memory = 1;
     }
-    PyObject *results = scan.out_of_memory ? PyErr_NoMemory() : PyList_New(scan.query_count);
-    for (Py_ssize_t place = 0; results != NULL && place < scan.query_count; place++) {
-        PyObject *kept = result_of(scan.queries + place);
-        if (kept == NULL || PyList_SetItem(results, place, kept) < 0)
+    PyObject *results = !prepared || scan->out_of_memory ? PyErr_NoMemory() : PyList_New(scan->query_count);
+    for (Py_ssize_t place = 0; results != NULL && place < scan->query_count; place++) {
+        PyObject *result = result_of(scan->queries + place);
+        if (result == NULL || PyList_SetItem(results, place, result) < 0)
             Py_CLEAR(results);
     }
-    release(&scan);
+    release(scan);
     return results;
 }
 
-static PyObject *candidates(PyObject *module, PyObject *arguments)
+static int shaped(const Py_buffer *array, int itemsize, int dimensions, Py_ssize_t first, Py_ssize_t second,
+                  Py_ssize_t third)
 {
-    PyObject *columns, *table_array, *results = NULL;
-    Py_ssize_t count, slack;
-    int width = processor_width();
-    if (!PyArg_ParseTuple(arguments, "O!Onn|i", &PyTuple_Type, &columns, &table_array, &count, &slack, &width))
-        return NULL;
-    if (width > processor_width() || (width != 1 && width != 32 && width != 64)) {
-        PyErr_Format(PyExc_ValueError, "this processor has no kernel for vectors of %d bytes", width);
-        return NULL;
-    }
-    Py_buffer tables, buffers[MOST_PLACES];
-    if (PyObject_GetBuffer(table_array, &tables, PyBUF_C_CONTIGUOUS) < 0)
-        return NULL;
+    const Py_ssize_t shape[3] = {first, second, third};
+    if (array->itemsize != itemsize || array->ndim != dimensions)
+        return 0;
+    for (int place = 0; place < dimensions; place++)
+        if (array->shape[place] != shape[place])
+            return 0;
+    return 1;
+}
+
+enum { BYTES, NUMBERS, SCALES, BIAS, CODES };
+
+/* Check the arrays, and scan them. `arrays` holds the places' codes from CODES on. */
+static PyObject *scan_arrays(const Py_buffer *arrays, Py_ssize_t places, int has_bias, double greatest_bias,
+                             Py_ssize_t count, int width)
+{
+    const Py_buffer *bytes = arrays + BYTES;
+    Py_ssize_t queries = bytes->ndim == 3 ? bytes->shape[0] : 0, entries = bytes->ndim == 3 ? bytes->shape[2] : 0;
+    Py_ssize_t leaves = arrays[CODES].ndim == 1 ? arrays[CODES].shape[0] : 0;
+    int valid = shaped(bytes, 1, 3, queries, places, entries) && entries > 0 && !(entries & (entries - 1)) &&
+                shaped(arrays + NUMBERS, 8, 3, queries, places - has_bias, entries) &&
+                shaped(arrays + SCALES, 8, 2, queries, 2, 0) && (!has_bias || shaped(arrays + BIAS, 4, 1, leaves, 0, 0)) &&
+                leaves <= INT32_MAX && count > 0 && count <= INT32_MAX;
     Codes codes;
-    Py_ssize_t places = PyTuple_Size(columns), place = 0;
-    if (check_tables(&tables, places, count, slack)) {
-        for (; place < places; place++) {
-            Py_buffer *buffer = buffers + place;
-            if (PyObject_GetBuffer(PyTuple_GetItem(columns, place), buffer, PyBUF_C_CONTIGUOUS) < 0)
-                break;
-            codes.codes[place] = buffer->buf;
-            codes.bytes[place] = (int)buffer->itemsize;
-            if (buffer->ndim != 1 || buffer->shape[0] != buffers[0].shape[0] || buffer->shape[0] > INT32_MAX ||
-                (buffer->itemsize != 1 && buffer->itemsize != 2)) {
-                PyErr_SetString(PyExc_ValueError, "codes are arrays of 8 or 16 bits, one per place, of one length");
-                place++;
-                break;
-            }
-        }
-        if (!PyErr_Occurred())
-            results = scan_tables(&codes, buffers[0].shape[0], &tables, count, slack, width);
-        while (place)
-            PyBuffer_Release(buffers + --place);
+    for (Py_ssize_t place = 0; place < places; place++) {
+        const Py_buffer *column = arrays + CODES + place;
+        codes.codes[place] = column->buf;
+        codes.bytes[place] = (int)column->itemsize;
+        valid = valid && (shaped(column, 1, 1, leaves, 0, 0) || shaped(column, 2, 1, leaves, 0, 0));
+        width = column->itemsize == 1 && entries == 256 ? width : 1;
     }
-    PyBuffer_Release(&tables);
+    if (!valid) {
+        PyErr_SetString(PyExc_ValueError, "the arrays do not have the shapes and types that _scan.pyi says");
+        return NULL;
+    }
+    Scan scan = {
+        .query_count = queries,
+        .codes = &codes,
+        .places = places,
+        .number_places = places - has_bias,
+        .leaves = leaves,
+        .entries = entries,
+        .bias = has_bias ? arrays[BIAS].buf : NULL,
+        .greatest_bias = greatest_bias,
+        .count = (size_t)count,
+    };
+    return run_and_free(&scan, prepare(&scan, bytes, arrays + NUMBERS, arrays + SCALES), width);
+}
+
+static PyObject *best_leaves(PyObject *module, PyObject *arguments)
+{
+    PyObject *columns, *others[CODES], *results = NULL;
+    Py_ssize_t count;
+    double greatest_bias;
+    int width = processor_width();
+    if (!PyArg_ParseTuple(arguments, "O!OOOOdn|i", &PyTuple_Type, &columns, &others[BYTES], &others[NUMBERS],
+                          &others[SCALES], &others[BIAS], &greatest_bias, &count, &width))
+        return NULL;
+    if (width > processor_width() || (width != 1 && width != 32 && width != 64))
+        return PyErr_Format(PyExc_ValueError, "this processor has no kernel for vectors of %d bytes", width);
+    Py_ssize_t places = PyTuple_Size(columns);
+    if (places < 1 || places > MOST_PLACES)
+        return PyErr_Format(PyExc_ValueError, "codes for %zd places; 1 to %d are possible", places, MOST_PLACES);
+    Py_buffer arrays[CODES + MOST_PLACES] = {{0}};
+    int read = 1, has_bias = others[BIAS] != Py_None;
+    for (Py_ssize_t place = 0; read && place < CODES + places; place++)
+        if (place != BIAS || has_bias) {
+            PyObject *array = place < CODES ? others[place] : PyTuple_GetItem(columns, place - CODES);
+            read = PyObject_GetBuffer(array, arrays + place, PyBUF_C_CONTIGUOUS) == 0;
+        }
+    if (read)
+        results = scan_arrays(arrays, places, has_bias, greatest_bias, count, width);
+    for (Py_ssize_t place = 0; place < CODES + places; place++)
+        PyBuffer_Release(arrays + place); /* does nothing for one that was not read */
     return results;
 }
 
@@ -389,9 +440,8 @@ static PyObject *processor_width_of(PyObject *module, PyObject *nothing)
 }
 
 static PyMethodDef methods[] = {
-    {"candidates", candidates, METH_VARARGS,
-     "candidates(codes, tables, count, slack, width) -> list of bytes; see _scan.pyi"},
-    {"processor_width", processor_width_of, METH_NOARGS, "processor_width() -> int; see _scan.pyi"},
+    {"best_leaves", best_leaves, METH_VARARGS, "see _scan.pyi"},
+    {"processor_width", processor_width_of, METH_NOARGS, "see _scan.pyi"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -8,14 +8,13 @@ A scan computes the sum for every leaf, with one lookup per code. A code stands 
 small, for a few levels at once. A bound on the levels that are left (the sum of their maxima) would exclude nearly
 nothing: with codebooks of residual k-means, 80 to 99 of 100 leaves are still possible after half of sixteen levels.
 
-A scan finds the leaves that may be among the best; these are then scored in float64. So the result is exact, ties
+A scan excludes the leaves that cannot be among the best; the others are scored in float64. So the result is exact, ties
 included, up to the last rounding to float32. There are two scans:
 
-- `_scan.c`, where it is compiled: entries become bytes, rounded so that a sum of bytes is a lower bound, and one
+- `_scan.c`, where it is compiled. Entries become bytes, rounded so that a sum of bytes is a bound of a score, and one
   instruction looks up 64 codes (as in faiss's fast scan; André et al., VLDB 2015, "Cache locality is not enough").
-- numpy, where it is not, or if the entries differ too much for bytes: sums in float32, of numbers below 0, so that
-  their relative error is bounded. Up to four queries share a scan, because numpy copies four adjacent float32 as fast
-  as it copies two.
+- numpy, where it is not. It sums in float32, numbers below 0, so that their relative error is bounded. Up to four
+  queries share a scan, because numpy copies four adjacent float32 as fast as it copies two.
 
 This module knows neither text nor pictures.
 """
@@ -35,7 +34,7 @@ from voken.decoding.merged_trie import inserted_leaves, merged_leaf_values
 from voken.decoding.node_bias import NodeBias, sequence_prior, squared_lengths
 from voken.decoding.trie import VokenTrie
 from voken.errors import VokenError
-from voken.shapes import Float32, Int64, Integer, UInt, UInt8
+from voken.shapes import Float32, Int, Int64, Integer, UInt, UInt8
 
 try:
     from voken.decoding import _scan
@@ -47,16 +46,16 @@ MOST_LEAVES = 1 << 21
 MOST_LEAVES_ONCE = 1 << 14
 """The same for a process that answers a single query: preparing the leaves must not take longer than the search."""
 _QUERIES_AT_ONCE = 4
-_TABLES_AT_ONCE = 64
-"""Queries whose tables of bytes are held at once."""
 _LEAVES_AT_ONCE = 1 << 16
 """Leaves that are summed at once, so that lookups of a code stay in the processor's cache."""
 _MOST_CODES = 1 << 16 if _scan is None else 1 << 8
 """Largest table of a code that stands for more than one level: 256 KB of float32 per query, or what a byte holds."""
-_MOST_ENTRY = 127
-"""The largest entry of a table of bytes: two are added in a byte."""
-_MOST_PLACES, _MOST_ENTRIES = 512, 1 << 16
-"""The largest tables that `_scan` reads."""
+_MOST_STEPS = 255
+"""What a byte holds."""
+_MOST_CODE = (1 << 16) - 1
+"""The greatest code that `_scan` reads."""
+_ENTRIES_AT_ONCE = 1 << 22
+"""Entries of all queries' tables that are held at once: 32 MB of float64."""
 _GROUPED = 16
 """Leaves per group; only the best of a group is compared at first."""
 _VECTORS_AT_ONCE = 1 << 12
@@ -254,71 +253,72 @@ def best_leaves(
     leaf_bias = None if bias is None else LeafBias.of(bias, trie)
     leaves = np.empty((len(table), count), dtype=np.int64)
     scores = np.empty((len(table), count), dtype=np.float32)
-    for place, candidates in enumerate(_candidates(table, codes, count, leaf_bias)):
-        exact = _scores(table[place], codes, candidates, leaf_bias)
-        best = np.argsort(-exact, kind="stable")[:count]
-        leaves[place], scores[place] = candidates[best], exact[best]
+    entries = 1 << max(8, (codes.codebook_size**codes.levels_per_code - 1).bit_length())
+    compiled = _scan is not None and entries - 1 <= _MOST_CODE and codes.leaves > count
+    at_once = max(1, _ENTRIES_AT_ONCE // (entries * len(codes.codes))) if compiled else _QUERIES_AT_ONCE
+    for first in range(0, len(table), at_once):
+        some = table[first : first + at_once]
+        if compiled:
+            candidates = _compiled_scan(some, codes, entries, count, leaf_bias)
+        else:
+            candidates = _numpy_scan(some, codes, count, leaf_bias)
+        for place, (of_query, exact) in enumerate(candidates, start=first):
+            best = np.argsort(-exact, kind="stable")[:count]
+            leaves[place], scores[place] = of_query[best], exact[best]
     return leaves, scores
+
+
+Candidates = Iterator[tuple[Int[np.ndarray, " candidates"], Float32[np.ndarray, " candidates"]]]
+"""For each query: leaves, ascending, that are certain to hold the best, and their scores."""
+
+
+def _compiled_scan(
+    table: Float32[np.ndarray, "queries M N"], codes: LeafCodes, entries: int, count: int, bias: LeafBias | None
+) -> Candidates:
+    """The `count` best leaves, and those that are equal to the last. `entries` is a power of two."""
+    assert _scan is not None
+    numbers = np.zeros((len(table), len(codes.codes), entries))
+    if codes.levels_per_code == 1:
+        numbers[:, :, : table.shape[2]] = table
+    else:
+        for place, sums in enumerate(codes.tables(np.moveaxis(table.astype(np.float64), 0, 2))):
+            numbers[:, place, : len(sums)] = sums.T
+    highest = table.max(axis=2).astype(np.float64)
+    parts = [highest[:, at : at + codes.levels_per_code] for at in range(0, codes.levels, codes.levels_per_code)]
+    below = np.stack([part.sum(axis=1) for part in parts], axis=1)[:, :, None] - numbers
+    least = 0.0 if bias is None else -bias.least
+    # half of what is there: an entry that is further below the best rarely belongs to a leaf that is among the best
+    widest = np.maximum(np.where(below < -IMPOSSIBLE / 2, below, 0).max(axis=(1, 2)) / 2, least)
+    step = np.maximum(widest / _MOST_STEPS, 1e-30)
+    steps = np.zeros((len(table), len(codes.codes) + (bias is not None), entries), dtype=np.uint8)
+    steps[:, : len(codes.codes)] = np.clip(below / step[:, None, None], 0, _MOST_STEPS)  # padding is below 0
+    columns = codes.codes
+    if bias is not None:
+        # a hair less, because the codes were rounded too
+        edges = np.arange(256) * (least / 255 * (1 - 1e-5))
+        steps[:, -1, :256] = edges / step[:, None]
+        columns = (*columns, bias.codes)
+    greatest = 0.0 if bias is None else bias.greatest
+    scales = np.stack([highest.sum(axis=1) + greatest, step], axis=1)
+    below_greatest = None if bias is None else bias.below
+    for leaves, scores in _scan.best_leaves(columns, steps, numbers, scales, below_greatest, greatest, count):
+        yield np.frombuffer(leaves, dtype=np.int32), np.frombuffer(scores).astype(np.float32)
+
+
+def _numpy_scan(
+    table: Float32[np.ndarray, "queries M N"], codes: LeafCodes, count: int, bias: LeafBias | None
+) -> Candidates:
+    """The same by numpy, for at most `_QUERIES_AT_ONCE` queries, with more leaves that are not among the best."""
+    for row, candidates in zip(table, _candidates(table, codes, count, bias), strict=True):
+        yield candidates, _scores(row, codes, candidates, bias)
 
 
 def _candidates(
     table: Float32[np.ndarray, "queries M N"], codes: LeafCodes, count: int, bias: LeafBias | None
-) -> Iterator[Int64[np.ndarray, " candidates"]]:
+) -> list[Int64[np.ndarray, " candidates"]]:
     """For each query: leaves, ascending, that are certain to hold the `count` best."""
     if codes.leaves <= _GROUPED * count:
-        yield from [np.arange(codes.leaves)] * len(table)
-        return
-    for first in range(0, len(table), _TABLES_AT_ONCE):
-        some = table[first : first + _TABLES_AT_ONCE]
-        candidates = _candidates_by_bytes(some, codes, count, bias)
-        if candidates is not None:
-            yield from candidates
-            continue
-        for start in range(0, len(some), _QUERIES_AT_ONCE):
-            yield from _candidates_by_floats(some[start : start + _QUERIES_AT_ONCE], codes, count, bias)
-
-
-def _candidates_by_bytes(
-    table: Float32[np.ndarray, "queries M N"], codes: LeafCodes, count: int, bias: LeafBias | None
-) -> list[Int64[np.ndarray, " candidates"]] | None:
-    """As `_candidates`, by the compiled scan. None if it is not there, or if bytes are too coarse for the table.
-
-    An entry is how far it is below the best one of its place, in steps, rounded down. So a leaf with a sum s is at
-    least s steps below the best score that any leaf could have, and less than s + places + 1 steps.
-    """
-    entries = 1 << max(8, (codes.codebook_size**codes.levels_per_code - 1).bit_length())
-    places = len(codes.codes) + (bias is not None)
-    if _scan is None or entries > _MOST_ENTRIES or places > _MOST_PLACES:
-        return None
-    highest = table.max(axis=2, keepdims=True)
-    below = highest - table
-    if codes.levels_per_code > 1:
-        parts = [np.pad(part, ((0, entries - len(part)), (0, 0))) for part in codes.tables(np.moveaxis(below, 0, 2))]
-        below = np.moveaxis(np.stack(parts), 2, 0)
-    least = 0.0 if bias is None else -bias.least
-    step = np.maximum(below.max(axis=(1, 2)), np.float32(least)) * np.float32(1 / _MOST_ENTRY)
-    offset = np.abs(highest.sum(axis=(1, 2), dtype=np.float64)) + (0.0 if bias is None else abs(bias.greatest))
-    # scores that differ by less than a rounding are equal in the end, and must be less than a step apart
-    largest = (offset + places * _MOST_ENTRY * step).astype(np.float32)
-    if not (np.isfinite(largest) & (step > 16 * np.spacing(largest))).all():
-        return None
-    tables = np.zeros((len(table), places, entries), dtype=np.uint8)
-    steps = below / step[:, None, None]
-    np.minimum(steps, _MOST_ENTRY, out=steps)
-    tables[:, : len(codes.codes), : steps.shape[2]] = steps
-    columns = codes.codes
-    if bias is not None:
-        # a hair less, because the codes were rounded too
-        edges = np.arange(256, dtype=np.float32) * np.float32(least / 255 * (1 - 1e-5))
-        tables[:, -1, :256] = edges / step[:, None]
-        columns = (*columns, bias.codes)
-    return [np.frombuffer(leaves, dtype=np.int32) for leaves in _scan.candidates(columns, tables, count, places + 2)]
-
-
-def _candidates_by_floats(
-    table: Float32[np.ndarray, "queries M N"], codes: LeafCodes, count: int, bias: LeafBias | None
-) -> list[Int64[np.ndarray, " candidates"]]:
-    """As `_candidates`, by numpy, for at most `_QUERIES_AT_ONCE` queries."""
+        return [np.arange(codes.leaves)] * len(table)
     highest = table.max(axis=2, keepdims=True)
     lanes = 1 << (len(table) - 1).bit_length()  # numpy copies 4, 8 or 16 bytes at once faster than 12
     below = np.zeros((*table.shape[1:], lanes), dtype=np.float32)
