@@ -191,6 +191,7 @@ def rows_of(pictures: Pictures, options: argparse.Namespace) -> list[Row]:
     """All rows over these pictures."""
     import faiss
 
+    library: Any = faiss  # whose stubs lack the parameters of a search
     engine = Engine.load(options.work / "scan", threads=1)
     trie = VokenTrie.from_vokens(pictures.codes, ENTRIES)
     size = trie.nbytes / trie.images
@@ -209,7 +210,7 @@ def rows_of(pictures: Pictures, options: argparse.Namespace) -> list[Row]:
             rows.append(Row(name, float(each * dim), read, faiss_find(index, None)))
     if "HNSW" in options.opponents:
         index = saved_index("HNSW32,Flat", vectors, options)
-        parameters: Any = faiss.SearchParametersHNSW  # type: ignore[attr-defined]
+        parameters = library.SearchParametersHNSW
         rows += [Row(f"HNSW {ef}", 4.0 * dim + 32 * 8, read, faiss_find(index, parameters(efSearch=ef))) for ef in EF]
     bytes_of_codes = float(options.levels)
     fast = f"PQ{2 * options.levels}x4fs"
@@ -222,15 +223,13 @@ def rows_of(pictures: Pictures, options: argparse.Namespace) -> list[Row]:
         lists = f"IVF{max(1, int(4 * len(vectors) ** 0.5))}"
         for name, key in (("IVF-PQ", f"{lists},{fast}"), ("IVF-OPQ", f"{rotation},{lists},{fast}")):
             index = saved_index(key, vectors, options)
-            ordered = faiss.IndexRefine(index, saved_index("SQfp16", vectors, options))
+            ordered = library.IndexRefine(index, saved_index("SQfp16", vectors, options))
             for probes in PROBES:
-                few: Any = faiss.SearchParametersIVF(nprobe=probes)
+                few = library.SearchParametersIVF(nprobe=probes)
                 if name == "IVF-OPQ":
-                    few = faiss.SearchParametersPreTransform(index_params=few)  # type: ignore[attr-defined]
+                    few = library.SearchParametersPreTransform(index_params=few)
                 rows.append(Row(f"{name} {probes}", bytes_of_codes + 8, read, faiss_find(index, few)))
-                refine: Any = faiss.IndexRefineSearchParameters(  # type: ignore[attr-defined]
-                    k_factor=COMPARED[0] / K, base_index_params=few
-                )
+                refine = library.IndexRefineSearchParameters(k_factor=COMPARED[0] / K, base_index_params=few)
                 rows.append(
                     Row(
                         f"{name} {probes} + {COMPARED[0]}",

@@ -268,14 +268,13 @@ def best_leaves(
     return leaves, scores
 
 
-Candidates = Iterator[tuple[Int[np.ndarray, " candidates"], Float32[np.ndarray, " candidates"]]]
-"""For each query: leaves, ascending, that are certain to hold the best, and their scores."""
-
-
 def _compiled_scan(
     table: Float32[np.ndarray, "queries M N"], codes: LeafCodes, entries: int, count: int, bias: LeafBias | None
-) -> Candidates:
-    """The `count` best leaves, and those that are equal to the last. `entries` is a power of two."""
+) -> Iterator[tuple[Int[np.ndarray, " candidates"], Float32[np.ndarray, " candidates"]]]:
+    """For each query: the `count` best leaves, those that are equal to the last too, and their scores.
+
+    The leaves are ascending. `entries` is a power of two, not less than the number of codes.
+    """
     assert _scan is not None
     numbers = np.zeros((len(table), len(codes.codes), entries))
     if codes.levels_per_code == 1:
@@ -307,7 +306,7 @@ def _compiled_scan(
 
 def _numpy_scan(
     table: Float32[np.ndarray, "queries M N"], codes: LeafCodes, count: int, bias: LeafBias | None
-) -> Candidates:
+) -> Iterator[tuple[Int[np.ndarray, " candidates"], Float32[np.ndarray, " candidates"]]]:
     """The same by numpy, for at most `_QUERIES_AT_ONCE` queries, with more leaves that are not among the best."""
     for row, candidates in zip(table, _candidates(table, codes, count, bias), strict=True):
         yield candidates, _scores(row, codes, candidates, bias)
