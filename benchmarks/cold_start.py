@@ -1,9 +1,10 @@
 """How long does one search take from the shell, everything included, beside another image-search command line?
 
 Every run is a new process, timed from its start to its end. Rows are interleaved; the table shows medians over rounds.
-The first round is discarded, so that files are in the page cache: the process is cold, the disk is not. CPU time (user
-+ system) and peak memory come from the kernel (wait4). On a shared machine the CPU time is more reliable. The floor is
-the time that Python takes to start and to import what every search without torch needs.
+The first round is discarded, so that files are in the page cache, and the bytecode of modules on the disk, as after an
+installation: the process is cold, the disk is not. CPU time (user + system) and peak memory come from the kernel
+(wait4). On a shared machine the CPU time is more reliable. The floor is the time that Python takes to start and to
+import what every search without torch needs.
 
     python benchmarks/cold_start.py COLLECTION --peer rclip='COMMAND' --json out.json
 
@@ -109,7 +110,9 @@ def time_command(command: list[str]) -> Run:
     """Run `command` to its end. A command that fails ends the benchmark, with its output."""
     with tempfile.TemporaryFile() as output:
         begin = time.perf_counter()
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=_environment()
+        )
         _, status, used = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - begin
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -117,6 +120,11 @@ def time_command(command: list[str]) -> Run:
             output.seek(0)
             raise SystemExit(f"{shlex.join(command)} failed:\n{output.read().decode(errors='replace')}")
     return Run(seconds, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
+
+
+def _environment() -> dict[str, str]:
+    """That of this process, but Python may keep bytecode: pip compiles what it installs, a checkout is compiled here."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def table(rounds: dict[str, list[Run]], peers: list[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import socket
+import platform
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +33,7 @@ def index_lock(collection: Path) -> Iterator[None]:
             connection.execute("CREATE TABLE IF NOT EXISTS holder (process INTEGER, host TEXT, since TEXT)")
             connection.execute("DELETE FROM holder")
             now = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
-            connection.execute("INSERT INTO holder VALUES (?, ?, ?)", (os.getpid(), socket.gethostname(), now))
+            connection.execute("INSERT INTO holder VALUES (?, ?, ?)", (os.getpid(), platform.node(), now))
             connection.execute("COMMIT")
             connection.execute("BEGIN IMMEDIATE")  # others may read who it is
         except sqlite3.OperationalError as error:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterable
-from html import escape
 from typing import Any
 
 from voken.search.hit import Hit
@@ -56,4 +55,6 @@ class HitList(list[Hit]):
 
 def _text(text: str) -> str:
     """Escaped, with "?" for the parts of file names that are no characters."""
+    from html import escape  # only notebooks need it
+
     return escape(text.encode("utf-8", "replace").decode())
