@@ -123,7 +123,7 @@ def time_command(command: list[str]) -> Run:
 
 
 def _environment() -> dict[str, str]:
-    """That of this process, but Python may keep bytecode: pip compiles what it installs, a checkout is compiled here."""
+    """That of this process, but Python may keep bytecode: pip compiles what it installs, a checkout is not."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
