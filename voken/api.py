@@ -313,6 +313,7 @@ class Collection:
         model: str | Path | PictureModel | None = None,
         *,
         encoder: str | None = None,
+        prompt: str | Path | Dataset | None = None,
         split: str | None = None,
         images: str | Path | None = None,
         exclude: Sequence[str] | None = None,
@@ -342,6 +343,8 @@ class Collection:
         Without a model, a new collection gets one of its own, which is made from its pictures without training (see
         `voken.collection.own_model`); `encoder` is then "photos", the built-in encoder and the default, the hub name or
         the folder of a CLIP or SigLIP model, or "auto", a small CLIP if the hub provides it and else "photos".
+        With CLIP or SigLIP, `prompt` is the words around every query, as in "a photo of {}", or a captioned data set:
+        then those with the best recall on its validation pictures.
         `vectors` stores a vector per picture, for the best read-out; by default they are stored. `replace` creates the
         collection again. `cache` is a folder of picture vectors: no picture is encoded twice.
 
@@ -362,6 +365,8 @@ class Collection:
         path = Path(path)
         if model is not None and encoder is not None:
             raise ConfigError(f"encoder {encoder}: the model in {model} has an encoder. Leave one of the two out.")
+        if model is not None and prompt is not None:
+            raise ConfigError(f"prompt {prompt}: that of the model in {model} cannot be changed. Leave it out.")
         is_new = replace or not artifact.is_artifact(path)
         with ExitStack() as locks:
             if artifact.is_artifact(path):
@@ -383,6 +388,8 @@ class Collection:
                     )
                 if encoder is not None:
                     own_model.check_encoder(existing, encoder)
+                if prompt is not None:
+                    own_model.check_prompt_is(existing, str(prompt))
                 model = model or existing.snapshot().find_model()
             cache = _cache(cache)
             fitted: FittedModel | None = None
@@ -396,11 +403,14 @@ class Collection:
                     cache = _cache(locks.enter_context(TemporaryDirectory(prefix="voken-")))
                 assert cache is not None
                 use_threads(threads)
+                is_template = isinstance(prompt, str) and "{" in prompt
                 store, picture_model, fitted = own_model.new_store(
                     path,
                     dataset,
                     encoder or "photos",
                     cache=cache,
+                    prompt=str(prompt) if is_template else "",
+                    captioned=None if prompt is None or is_template else _read_pictures(prompt, None, None),
                     vectors=vectors is not False,
                     replace=replace,
                     max_pixels=options.max_pixels or MAX_PIXELS,
@@ -456,6 +466,7 @@ class Collection:
         model: str | Path | None = None,
         *,
         encoder: str | None = None,
+        prompt: str | Path | Dataset | None = None,
         split: str | None = None,
         images: str | Path | None = None,
         device: str = "cpu",
@@ -487,12 +498,13 @@ class Collection:
                 # the collection's own model may have been fitted again
                 loaded[:] = [SavedModel(Path(folder), device, threads)]
             known = None if folder is None else loaded[0]
-            chosen = None if model is not None or existing is not None else encoder
+            is_made = model is None and existing is None
             return cls.index(
                 path,
                 pictures,
                 known,
-                encoder=chosen,
+                encoder=encoder if is_made else None,
+                prompt=prompt if is_made else None,
                 split=split,
                 images=images,
                 device=device,

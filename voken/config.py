@@ -29,14 +29,17 @@ class EncoderConfig:
     """Which encoder turns pictures and texts into vectors of one space.
 
     The family "builtin" is EfficientNet-Lite0 and MiniLM with a two-tower head, which is trained on the captioned
-    pictures. All settings except `checkpoint` apply to it. The families "clip" and "siglip" load a `checkpoint` through
-    transformers and stay frozen. The family "photos" is built in, frozen and needs no captions: it knows photographs
-    from the classes of ImageNet (see `voken.encoders.zero_shot`). Only `visual` applies to it.
+    pictures. All settings except `checkpoint`, `prompt` and `visual` apply to it. The families "clip" and "siglip" load
+    a `checkpoint` through transformers and stay frozen. The family "photos" is built in, frozen and needs no captions:
+    it knows photographs from the classes of ImageNet (see `voken.encoders.zero_shot`). Only `visual` applies to it.
     """
 
     family: Literal["builtin", "photos", "clip", "siglip"] = "builtin"
     checkpoint: str = ""
     """Hub name or folder, for clip and siglip."""
+    prompt: str = "{}"
+    """clip and siglip: the words around a query, as in "a photo of {}". "auto": those with the best recall on
+    validation, of `voken.encoders.prompts.PROMPTS`."""
     visual: int = 0
     """photos: how many directions of each picture network's features a picture's vector has beside what the classes
     say. A search without a trained generator makes no use of them."""
@@ -310,10 +313,10 @@ def _unused(run: RunConfig) -> Iterator[tuple[str, str, str]]:
     encoder, tokenizer, generator = run.encoder, run.tokenizer, run.generator
     yield "every search chooses its read-out, and training chooses weights for all", "search", "readout"
     if encoder.family == "builtin":
-        yield "encoder.family is builtin", "encoder", "checkpoint visual"
+        yield "encoder.family is builtin", "encoder", "checkpoint prompt visual"
     else:
         fields = " ".join(field.name for field in dataclasses.fields(encoder))
-        used = "family visual" if encoder.family == "photos" else "family checkpoint"
+        used = "family visual" if encoder.family == "photos" else "family checkpoint prompt"
         unused = " ".join(name for name in fields.split() if name not in used.split())
         yield f"encoder.family is {encoder.family}", "encoder", unused
     if not tokenizer.layers:

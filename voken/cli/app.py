@@ -216,6 +216,16 @@ def index(
             show_default=False,
         ),
     ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt",
+            metavar="TEMPLATE or DATA",
+            help="With CLIP or SigLIP, the words around every query, as in 'a photo of {}', or a captioned data set: "
+            "then the words with the best recall on its validation pictures. (default: queries as they are typed)",
+            show_default=False,
+        ),
+    ] = None,
     split: Annotated[
         str | None, typer.Option("--split", help="Only this part of a data set; all: everything. It is remembered.")
     ] = None,
@@ -275,6 +285,7 @@ def index(
     options: dict[str, Any] = {"split": split, "images": images, "vectors": vectors, "replace": replace}
     options |= {"cache": cache_folder(cache), "threads": threads, "device": device}
     options |= {"exclude": exclude, "max_pixels": max_pixels, "remove_missing": remove_missing, "encoder": encoder}
+    options |= {"prompt": prompt}
     with progress_bars() as progress:
         options["progress"] = progress
         updates = Collection.watch(out, pictures, model, **options) if watch else iter(())
@@ -682,7 +693,8 @@ def _print_update(out: Path, report: IndexReport | VokenError, as_json: bool, ve
 
 def _print_fitted(model: FittedModel) -> None:
     about = {"photos": "the built-in encoder “photos”, which knows photographs of things, animals and places"}
-    typer.echo(f"encoder: {about.get(model.encoder, printable(model.encoder))}")
+    prompt = "" if model.prompt == "{}" else f", which reads queries as “{printable(model.prompt)}”"
+    typer.echo(f"encoder: {about.get(model.encoder, printable(model.encoder))}{prompt}")
     typer.echo(
         f"codebooks: {model.levels} of {model.codebook_size} entries, fitted on {model.pictures:,} pictures. Nothing "
         "was trained, and hits have no confidence."

@@ -7,13 +7,14 @@ from the cache of vectors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace as replace_fields
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from voken.data.captions import Dataset
 from voken.data.images import MAX_PIXELS
 from voken.encoders.cache import picture_vectors
 from voken.encoders.interface import Encoder
+from voken.encoders.prompts import check_prompt
 from voken.errors import ConfigError, CorruptArtifactError, EmptyDataError
 from voken.model.compiled import encodes_pictures
 from voken.progress import Progress, no_progress
@@ -33,12 +35,14 @@ from voken.shapes import Float32
 
 if TYPE_CHECKING:
     from voken.collection.indexing import PictureModel
-    from voken.encoders.cache import VectorCache
+    from voken.encoders.cache import EncodedFiles, VectorCache
     from voken.encoders.interface import PictureEncoder
     from voken.model.model import Model
 
 _FIRST_FIT = 2_048
 """Pictures that are encoded before the first of them can be searched."""
+_PROMPT_PICTURES = 1_000
+"""Captioned pictures on which the template of queries is chosen."""
 _GROWTH = 2
 """The model is fitted again if there are so many times as many pictures."""
 _REASONS_SHOWN = 3
@@ -50,6 +54,8 @@ def new_store(
     encoder: str,
     *,
     cache: VectorCache,
+    prompt: str = "",
+    captioned: Dataset | None = None,
     vectors: bool = True,
     replace: bool = False,
     max_pixels: int = MAX_PIXELS,
@@ -59,7 +65,10 @@ def new_store(
 ) -> tuple[Store, PictureModel, FittedModel]:
     """Create a collection without pictures, with a model of its own for those of `dataset`.
 
-    Encodes up to 2,048 of them, drawn at random, into `cache`. Raises `EmptyDataError` if none can be read, and what
+    Encodes up to 2,048 of them, drawn at random, into `cache`. With CLIP or SigLIP, `prompt` is the template of
+    queries, or else the best one on the validation pictures of `captioned` (see `voken.encoders.prompts`).
+
+    Raises `EmptyDataError` if no picture can be read or none is captioned, and what
     `voken.encoders.frozen.frozen_encoder` and `Store.create` raise.
     """
     from voken.encoders.checkpoints import auto_encoder
@@ -71,9 +80,14 @@ def new_store(
     paths = [dataset.images[row].path for row in rows]
     if encoder == "auto":
         encoder = auto_encoder(progress).name
-    settings = encoder_settings(encoder, progress)
+    settings = with_prompt_setting(encoder_settings(encoder, progress), prompt, captioned is not None)
     frozen = frozen_encoder(settings, device)
     with quick_encoder(frozen, device, threads) as quick:
+        if captioned is not None:
+            options: dict[str, Any] = {"cache": cache, "max_pixels": max_pixels, "workers": threads}
+            encode = partial(picture_vectors, quick, progress=progress, **options)
+            template = choose_prompt_on(captioned, frozen, encode, progress)
+            settings = replace_fields(settings, prompt=template)
         encoded = picture_vectors(quick, paths, cache=cache, max_pixels=max_pixels, workers=threads, progress=progress)
     if not len(encoded.rows):
         reasons = "; ".join(f"{file.path}: {file.reason}" for file in encoded.skipped[:_REASONS_SHOWN])
@@ -100,6 +114,51 @@ def new_store(
     use_graphs = device == "cpu" and encodes_pictures(saved.folder)
     known = saved if use_graphs else replace_fields(model, fingerprint=fingerprints[0])
     return store, known, _description(model, len(encoded.vectors))
+
+
+def with_prompt_setting(settings: EncoderConfig, prompt: str, is_chosen: bool = False) -> EncoderConfig:
+    """`settings` with the words around queries. Raises `ConfigError` for an encoder without a prompt."""
+    if not prompt and not is_chosen:
+        return settings
+    if settings.family not in ("clip", "siglip"):
+        raise ConfigError("--prompt: only CLIP and SigLIP read queries in a template. Leave it out, or give --encoder.")
+    return replace_fields(settings, prompt="auto" if is_chosen else check_prompt(prompt))
+
+
+def choose_prompt_on(
+    captioned: Dataset, encoder: Encoder, encode: Callable[[list[Path]], EncodedFiles], progress: Progress
+) -> str:
+    """Choose the template of an encoder's queries on the validation pictures of a captioned data set, or on all that
+    are not for testing if it has no validation split. At most a thousand are read, with one caption each."""
+    from voken.encoders.clip import HubEncoder
+    from voken.encoders.prompts import PROMPTS, choose_prompt
+
+    assert isinstance(encoder, HubEncoder)
+    splits = {image.split for image in captioned.images}
+    wanted = {"validation"} if "validation" in splits else splits - {"test"}
+    images = [image for image in captioned.images if image.split in wanted and image.captions]
+    drawn = np.sort(np.random.default_rng(0).permutation(len(images))[:_PROMPT_PICTURES])
+    images = [images[row] for row in drawn]
+    encoded = encode([image.path for image in images])
+    images = [images[row] for row in encoded.rows]
+    if not images:
+        raise EmptyDataError(
+            f"{captioned.root}: no picture that may be used to choose has a caption. Give a data set with captions, or "
+            "a template."
+        )
+    captions = list(dict.fromkeys(image.captions[0] for image in images))
+    concepts: dict[str, list[int]] = {}
+    for row, image in enumerate(images):
+        concepts.setdefault(image.concept, []).append(row)
+    pairs = {(row, captions.index(image.captions[0])) for image in images for row in concepts[image.concept]}
+    choice = choose_prompt(
+        encoder,
+        captions,
+        encoded.vectors,
+        np.array(sorted(pairs), np.int64),
+        lambda done: progress("templates of queries", done, len(PROMPTS)),
+    )
+    return choice.template
 
 
 @contextmanager
@@ -148,6 +207,18 @@ def fit_again(
     return _description(renewed, used)
 
 
+def check_prompt_is(store: Store, prompt: str) -> None:
+    """Raise `ConfigError` if the queries of the collection's model are not read in this template."""
+    folder = store.snapshot().find_model() / "encoder"
+    has_encoder = (folder / "config.json").is_file()
+    known = artifact.read_json(folder / "config.json").get("prompt", "") if has_encoder else ""
+    if prompt != known:
+        raise ConfigError(
+            f"{store.folder}: its queries are read as {known or 'they are typed'}, which cannot be changed. Leave "
+            "--prompt out, or create the collection again (--replace)."
+        )
+
+
 def check_encoder(store: Store, encoder: str) -> None:
     """Raise `ConfigError` if the collection was not made with this encoder."""
     snapshot = store.snapshot()
@@ -166,7 +237,10 @@ def encoder_name(settings: EncoderConfig) -> str:
 
 def _description(model: Model, pictures: int) -> FittedModel:
     tokenizer = model.tokenizer
-    return FittedModel(encoder_name(model.config.encoder), tokenizer.levels, tokenizer.codebook_size, pictures)
+    encoder = model.config.encoder
+    return FittedModel(
+        encoder_name(encoder), tokenizer.levels, tokenizer.codebook_size, pictures, prompt=encoder.prompt
+    )
 
 
 def _encoder_of(snapshot: Snapshot) -> EncoderConfig:

@@ -157,6 +157,8 @@ class FittedModel:
     codebook_size: int
     pictures: int
     """The pictures that its codebooks were fitted on."""
+    prompt: str = "{}"
+    """The words around every query (see `voken.encoders.prompts`)."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from voken.artifact import storage_errors, write_json
 from voken.encoders.preparation import PicturePreparation
+from voken.encoders.prompts import AS_TYPED, PromptChoice, check_prompt, with_prompt
 from voken.encoders.text_reader import TextStates
 from voken.errors import ArtifactError, ConfigError, CorruptArtifactError
 from voken.shapes import Float
@@ -43,6 +44,10 @@ class HubEncoder:
         self._images = images
         self.tokenizer = texts
         """The tokenizer of transformers."""
+        self.prompt = AS_TYPED
+        """The words around every text that is encoded (see `voken.encoders.prompts`)."""
+        self.prompt_choice: PromptChoice | None = None
+        """How the prompt was chosen; None if it was not."""
         self.max_tokens = int(model.config.text_config.max_position_embeddings)
         """Tokens of a text that are read, special ones included."""
 
@@ -98,7 +103,8 @@ class HubEncoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hexadecimal digest of the family, all weights, and how pictures and texts are prepared."""
+        """A hexadecimal digest of the family, all weights, and how pictures and texts are prepared, but for the prompt,
+        on which no vector of a picture depends."""
         digest = hashlib.sha256(self.family.encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
@@ -139,7 +145,10 @@ class HubEncoder:
         with storage_errors(folder):
             for part in (self.model, self._images, self.tokenizer):
                 part.save_pretrained(folder / "checkpoint")
-        write_json(folder / "config.json", {"family": self.family, "name": self.name, "fingerprint": self.fingerprint})
+        description = {"family": self.family, "name": self.name, "fingerprint": self.fingerprint, "prompt": self.prompt}
+        if self.prompt_choice is not None:
+            description["prompts_on_validation"] = self.prompt_choice.recalls
+        write_json(folder / "config.json", description)
 
     @classmethod
     def load(cls, folder: Path, *, device: str | torch.device | None = None) -> Self:
@@ -148,7 +157,12 @@ class HubEncoder:
         try:
             description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             encoder = cls.from_pretrained(str(folder / "checkpoint"), description["family"], device=device)
-        except (OSError, ValueError, KeyError, TypeError, ArtifactError, ConfigError) as error:
+            encoder.prompt = check_prompt(str(description.get("prompt", AS_TYPED)))
+            if recalls := description.get("prompts_on_validation"):
+                encoder.prompt_choice = PromptChoice(
+                    encoder.prompt, {str(prompt): tuple(map(float, values)) for prompt, values in recalls.items()}
+                )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ArtifactError, ConfigError) as error:
             raise CorruptArtifactError(
                 f"{folder}: the saved encoder cannot be read ({error}). Restore it from a copy or create it again."
             ) from error
@@ -174,7 +188,7 @@ class HubEncoder:
 
     def _tokens(self, texts: list[str], max_tokens: int) -> Any:
         return self.tokenizer(
-            texts,
+            with_prompt(self.prompt, texts),
             padding="max_length" if self.family == "siglip" else "longest",
             truncation=True,
             max_length=self.max_tokens if self.family == "siglip" else max_tokens,

@@ -7,6 +7,7 @@ from pathlib import Path
 from voken.config import EncoderConfig
 from voken.encoders.checkpoints import UnconvertedError, fetched
 from voken.encoders.interface import Encoder
+from voken.encoders.prompts import check_prompt
 from voken.errors import ConfigError
 from voken.progress import Progress, no_progress
 
@@ -48,6 +49,8 @@ def frozen_encoder(settings: EncoderConfig, device: str | None = None) -> Encode
     source = _source(settings.checkpoint, no_progress)
     encoder = HubEncoder.from_pretrained(source, settings.family, device=device)
     encoder.name = settings.checkpoint
+    if settings.prompt != "auto":  # else it is chosen by the caller
+        encoder.prompt = check_prompt(settings.prompt)
     return encoder
 
 

@@ -13,7 +13,6 @@ from typing import Protocol
 import numpy as np
 
 from voken.errors import ConfigError
-from voken.metrics import first_relevant_by_product, recall_at
 from voken.shapes import Float, Int
 
 AS_TYPED = "{}"
@@ -31,16 +30,6 @@ CUTS = (1, 5, 10)
 _LONGEST = 200
 
 
-class PromptedEncoder(Protocol):
-    """An encoder that can put words around its texts."""
-
-    prompt: str
-
-    def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
-        """See `voken.encoders.interface.Encoder`."""
-        ...
-
-
 @dataclass(frozen=True)
 class PromptChoice:
     """The template with the best recall, and what each was worth."""
@@ -50,12 +39,23 @@ class PromptChoice:
     """For each template, R@1, R@5 and R@10 of an exact search, from 0 to 1."""
 
 
+class PromptedEncoder(Protocol):
+    """An encoder that can put words around its texts."""
+
+    prompt: str
+    prompt_choice: PromptChoice | None
+
+    def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
+        """See `voken.encoders.interface.Encoder`."""
+        ...
+
+
 def check_prompt(template: str) -> str:
     """The template itself. Raises `ConfigError` unless it has exactly one place for the query."""
     if template.count(AS_TYPED) != 1 or len(template) > _LONGEST or "\n" in template:
         raise ConfigError(
-            f"prompt {template[:80]!r}: must hold {{}} once, where the query goes, as in 'a photo of {{}}', in one line "
-            f"of at most {_LONGEST} characters."
+            f"prompt {template[:80]!r}: must hold {{}} once, where the query goes, as in 'a photo of {{}}', in one "
+            f"line of at most {_LONGEST} characters."
         )
     return template
 
@@ -73,10 +73,12 @@ def choose_prompt(
     pairs: Int[np.ndarray, "pairs 2"],
     report: Callable[[int], None] = lambda done: None,
 ) -> PromptChoice:
-    """Try every template on captioned pictures, and set the encoder's `prompt` to the one with the best mean recall.
+    """Try every template on captioned pictures, and let the encoder use the one with the best mean recall.
 
     Rows of `pairs` are (picture, caption). `report` is called with the number of templates that were tried.
     """
+    from voken.metrics import first_relevant_by_product, recall_at  # a search needs only the templates
+
     recalls = {}
     for done, template in enumerate(PROMPTS, start=1):
         encoder.prompt = template
@@ -84,5 +86,6 @@ def choose_prompt(
         first = first_relevant_by_product(texts, pictures, pairs[:, ::-1])
         recalls[template] = tuple(float(recall_at(first, cut).mean()) for cut in CUTS)
         report(done)
-    encoder.prompt = max(PROMPTS, key=lambda template: sum(recalls[template]))
-    return PromptChoice(encoder.prompt, recalls)
+    best = max(PROMPTS, key=lambda template: sum(recalls[template]))
+    encoder.prompt, encoder.prompt_choice = best, PromptChoice(best, recalls)
+    return encoder.prompt_choice

@@ -21,6 +21,7 @@ import numpy as np
 from voken.artifact import map_array, open_file, plain_path, read_json
 from voken.decoding.linear import level_rows
 from voken.decoding.trie import MAX_ENTRIES, MAX_LEVELS
+from voken.encoders.prompts import AS_TYPED, check_prompt, with_prompt
 from voken.errors import ArtifactVersionError, ConfigError, CorruptArtifactError
 from voken.shapes import Float32, Int, Int64
 
@@ -340,8 +341,16 @@ def _is_reader(settings: Any) -> bool:
         and len(settings["added"]) <= _MAX_TOKENS
         and all(_is_number(token, 0, _UNSEEN) for token in (settings["stand_in"], *settings["added"]))
         and _is_padding(settings.get("padding"))
+        and _is_prompt(settings.get("prompt", AS_TYPED))
         and (settings.get("end") is None or _is_number(settings["end"], 0, _UNSEEN))
     )
+
+
+def _is_prompt(prompt: Any) -> bool:
+    try:
+        return isinstance(prompt, str) and check_prompt(prompt) == prompt
+    except ConfigError:
+        return False
 
 
 def _is_padding(padding: Any) -> bool:
@@ -424,6 +433,8 @@ class TextPacker:
     `left` of a text."""
     end: int | None = None
     """For a network whose vector is read from the first such token: the token that ends a text."""
+    prompt: str = AS_TYPED
+    """The words around every text (see `voken.encoders.prompts`)."""
 
     @classmethod
     def load(cls, folder: Path, settings: dict[str, Any]) -> Self:
@@ -453,11 +464,12 @@ class TextPacker:
             settings["stand_in"],
             settings.get("padding"),
             settings.get("end"),
+            settings.get("prompt", AS_TYPED),
         )
 
     def pack(self, texts: Sequence[str]) -> PackedTokens:
         """Tokenize texts."""
-        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
+        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(with_prompt(self.prompt, texts))]
         if self.keeps_end:
             rows = [row if len(row) <= self.max_tokens else [*row[: self.max_tokens - 1], row[-1]] for row in rows]
         if (end := self.end) is not None:

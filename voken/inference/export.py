@@ -326,7 +326,8 @@ def _write_encoder_tokenizer(
         left = encoder.tokenizer.padding_side == "left"
         padding = {"length": max_tokens, "token": int(encoder.tokenizer.pad_token_id), "left": left}
     settings = {"max_tokens": min(max_tokens, encoder.max_tokens), "cut": "truncate", "added": [], "stand_in": 0}
-    return {"file": name, **settings, "padding": padding, "end": end if padding is None else None}
+    settings |= {"padding": padding, "end": end if padding is None else None, "prompt": encoder.prompt}
+    return {"file": name, **settings}
 
 
 def _write_sentence_tokenizer(folder: Path, *, max_tokens: int, name: str = "tokenizer.json") -> dict[str, Any]:

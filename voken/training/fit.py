@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from voken.encoders.builtin import PictureFeatures, SentenceEncoder, feature_cou
 from voken.encoders.cache import VectorCache, picture_vectors
 from voken.encoders.clip import HubEncoder
 from voken.encoders.interface import Encoder
+from voken.encoders.prompts import check_prompt, choose_prompt
 from voken.encoders.two_tower import PairedFeatures, TwoTowerEncoder, train_two_tower
 from voken.encoders.zero_shot import ZeroShotEncoder
 from voken.errors import ConfigError, EmptyDataError, ResumeError
@@ -52,6 +53,7 @@ from voken.training.sides import (
     Side,
     TrainingInputs,
     caption_memory,
+    query_rows,
     side_of,
     split_sides,
     validation_queries,
@@ -206,6 +208,8 @@ def _fit_encoder(
         encoded = [
             _encode(side, encoder.encode_images, encoder.fingerprint, cache, progress) for side in (train, validation)
         ]
+        if config.encoder.prompt == "auto" and isinstance(encoder, HubEncoder):
+            _choose_prompt(encoder, *encoded[1][:2], config.seed)
         sides = [side_of(images, vectors, encoder.encode_texts) for images, vectors, _ in encoded]
         return TrainingInputs(encoder, sides[0], sides[1], (*encoded[0][2], *encoded[1][2]))
     settings = config.encoder
@@ -253,11 +257,25 @@ def _encode_views(
     return images, features.reshape(len(images), count, pictures.dim), skipped
 
 
+def _choose_prompt(
+    encoder: HubEncoder, images: Sequence[CaptionedImage], vectors: Float[np.ndarray, "images dim"], seed: int
+) -> None:
+    """Choose the words around queries on at most a thousand captions of the validation pictures."""
+    unread = side_of(images, vectors, lambda captions: np.zeros((len(captions), vectors.shape[1]), np.float32))
+    rows = query_rows(unread, seed)
+    pairs = unread.pairs[np.isin(unread.pairs[:, 1], rows)]
+    pairs[:, 1] = np.searchsorted(rows, pairs[:, 1])
+    choose_prompt(encoder, [unread.captions[row] for row in rows], vectors, pairs)
+
+
 def _frozen_encoder(config: EncoderConfig, device: torch.device) -> Encoder:
     if config.family == "photos":
         return ZeroShotEncoder(visual=config.visual, device=device)
     assert config.family != "builtin"
-    return HubEncoder.from_pretrained(config.checkpoint, config.family, device=device)
+    encoder = HubEncoder.from_pretrained(config.checkpoint, config.family, device=device)
+    if config.prompt != "auto":  # else it is chosen on validation
+        encoder.prompt = check_prompt(config.prompt)
+    return encoder
 
 
 def _encode(
