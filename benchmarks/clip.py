@@ -290,7 +290,7 @@ def write_rclip_graph(checkpoint: Path, path: Path) -> None:
         rows = apply("Add", rows, linear(inside, layer.mlp.fc2))
     pooled = norm(apply("Gather", rows, weight(np.array(0)), axis=1), tower.post_layernorm)
     nodes.append(helper.make_node("Identity", [linear(pooled, model.visual_projection)], ["output"]))
-    sizes = ["pictures", 3, RCLIP_SIDE, RCLIP_SIDE]
+    sizes: list[int | str | None] = ["pictures", 3, RCLIP_SIDE, RCLIP_SIDE]
     source = helper.make_tensor_value_info("input", TensorProto.FLOAT, sizes)
     result = helper.make_tensor_value_info("output", TensorProto.FLOAT, ["pictures", model.config.projection_dim])
     graph = helper.make_graph(nodes, "visual", [source], [result], weights)

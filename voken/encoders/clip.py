@@ -145,7 +145,12 @@ class HubEncoder:
         with storage_errors(folder):
             for part in (self.model, self._images, self.tokenizer):
                 part.save_pretrained(folder / "checkpoint")
-        description = {"family": self.family, "name": self.name, "fingerprint": self.fingerprint, "prompt": self.prompt}
+        description: dict[str, Any] = {
+            "family": self.family,
+            "name": self.name,
+            "fingerprint": self.fingerprint,
+            "prompt": self.prompt,
+        }
         if self.prompt_choice is not None:
             description["prompts_on_validation"] = self.prompt_choice.recalls
         write_json(folder / "config.json", description)
