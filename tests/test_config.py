@@ -156,7 +156,7 @@ def test_settings_with_an_effect_are_accepted():
     unused = {"encoder.checkpoint", "tokenizer.ema_decay", "tokenizer.alignment_temperature", "generator.checkpoint"}
     unused |= {"generator.lora_rank", "generator.discrimination_epochs", "generator.discrimination_learning_rate"}
     unused |= {"generator.generation_beside_discrimination"}
-    unused |= {"search.readout", "search.norm_weight", "encoder.visual", "tokenizer.query_metric"}
+    unused |= {"search.readout", "search.norm_weight", "encoder.visual", "encoder.prompt", "tokenizer.query_metric"}
     lite.check_used({f"{part}.{name}" for part in values for name in values[part]} - unused)
     preset("default").check_used(["tokenizer.levels", "generator.epochs", "generator.layers", "search.beams"])
 
