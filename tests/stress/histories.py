@@ -300,6 +300,12 @@ class Histories(RuleBasedStateMachine):
         self.is_changed = True
 
     @rule()
+    def give_back(self) -> None:
+        """The drive comes back, if it is away, so that it is there most of the time."""
+        if self.away:
+            self.take_away_or_give_back()
+
+    @rule()
     def move_folder(self) -> None:
         """The folder of pictures gets another name; the next index follows it."""
         if not self.away:

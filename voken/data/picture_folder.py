@@ -120,6 +120,33 @@ def list_folder(folder: Path, exclude: Sequence[str] = (), *, without: frozenset
     )
 
 
+def folders_below(folder: Path, without: Path) -> dict[Path, bool]:
+    """`folder` and the folders below it that `list_folder` would list, and whether the system lists them.
+
+    The folder `without` is left out. Empty if there is no `folder`.
+    """
+    folders: dict[Path, bool] = {}
+    waiting = [folder]
+    while waiting:
+        here = waiting.pop()
+        try:
+            entries = list(_entries(here))
+        except FileNotFoundError:
+            continue
+        except OSError:
+            folders[here] = False
+            continue
+        if here != folder and any(entry.name == artifact.MANIFEST for entry in entries) and artifact.saved_kind(here):
+            continue
+        folders[here] = True
+        for entry in entries:
+            if _is_folder(entry) and not _reason_of_folder(entry.name):
+                path = here / entry.name
+                if path != without:
+                    waiting.append(path)
+    return folders
+
+
 def is_left_out(relative: str, exclude: Sequence[str] = ()) -> bool:
     """Whether the file at this path, relative to a folder of pictures, is left out because of a name on its way."""
     names = relative.split("/")
@@ -165,15 +192,22 @@ def _reason(entry: os.DirEntry[str], relative: str, is_folder: bool, exclude: Se
     if _matches(relative, exclude):
         return "excluded (--exclude)"
     if is_folder:
-        if suffix == ".lrdata":
-            return "previews of Lightroom"
-        return _OTHER_FOLDERS.get(name.lower(), "")
+        return _reason_of_folder(name)
     if _leads_to_folder(entry):
         return "a link to a folder, which is not followed"
     reason = reason_of_suffix(suffix)
     if reason is not None:
         return reason
     return f"{_KINDS[suffix]} ({suffix})" if suffix in _KINDS else reason_of_content(Path(entry.path))
+
+
+def _reason_of_folder(name: str) -> str:
+    """Why a folder of this name is left out; "" if it is not."""
+    if name.startswith("."):
+        return _HIDDEN
+    if name.lower().endswith(".lrdata"):
+        return "previews of Lightroom"
+    return _OTHER_FOLDERS.get(name.lower(), "")
 
 
 def _matches(relative: str, exclude: Sequence[str]) -> bool:
