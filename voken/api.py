@@ -334,7 +334,7 @@ class Collection:
         a data set is indexed ("all": all parts), and `images` is the folder of its pictures if they are elsewhere.
         `exclude` are patterns of files and folders that are left out (see `voken.data.picture_folder.list_folder`), and
         so are pictures of more than `max_pixels`. The collection remembers these three, and None means what it
-        remembers.
+        remembers. A `voken.toml` in the folder may leave out more (see `voken.data.folder_settings`).
 
         Only new and changed files are read, pictures whose files no longer exist are removed, and everything that is
         not indexed is reported. If more than a quarter of the files is missing, a drive may be: the pictures stay and
@@ -413,7 +413,7 @@ class Collection:
                     captioned=None if prompt is None or is_template else _read_pictures(prompt, None, None),
                     vectors=vectors is not False,
                     replace=replace,
-                    max_pixels=options.max_pixels or MAX_PIXELS,
+                    max_pixels=options.max_pixels or dataset.max_pixels or MAX_PIXELS,
                     device=device,
                     threads=threads,
                     progress=progress,
@@ -440,7 +440,7 @@ class Collection:
                     cache=cache,
                     workers=threads,
                     compact=is_new,
-                    max_pixels=options.max_pixels or MAX_PIXELS,
+                    max_pixels=options.max_pixels or dataset.max_pixels or MAX_PIXELS,
                     remove_missing=remove_missing,
                     progress=progress,
                 )

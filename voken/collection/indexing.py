@@ -578,5 +578,7 @@ def _date_and_hash_or_error(image: CaptionedImage) -> tuple[int, bytes] | Pictur
 def _all_skipped(dataset: Dataset, skipped: Sequence[Skipped]) -> str:
     reasons = "; ".join(f"{file.path}: {file.reason}" for file in skipped[:_REASONS_SHOWN])
     more = f"; and {len(skipped) - _REASONS_SHOWN} more" if len(skipped) > _REASONS_SHOWN else ""
-    count = f"None of the {len(skipped)} pictures" if len(skipped) > 1 else "The only picture"
-    return f"{dataset.root}: {count} could be used ({reasons}{more}). Give pictures that a viewer can open."
+    count = (
+        f"None of the {len(skipped)} pictures could be used" if len(skipped) > 1 else "The only picture cannot be used"
+    )
+    return f"{dataset.root}: {count} ({reasons}{more}). Give pictures that a viewer can open."

@@ -91,8 +91,8 @@ def new_store(
         encoded = picture_vectors(quick, paths, cache=cache, max_pixels=max_pixels, workers=threads, progress=progress)
     if not len(encoded.rows):
         reasons = "; ".join(f"{file.path}: {file.reason}" for file in encoded.skipped[:_REASONS_SHOWN])
-        count = f"None of {len(paths)} pictures" if len(paths) > 1 else "The only picture"
-        raise EmptyDataError(f"{dataset.root}: {count} could be used ({reasons}). Give pictures a viewer can open.")
+        count = f"None of {len(paths)} pictures could be used" if len(paths) > 1 else "The only picture cannot be used"
+        raise EmptyDataError(f"{dataset.root}: {count} ({reasons}). Give pictures a viewer can open.")
     model = untrained_model(frozen, settings, encoded.vectors, progress=progress)
     fingerprints: list[str] = []
 

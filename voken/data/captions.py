@@ -47,6 +47,7 @@ from voken.data.caption_files import (
     sidecar_record,
     split_lists,
 )
+from voken.data.folder_settings import read_folder_settings
 from voken.data.metadata import (
     METADATA,
     METADATA_CSV,
@@ -133,6 +134,8 @@ class Dataset:
     """What else is in the folder, and why it is not part of the set."""
     unlisted: tuple[Path, ...] = field(default=(), repr=False, compare=False)
     """Folders that the system did not list: pictures in them may exist."""
+    max_pixels: int = field(default=0, repr=False, compare=False)
+    """What its `voken.toml` says; 0 if it says nothing."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -168,14 +171,20 @@ def read_dataset(path: Path, images: Path | None = None, exclude: Sequence[str] 
     """Read a data set in any of the three layouts of this module's docstring.
 
     `path` is the folder, a `metadata.jsonl` or a Karpathy `.json` file; `images` is the folder of the pictures if they
-    are elsewhere. `exclude` are patterns of what is left out (see `list_folder`). A listed picture that does not exist
-    is skipped. Raises DataError, which names the file, the line and the fault, and EmptyDataError.
+    are elsewhere. `exclude` are patterns of what is left out (see `list_folder`), and so are those of a `voken.toml` in
+    the folder of the pictures. A listed picture that does not exist is skipped. Raises DataError, which names the file,
+    the line and the fault, and EmptyDataError.
     """
     path = Path(path)
     if images and not images.is_dir():
         raise DataError(f"{images}: no such folder of pictures. Correct the path (--images).")
     if not path.exists():
         raise DataError(f"{path}: no such file or folder. Correct the path.")
+    settings = read_folder_settings(images or (path.parent if path.is_file() else path))
+    return replace(_read(path, images, (*exclude, *settings.exclude)), max_pixels=settings.max_pixels)
+
+
+def _read(path: Path, images: Path | None, exclude: Sequence[str]) -> Dataset:
     if path.is_file():
         if path.suffix == ".jsonl" or path.name in _METADATA_FILES:
             return _read_imagefolder(images or path.parent, path, [], exclude)

@@ -17,6 +17,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from voken import artifact
+from voken.data.folder_settings import FOLDER_SETTINGS
 from voken.data.images import reason_of_content, reason_of_suffix
 from voken.data.paths import DEFAULT_COLLECTION
 from voken.data.skipped import CANNOT_LIST, Skipped
@@ -105,6 +106,8 @@ def list_folder(folder: Path, exclude: Sequence[str] = (), *, without: frozenset
             continue
         for entry in entries:
             path = here / entry.name
+            if here == folder and entry.name == FOLDER_SETTINGS:
+                continue
             if path in without or (entry.name == DEFAULT_COLLECTION and artifact.saved_kind(path)):
                 continue
             is_folder = _is_folder(entry)
@@ -190,7 +193,7 @@ def _reason(entry: os.DirEntry[str], relative: str, is_folder: bool, exclude: Se
     if name.startswith("."):
         return _HIDDEN
     if _matches(relative, exclude):
-        return "excluded (--exclude)"
+        return "excluded (--exclude, voken.toml)"
     if is_folder:
         return _reason_of_folder(name)
     if _leads_to_folder(entry):
