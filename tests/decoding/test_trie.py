@@ -11,6 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from voken.decoding.linear import best_leaves
+from voken.decoding.node_bias import NodeBias
 from voken.decoding.torch_expansion import TorchExpansion
 from voken.decoding.trie import BitOffsets, VokenTrie, offsets_of
 from voken.errors import ArtifactVersionError, ConfigError, CorruptArtifactError, EmptyDataError
@@ -233,6 +235,26 @@ def test_damaged_files_are_named(tmp_path):
         ruin(tmp_path / "order.npy")
         with pytest.raises(CorruptArtifactError, match=r"order\.npy"):
             VokenTrie.load(tmp_path)
+
+
+@pytest.mark.parametrize("level", [1, 2])
+@pytest.mark.parametrize("norm", [0.0, 1.0])
+def test_vokens_that_are_none_are_refused_wherever_they_would_be_places(tmp_path, level, norm):
+    """`load` does not read them, and a scan in C would read beside its tables."""
+    VokenTrie.from_vokens(VOKENS, 4).save(tmp_path)
+    column = np.load(tmp_path / f"vokens_{level}.npy")
+    column[-1] = 200
+    np.save(tmp_path / f"vokens_{level}.npy", column)
+    trie = VokenTrie.load(tmp_path)
+    bias = NodeBias(norm_weight=norm, codebooks=np.ones((2, 4, 3), np.float32))
+    table = np.zeros((1, 2, 4), np.float32)
+    for read in (
+        lambda: trie.leaf_vokens(np.arange(trie.sequences)),
+        lambda: best_leaves(table, trie, 1, bias),
+        lambda: best_leaves(table, trie, 1),
+    ):
+        with pytest.raises(CorruptArtifactError, match=r"voken 200, of 4\. Index the pictures again"):
+            read()
 
 
 def test_other_formats_are_refused_with_what_to_do(tmp_path):

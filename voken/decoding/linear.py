@@ -109,6 +109,7 @@ class LeafCodes:
         nodes: np.ndarray | None = None  # those of the leaves, if they are not the leaves themselves
         for level in range(levels - 1, -1, -1):
             column = np.asarray(trie.vokens[level])
+            trie.check_vokens(column)
             column = (column if nodes is None else column[nodes]).astype(smallest)
             place, digit = divmod(level, per_code)
             digits = min(per_code, levels - place * per_code) - 1 - digit

@@ -390,13 +390,27 @@ class VokenTrie:
         return nodes
 
     def leaf_vokens(self, leaves: Integer[np.ndarray, " leaves"]) -> Int32[np.ndarray, "leaves levels"]:
-        """The voken sequences of leaves. Raises `IndexError` if there is no such leaf."""
+        """The voken sequences of leaves.
+
+        Raises `IndexError` if there is no such leaf, `CorruptArtifactError` if a saved file names no voken.
+        """
         nodes = self._checked(leaves)
         vokens = np.empty((len(nodes), self.levels), dtype=np.int32)
         for level in range(self.levels, 0, -1):
             vokens[:, level - 1] = self.vokens[level - 1][nodes]
             nodes = self.child_offsets[level - 1].parents(nodes)
+        self.check_vokens(vokens)
         return vokens
+
+    def check_vokens(self, vokens: Integer[np.ndarray, "*some"]) -> None:
+        """Raise `CorruptArtifactError` if vokens that were read from a file are not below N.
+
+        `load` does not read them, so whoever uses them as places in an array asks first.
+        """
+        if (greatest := int(vokens.max(initial=0))) >= self.codebook_size:
+            raise CorruptArtifactError(
+                f"A sequence of the collection names voken {greatest}, of {self.codebook_size}. {_REMEDY}"
+            )
 
     def image_vokens(self) -> Int32[np.ndarray, "images levels"]:
         """The sequences of all images, as passed to `from_vokens`. Unpacks the whole trie.
