@@ -235,8 +235,8 @@ def _expected_objects(tables: str) -> frozenset[tuple[str, str, str]]:
 
 
 def is_artifact(folder: Path) -> bool:
-    """Whether `folder` holds something voken saved."""
-    return (Path(folder) / MANIFEST).is_file()
+    """Whether `folder` holds something voken saved. False also if the system does not say, or takes no such path."""
+    return os.path.isfile(Path(folder) / MANIFEST)  # noqa: PTH113 -- Path.is_file raises if a path is too long
 
 
 def saved_kind(folder: Path) -> str | None:

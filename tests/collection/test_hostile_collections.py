@@ -8,7 +8,7 @@ import shutil
 import sqlite3
 import struct
 import zlib
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
@@ -465,6 +465,18 @@ def test_odd_manifests_are_one_sentence(folder, content, command):
     assert result.output.startswith("error: ")
     assert "manifest.json" in result.output.replace("\n", "")
     assert len(result.output) < 600
+
+
+@pytest.mark.parametrize("name", ["root", "root_relative", "model", "model_relative"])
+@pytest.mark.parametrize(
+    "value", ["x" * 5_000, "a/" * 5_000, "\0", "/dev/stdin/x"], ids=["name", "path", "nul", "pipe"]
+)
+def test_paths_that_the_system_refuses_are_places_where_nothing_is(folder, name, value):
+    set_state(folder, **{name: value})
+    with suppress(VokenError):  # any other error ends the test
+        read_all(folder)
+    with suppress(VokenError):
+        Collection.index(folder, folder.parent)
 
 
 def test_an_endless_table_ends(folder):

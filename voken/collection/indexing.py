@@ -27,7 +27,7 @@ from voken.collection.store import Change, Entry, FileFacts, IndexReport, Skippe
 from voken.data.captions import CaptionedImage, Dataset
 from voken.data.dates import NO_DATE, date_in_metadata
 from voken.data.images import MAX_PIXELS, date_taken, file_hash
-from voken.data.paths import absolute_path, is_same_folder
+from voken.data.paths import absolute_path, is_folder, is_same_folder
 from voken.data.skipped import Skipped
 from voken.encoders.cache import HashedFile, picture_vectors
 from voken.errors import ConfigError, EmptyDataError, MissingExtraError, PictureError
@@ -447,7 +447,7 @@ def _plan_changes(
 
 def _has_moved(before: Snapshot, dataset: Dataset) -> bool:
     """Whether the collection's folder of pictures is gone, and most of the pictures are in the data set's."""
-    if before.root.is_dir():
+    if is_folder(before.root):
         return False
     paths = {stored_path(image.path, dataset.root) for image in dataset.images}
     rows = [row for row in before.rows.tolist() if not before.is_upload(row)]

@@ -36,7 +36,7 @@ from voken.artifact import map_array, open_database
 from voken.collection import index_lock
 from voken.collection.base import FACTS, Base, write_base
 from voken.collection.snapshot import UPLOAD_PREFIX, AddedPictures, Origin, Snapshot, refuse_repeats
-from voken.data.paths import absolute_path, is_same_folder, relative_path
+from voken.data.paths import absolute_path, is_file, is_folder, is_same_folder, relative_path
 from voken.data.skipped import Skipped
 from voken.decoding.merged_trie import places_of
 from voken.decoding.trie import MAX_ENTRIES, MAX_LEVELS, VokenTrie
@@ -673,7 +673,7 @@ class Store:
     def _origin(self, state: _State) -> Origin:
         absolute, relative = Path(state.root), absolute_path(self.folder / state.root_relative)
         # a collection and its pictures, or its model, may have been moved or copied together
-        root = relative if relative.is_dir() and self._has_pictures(state, relative, absolute) else absolute
+        root = relative if is_folder(relative) and self._has_pictures(state, relative, absolute) else absolute
         models = (absolute_path(self.folder / state.model_relative), Path(state.model)) if state.model else ()
         if models and not artifact.is_artifact(models[0]):
             models = models[::-1]
@@ -681,11 +681,11 @@ class Store:
 
     def _has_pictures(self, state: _State, root: Path, other: Path) -> bool:
         """Whether the collection's pictures are in `root` rather than in `other`, judged by a few of its base."""
-        if not other.is_dir() or is_same_folder(root, other):
+        if not is_folder(other) or is_same_folder(root, other):
             return True
         stored_paths = self._open_base(state).stored_paths
         few = [path for path in stored_paths[:_PATHS_TRIED] if not path.startswith(UPLOAD_PREFIX)]
-        return not few or any((root / path).is_file() for path in few)
+        return not few or any(is_file(root / path) for path in few)
 
     def _others(self, state: _State) -> list[Path]:
         """Bases, own models and codebooks that are not the current ones."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from voken.data.paths import absolute_path
+from voken.data.paths import absolute_path, is_folder
 from voken.data.picture_folder import folders_below, is_left_out
 from voken.errors import MissingExtraError
 
@@ -109,7 +109,7 @@ def _reported(
             if not _IS_RECURSIVE and not folders.keys().isdisjoint(paths):
                 return  # one was renamed, replaced, closed or opened, and may no longer be watched
             relevant = {path for path in paths if _is_relevant(path, folder, without)}
-        if not _IS_RECURSIVE and any(path.is_dir() for path in relevant):
+        if not _IS_RECURSIVE and any(map(is_folder, relevant)):
             return  # it is not watched yet
         yield relevant
 

@@ -21,6 +21,16 @@ def absolute_path(path: Path) -> Path:
     return Path(os.path.realpath(Path(*parts[:last])), *parts[last:])
 
 
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder. False also if the system does not say, or takes no such path."""
+    return os.path.isdir(path)  # noqa: PTH112 -- Path.is_dir raises then
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file; as `is_folder`."""
+    return os.path.isfile(path)  # noqa: PTH113 -- Path.is_file raises then
+
+
 def is_same_folder(first: Path, second: Path) -> bool:
     """Whether both are one folder, perhaps by a link. Folders that do not exist are compared by their paths."""
     first, second = absolute_path(first), absolute_path(second)
