@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import Siglip2Config
 
 from builders.tiny_hub import TEXTS, make_clip, make_siglip
 from voken.encoders.clip import HubEncoder
+from voken.encoders.frozen import encoder_settings
 from voken.encoders.interface import Encoder
 from voken.errors import ArtifactError, ConfigError, CorruptArtifactError
 from voken.model.model import load_encoder
@@ -133,3 +135,13 @@ def test_a_description_without_its_parts_is_told(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"family": "clip", "name": "x"}))
     with pytest.raises(CorruptArtifactError, match="cannot be read"):
         load_encoder(tmp_path)
+
+
+def test_siglip_2_for_any_proportions_names_the_fixed_sizes(tmp_path):
+    Siglip2Config().save_pretrained(tmp_path)
+    for read in (
+        lambda: encoder_settings(str(tmp_path)),
+        lambda: HubEncoder.from_pretrained(str(tmp_path), "siglip"),
+    ):
+        with pytest.raises(ConfigError, match="NaFlex.*google/siglip2-base-patch16-224"):
+            read()

@@ -69,6 +69,7 @@ class HubEncoder:
 
         with _checkpoint_errors(checkpoint) as local:
             model_type = _model_type(checkpoint, local)
+            _refuse_naflex(checkpoint, model_type)
             if model_type != family:
                 raise ConfigError(
                     f"{checkpoint}: is a {model_type} model, not {family}. Set encoder.family to match it."
@@ -221,10 +222,22 @@ class HubEncoder:
 def family_of(checkpoint: str) -> str:
     """The kind of model in a checkpoint, by hub name or folder, as transformers names it: "clip", "siglip", "bert" …
 
-    Raises `ArtifactError` if there is no checkpoint, or if the hub does not provide it.
+    Raises `ArtifactError` if there is no checkpoint, or if the hub does not provide it; `ConfigError` for a SigLIP 2
+    model for pictures of any proportions.
     """
     with _checkpoint_errors(checkpoint) as local:
-        return _model_type(checkpoint, local)
+        model_type = _model_type(checkpoint, local)
+    _refuse_naflex(checkpoint, model_type)
+    return model_type
+
+
+def _refuse_naflex(checkpoint: str, model_type: str) -> None:
+    """transformers calls the SigLIP 2 models of one picture size "siglip", and only the others "siglip2"."""
+    if model_type == "siglip2":
+        raise ConfigError(
+            f"{checkpoint}: is a SigLIP 2 model for pictures of any proportions (NaFlex), which voken does not read. "
+            "Give one with a fixed picture size, such as google/siglip2-base-patch16-224."
+        )
 
 
 @contextmanager
