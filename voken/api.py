@@ -53,6 +53,7 @@ from voken.errors import (
     CorruptArtifactError,
     DataError,
     EmptyDataError,
+    MissingExtraError,
     StorageError,
     VokenError,
 )
@@ -354,15 +355,19 @@ class Collection:
         removed. If the call is interrupted, or if the disk refuses (`StorageError`), the pictures that were committed
         stay, and the same call continues from there.
         """
-        from voken.collection import indexing, own_model
-        from voken.collection.index_lock import index_lock
-        from voken.data.images import MAX_PIXELS
-
         start = time.perf_counter()
         check_device(device)
         if pictures is None:
             pictures, path = path, default_place(Path(path))
         path = Path(path)
+        if model is None and (replace or not artifact.is_artifact(path)) and find_spec("torch") is None:
+            raise MissingExtraError("torch, which makes the model of a new collection,", "train")
+        if find_spec("PIL") is None and (model is None or isinstance(model, str | Path)):
+            raise _missing_pillow(Path(model) if model else Store.open(path).snapshot().find_model())
+        from voken.collection import indexing, own_model
+        from voken.collection.index_lock import index_lock
+        from voken.data.images import MAX_PIXELS
+
         if model is not None and encoder is not None:
             raise ConfigError(f"encoder {encoder}: the model in {model} has an encoder. Leave one of the two out.")
         if model is not None and prompt is not None:
@@ -764,10 +769,10 @@ class Collection:
         return HitList([hit for hit in hits if hit.image_id != like][:k], self._thumbnail)
 
     def _picture_vector(self, picture: str | Path | BinaryIO, max_pixels: int | None) -> Float[np.ndarray, " dim"]:
+        model = self._encoding_model()
         from voken.data.images import MAX_PIXELS, open_image
         from voken.encoders.interface import PreparingEncoder
 
-        model = self._encoding_model()
         picture = Path(picture) if isinstance(picture, str) else picture
         with self._encoding:
             # as it was indexed
@@ -1028,6 +1033,8 @@ class Collection:
         return self._store.snapshot(self._snapshot).model_fingerprint != self._picture_model.fingerprint
 
     def _encoding_model(self) -> PictureModel:
+        if self._search_model is None and find_spec("PIL") is None:
+            raise _missing_pillow(self._model_folder or self._store.snapshot().find_model())
         from voken.collection.indexing import SavedModel
 
         with self._encoding:
@@ -1280,6 +1287,11 @@ def unpack_dataset(
     from voken.data.unpacked import unpack
 
     return unpack(source, Path(folder), picture=picture, caption=caption, config=config, limit=limit, progress=progress)
+
+
+def _missing_pillow(model: Path) -> MissingExtraError:
+    """The error that names the smallest extra with which a model reads pictures."""
+    return MissingExtraError("PIL, which reads pictures,", "pictures" if compiled.encodes_pictures(model) else "train")
 
 
 def _check_collection(folder: Path, kind: str = "collection") -> None:

@@ -96,3 +96,24 @@ def test_a_folder_that_has_grown_is_fitted_again_with_torch(photos):
     assert (report.fitted.pictures, report.unchanged) == (13, 13)
     answer = without_torch(photos, photos / "011.png")
     assert (answer["added"], answer["pictures"][0]) == (0, "011.png")
+
+
+def test_without_pillow_the_smallest_extra_is_named(photos):
+    command = (
+        "import builders.search_only, sys\n"
+        "from voken import Collection\n"
+        "from voken.errors import MissingExtraError\n"
+        "folder = sys.argv[1]\n"
+        "calls = [lambda: Collection.index(folder), lambda: Collection.index(folder + '.new', folder)]\n"
+        "calls += [lambda: Collection.open(folder).search_picture(folder + '/000.png')]\n"
+        "for call in calls:\n"
+        "    try:\n        call()\n    except MissingExtraError as error:\n        print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", command, str(photos)], capture_output=True, text=True, cwd="tests")
+    pillow = 'PIL, which reads pictures, is not installed. Install it with: pip install "voken-search[pictures]"'
+    assert done.stdout.splitlines() == [
+        pillow,
+        'torch, which makes the model of a new collection, is not installed. Install it with: pip install "voken-search'
+        '[train]"',
+        pillow,
+    ], done.stderr

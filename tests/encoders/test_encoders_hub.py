@@ -143,5 +143,5 @@ def test_siglip_2_for_any_proportions_names_the_fixed_sizes(tmp_path):
         lambda: encoder_settings(str(tmp_path)),
         lambda: HubEncoder.from_pretrained(str(tmp_path), "siglip"),
     ):
-        with pytest.raises(ConfigError, match="NaFlex.*google/siglip2-base-patch16-224"):
+        with pytest.raises(ConfigError, match=r"NaFlex.*google/siglip2-base-patch16-224"):
             read()
