@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from voken.encoders.cache import picture_vectors
 from voken.encoders.efficientnet import LITE0, LITE2, EfficientNetLite, ImageNetClassifier
-from voken.encoders.interface import Encoder
+from voken.encoders.interface import Encoder, PreparingEncoder
 from voken.encoders.text_reader import TextReader
 from voken.encoders.zero_shot import ClassVectors, ImageNetClass, ZeroShotEncoder, imagenet_classes
 from voken.errors import ArtifactError, ConfigError, CorruptArtifactError, MissingExtraError
@@ -275,3 +276,21 @@ def test_photographs_are_found_by_what_they_show():
     ]
     best = (encoder.encode_texts(queries) @ pictures.T).argmax(axis=1)
     assert best.tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_a_large_jpeg_is_decoded_at_a_reduced_size_and_gives_nearly_the_same_vector(encoder, tmp_path, monkeypatch):
+    assert isinstance(encoder, PreparingEncoder)
+    random = np.random.default_rng(0)
+    small = Image.fromarray(random.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+    sizes = {"large.jpg": (2400, 1800), "small.jpg": (640, 480)}
+    for name, size in sizes.items():
+        small.resize(size, Image.Resampling.BICUBIC).save(tmp_path / name, quality=90)
+    paths = [tmp_path / name for name in sizes]
+    whole = encoder.encode_images([Image.open(path).convert("RGB") for path in paths])
+    read = []
+    encode = encoder.encode_prepared
+    monkeypatch.setattr(encoder, "encode_prepared", lambda images: read.extend(images) or encode(images))
+    vectors = picture_vectors(encoder, paths).vectors
+    assert [image.size for image in read] == [(1200, 900), (640, 480)]
+    assert vectors[0] @ whole[0] > 0.995
+    np.testing.assert_allclose(vectors[1], whole[1], atol=1e-5)

@@ -163,6 +163,19 @@ class ZeroShotEncoder:
         settings = f"{TEMPERATURE} {EVENNESS} {sorted(PEOPLE)}" + (f" {self.visual}" if self.visual else "")
         return fingerprint(FAMILY, *weights, self._classes_digest, settings)
 
+    @property
+    def least_side(self) -> int:
+        """See `voken.encoders.interface.PreparingEncoder`: a JPEG of a camera is decoded at a quarter of its size."""
+        return max(network.image_size for network in NETWORKS)
+
+    def prepare(self, image: Image) -> Image:
+        """The picture as it is: the networks read squares of two sizes."""
+        return image
+
+    def encode_prepared(self, images: Sequence[Image]) -> Float[np.ndarray, "images dim"]:
+        """`encode_images`."""
+        return self.encode_images(images)
+
     def encode_images(self, images: Sequence[Image]) -> Float[np.ndarray, "images dim"]:
         """Unit vectors of pictures. With `visual`, both parts have the same length."""
         words = np.zeros((len(images), SentenceEncoder.dim), dtype=np.float32)
