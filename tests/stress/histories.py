@@ -54,7 +54,7 @@ from voken.collection import indexing, watching
 from voken.collection.doctor import examine
 from voken.collection.snapshot import UPLOAD_PREFIX
 from voken.collection.store import Store
-from voken.errors import ConfigError, EmptyDataError, VokenError
+from voken.errors import BusyError, ConfigError, EmptyDataError, VokenError
 from voken.search import searcher
 
 ACCENTED = unicodedata.normalize("NFD", "été")
@@ -443,11 +443,18 @@ class Histories(RuleBasedStateMachine):
     @rule(remove_missing=st.booleans(), kill=kills)
     def index(self, remove_missing: bool, kill: int) -> None:
         """Bring the collection up to date with the folder."""
-        self._change(
-            lambda: Collection.index(self.folder, self.root, MODEL, remove_missing=remove_missing, threads=1),
-            self._after_index(remove_missing),
-            kill,
-        )
+        self._change(lambda: self._index(remove_missing), self._after_index(remove_missing), kill)
+
+    def _index(self, remove_missing: bool) -> None:
+        end = time.monotonic() + DONE_SECONDS
+        while True:
+            try:
+                Collection.index(self.folder, self.root, MODEL, remove_missing=remove_missing, threads=1)
+                return
+            except BusyError:  # the process that watches is indexing
+                if self.watcher is None or time.monotonic() > end:
+                    raise
+                time.sleep(0.01)
 
     @rule(kill=kills)
     def index_again(self, kill: int) -> None:
