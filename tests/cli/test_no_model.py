@@ -67,6 +67,7 @@ def test_a_named_place_and_a_named_encoder(tmp_path):
     result = run("index", "photos", "--out", "c", "--encoder", "photos", "--json")
     assert json.loads(result.stdout)["fitted"] == {
         "encoder": "photos",
+        "prompt": "{}",
         "levels": 16,
         "codebook_size": 256,
         "pictures": 3,

@@ -30,6 +30,8 @@ REPOSITORY = Path(__file__).parents[2]
 DOCUMENTED = (".cache/voken/", ".local/share/voken/")
 OF_THE_TOOLS = (".cache/pip/", ".cache/uv/", ".cache/torch/", ".cache/matplotlib/", ".config/matplotlib/")
 """Written by what the tests use to build, install and draw, and by no command of voken."""
+ON_PURPOSE = ".invalid"
+"""Tests with this in their names ask a command for a name that does not exist. Looking it up is what they are about."""
 _REPORT = "VOKEN_SILENCE_REPORT"
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 0x1
 _MS_RDONLY, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
@@ -81,7 +83,7 @@ class Silence:
         """Count before and after one test."""
         before = attempts()
         result = yield
-        if count := attempts() - before:
+        if (count := attempts() - before) and ON_PURPOSE not in item.nodeid:
             with Path(os.environ[_REPORT]).open("a") as report:
                 report.write(f"{item.nodeid}: {count} attempts to reach another machine\n")
         return result

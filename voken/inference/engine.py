@@ -468,8 +468,16 @@ class TextPacker:
         )
 
     def pack(self, texts: Sequence[str]) -> PackedTokens:
-        """Tokenize texts."""
-        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(with_prompt(self.prompt, texts))]
+        """Tokenize texts. Raises `CorruptArtifactError` if the tokenizer contradicts itself."""
+        try:
+            encodings = self.tokenizer.encode_batch(with_prompt(self.prompt, texts))
+        except BaseException as error:  # as in `load`
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
+            raise CorruptArtifactError(
+                f"The engine's tokenizer cannot read this text ({error}). Create the engine again."
+            ) from error
+        rows = [encoding.ids for encoding in encodings]
         if self.keeps_end:
             rows = [row if len(row) <= self.max_tokens else [*row[: self.max_tokens - 1], row[-1]] for row in rows]
         if (end := self.end) is not None:
