@@ -448,7 +448,7 @@ def preset(name: str) -> RunConfig:
             default,
             name="frozen",
             encoder=EncoderConfig(family="photos", visual=256),
-            tokenizer=dataclasses.replace(default.tokenizer, levels=16, mixture=False, query_metric=0.5),
+            tokenizer=dataclasses.replace(default.tokenizer, levels=16, query_metric=0.5),
             generator=dataclasses.replace(
                 default.generator, dropout=0.4, query_noise=0.3, memory_weight=0.0, point_epochs=6
             ),

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import json
 import signal
 import subprocess
@@ -377,36 +378,46 @@ def test_a_generator_is_trained_over_the_encoder_without_training(pictures, cach
     np.testing.assert_allclose(engine.query_vectors(texts), loaded.query_vectors(texts), atol=1e-4)
 
 
-def test_a_query_point_that_moves_is_trained_on_vectors_first(pictures, cache, tmp_path, monkeypatch):
-    """Its points make the metric of the tokenizer, and the generator's perceptron starts from it."""
+@pytest.fixture
+def seen_texts(monkeypatch):
+    """The texts' vectors that each image tokenizer is trained with."""
     seen = []
     original = fit_module.train_tokenizer
 
-    def train_tokenizer(train, validation, config, **options):
-        seen.append(options["points"])
-        return original(train, validation, config, **options)
+    def train_tokenizer(train, *others, **options):
+        seen.append(train.texts)
+        return original(train, *others, **options)
 
     monkeypatch.setattr(fit_module, "train_tokenizer", train_tokenizer)
-    config = TINY.override(
-        {
-            "tokenizer.query_metric": "0.5",
-            "generator.point_epochs": "3",
-            "generator.memory_weight": "0.5",
-            "generator.discrimination": "none",
-            "generator.epochs": "0",
-        }
-    )
+    return seen
+
+
+POINT = {
+    "tokenizer.query_metric": "0.5",
+    "generator.point_epochs": "3",
+    "generator.memory_weight": "0.5",
+    "generator.discrimination": "none",
+    "generator.epochs": "0",
+}
+
+
+def test_a_query_point_that_moves_is_trained_on_vectors_first(pictures, cache, tmp_path, seen_texts, monkeypatch):
+    """Its points make the metric of the tokenizer, and the generator's perceptron starts from it."""
+    every_epoch_is_better = itertools.count()
+    monkeypatch.setattr("voken.generator.train.mean_recall", lambda *_: next(every_epoch_is_better))
+    config = TINY.override(POINT)
     model = fit(read_dataset(pictures), tmp_path / "model", config, cache=cache)
-    assert seen[0].shape == (16, model.encoder.dim)
-    np.testing.assert_allclose(np.linalg.norm(seen[0], axis=1), 1, atol=1e-5)
-    assert [epoch["stage"] for epoch in model.validation["generator"]["epochs"]] == ["query point"]
-    np.testing.assert_array_equal(model.tokenizer.metric.numpy(), query_metric(seen[0], 0.5))
-    assert same(Model.load(tmp_path / "model"), model)
     plain = fit(
         read_dataset(pictures), tmp_path / "plain", config.override({"generator.point_epochs": "0"}), cache=cache
     )
-    assert seen[1] is None
-    assert not np.array_equal(plain.tokenizer.metric.numpy(), model.tokenizer.metric.numpy())
+    points, vectors = seen_texts
+    assert points.shape == (16, model.encoder.dim)
+    np.testing.assert_allclose(np.linalg.norm(points, axis=1), 1, atol=1e-5)
+    assert not np.allclose(points, vectors)
+    assert [epoch["stage"] for epoch in model.validation["generator"]["epochs"]] == ["query point"]
+    for one, texts in ((model, points), (plain, vectors)):
+        np.testing.assert_array_equal(one.tokenizer.metric.numpy(), query_metric(texts, 0.5))
+    assert same(Model.load(tmp_path / "model"), model)
 
 
 def test_the_cache_that_is_given_is_used_even_while_empty(pictures, tmp_path):

@@ -106,14 +106,11 @@ def train_tokenizer(
     config: TokenizerConfig,
     *,
     seed: int,
-    points: Float[np.ndarray, "queries dim"] | None = None,
     device: torch.device | None = None,
     progress: Progress = no_progress,
     log: EpochLog = no_epoch_log,
 ) -> tuple[ImageTokenizer, TokenizerHistory]:
     """Train the codebooks, and the MLPs if there are any. The result has the weights with the best `validation_score`.
-
-    `points` are the vectors with which training queries rank pictures, for `query_metric`; None: the captions'.
 
     Each epoch uses every picture once, in one of its views, with one of its captions drawn at random (the official
     code uses all its captions). On one device, the same seed gives the same tokenizer. Raises `EmptyDataError` without
@@ -128,7 +125,7 @@ def train_tokenizer(
     captions = _CaptionVectors(train, random)
     images = torch.from_numpy(train.images).to(device)
     if tokenizer.metric is not None:
-        queries = train.texts[train.pairs[:, 1]] if points is None else points
+        queries = train.texts[np.unique(train.pairs[:, 1])]
         tokenizer.metric.copy_(torch.from_numpy(query_metric(queries, config.query_metric)))
     if config.initialisation == "kmeans":
         rows = torch.from_numpy(kmeans_rows(train, mixtures=config.mixture, random=random)).to(device)

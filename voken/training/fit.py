@@ -340,12 +340,17 @@ def _fit_tokenizer(
 ) -> tuple[ImageTokenizer, dict[str, Any]]:
     folder = work / "image_tokenizer"
     if not artifact.is_artifact(folder):
+        train, validation = inputs.train.paired_vectors(), inputs.validation.paired_vectors()
+        if start is not None:  # queries search with their points
+            train, validation = (
+                replace(pairs, texts=_points(start, side.captions))
+                for pairs, side in ((train, inputs.train), (validation, inputs.validation))
+            )
         tokenizer, history = train_tokenizer(
-            inputs.train.paired_vectors(),
-            inputs.validation.paired_vectors(),
+            train,
+            validation,
             config.tokenizer,
             seed=config.seed,
-            points=None if start is None else _points(start, inputs.train),
             device=inputs.device,
             progress=progress,
             log=log,
@@ -357,10 +362,9 @@ def _fit_tokenizer(
 
 
 @torch.inference_mode()
-def _points(generator: LiteGenerator, side: Side) -> Float[np.ndarray, "captions e"]:
-    """The query points of the side's captions, without related captions."""
-    texts = [side.captions[row] for row in np.unique(side.pairs[:, 1])]
-    points: np.ndarray = generator.query_points(texts, generator.read_vectors(texts)).float().cpu().numpy()
+def _points(generator: LiteGenerator, captions: Sequence[str]) -> Float[np.ndarray, "captions e"]:
+    """The query points of captions, without related captions."""
+    points: np.ndarray = generator.query_points(captions, generator.read_vectors(captions)).float().cpu().numpy()
     return points
 
 
