@@ -242,7 +242,7 @@ def pair_sections(
     vectors: Float[np.ndarray, "pictures dim"],
     families: Sequence[str],
 ) -> tuple[PairSection, ...]:
-    """Pairs of pictures by what their sequences share; see `find_pairs`."""
+    """Pairs of pictures by what their sequences share, where there are such pairs; see `find_pairs`."""
     groups = find_pairs(vokens, vectors, families, count=_PAIRS)
     levels = vokens.shape[1]
     pictures = [
@@ -262,7 +262,7 @@ def pair_sections(
         section(f"{start} in common", "The longest start that two sequences share.", groups.all_but_last),
         section("The same sequence", "Pictures that vokens alone cannot tell apart.", groups.same),
     )
-    return tuple(section for section in sections if section.pairs or section.title != "The same sequence")
+    return tuple(section for section in sections if section.pairs)
 
 
 def _credits(dataset: Dataset) -> tuple[str, ...]:
