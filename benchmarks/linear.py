@@ -147,7 +147,7 @@ def drawn_pictures(count: int, options: argparse.Namespace) -> Pictures:
     from voken.generator.lite import LiteGenerator
     from voken.image_tokenizer.model import nearest_sequences
     from voken.inference.export import export_generator, lite_graphs
-    from voken.model import untrained
+    from voken.model.untrained import untrained_model
 
     random = np.random.default_rng(0)
     settings = EncoderConfig(family="photos")
@@ -169,8 +169,7 @@ def drawn_pictures(count: int, options: argparse.Namespace) -> Pictures:
         noise = random.standard_normal(part.shape, dtype=np.float32) * np.float32(NOISE * encoder.dim**-0.5)
         part[:] = (1 - share) * one + share * other + noise
         part /= np.linalg.norm(part, axis=1, keepdims=True)
-    untrained.LEVELS = options.levels
-    model = untrained.untrained_model(encoder, settings, seen)
+    model = untrained_model(encoder, settings, seen, levels=options.levels)
 
     class WithSteps(LiteGenerator):
         is_linear = False

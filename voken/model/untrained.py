@@ -44,20 +44,21 @@ def untrained_model(
     settings: EncoderConfig,
     vectors: Float[np.ndarray, "pictures dim"],
     *,
+    levels: int = LEVELS,
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> Model:
-    """A model over `encoder`, which `settings` describe, with codebooks fitted on `vectors`.
+    """A model over `encoder`, which `settings` describe, with `levels` codebooks fitted on `vectors`.
 
     It is searched like a trained one, but its hits have no confidence. Raises `EmptyDataError` without vectors.
     """
     if not len(vectors):
         raise EmptyDataError("There are no pictures to make a model from.")
-    config = _config(settings, encoder.dim, seed)
+    config = _config(settings, encoder.dim, levels, seed)
     tokenizer = ImageTokenizer(encoder.dim, config.tokenizer)
     books = residual_kmeans(
         torch.from_numpy(fitting_rows(vectors, np.random.default_rng(seed))),
-        LEVELS,
+        levels,
         CODEBOOK_SIZE,
         shared=False,
         generator=torch.Generator().manual_seed(seed),
@@ -91,14 +92,14 @@ def fitting_rows(
     return np.concatenate([vectors] * (_COPIES if len(vectors) <= _FEW else 1) + [mixtures])
 
 
-def _config(encoder: EncoderConfig, dim: int, seed: int) -> RunConfig:
+def _config(encoder: EncoderConfig, dim: int, levels: int, seed: int) -> RunConfig:
     return RunConfig(
         "untrained",
         seed=seed,
         encoder=encoder,
         tokenizer=TokenizerConfig(
             codebook_size=CODEBOOK_SIZE,
-            levels=LEVELS,
+            levels=levels,
             shared_codebook=False,
             layers=(),
             code_dim=dim,
