@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -256,3 +257,19 @@ def test_json_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         artifact.write_json(path, {"n": 2})
     assert artifact.read_json(path)["n"] == 1
     assert [item.name for item in tmp_path.iterdir()] == ["settings.json"]
+
+
+def test_a_database_whose_schema_is_no_text_is_damaged(tmp_path):
+    """SQLite's message quotes it, and Python cannot read that message."""
+    path = tmp_path / "store.sqlite3"
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE pictures (id)")
+    connection.execute("PRAGMA writable_schema = ON")
+    connection.execute("UPDATE sqlite_schema SET sql = CAST(? AS TEXT)", (b"CREATE TABLE \x87a\x87 \x87(id",))
+    connection.commit()
+    connection.close()
+    with (
+        pytest.raises(CorruptArtifactError, match="is damaged: its description of the tables is no text"),
+        artifact.open_database(path, damaged="is damaged: {why}", read_only=True),
+    ):
+        pass

@@ -164,6 +164,9 @@ def open_database(
             connection.close()
             connection = _connect(path, "ro", wait)
             objects = _objects(connection)
+        except UnicodeDecodeError as error:  # SQLite's own message quotes a damaged schema
+            reason = "its description of the tables is no text"
+            raise CorruptArtifactError(f"{path}: {damaged.format(why=reason)}.") from error
         if tables is not None and not objects <= _expected_objects(tables):
             name = sorted(objects - _expected_objects(tables))[0][1][:40]
             reason = f"it holds {name!r}, which voken did not create"
