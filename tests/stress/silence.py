@@ -131,6 +131,8 @@ def main() -> None:
         if shutil.which("unshare") is None:
             sys.exit("This needs unshare (util-linux), which is not installed.")
         sys.exit(run(tests))
+    if _REPORT not in os.environ:
+        sys.exit("--in is for this program itself: outside of name spaces it would make the whole disk read-only.")
     enter(options.writable)
     sys.exit(pytest.main(["-q", "-n", "0", "-p", "no:cacheprovider", *tests], [Silence()]))
 
