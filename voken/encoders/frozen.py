@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from voken.config import EncoderConfig
 from voken.encoders.checkpoints import UnconvertedError, fetched
@@ -10,6 +11,9 @@ from voken.encoders.interface import Encoder
 from voken.encoders.prompts import check_prompt
 from voken.errors import ConfigError
 from voken.progress import Progress, no_progress
+
+if TYPE_CHECKING:
+    import torch
 
 BUILT_IN = "photos"
 
@@ -36,8 +40,14 @@ def encoder_settings(name: str, progress: Progress = no_progress) -> EncoderConf
     raise ConfigError(f"{name}: is a {family} model. Give a CLIP or SigLIP model, or photos.")
 
 
-def frozen_encoder(settings: EncoderConfig, device: str | None = None) -> Encoder:
-    """Load the encoder that `settings` describe. Raises `ArtifactError` if it cannot be loaded."""
+def frozen_encoder(
+    settings: EncoderConfig, device: str | torch.device | None = None, *, source: str | None = None
+) -> Encoder:
+    """Load the encoder that `settings` describe. `source` is what transformers loads; None: the checkpoint's folder,
+    into which it is fetched if it is a hub name.
+
+    A prompt "auto" is left to the caller, who chooses it. Raises `ArtifactError` if the encoder cannot be loaded.
+    """
     if settings.family == "photos":
         from voken.encoders.zero_shot import ZeroShotEncoder
 
@@ -46,10 +56,11 @@ def frozen_encoder(settings: EncoderConfig, device: str | None = None) -> Encode
         raise ConfigError("encoder.family builtin must be trained: voken fit does that.")
     from voken.encoders.clip import HubEncoder
 
-    source = _source(settings.checkpoint, no_progress)
+    if source is None:
+        source = _source(settings.checkpoint, no_progress)
     encoder = HubEncoder.from_pretrained(source, settings.family, device=device)
     encoder.name = settings.checkpoint
-    if settings.prompt != "auto":  # else it is chosen by the caller
+    if settings.prompt != "auto":
         encoder.prompt = check_prompt(settings.prompt)
     return encoder
 

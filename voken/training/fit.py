@@ -19,16 +19,15 @@ import numpy as np
 import torch
 
 from voken import artifact
-from voken.config import EncoderConfig, ReadOutWeights, RunConfig
+from voken.config import ReadOutWeights, RunConfig
 from voken.data.captions import CaptionedImage, Dataset
 from voken.data.skipped import Skipped
 from voken.encoders.builtin import PictureFeatures, SentenceEncoder, feature_counts
 from voken.encoders.cache import VectorCache, picture_vectors
 from voken.encoders.clip import HubEncoder
-from voken.encoders.interface import Encoder
-from voken.encoders.prompts import check_prompt, choose_prompt
+from voken.encoders.frozen import frozen_encoder
+from voken.encoders.prompts import choose_prompt
 from voken.encoders.two_tower import PairedFeatures, TwoTowerEncoder, train_two_tower
-from voken.encoders.zero_shot import ZeroShotEncoder
 from voken.errors import ConfigError, EmptyDataError, ResumeError
 from voken.generator.interface import Generator
 from voken.generator.lite import LiteGenerator
@@ -204,7 +203,7 @@ def _fit_encoder(
     log: EpochLog,
 ) -> TrainingInputs:
     if config.encoder.family != "builtin":
-        encoder = _frozen_encoder(config.encoder, device)
+        encoder = frozen_encoder(config.encoder, device, source=config.encoder.checkpoint)
         encoded = [
             _encode(side, encoder.encode_images, encoder.fingerprint, cache, progress) for side in (train, validation)
         ]
@@ -266,16 +265,6 @@ def _choose_prompt(
     pairs = unread.pairs[np.isin(unread.pairs[:, 1], rows)]
     pairs[:, 1] = np.searchsorted(rows, pairs[:, 1])
     choose_prompt(encoder, [unread.captions[row] for row in rows], vectors, pairs)
-
-
-def _frozen_encoder(config: EncoderConfig, device: torch.device) -> Encoder:
-    if config.family == "photos":
-        return ZeroShotEncoder(visual=config.visual, device=device)
-    assert config.family != "builtin"
-    encoder = HubEncoder.from_pretrained(config.checkpoint, config.family, device=device)
-    if config.prompt != "auto":  # else it is chosen on validation
-        encoder.prompt = check_prompt(config.prompt)
-    return encoder
 
 
 def _encode(
