@@ -360,7 +360,8 @@ class Collection:
         if pictures is None:
             pictures, path = path, default_place(Path(path))
         path = Path(path)
-        if model is None and (replace or not artifact.is_artifact(path)) and find_spec("torch") is None:
+        is_new = replace or not artifact.is_artifact(path)
+        if model is None and is_new and find_spec("torch") is None:
             raise MissingExtraError("torch, which makes the model of a new collection,", "train")
         if find_spec("PIL") is None and (model is None or isinstance(model, str | Path)):
             raise _missing_pillow(Path(model) if model else Store.open(path).snapshot().find_model())
@@ -372,7 +373,6 @@ class Collection:
             raise ConfigError(f"encoder {encoder}: the model in {model} has an encoder. Leave one of the two out.")
         if model is not None and prompt is not None:
             raise ConfigError(f"prompt {prompt}: that of the model in {model} cannot be changed. Leave it out.")
-        is_new = replace or not artifact.is_artifact(path)
         with ExitStack() as locks:
             if artifact.is_artifact(path):
                 locks.enter_context(index_lock(path))

@@ -28,7 +28,7 @@ from voken.data.captions import CaptionedImage, Dataset
 from voken.data.dates import NO_DATE, date_in_metadata
 from voken.data.images import MAX_PIXELS, date_taken, file_hash
 from voken.data.paths import absolute_path, is_folder, is_same_folder
-from voken.data.skipped import Skipped
+from voken.data.skipped import Skipped, none_usable
 from voken.encoders.cache import HashedFile, picture_vectors
 from voken.errors import ConfigError, EmptyDataError, MissingExtraError, PictureError
 from voken.model import compiled
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 _PICTURES_IN_FIRST_COMMIT, _PICTURES_PER_COMMIT = 32, 512
 _FEW_PICTURES, _MISSING_SHARE = 10, 0.25
 """If the files of more pictures are missing at once, they are not taken for removed."""
-_REASONS_SHOWN = 3
 
 
 class PictureTokenizer(Protocol):
@@ -235,7 +234,8 @@ def index_pictures(
     after = store.snapshot(before)
     if not len(after):
         others = {file.path for file in dataset.left_out}
-        raise EmptyDataError(_all_skipped(dataset, [file for file in after.skipped if file.path not in others]))
+        unusable = none_usable([file for file in after.skipped if file.path not in others])
+        raise EmptyDataError(f"{dataset.root}: {unusable}")
     if compact or store.wants_compaction:
         store.compact()
         after = store.snapshot(after)
@@ -573,12 +573,3 @@ def _date_and_hash_or_error(image: CaptionedImage) -> tuple[int, bytes] | Pictur
         return _date_and_hash(image)
     except PictureError as error:
         return error
-
-
-def _all_skipped(dataset: Dataset, skipped: Sequence[Skipped]) -> str:
-    reasons = "; ".join(f"{file.path}: {file.reason}" for file in skipped[:_REASONS_SHOWN])
-    more = f"; and {len(skipped) - _REASONS_SHOWN} more" if len(skipped) > _REASONS_SHOWN else ""
-    count = (
-        f"None of the {len(skipped)} pictures could be used" if len(skipped) > 1 else "The only picture cannot be used"
-    )
-    return f"{dataset.root}: {count} ({reasons}{more}). Give pictures that a viewer can open."

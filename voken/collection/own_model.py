@@ -25,6 +25,7 @@ from voken.collection.store import FittedModel, Store
 from voken.config import EncoderConfig, from_dict
 from voken.data.captions import Dataset
 from voken.data.images import MAX_PIXELS
+from voken.data.skipped import none_usable
 from voken.encoders.cache import picture_vectors
 from voken.encoders.interface import Encoder
 from voken.encoders.prompts import check_prompt
@@ -45,7 +46,6 @@ _PROMPT_PICTURES = 1_000
 """Captioned pictures on which the template of queries is chosen."""
 _GROWTH = 2
 """The model is fitted again if there are so many times as many pictures."""
-_REASONS_SHOWN = 3
 
 
 def new_store(
@@ -90,9 +90,7 @@ def new_store(
             settings = replace_fields(settings, prompt=template)
         encoded = picture_vectors(quick, paths, cache=cache, max_pixels=max_pixels, workers=threads, progress=progress)
     if not len(encoded.rows):
-        reasons = "; ".join(f"{file.path}: {file.reason}" for file in encoded.skipped[:_REASONS_SHOWN])
-        count = f"None of {len(paths)} pictures could be used" if len(paths) > 1 else "The only picture cannot be used"
-        raise EmptyDataError(f"{dataset.root}: {count} ({reasons}). Give pictures a viewer can open.")
+        raise EmptyDataError(f"{dataset.root}: {none_usable(encoded.skipped)}")
     model = untrained_model(frozen, settings, encoded.vectors, progress=progress)
     fingerprints: list[str] = []
 
@@ -146,14 +144,14 @@ def choose_prompt_on(
             f"{captioned.root}: no picture that may be used to choose has a caption. Give a data set with captions, or "
             "a template."
         )
-    captions = list(dict.fromkeys(image.captions[0] for image in images))
+    row_of = {caption: row for row, caption in enumerate(dict.fromkeys(image.captions[0] for image in images))}
     concepts: dict[str, list[int]] = {}
     for row, image in enumerate(images):
         concepts.setdefault(image.concept, []).append(row)
-    pairs = {(row, captions.index(image.captions[0])) for image in images for row in concepts[image.concept]}
+    pairs = {(row, row_of[image.captions[0]]) for image in images for row in concepts[image.concept]}
     choice = choose_prompt(
         encoder,
-        captions,
+        list(row_of),
         encoded.vectors,
         np.array(sorted(pairs), np.int64),
         lambda done: progress("templates of queries", done, len(PROMPTS)),

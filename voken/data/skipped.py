@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 CANNOT_READ = "cannot be read"
 CANNOT_LIST = "cannot be listed"
 OVER_LIMIT = "pixels, over the limit of"
 INSTALL = "To read it: pip install"
+_REASONS_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -34,3 +35,13 @@ def by_reason(skipped: Iterable[Skipped]) -> dict[str, list[Skipped]]:
     for file in skipped:
         groups.setdefault(file.reason, []).append(file)
     return dict(sorted(groups.items(), key=lambda item: -len(item[1])))
+
+
+def none_usable(skipped: Sequence[Skipped]) -> str:
+    """Says that no picture could be used, with the first reasons and what to do."""
+    reasons = "; ".join(f"{file.path}: {file.reason}" for file in skipped[:_REASONS_SHOWN])
+    more = f"; and {len(skipped) - _REASONS_SHOWN} more" if len(skipped) > _REASONS_SHOWN else ""
+    count = (
+        f"None of the {len(skipped)} pictures could be used" if len(skipped) > 1 else "The only picture cannot be used"
+    )
+    return f"{count} ({reasons}{more}). Give pictures that a viewer can open."
